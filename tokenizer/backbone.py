@@ -1,0 +1,74 @@
+"""Encoder and decoder of the VQGAN: images [B, C, H, W] <-> feature maps [B, z_channels, h, w].
+
+The layout and the parameter names are taming-transformers' (arXiv:2012.09841), so that its weights can be read.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.configuration import BackboneConfig
+from tokenizer.layers import Downsample, Level, MidBlock, Upsample, group_norm
+
+
+def _attention_at(config: BackboneConfig, level: int) -> bool:
+    return config.resolution // config.patch_size // 2**level in config.attn_resolutions
+
+
+class Encoder(nn.Module):
+    """Images [B, in_channels, H, W] -> features [B, z_channels, H/f, W/f], f = `config.downsampling`."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        widths = [config.ch * multiplier for multiplier in config.ch_mult]
+        before = [config.ch, *widths]  # the width that each level receives
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, config.ch, 3, padding=1)
+        self.down = nn.ModuleList()
+        for index, width in enumerate(widths):
+            channels = [before[index]] + [width] * config.num_res_blocks
+            level = Level(channels, config.norm_groups, config.dropout, _attention_at(config, index))
+            if index < len(widths) - 1:
+                level.downsample = Downsample(width)
+            self.down.append(level)
+        self.mid = MidBlock(widths[-1], config.norm_groups, config.dropout, config.mid_attention)
+        self.norm_out = group_norm(widths[-1], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        h = self.conv_in(F.pixel_unshuffle(images, self.patch_size))
+        for level in self.down:
+            h = level(h)
+            if hasattr(level, "downsample"):
+                h = level.downsample(h)
+        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+
+
+class Decoder(nn.Module):
+    """Features [B, z_channels, h, w] -> images [B, in_channels, h*f, w*f]. `up` is indexed by level, as in taming."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        super().__init__()
+        widths = [config.ch * multiplier for multiplier in config.ch_mult]
+        self.patch_size = config.patch_size
+        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.mid = MidBlock(widths[-1], config.norm_groups, config.dropout, config.mid_attention)
+        after = [*widths[1:], widths[-1]]  # the width that each level receives, from the level below it
+        self.up = nn.ModuleList()
+        for index, width in enumerate(widths):
+            channels = [after[index]] + [width] * (config.num_res_blocks + 1)
+            level = Level(channels, config.norm_groups, config.dropout, _attention_at(config, index))
+            if index > 0:
+                level.upsample = Upsample(width)
+            self.up.append(level)
+        self.norm_out = group_norm(widths[0], config.norm_groups)
+        self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch_size**2, 3, padding=1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        h = self.mid(self.conv_in(features))
+        for level in reversed(self.up):
+            h = level(h)
+            if hasattr(level, "upsample"):
+                h = level.upsample(h)
+        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)

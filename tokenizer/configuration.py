@@ -1,0 +1,140 @@
+"""The shape of a tokenizer: what is saved in its `config.json`, checked when it is made and when it is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from tokenizer.fields import from_dict, require
+from tokenizer.images import Preprocessing
+from tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The convolutional encoder and its mirror, the decoder (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+    The names are those of taming-transformers' `ddconfig`. With `patch_size=1` the network is taming's, key by key.
+
+    Args:
+        in_channels: channels of the images, 1 for grey and 3 for colour.
+        resolution: side in pixels that `attn_resolutions` are counted from. Other sizes work too: it is no limit.
+        ch: channels at the first level.
+        ch_mult: multiplier of `ch` for each level; every level after the first halves the side.
+        num_res_blocks: residual blocks a level (the decoder has one more, as in taming).
+        attn_resolutions: sides in pixels at which a self-attention block follows every residual block.
+        mid_attention: self-attention between the two residual blocks at the bottleneck.
+        z_channels: channels between the backbone and the quantizer's 1x1 convolutions.
+        patch_size: the image is folded into patches of this side before the first convolution, and unfolded after the
+            last. Above 1 there are no residual blocks at full resolution, which is most of the cost on a CPU.
+        norm_groups: groups of every group norm.
+        dropout: in the residual blocks, while training.
+    """
+
+    in_channels: int = 3
+    resolution: int = 256
+    ch: int = 128
+    ch_mult: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    attn_resolutions: tuple[int, ...] = (16,)
+    mid_attention: bool = True
+    z_channels: int = 256
+    patch_size: int = 1
+    norm_groups: int = 32
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
+        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        for name in ("in_channels", "resolution", "ch", "num_res_blocks", "z_channels", "patch_size", "norm_groups"):
+            require(getattr(self, name) >= 1, f"backbone.{name} is {getattr(self, name)}: it must be at least 1.")
+        require(
+            len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1,
+            f"backbone.ch_mult is {self.ch_mult}: it needs one multiplier of at least 1 a level.",
+        )
+        require(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}: it must lie in [0, 1).")
+        for multiplier in self.ch_mult:
+            require(
+                self.ch * multiplier % self.norm_groups == 0,
+                f"backbone.ch * {multiplier} = {self.ch * multiplier} channels cannot be split into "
+                f"norm_groups = {self.norm_groups}: change ch, ch_mult or norm_groups.",
+            )
+
+    @property
+    def downsampling(self) -> int:
+        """Pixels a code, along one side: patch_size * 2^(levels - 1)."""
+        return self.patch_size * 2 ** (len(self.ch_mult) - 1)
+
+
+_HUB_KEYS = {"torch_dtype", "name_or_path", "_commit_hash", "attn_implementation", "output_attentions"}
+_HUB_KEYS |= {"experts_implementation", "num_labels", "_attn_implementation_internal", "use_cache"}
+_HUB_KEYS |= {"_experts_implementation_internal", "per_layer_config", "problem_type"}
+
+
+@strict(accept_kwargs=True)
+class VQModelConfig(PreTrainedConfig):
+    """Config of `VQModel`: `backbone`, `quantizer` and `preprocessing`, each a dictionary of its dataclass's fields.
+
+    Dataclasses are taken too; they are stored as dictionaries, so that `config.json` is plain JSON.
+
+    Raises:
+        ValueError: a field is unknown, of the wrong type or out of its range. The message names it.
+    """
+
+    model_type = "codegrid_vqmodel"
+
+    backbone: Any = None
+    quantizer: Any = None
+    preprocessing: Any = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        unknown = sorted(set(kwargs) - _HUB_KEYS)
+        require(not unknown, f"Unknown keys in the tokenizer's config: {', '.join(unknown)}. See VQModelConfig.")
+        self.backbone = _as_dict(self.backbone, BackboneConfig())
+        self.quantizer = _as_dict(self.quantizer, VectorQuantizerConfig())
+        self.preprocessing = _as_dict(
+            self.preprocessing, Preprocessing(image_size=self.backbone.get("resolution", BackboneConfig.resolution))
+        )
+        # Reading them once refuses unknown keys and wrong values here, not at the first image.
+        self.backbone = _plain(asdict(self.backbone_config))
+        self.quantizer = _plain(asdict(self.quantizer_config))
+        self.preprocessing = _plain(asdict(self.preprocessing_config))
+        size, factor = self.preprocessing_config.image_size, self.backbone_config.downsampling
+        require(size % factor == 0, f"preprocessing.image_size {size} is no multiple of the downsampling factor {factor}.")
+        super().__post_init__(**kwargs)
+
+    @property
+    def backbone_config(self) -> BackboneConfig:
+        return from_dict(BackboneConfig, self.backbone, where="backbone")
+
+    @property
+    def quantizer_config(self) -> QuantizerConfig:
+        return quantizer_config_from_dict(self.quantizer)
+
+    @property
+    def preprocessing_config(self) -> Preprocessing:
+        return from_dict(Preprocessing, self.preprocessing, where="preprocessing")
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """Rows and columns of codes for an image of `preprocessing.image_size`."""
+        side = self.preprocessing_config.image_size // self.backbone_config.downsampling
+        return side, side
+
+
+def _as_dict(value: Any, default: Any) -> dict[str, Any]:
+    if value is None:
+        value = default
+    return dict(value) if isinstance(value, dict) else asdict(value)
+
+
+def _plain(value: Any) -> Any:
+    """Tuples as lists, so that a config made in Python equals the one read back from JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

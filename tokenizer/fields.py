@@ -1,0 +1,67 @@
+"""Reading the fields of a config dataclass from a dictionary, with errors that name the field."""
+
+from __future__ import annotations
+
+import types
+from dataclasses import fields, is_dataclass
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+T = TypeVar("T")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise ValueError(message) unless `condition` holds."""
+    if not condition:
+        raise ValueError(message)
+
+
+def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
+    """Make dataclass `cls` from plain JSON values; nested dataclasses and tuples are made from dictionaries and lists.
+
+    Args:
+        where: the name under which the user knows this part of the config; it stands in the error messages.
+
+    Raises:
+        ValueError: `values` is no dictionary, has an unknown key, or a value of another type than its field's.
+    """
+    require(isinstance(values, dict), f"{where} must be a dictionary of fields, not {type(values).__name__}.")
+    hints = get_type_hints(cls)
+    known = {field.name for field in fields(cls) if field.init}
+    unknown = sorted(set(values) - known)
+    require(
+        not unknown, f"Unknown keys in {where}: {', '.join(unknown)}. {cls.__name__} knows {', '.join(sorted(known))}."
+    )
+    return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def _convert(value: Any, hint: Any, where: str) -> Any:
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        kinds = [kind for kind in args if kind is not type(None)]
+        if len(kinds) == 1:
+            return _convert(value, kinds[0], where)
+        if isinstance(value, dict):  # a union of dataclasses is told apart by their `type` field
+            for kind in kinds:
+                if is_dataclass(kind) and getattr(kind, "type", None) == value.get("type"):
+                    return from_dict(kind, value, where)
+        for kind in kinds:
+            if isinstance(kind, type) and isinstance(value, kind):
+                return value
+    elif origin is Literal:
+        require(value in args, f"{where} is {value!r}: it must be one of {', '.join(map(repr, args))}.")
+        return value
+    elif origin is tuple:
+        require(isinstance(value, (list, tuple)), f"{where} is {value!r}: it must be a list.")
+        inner = args[0] if args else Any
+        return tuple(_convert(item, inner, f"{where}[{index}]") for index, item in enumerate(value))
+    elif is_dataclass(hint):
+        return value if isinstance(value, hint) else from_dict(hint, value, where)
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    raise ValueError(f"{where} is {value!r}: it must be of type {hint}.")

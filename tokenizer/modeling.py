@@ -1,0 +1,133 @@
+"""VQModel: images <-> grids of codes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from tokenizer.backbone import Decoder, Encoder
+from tokenizer.configuration import VQModelConfig
+from tokenizer.layers import as_channels_last
+from tokenizer.quantizers import make_quantizer
+
+
+@dataclass
+class VQModelOutput(ModelOutput):
+    """What `VQModel.forward` gives.
+
+    Attributes:
+        reconstruction: [B, C, H, W], about [-1, 1], not clamped.
+        codes: [B, h, w] int64.
+        features: [B, code_dim, h, w], what went into the quantizer.
+        losses: the quantizer's own terms by name, weighted.
+    """
+
+    reconstruction: Tensor | None = None
+    codes: Tensor | None = None
+    features: Tensor | None = None
+    losses: dict[str, Tensor] | None = None
+
+
+class VQModel(PreTrainedModel):
+    """An image tokenizer (VQGAN, Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+    Images go in and come out as float tensors [B, C, H, W] in [-1, 1]; H and W are multiples of the downsampling
+    factor. `decode(encode(x))` is what `forward(x).reconstruction` is in evaluation.
+    """
+
+    config_class = VQModelConfig
+    main_input_name = "images"
+    base_model_prefix = ""
+
+    def __init__(self, config: VQModelConfig) -> None:
+        super().__init__(config)
+        backbone, quantizer = config.backbone_config, config.quantizer_config
+        self.encoder = Encoder(backbone)
+        self.decoder = Decoder(backbone)
+        self.quantize = make_quantizer(quantizer)
+        self.quant_conv = nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1)
+        self.post_quant_conv = nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1)
+        self.post_init()
+        as_channels_last(self)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        # transformers would draw every weight from N(0, 0.02). Each layer keeps its own torch initialisation (taming's),
+        # and the quantizer its own: both are drawn in the constructors, so that only a module built without storage
+        # (`from_pretrained` works on the meta device) and missing from the file would come here; `from_pretrained`
+        # below refuses such a file.
+        return
+
+    def forward(self, images: Tensor) -> VQModelOutput:
+        """images: [B, C, H, W] in [-1, 1]."""
+        features = self.quant_conv(self.encoder(self._checked(images)))
+        quantized = self.quantize(features)
+        return VQModelOutput(
+            reconstruction=self._decode_features(quantized.features),
+            codes=quantized.codes,
+            features=features,
+            losses=quantized.losses,
+        )
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] int64 in [0, codebook_size)."""
+        return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """codes [B, h, w] int64 -> images [B, C, H, W], about [-1, 1], not clamped.
+
+        Raises:
+            ValueError: a code lies outside the codebook, or `codes` is no batch of grids of integers.
+        """
+        size = self.config.quantizer_config.codebook_size
+        if codes.dim() != 3 or codes.is_floating_point():
+            raise ValueError(f"codes must be integers of shape [B, h, w], not {codes.dtype} {list(codes.shape)}.")
+        codes = codes.long()
+        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < size):
+            raise ValueError(
+                f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the codebook "
+                f"from 0 to {size - 1}. The codes come from another tokenizer."
+            )
+        return self._decode_features(self.quantize.codes_to_features(codes))
+
+    @property
+    def last_layer(self) -> Tensor:
+        """The weight on which the adversarial term's adaptive weight is computed (arXiv:2012.09841, eq. 7)."""
+        return self.decoder.conv_out.weight
+
+    def _decode_features(self, features: Tensor) -> Tensor:
+        features = features.to(self.post_quant_conv.weight.dtype)
+        return self.decoder(self.post_quant_conv(features))
+
+    def _checked(self, images: Tensor) -> Tensor:
+        backbone = self.config.backbone_config
+        factor, channels = backbone.downsampling, backbone.in_channels
+        if images.dim() != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
+            raise ValueError(
+                f"images have shape {list(images.shape)}: this tokenizer takes [B, {channels}, H, W] with H and W "
+                f"multiples of {factor}."
+            )
+        return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, **kwargs: Any) -> VQModel:
+        """Load a tokenizer's folder or Hub repository; safetensors only.
+
+        Raises:
+            ValueError: weights are missing, left over or of another shape than the config says.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        wants_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(folder_or_repo, output_loading_info=True, **kwargs)
+        wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+        wrong = {key: names for key, names in wrong.items() if names}
+        if wrong:
+            raise ValueError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
+        model = as_channels_last(model)
+        return (model, info) if wants_info else model

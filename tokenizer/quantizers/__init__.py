@@ -1,0 +1,40 @@
+"""The registry of quantizers: one import line each. The contract tests run over it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tokenizer.fields import from_dict
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
+
+QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
+    "vq": (VectorQuantizerConfig, VectorQuantizer),
+}
+
+
+def quantizer_config_from_dict(values: dict[str, Any]) -> QuantizerConfig:
+    """The config dataclass of the quantizer that `values["type"]` names.
+
+    Raises:
+        ValueError: the type is missing or unknown, or a field is wrong.
+    """
+    name = values.get("type") if isinstance(values, dict) else None
+    if name not in QUANTIZERS:
+        raise ValueError(f"quantizer.type is {name!r}: it must be one of {', '.join(map(repr, QUANTIZERS))}.")
+    return from_dict(QUANTIZERS[name][0], values, where="quantizer")
+
+
+def make_quantizer(config: QuantizerConfig) -> Quantizer:
+    return QUANTIZERS[config.type][1](config)
+
+
+__all__ = [
+    "QUANTIZERS",
+    "Quantized",
+    "Quantizer",
+    "QuantizerConfig",
+    "VectorQuantizerConfig",
+    "make_quantizer",
+    "quantizer_config_from_dict",
+]

@@ -1,0 +1,79 @@
+"""What every quantizer is: a config dataclass, and a module that turns features into codes and codes into features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class Quantized(NamedTuple):
+    """What a quantizer's forward pass gives.
+
+    Attributes:
+        features: [B, D, h, w] float32, what the decoder gets; the gradient passes straight through to the input.
+        codes: [B, h, w] int64 in [0, codebook_size).
+        losses: named scalar terms, already weighted; training adds them up and logs each under its name.
+    """
+
+    features: Tensor
+    codes: Tensor
+    losses: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """Fields that every quantizer has.
+
+    Args:
+        type: the quantizer's name in the registry.
+        codebook_size: number of codes.
+        code_dim: channels of the features that are quantized.
+    """
+
+    type: str = ""
+    codebook_size: int = 1024
+    code_dim: int = 8
+
+
+class Quantizer(nn.Module):
+    """Contract: `forward(features)` trains, `encode(features)` and `codes_to_features(codes)` are its two halves.
+
+    `codes_to_features(forward(x).codes)` equals `forward(x).features` in evaluation, bit for bit. Distances run in
+    float32 whatever the autocast; ties go to the lower code.
+    """
+
+    config: QuantizerConfig
+
+    def forward(self, features: Tensor) -> Quantized:
+        """features: [B, code_dim, h, w] -> `Quantized`."""
+        raise NotImplementedError
+
+    def encode(self, features: Tensor) -> Tensor:
+        """features: [B, code_dim, h, w] -> codes: [B, h, w] int64."""
+        raise NotImplementedError
+
+    def codes_to_features(self, codes: Tensor) -> Tensor:
+        """codes: [B, h, w] int64 -> features: [B, code_dim, h, w] float32."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Set the parameters to their starting values (transformers would overwrite what the constructor sets)."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
+        """Count `codes`; move codes that lie unused onto `features` where the quantizer has a codebook to move.
+
+        Args:
+            codes: the codes just used, of all ranks, any shape.
+            features: [N, code_dim], inputs of the quantizer, of all ranks and the same on each.
+            generator: draws which features are taken; seeded alike on every rank.
+
+        Returns:
+            indices [M] of the codes that were moved, or None.
+        """
+        return None

@@ -1,0 +1,132 @@
+"""Vector quantization with a learned codebook.
+
+van den Oord et al. 2017, https://arxiv.org/abs/1711.00937 (the codebook and the commitment term); Yu et al. 2022,
+https://arxiv.org/abs/2110.04627 (low-dimensional codes on the sphere; LlamaGen's choice).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.fields import require
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+
+# Scores held at once by the nearest-code search, in float32 numbers: 16 MB, near the size of a last-level cache.
+_SCORES_AT_ONCE = 4_194_304
+
+
+@dataclass(frozen=True)
+class VectorQuantizerConfig(QuantizerConfig):
+    """Config of `VectorQuantizer`.
+
+    Args:
+        l2_normalize: features and codes lie on the unit sphere, so that the nearest code is the one of the largest
+            cosine. False compares plain Euclidean distances, as taming-transformers does.
+        codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2.
+        commitment_weight: of the term that holds the features at their codes, beta |z - sg[e]|^2. (taming's "legacy"
+            mode puts beta on the other term; that is not repeated here.)
+        revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
+            moved onto a feature of the current batch. 0 leaves dead codes alone.
+        revive_decay: of the running mean of use, a step.
+    """
+
+    type: Literal["vq"] = "vq"
+    l2_normalize: bool = True
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+    revive_below: float = 0.05
+    revive_decay: float = 0.98
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_size", "code_dim"):
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("codebook_weight", "commitment_weight", "revive_below"):
+            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
+        require(0 <= self.revive_decay < 1, f"quantizer.revive_decay is {self.revive_decay}: it must lie in [0, 1).")
+
+
+class VectorQuantizer(Quantizer):
+    """Codebook `embedding.weight` [codebook_size, code_dim]; straight-through gradient."""
+
+    def __init__(self, config: VectorQuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
+        # Running mean of each code's share of use, in units of the mean share; part of the checkpoint.
+        self.register_buffer("usage", torch.ones(config.codebook_size))
+        self.init_weights()
+
+    def forward(self, features: Tensor) -> Quantized:
+        with torch.autocast(features.device.type, enabled=False):
+            z = self._place(features.float())  # [B, D, h, w]
+            codebook = self._codebook()  # [K, D]
+            codes = self._nearest(z, codebook)  # [B, h, w]
+            e = F.embedding(codes, codebook).permute(0, 3, 1, 2)  # [B, D, h, w]
+            losses = {
+                "codebook": self.config.codebook_weight * F.mse_loss(e, z.detach()),
+                "commitment": self.config.commitment_weight * F.mse_loss(z, e.detach()),
+            }
+            straight_through = z + (e - z).detach() if self.training else e
+        return Quantized(straight_through, codes, losses)
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return self._nearest(self._place(features.float()), self._codebook())
+
+    def codes_to_features(self, codes: Tensor) -> Tensor:
+        with torch.autocast(codes.device.type, enabled=False):
+            return F.embedding(codes, self._codebook()).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        nn.init.normal_(self.embedding.weight)
+        nn.init.ones_(self.usage)
+
+    @torch.no_grad()
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
+        size, decay = self.config.codebook_size, self.config.revive_decay
+        share = torch.bincount(codes.flatten(), minlength=size).float() * (size / codes.numel())
+        self.usage.mul_(decay).add_(share, alpha=1 - decay)
+        dead = (self.usage < self.config.revive_below).nonzero().flatten()  # [M]
+        if len(dead) == 0:
+            return None
+        chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
+        self.embedding.weight[dead] = features[chosen].to(self.embedding.weight)
+        self.usage[dead] = 1.0
+        return dead
+
+    def _place(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=1) if self.config.l2_normalize else features
+
+    def _codebook(self) -> Tensor:
+        weight = self.embedding.weight.float()
+        return F.normalize(weight, dim=1) if self.config.l2_normalize else weight
+
+    def _nearest(self, z: Tensor, codebook: Tensor) -> Tensor:
+        batch, _, height, width = z.shape
+        rows = z.detach().permute(0, 2, 3, 1).reshape(batch * height * width, -1)
+        return nearest_codes(rows, codebook.detach(), on_sphere=self.config.l2_normalize).view(batch, height, width)
+
+
+@torch.no_grad()
+def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Tensor:
+    """Index of the nearest code for each row, in bounded memory: [N, D], [K, D] -> [N] int64.
+
+    argmin |z - e|^2 = argmax (z.e - |e|^2 / 2); on the sphere the second part is the same for every code.
+    Rows are taken a chunk at a time, so that the [N, K] matrix never exists.
+    """
+    offset = None if on_sphere else -0.5 * codebook.square().sum(1)  # [K]
+    transposed = codebook.t()
+    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    step = max(1, _SCORES_AT_ONCE // len(codebook))
+    for start in range(0, len(rows), step):
+        chunk = rows[start : start + step]
+        scores = chunk @ transposed if offset is None else torch.addmm(offset, chunk, transposed)
+        codes[start : start + step] = scores.argmax(1)
+    return codes
