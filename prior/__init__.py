@@ -1,0 +1,19 @@
+"""Stage two: a transformer over sequences of codes. Knows nothing of images."""
+
+from prior.modeling import PriorConfig, load_prior, make_prior, save_prior
+from prior.objective import bits_per_code, code_cross_entropy, prior_loss
+from prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
+
+__all__ = [
+    "PriorConfig",
+    "SequenceConfig",
+    "bits_per_code",
+    "code_cross_entropy",
+    "load_prior",
+    "make_prior",
+    "prior_loss",
+    "resolve_labels",
+    "save_prior",
+    "to_codes",
+    "to_tokens",
+]

@@ -1,0 +1,256 @@
+"""The prior: a stock LlamaForCausalLM of transformers, and the folder it is saved in.
+
+Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+
+from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+
+
+@dataclass(frozen=True)
+class PriorConfig:
+    """Size of a prior. The names are those of transformers' LlamaConfig.
+
+    Args:
+        hidden_size: width; a multiple of `num_attention_heads`, with an even number of dimensions a head.
+        num_hidden_layers, num_attention_heads: depth, and heads a layer.
+        num_key_value_heads: heads that share keys and values; None for as many as there are attention heads.
+        intermediate_size: width of the gated MLP; None for 8/3 of `hidden_size` rounded up to a multiple of 64, which
+            gives the MLP as many weights as an ungated one of 4 times the width (arXiv:2002.05202).
+        attention_dropout: of attention weights, while training.
+        rope_theta: base of the rotary positions' wavelengths (arXiv:2104.09864).
+        rms_norm_eps: in the norms.
+        initializer_range: standard deviation of the initial weights.
+        tie_word_embeddings: the output layer is the embedding.
+
+    Raises:
+        ValueError: a field is out of its range. The message names it.
+    """
+
+    hidden_size: int = 512
+    num_hidden_layers: int = 8
+    num_attention_heads: int = 8
+    num_key_value_heads: int | None = None
+    intermediate_size: int | None = None
+    attention_dropout: float = 0.0
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type.startswith("int") and value is not None:
+                _require(value >= 1, f"{field.name} is {value}: it must be at least 1.")
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        _require(
+            self.hidden_size % heads == 0 and self.hidden_size // heads % 2 == 0,
+            f"hidden_size {self.hidden_size} over num_attention_heads {heads} must give an even whole number of "
+            "dimensions a head (rotary positions turn pairs of them).",
+        )
+        _require(
+            shared is None or heads % shared == 0,
+            f"num_key_value_heads {shared} must divide num_attention_heads {heads}.",
+        )
+        _require(
+            0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
+        )
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
+
+
+def make_prior(config: PriorConfig, sequence: SequenceConfig) -> LlamaForCausalLM:
+    """A prior with fresh weights (transformers' initialisation, from torch's global generator), in training mode.
+
+    It takes tokens [B, T] with T up to 1 + sequence.length and predicts, at each position, the next code.
+    """
+    llama = LlamaConfig(
+        vocab_size=sequence.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size or _default_intermediate_size(config.hidden_size),
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        # One more than training sees, because serving engines count the prefix and every code made against it.
+        max_position_embeddings=sequence.length + 1,
+        initializer_range=config.initializer_range,
+        rms_norm_eps=config.rms_norm_eps,
+        attention_dropout=config.attention_dropout,
+        rope_parameters={"rope_type": "default", "rope_theta": float(config.rope_theta)},
+        tie_word_embeddings=config.tie_word_embeddings,
+        # Llama's defaults are 1 and 2: the code 2 would end an image.
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+        attn_implementation="sdpa",
+    )
+    model = LlamaForCausalLM(llama)
+    model.generation_config = generation_config(sequence)
+    return model.train()
+
+
+def generation_config(sequence: SequenceConfig) -> GenerationConfig:
+    """What `model.generate` needs to give an image's codes: all of them, codes only, from the whole distribution."""
+    return GenerationConfig(
+        do_sample=True,
+        top_k=0,  # the default is 50
+        suppress_tokens=list(range(sequence.codebook_size, sequence.vocab_size)),
+        min_new_tokens=sequence.length,
+        max_new_tokens=sequence.length,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+
+
+def save_prior(model: LlamaForCausalLM, sequence: SequenceConfig, folder: str | Path) -> None:
+    """Write weights (safetensors), config.json, generation_config.json and sequence_config.json into `folder`.
+
+    Raises:
+        ValueError: the model is no LlamaForCausalLM of the vocabulary that `sequence` describes.
+    """
+    _require(
+        type(model).__name__ in ARCHITECTURES,
+        f"A prior is saved as one of {', '.join(ARCHITECTURES)}, not as {type(model).__name__}: unwrap it first.",
+    )
+    _check_fit(model.config, sequence, "the model's config")
+    model.generation_config = generation_config(sequence)
+    model.save_pretrained(folder)
+    sequence.save(folder)  # last: load_prior asks for it first
+
+
+def load_prior(
+    folder_or_repo: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    **kwargs: Any,
+) -> tuple[LlamaForCausalLM, SequenceConfig]:
+    """Load a prior's folder or Hub repository; safetensors only, and no code of the folder's is run.
+
+    Args:
+        revision, token, cache_dir, local_files_only: for a Hub repository, as in `huggingface_hub.snapshot_download`.
+        kwargs: for `LlamaForCausalLM.from_pretrained`, such as `dtype` and `device_map`.
+
+    Returns:
+        The model in evaluation mode, and what its tokens mean.
+
+    Raises:
+        FileNotFoundError: the folder does not exist or is no prior.
+        ValueError: its files do not fit each other, or are not what this project loads. The message says which.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        folder = _download(str(folder_or_repo), revision, token, cache_dir, local_files_only)
+    sequence = SequenceConfig.load(folder)
+    _check_architecture(folder)
+    _check_weight_files(folder)
+    kwargs.setdefault("attn_implementation", "sdpa")
+    config = LlamaConfig.from_pretrained(folder)
+    _check_fit(config, sequence, str(folder / "config.json"))
+    model, info = LlamaForCausalLM.from_pretrained(
+        folder, **kwargs, use_safetensors=True, local_files_only=True, output_loading_info=True
+    )
+    wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
+    wrong = {key: names for key, names in wrong.items() if names}
+    _require(not wrong, f"The weights in {folder} do not fit its config.json: {wrong}.")
+    return model.eval(), sequence
+
+
+def _default_intermediate_size(hidden_size: int, multiple: int = 64) -> int:
+    return -(-8 * hidden_size // (3 * multiple)) * multiple
+
+
+def _download(repo: str, revision: str | None, token: Any, cache_dir: Any, local_files_only: bool) -> Path:
+    # A local path that does not exist would otherwise be asked of the Hub, with a puzzling answer.
+    if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
+        raise FileNotFoundError(f"There is no folder {repo}.")
+    return Path(
+        snapshot_download(
+            repo,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            allow_patterns=["*.json", "*.safetensors"],
+        )
+    )
+
+
+def _check_architecture(folder: Path) -> None:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no config.json in {folder}: it is not the folder of a prior.")
+    config = _read_json(path)
+    found, kind = config.get("architectures"), config.get("model_type")
+    _require(
+        isinstance(found, list) and len(found) == 1 and found[0] in ARCHITECTURES and kind == "llama",
+        f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "
+        f"{', '.join(ARCHITECTURES)}.",
+    )
+    _require(
+        not (folder / "adapter_config.json").exists(),
+        f"{folder} holds an adapter (adapter_config.json): merge it into the weights and save them first.",
+    )
+    _require(
+        config.get("quantization_config") is None,
+        f"{path} has a quantization_config: load_prior reads float weights only.",
+    )
+
+
+def _check_weight_files(folder: Path) -> None:
+    """Weights are safetensors in the folder itself: transformers would follow an index's `../elsewhere.safetensors`."""
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if not index.is_file():
+        if not single.is_file():
+            raise FileNotFoundError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
+        return
+    weight_map = _read_json(index).get("weight_map")
+    _require(isinstance(weight_map, dict) and bool(weight_map), f"{index} has no weight_map.")
+    for name in sorted({str(value) for value in weight_map.values()}):
+        plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
+        _require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{index} names {name}, which is not in the folder.")
+
+
+def _check_fit(config: LlamaConfig, sequence: SequenceConfig, where: str) -> None:
+    _require(
+        config.vocab_size == sequence.vocab_size,
+        f"{where} says vocab_size {config.vocab_size}, {SEQUENCE_CONFIG_NAME} {sequence.vocab_size} "
+        f"({sequence.codebook_size} codes, {sequence.num_classes} classes and null): they belong to different priors.",
+    )
+    _require(
+        config.max_position_embeddings >= sequence.length,
+        f"{where} says max_position_embeddings {config.max_position_embeddings}, too few for a sequence of "
+        f"{sequence.length} codes.",
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}.") from error
+    _require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
+    return values
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)

@@ -1,0 +1,316 @@
+"""Codes as a sequence of tokens: the vocabulary, the order and the prefix that every part of the prior agrees on.
+
+One flat vocabulary, `[codes | class tokens | null]`. A sequence is a prefix token (the class, or null) and then the
+codes of the grid in raster order; where a position has several (`depth` > 1) they follow each other, coarse to fine.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import numbers
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SEQUENCE_CONFIG_NAME = "sequence_config.json"
+
+
+@dataclass(frozen=True)
+class SequenceConfig:
+    """What a prior's tokens mean. Derived from the code data set, so that the two stages cannot disagree.
+
+    Args:
+        codebook_size: number of codes K; codes run from 0 to K - 1.
+        grid_shape: rows and columns of the code grid.
+        depth: codes at each position of the grid (above 1 for residual quantizers).
+        class_names: one unique name a class, in the order of the labels; None for an unconditional prior.
+        tokenizer_fingerprint: of the tokenizer that made the codes; None if unknown.
+
+    Raises:
+        ValueError: a field is of the wrong type or out of its range. The message names it.
+    """
+
+    codebook_size: int
+    grid_shape: tuple[int, int]
+    depth: int = 1
+    class_names: tuple[str, ...] | None = None
+    tokenizer_fingerprint: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            isinstance(self.grid_shape, (tuple, list)) and len(self.grid_shape) == 2,
+            f"grid_shape is {self.grid_shape!r}: it must be two numbers, rows and columns.",
+        )
+        object.__setattr__(self, "grid_shape", tuple(self.grid_shape))
+        height, width = self.grid_shape
+        sizes = {"codebook_size": self.codebook_size, "depth": self.depth}
+        for name, value in {**sizes, "grid_shape[0]": height, "grid_shape[1]": width}.items():
+            _require(
+                isinstance(value, int) and not isinstance(value, bool) and value >= 1,
+                f"{name} is {value!r}: it must be a whole number of at least 1.",
+            )
+        if self.class_names is not None:
+            self._check_class_names()
+        fingerprint = self.tokenizer_fingerprint
+        _require(
+            fingerprint is None or isinstance(fingerprint, str),
+            f"tokenizer_fingerprint is {fingerprint!r}: it must be a string or None.",
+        )
+
+    def _check_class_names(self) -> None:
+        names = self.class_names
+        _require(
+            isinstance(names, (tuple, list)) and len(names) >= 1 and all(isinstance(name, str) for name in names),
+            f"class_names is {names!r}: it must be a list of at least one name, or None for an unconditional prior.",
+        )
+        object.__setattr__(self, "class_names", tuple(names))
+        seen: set[str] = set()
+        for name in names:
+            _require(name not in seen, f"class_names has two classes called {name!r}: names must be unique.")
+            seen.add(name)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 for an unconditional prior."""
+        return 0 if self.class_names is None else len(self.class_names)
+
+    @property
+    def length(self) -> int:
+        """Codes an image: rows * columns * depth. A sequence of tokens is one longer (the prefix)."""
+        return self.grid_shape[0] * self.grid_shape[1] * self.depth
+
+    @property
+    def vocab_size(self) -> int:
+        """Codes, class tokens and null."""
+        return self.codebook_size + self.num_classes + 1
+
+    @property
+    def null_token(self) -> int:
+        """Prefix of a sequence of no class: guidance's other branch, and the start of an unconditional prior."""
+        return self.codebook_size + self.num_classes
+
+    def class_token(self, label: int) -> int:
+        """Prefix of a sequence of class `label`, in [0, num_classes).
+
+        Raises:
+            ValueError: there is no such class.
+        """
+        _require(self.class_names is not None, "This prior is unconditional: it has no class tokens.")
+        _require(0 <= label < self.num_classes, _no_such_label(label, self))
+        return self.codebook_size + int(label)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `sequence_config.json` into `folder` (made if missing): whole or not at all. Returns its path."""
+        path = Path(folder) / SEQUENCE_CONFIG_NAME
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+        try:
+            with aside.open("w", encoding="utf-8") as file:
+                json.dump(asdict(self), file, indent=2, ensure_ascii=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, folder: str | Path) -> SequenceConfig:
+        """Read `sequence_config.json` of `folder`.
+
+        Raises:
+            FileNotFoundError: there is no such file: the folder is no prior of this project.
+            ValueError: it is no JSON object, a key is unknown or missing, or a value is wrong. The file is named.
+        """
+        path = Path(folder) / SEQUENCE_CONFIG_NAME
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"There is no {SEQUENCE_CONFIG_NAME} in {folder}: it is no prior's folder, or its prior was not saved with "
+                "save_prior."
+            )
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are both ValueErrors
+            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+        return _config_from_json(values, path)
+
+
+def _config_from_json(values: Any, path: Path) -> SequenceConfig:
+    _require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
+    known = {field.name for field in fields(SequenceConfig)}
+    unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+    _require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
+    _require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
+    try:
+        return SequenceConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def to_tokens(
+    codes: Tensor, labels: Tensor | None, drop: Tensor | None, config: SequenceConfig, *, validate: bool = True
+) -> Tensor:
+    """Codes of images -> the token sequences a prior is trained on.
+
+    Args:
+        codes: [B, L] or [B, h, w] or [B, h, w, depth], any integer dtype, in [0, codebook_size).
+        labels: [B] integers in [0, num_classes); None exactly if the prior is unconditional.
+        drop: [B] bool, True where the class is replaced by null (for classifier-free guidance); None drops none.
+        validate: check the ranges of `codes` and `labels`. On an accelerator this waits for it: pass False there for
+            codes that were checked when they were read.
+
+    Returns:
+        [B, 1 + L] int64, on the device of `codes`: the prefix and the codes in raster order, depth innermost.
+
+    Raises:
+        ValueError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled for.
+    """
+    codes = _flat_codes(codes, config)
+    if validate:
+        _check_codes(codes, config)
+    prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B]
+    if drop is not None:
+        _require(
+            drop.dtype == torch.bool and drop.shape == prefix.shape,
+            f"drop must be bool of shape [{len(codes)}], not {drop.dtype} {list(drop.shape)}.",
+        )
+        prefix = prefix.masked_fill(drop.to(prefix.device), config.null_token)
+    return torch.cat([prefix[:, None], codes], dim=1)  # [B, 1 + L]
+
+
+def prefix_tokens(
+    labels: Tensor | None,
+    batch: int,
+    config: SequenceConfig,
+    *,
+    device: torch.device | str = "cpu",
+    validate: bool = True,
+) -> Tensor:
+    """Labels [B] (None exactly if the prior is unconditional) -> first tokens [B] int64 on `device`."""
+    if labels is None:
+        _require(
+            config.class_names is None,
+            f"This prior has {config.num_classes} classes: labels must be given (drop replaces them by null).",
+        )
+        return torch.full((batch,), config.null_token, dtype=torch.int64, device=device)
+    _require(config.class_names is not None, "This prior is unconditional: it takes no labels.")
+    _require(
+        labels.shape == (batch,) and _is_integer(labels),
+        f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.",
+    )
+    labels = labels.to(device=device, dtype=torch.int64)
+    if validate and labels.numel():
+        for extreme in (int(labels.min()), int(labels.max())):
+            _require(0 <= extreme < config.num_classes, _no_such_label(extreme, config))
+    return labels + config.codebook_size
+
+
+def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
+    """Code tokens without their prefix, [B, L] -> grids of codes [B, h, w] int64, or [B, h, w, depth] if depth > 1.
+
+    Raises:
+        ValueError: wrong shape, or a token that is no code.
+    """
+    _require(
+        tokens.dim() == 2 and _is_integer(tokens) and tokens.shape[1] == config.length,
+        f"tokens must be integers of shape [B, {config.length}] (without the prefix), not {tokens.dtype} "
+        f"{list(tokens.shape)}.",
+    )
+    tokens = tokens.long()
+    _check_codes(tokens, config)
+    shape = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
+    return tokens.reshape(len(tokens), *shape)
+
+
+def resolve_labels(names_or_ids: Iterable[str | int], config: SequenceConfig) -> list[int]:
+    """Class names or ids -> labels.
+
+    A string is first looked up among the class names and only then read as a number, so that "7" is the class called
+    "7" where there is one.
+
+    Args:
+        names_or_ids: names, integers in [0, num_classes), or such integers as strings; freely mixed.
+
+    Raises:
+        ValueError: a class is unknown (the message names the nearest ones), or the prior has no classes.
+    """
+    if isinstance(names_or_ids, (str, numbers.Integral)):
+        names_or_ids = [names_or_ids]
+    wanted = list(names_or_ids)
+    if config.class_names is None:
+        _require(not wanted, f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.")
+        return []
+    ids = {name: label for label, name in enumerate(config.class_names)}
+    return [_resolve_label(value, ids, config) for value in wanted]
+
+
+def _resolve_label(value: Any, ids: dict[str, int], config: SequenceConfig) -> int:
+    if isinstance(value, str):
+        if value in ids:
+            return ids[value]
+        try:
+            label = int(value)
+        except ValueError:
+            raise ValueError(_no_such_name(value, config)) from None
+    else:
+        _require(
+            isinstance(value, numbers.Integral) and not isinstance(value, bool),
+            f"{value!r} is neither the name nor the number of a class.",
+        )
+        label = int(value)
+    _require(0 <= label < config.num_classes, _no_such_label(label, config))
+    return label
+
+
+def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
+    """[B, L] or [B, h, w(, depth)] -> [B, L] int64."""
+    grid = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
+    _require(
+        _is_integer(codes) and tuple(codes.shape[1:]) in {(config.length,), grid},
+        f"codes must be integers of shape [B, {config.length}] or [B, {', '.join(map(str, grid))}], not {codes.dtype} "
+        f"{list(codes.shape)}.",
+    )
+    return codes.reshape(len(codes), config.length).long()
+
+
+def _check_codes(codes: Tensor, config: SequenceConfig) -> None:
+    if not codes.numel():
+        return
+    low, high = (int(extreme) for extreme in codes.aminmax())
+    _require(
+        low >= 0 and high < config.codebook_size,
+        f"A code lies outside the codebook: they run from {low} to {high}, the codebook from 0 to "
+        f"{config.codebook_size - 1}.",
+    )
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
+
+
+def _no_such_label(label: int, config: SequenceConfig) -> str:
+    return f"There is no class {label}: labels run from 0 to {config.num_classes - 1} ({_some_classes(config)})."
+
+
+def _no_such_name(name: str, config: SequenceConfig) -> str:
+    lowered = {known.lower(): known for known in config.class_names}
+    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)]
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return f"There is no class called {name!r}.{hint} The classes are {_some_classes(config)}."
+
+
+def _some_classes(config: SequenceConfig, limit: int = 20) -> str:
+    names = ", ".join(config.class_names[:limit])
+    return names if config.num_classes <= limit else f"{names}, ... ({config.num_classes} in all)"
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
