@@ -1,0 +1,76 @@
+# The README's commands. Each makes what it needs: on a fresh machine `make quickstart` or `make test` is all there is to type.
+#   make test ARGS="tests/prior -k sampling"        options for the command behind a target
+#   make quickstart PYTHON=python3.12               another interpreter for a new .venv
+
+PYTHON ?= python3
+ARGS ?=
+VENV := .venv
+LOWER := .venv-lower
+BIN := $(VENV)/bin
+PACKAGE := $(VENV)/.installed
+DEV := $(VENV)/.installed-dev
+PIP_OPTIONS := --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help quickstart test test-slow test-lower-bounds lint format clean check-python
+
+help: ## this list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
+
+quickstart: $(PACKAGE) ## the whole job on the embedded images: tokenizer, codes, prior, samples, in runs/quickstart/
+	$(BIN)/python scripts/quickstart.py $(ARGS)
+
+test: $(DEV) ## the test suite, less what takes over a minute
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(DEV) ## the tests that take over a minute each
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
+	$(LOWER)/bin/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(DEV) ## ruff: rules and layout, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV) ## ruff: mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and build output (keeps .venv and runs/)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.venv*' -prune -exec rm -rf {} +
+
+# A stamp is written only after the whole install went well, so that an interrupted one is done again, and an edited
+# pyproject.toml too.
+$(PACKAGE): pyproject.toml | check-python
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -e .
+	@touch $@
+
+$(DEV): pyproject.toml | check-python
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -e ".[dev]"
+	@touch $(PACKAGE) $@
+
+# Every bound "name>=version" of pyproject.toml as "name==version".
+$(LOWER)/.installed: pyproject.toml | check-python
+	$(call make_venv,$(LOWER))
+	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/' > $(LOWER)/lower-bounds.txt
+	$(LOWER)/bin/python -m pip install $(PIP_OPTIONS) -c $(LOWER)/lower-bounds.txt -e ".[dev]"
+	@touch $@
+
+# A .venv that works is kept; a missing or half-made one is made anew. pip before 21.3 cannot install this project with -e.
+define make_venv
+	@$(1)/bin/python -m pip --version > /dev/null 2>&1 || { echo "Making $(1)"; $(PYTHON) -m venv --clear $(1); }
+	@$(1)/bin/python -m pip install --quiet $(PIP_OPTIONS) "pip>=23"
+endef
+
+check-python:
+	@command -v $(PYTHON) > /dev/null || { \
+	  echo "There is no $(PYTHON). Codegrid needs Python 3.10 or newer: install it, or name one with PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "$(PYTHON) is `$(PYTHON) -V 2>&1`. Codegrid needs Python 3.10 or newer: try PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+	  echo "$(PYTHON) cannot make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }

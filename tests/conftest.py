@@ -1,0 +1,83 @@
+"""What every test may use. The environment is set first: the libraries read it when they are imported."""
+
+import os
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory(prefix="codegrid-tests-")  # removed when the process ends
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_CACHE"] = _CACHE.name
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Every test starts from the same random state, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny_vqmodel():
+    """A VQModel in evaluation mode that encodes [B, 3, 16, 16] to codes [B, 4, 4] out of 32, in milliseconds."""
+    from tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
+
+    backbone = BackboneConfig(
+        resolution=16,
+        ch=16,
+        ch_mult=(1, 2),
+        num_res_blocks=1,
+        attn_resolutions=(),
+        z_channels=16,
+        patch_size=2,
+        norm_groups=8,
+    )
+    quantizer = VectorQuantizerConfig(codebook_size=32, code_dim=4)
+    return VQModel(VQModelConfig(backbone=backbone, quantizer=quantizer)).eval()
+
+
+@pytest.fixture
+def image_folder(tmp_path: Path) -> Path:
+    """A folder `disc/`, `ring/`, `square/` of six 24x24 colour PNGs each: shapes of varied place, size and colour."""
+    folder = tmp_path / "images"
+    rng = random.Random(0)
+    for name in ("disc", "ring", "square"):
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            picture = Image.new("RGB", (24, 24), (16, 16, 32))
+            x, y, size = rng.randint(1, 8), rng.randint(1, 8), rng.randint(8, 14)
+            colour = (rng.randint(96, 255), rng.randint(96, 255), rng.randint(96, 255))
+            draw, box = ImageDraw.Draw(picture), (x, y, x + size, y + size)
+            if name == "square":
+                draw.rectangle(box, fill=colour)
+            else:
+                draw.ellipse(box, fill=colour if name == "disc" else None, outline=colour, width=2)
+            picture.save(folder / name / f"{index}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fashion_parquet() -> Path:
+    """The 6,000 Fashion-MNIST images that ship with the package: columns `image` (28x28 grey PNG) and `label`."""
+    return ROOT / "pipelines" / "data_files" / "fashion_mnist_6k.parquet"
