@@ -103,7 +103,9 @@ class VQModelConfig(PreTrainedConfig):
         self.quantizer = _plain(asdict(self.quantizer_config))
         self.preprocessing = _plain(asdict(self.preprocessing_config))
         size, factor = self.preprocessing_config.image_size, self.backbone_config.downsampling
-        require(size % factor == 0, f"preprocessing.image_size {size} is no multiple of the downsampling factor {factor}.")
+        require(
+            size % factor == 0, f"preprocessing.image_size {size} is no multiple of the downsampling factor {factor}."
+        )
         super().__post_init__(**kwargs)
 
     @property

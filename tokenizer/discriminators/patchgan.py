@@ -1,0 +1,72 @@
+"""PatchGAN: a verdict for each patch of the image (Isola et al. 2017, https://arxiv.org/abs/1611.07004)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.fields import require
+
+
+@dataclass(frozen=True)
+class PatchGANConfig:
+    """Config of `PatchGAN`; names as in taming-transformers.
+
+    Args:
+        ndf: channels after the first convolution.
+        n_layers: stride-2 convolutions; each doubles the field of view of a verdict.
+        norm: "group" judges every image by itself; "batch" is the published one, whose verdict depends on the other
+            images of the batch and on their share of real ones.
+    """
+
+    ndf: int = 64
+    n_layers: int = 3
+    norm: Literal["group", "batch", "none"] = "group"
+
+    def __post_init__(self) -> None:
+        require(
+            self.ndf >= 1 and self.n_layers >= 1, "discriminator.ndf and discriminator.n_layers must be at least 1."
+        )
+
+
+class PatchGAN(nn.Module):
+    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, H', W'], one a patch; large means real."""
+
+    def __init__(self, config: PatchGANConfig, in_channels: int) -> None:
+        super().__init__()
+        widths = [config.ndf * min(2**index, 8) for index in range(config.n_layers + 1)]
+        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+            stride = 2 if index < config.n_layers else 1
+            layers += [
+                nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=config.norm == "none"),
+                _norm(config.norm, after),
+                nn.LeakyReLU(0.2),
+            ]
+        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        self.main = nn.Sequential(*layers)
+        self.apply(_init)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.main(images.contiguous(memory_format=torch.channels_last))
+
+
+def _norm(name: str, channels: int) -> nn.Module:
+    if name == "batch":
+        return nn.BatchNorm2d(channels)
+    return nn.GroupNorm(min(32, channels), channels) if name == "group" else nn.Identity()
+
+
+def _init(module: nn.Module) -> None:
+    """pix2pix's initialisation: N(0, 0.02) for convolutions, N(1, 0.02) for norms."""
+    if isinstance(module, nn.Conv2d):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)

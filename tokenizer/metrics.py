@@ -1,0 +1,38 @@
+"""How good a reconstruction is, and how much of the codebook is used."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of each image: [B, C, H, W] in [-1, 1] twice -> [B].
+
+    10 log10(peak^2 / MSE) with peak 2, the width of the range. The reconstruction is clamped, as it would be when it is
+    saved.
+    """
+    error = (images.float() - reconstruction.float().clamp(-1, 1)).square().flatten(1).mean(1)
+    return 10 * torch.log10(4.0 / error.clamp_min(1e-10))
+
+
+def ssim(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Structural similarity of each image (Wang et al. 2004; 11x11 Gaussian window): [B, C, H, W] twice -> [B]."""
+    return structural_similarity_index_measure(
+        reconstruction.float().clamp(-1, 1), images.float(), data_range=2.0, reduction="none"
+    ).reshape(-1)
+
+
+def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
+    """How often each code occurs: any shape of int64 -> [codebook_size] int64."""
+    return torch.bincount(codes.flatten(), minlength=codebook_size)
+
+
+def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
+    """Share of the codes that occur, in [0, 1], and exp of the codes' entropy, in [1, codebook_size]."""
+    total = counts.sum()
+    if total == 0:
+        return 0.0, 1.0
+    shares = counts[counts > 0].double() / total
+    return float((counts > 0).double().mean()), float(torch.exp(-(shares * shares.log()).sum()))
