@@ -22,12 +22,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
-from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, JpegImagePlugin  # noqa: F401, I001  (importing
-from PIL import PngImagePlugin, PpmImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401  registers the format)
 
 from tokenizer.fields import require
 
-# Formats whose decoders work in memory on pixels only. Left out on purpose: EPS and its like, which start other programs.
+Image.init()  # registers all formats; otherwise a rare one is an unknown name below
+# Decoders that work on pixels in memory. Left out on purpose: EPS and its like, which start other programs.
 FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM") if name in Image.OPEN)
 IMAGE_EXTENSIONS = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
 IMAGE_EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
@@ -78,7 +77,7 @@ class Preprocessing:
             sides to image_size.
         smaller: pictures smaller than image_size under "crop" and "stretch": "skip" leaves them out, "upscale" scales
             them up. "pad" never needs it.
-        max_pixels: pictures with more pixels are left out before they are decoded (a guard against decompression bombs).
+        max_pixels: pictures with more pixels are left out before they are decoded (decompression bombs).
         max_aspect: pictures whose long side is more than this many times the short side are left out.
     """
 
@@ -89,23 +88,16 @@ class Preprocessing:
     max_aspect: float = 20.0
 
     def __post_init__(self) -> None:
-        where = "preprocessing"
-        require(self.image_size >= 1, f"{where}.image_size is {self.image_size}: it must be at least 1.")
-        require(
-            self.fit in ("crop", "pad", "stretch"), f"{where}.fit is {self.fit!r}: it must be crop, pad or stretch."
-        )
-        require(
-            self.smaller in ("skip", "upscale"), f"{where}.smaller is {self.smaller!r}: it must be skip or upscale."
-        )
-        require(
-            1 <= self.max_pixels <= _PIL_PIXEL_LIMIT,
-            f"{where}.max_pixels is {self.max_pixels}: it must lie in [1, {_PIL_PIXEL_LIMIT}].",
-        )
-        require(self.max_aspect >= 1, f"{where}.max_aspect is {self.max_aspect}: it must be at least 1.")
+        for name, allowed in {"fit": ("crop", "pad", "stretch"), "smaller": ("skip", "upscale")}.items():
+            value = getattr(self, name)
+            require(value in allowed, f"preprocessing.{name} is {value!r}: it must be one of {', '.join(allowed)}.")
+        for name, most in {"image_size": 16384, "max_pixels": _PIL_PIXEL_LIMIT, "max_aspect": 10_000}.items():
+            value = getattr(self, name)
+            require(1 <= value <= most, f"preprocessing.{name} is {value}: it must lie in [1, {most}].")
 
 
 class TenCropVariant(NamedTuple):
-    """One of the ten crops: where the square is cut (fractions of the free room, y and x), and whether it is mirrored."""
+    """One of the ten crops: where the square is cut (y and x, fractions of the free room), and whether mirrored."""
 
     position: tuple[float, float]
     flip: bool
@@ -128,8 +120,7 @@ def load_image(data: bytes | str | Path, max_pixels: int = Preprocessing.max_pix
 
     Raises:
         BadImage: the picture must be left out; `.reason` says why.
-        FileNotFoundError: there is no such file. Other trouble of the disk is raised as it is, too: it says nothing
-            about the picture.
+        FileNotFoundError: there is no such file. (Other trouble of the disk is raised as it is, too.)
     """
     where = "The picture"
     if not isinstance(data, (bytes, bytearray, memoryview)):
@@ -181,8 +172,6 @@ def _decode(data: bytes, max_pixels: int, where: str) -> Image.Image:
 
 def _check_pixels(size: tuple[int, int], max_pixels: int, where: str) -> None:
     width, height = size
-    if width < 1 or height < 1:
-        raise BadImage("unreadable", f"{where} has a size of {width}x{height} pixels.")
     if width * height > max_pixels:
         raise BadImage(
             "too_many_pixels", f"{where} has {width}x{height} pixels; preprocessing.max_pixels allows {max_pixels}."
@@ -199,10 +188,8 @@ def _orientation(image: Image.Image) -> int:
 def _to_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         return _deep_grey_to_rgb(image, where)
-    if image.mode == "La":
-        image = image.convert("LA")
-    if image.mode == "RGBa":
-        image = image.convert("RGBA")
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         image = image.convert("RGBA")
         # alpha_composite blends and rounds in 8 bits; the colour stored below clear pixels does not show
@@ -216,7 +203,7 @@ def _deep_grey_to_rgb(image: Image.Image, where: str) -> Image.Image:
     values = np.asarray(image)
     low, high = values.min(), values.max()
     is_float = image.mode == "F"
-    if not (0 <= low and high <= (255 if is_float else 65535)):  # also true of NaN
+    if not (low >= 0 and high <= (255 if is_float else 65535)):  # also true of NaN
         raise BadImage(
             "unsupported_depth",
             f"{where} has grey values from {low} to {high}, whose white is not known: save it with 8 or 16 bits.",
@@ -239,8 +226,6 @@ def _as_bad_image(error: BaseException, data: bytes, where: str) -> BadImage:
         return BadImage("not_an_image", f"{where} is no picture in a known format ({', '.join(FORMATS)}).")
     if "truncat" in detail.lower() or isinstance(error, EOFError):
         return BadImage("truncated", f"{where} stops in the middle: {detail}.")
-    if isinstance(error, MemoryError):
-        return BadImage("unreadable", f"{where} needs more memory than there is.")
     return BadImage("unreadable", f"{where} cannot be decoded: {detail}.")
 
 
@@ -284,7 +269,7 @@ def prepare(
         image = _cut(square, position, preprocessing.image_size)
     else:
         image = _fit(image, preprocessing, _position(crop))
-    # Mirrored before it is padded: the padding may be one pixel wider on one side, and valid_box must hold all the same.
+    # Mirrored before it is padded: the padding may be one pixel wider on one side, and valid_box must still hold.
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
     array = np.asarray(_centre_on_black(image, preprocessing.image_size))
     return np.array(array if channels == 3 else array[:, :, None])  # a copy: PIL's memory is read-only
@@ -300,8 +285,8 @@ def _check_shape(size: tuple[int, int], preprocessing: Preprocessing) -> None:
     if preprocessing.fit != "pad" and preprocessing.smaller == "skip" and short < preprocessing.image_size:
         raise BadImage(
             "too_small",
-            f"A picture of {size[0]}x{size[1]} pixels is smaller than image_size {preprocessing.image_size}. To scale "
-            "such pictures up, set preprocessing.smaller to upscale; to keep their pixels, set preprocessing.fit to pad.",
+            f"A picture of {size[0]}x{size[1]} pixels is smaller than image_size {preprocessing.image_size}. Set "
+            "preprocessing.smaller to upscale to scale them up, or preprocessing.fit to pad to keep their pixels.",
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,12 +91,24 @@ class VQModel(PreTrainedModel):
         if codes.dim() != 3 or codes.is_floating_point():
             raise ValueError(f"codes must be integers of shape [B, h, w], not {codes.dtype} {list(codes.shape)}.")
         codes = codes.long()
-        if codes.numel() and not (0 <= int(codes.min()) and int(codes.max()) < size):
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
             raise ValueError(
                 f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the codebook "
                 f"from 0 to {size - 1}. The codes come from another tokenizer."
             )
         return self._decode_features(self.quantize.codes_to_features(codes))
+
+    def fingerprint(self) -> str:
+        """sha256 over the weights and the config that codes depend on: two tokenizers with the same one make the same codes.
+
+        The pixels' preprocessing is not part of it (the code data set records that by itself), nor are training counters.
+        """
+        digest = hashlib.sha256(json.dumps([self.config.backbone, self.config.quantizer], sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            if name != "quantize.usage":
+                array = tensor.detach().float().cpu().contiguous().numpy()
+                digest.update(f"{name}{array.shape}".encode() + array.tobytes())
+        return digest.hexdigest()
 
     @property
     def last_layer(self) -> Tensor:

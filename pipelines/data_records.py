@@ -1,0 +1,133 @@
+"""The records that every source of pictures gives, and the two shapes a source has: by index, and as a stream."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+NO_LABELS = "none"
+
+
+class DataError(ValueError):
+    """The data cannot be read as asked; the message is a sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the pictures come from.
+
+    Args:
+        source: a folder of images (the first level of subfolders gives the labels; subfolders named train, val, test
+            and the like are splits instead, with the label folders inside), a Parquet or WebDataset (.tar) file or a
+            folder of them, or the name of a data set on the Hugging Face Hub.
+        split: the split to read. A single file and a folder without split folders have one, "train".
+        validation_split: the split to validate on, where the data has one.
+        validation_fraction: share of the pictures held out for validation where no validation_split is given; the same
+            pictures for every seed. At least one picture, unless it is 0.
+        image_column: the column with the pictures; found by its type where not given.
+        label_column: the column with the classes; found where not given (`label`, `cls`, or the first ClassLabel).
+            "none" reads no labels; for a folder of images it is the only choice.
+        subset: the configuration of a Hub data set that has several.
+        revision: branch, tag or commit of a Hub data set.
+        streaming: read while downloading, without a copy on disk. For tokenizing; training needs all rows at hand.
+    """
+
+    source: str
+    split: str = "train"
+    validation_split: str | None = None
+    validation_fraction: float = 0.05
+    image_column: str | None = None
+    label_column: str | None = None
+    subset: str | None = None
+    revision: str | None = None
+    streaming: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.source:
+            raise DataError("data.source is empty: give a folder, a Parquet or .tar file, or a Hub data set's name.")
+        if not 0 <= self.validation_fraction < 1:
+            raise DataError(f"data.validation_fraction is {self.validation_fraction}: it must lie in [0, 1).")
+
+
+class ImageRecord(NamedTuple):
+    """One picture, not yet decoded: bytes or path for `load_image`, label (None: not known), and a stable name.
+
+    The name is the path below the source for folders, "<file name or split>:<row>" for tables, with ":<key>" of the
+    WebDataset sample behind it. It is unique within the split and the same for streamed and for stored data.
+    """
+
+    data: bytes | Path
+    label: int | None
+    source_id: str
+
+
+class ImageStream:
+    """Records in a fixed order, with bounded memory and no length. Iterating again starts anew.
+
+    Args:
+        class_names: the names of the labels, or None where there are none (or, streaming, where they are bare numbers).
+        description: one line for the log.
+        fingerprint: changes with the data: from names, sizes and times of a folder's files, sizes and edges (first and
+            last 64 KiB) of table files, or repository and commit on the Hub.
+    """
+
+    def __init__(self, reader: Any, class_names: list[str] | None, description: str, fingerprint: str) -> None:
+        self.reader, self.class_names = reader, class_names
+        self.description, self.fingerprint = description, fingerprint
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return iter(self.reader)
+
+
+class ImageSource(ImageStream):
+    """Records by index, in a fixed order; can be pickled into DataLoader workers. Attributes: see ImageStream."""
+
+    indices: np.ndarray | None = None  # int64: the reader's rows that are part of this source; None: all
+
+    def __len__(self) -> int:
+        return len(self.reader) if self.indices is None else len(self.indices)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"Record {index} of {len(self)}.")
+        index = index % len(self)
+        return self.reader[int(index if self.indices is None else self.indices[index])]
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        if self.indices is None:
+            return iter(self.reader)
+        return (self[index] for index in range(len(self)))
+
+    def subset(self, indices: np.ndarray, name: str) -> ImageSource:
+        """The records at `indices` of this source, in that order; `name` says in the description what they are."""
+        indices = np.asarray(indices, dtype=np.int64)
+        mark = sha256(self.fingerprint, hashlib.sha256(indices.tobytes()).hexdigest())
+        part = ImageSource(self.reader, self.class_names, f"{self.description}; {name}: {len(indices):,}", mark)
+        part.indices = indices if self.indices is None else self.indices[indices]
+        return part
+
+
+def check_split(split: str, splits: list[str], where: Any) -> None:
+    if split not in splits:
+        raise DataError(f"{where} has no split {split!r}: choose data.split among {', '.join(splits)}.")
+
+
+def numbered(values: list[str], names: list[str], where: str) -> np.ndarray:
+    numbers = {name: number for number, name in enumerate(names)}
+    if unknown := sorted(set(values) - set(names)):
+        raise DataError(f"{where} has classes that the training split lacks: {', '.join(unknown[:8])}.")
+    return np.array([numbers[value] for value in values], dtype=np.int32)
+
+
+def describe_classes(names: list[str] | None) -> str:
+    return f" in {len(names):,} classes" if names else ", no labels"
+
+
+def sha256(*parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

@@ -1,0 +1,45 @@
+"""Which device, which precision: decided once, by Accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from accelerate import Accelerator
+
+
+def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accelerator:
+    """Accelerate on the device it finds, or on the CPU.
+
+    Args:
+        device: "auto" or "cpu".
+        mixed_precision: "no", "bf16", or "auto": bf16 where the device computes in it.
+    """
+    # Under torchrun without an accelerator, Accelerate picks gloo only when told that it is to use the CPU.
+    cpu = device == "cpu" or not torch.accelerator.is_available()
+    if mixed_precision == "auto":
+        mixed_precision = "bf16" if computes_bf16(cpu) else "no"
+    return Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+
+
+def computes_bf16(cpu: bool) -> bool:
+    """Whether bf16 is fast there. A CPU without the instructions emulates it, about a hundred times slower."""
+    if cpu:
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
+    return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()
+
+
+@contextlib.contextmanager
+def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+    """Within, the modules are in evaluation mode and nothing records gradients."""
+    modes = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.train(mode)

@@ -1,0 +1,113 @@
+"""How well a tokenizer reconstructs images: PSNR, SSIM, LPIPS, and how much of its codebook it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from pipelines.data import ImageRecord, ImageStream
+from pipelines.devices import evaluating
+from tokenizer import VQModel
+from tokenizer.images import BadImage, load_image, prepare, to_model, to_uint8, valid_box
+from tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
+
+Box = tuple[int, int, int, int]
+
+
+class PreparedBatch(NamedTuple):
+    """pixels [B, C, S, S] in [-1, 1]; the box of each that is no padding; the records; what was left out, with reasons."""
+
+    images: Tensor
+    boxes: list[Box]
+    records: list[ImageRecord]
+    skipped: dict[str, str]
+
+
+def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size: int) -> Iterator[PreparedBatch]:
+    """Centre-cropped images of `records`, in order, as the tokenizer's config says. Bad ones are left out and named."""
+    preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
+    pixels, boxes, kept, skipped = [], [], [], {}
+    for record in records:
+        try:
+            image = load_image(record.data, preprocessing.max_pixels)
+            pixels.append(torch.from_numpy(prepare(image, preprocessing, channels)))
+        except BadImage as error:
+            skipped[record.source_id] = f"{error.reason}: {error}"
+            continue
+        boxes.append(valid_box(image.size, preprocessing))
+        kept.append(record)
+        if len(kept) == batch_size:
+            yield PreparedBatch(to_model(torch.stack(pixels)), boxes, kept, skipped)
+            pixels, boxes, kept, skipped = [], [], [], {}
+    if kept or skipped:
+        size = preprocessing.image_size
+        images = to_model(torch.stack(pixels)) if kept else torch.empty(0, channels, size, size)
+        yield PreparedBatch(images, boxes, kept, skipped)
+
+
+@dataclass
+class ReconstructionScores:
+    """Means over the images; PSNR in dB and SSIM are over the original pixels, without padding."""
+
+    num_images: int
+    num_skipped: int
+    psnr: float
+    ssim: float
+    lpips: float | None
+    code_usage: float
+    code_perplexity: float
+
+
+def evaluate_reconstruction(
+    model: VQModel,
+    source: ImageStream,
+    accelerator: Accelerator,
+    batch_size: int,
+    lpips: nn.Module | None = None,
+) -> ReconstructionScores:
+    """Score `model` on all images of `source`; every rank takes its share and all get the same result."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    mine = (record for index, record in enumerate(source) if index % ranks == rank)
+    size, device = model.config.quantizer_config.codebook_size, accelerator.device
+    sums = torch.zeros(5, dtype=torch.float64)  # images, skipped, PSNR, SSIM, LPIPS
+    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    with evaluating(model):
+        for batch in prepared_batches(model, mine, batch_size):
+            sums[1] += len(batch.skipped)
+            if not batch.records:
+                continue
+            images = batch.images.to(device)
+            with accelerator.autocast():
+                output = model(images)
+            counts += code_counts(output.codes, size)
+            reconstruction = to_model(to_uint8(output.reconstruction)).to(device)  # as it would be saved
+            sums[0] += len(images)
+            sums[2:4] += pixel_scores(images, reconstruction, batch.boxes)
+            if lpips is not None:
+                sums[4] += lpips(images, reconstruction).double().sum().cpu()
+    sums = accelerator.reduce(sums.float().to(device), "sum").cpu() if ranks > 1 else sums
+    counts = accelerator.reduce(counts, "sum")
+    usage, perplexity = usage_and_perplexity(counts)
+    number, skipped, psnr_sum, ssim_sum, lpips_sum = sums.tolist()
+    number = max(number, 1)
+    mean_lpips = lpips_sum / number if lpips is not None else None
+    return ReconstructionScores(
+        int(number), int(skipped), psnr_sum / number, ssim_sum / number, mean_lpips, usage, perplexity
+    )
+
+
+def pixel_scores(images: Tensor, reconstruction: Tensor, boxes: list[Box]) -> Tensor:
+    """Sums of PSNR and SSIM over a batch, each image cut to its box: -> [2] float64 on the CPU."""
+    sums = torch.zeros(2, dtype=torch.float64)
+    for box in sorted(set(boxes)):
+        left, top, right, bottom = box
+        chosen = [index for index, other in enumerate(boxes) if other == box]
+        real, fake = (batch[chosen, :, top:bottom, left:right] for batch in (images, reconstruction))
+        sums[0] += psnr(real, fake).double().sum().cpu()
+        sums[1] += ssim(real, fake).double().sum().cpu()
+    return sums

@@ -1,0 +1,59 @@
+"""Putting a finished model into a folder: its files appear whole, the config last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaForCausalLM
+
+from pipelines.cards import prior_card, tokenizer_card
+from pipelines.files import OutputError, fsync
+from prior import SequenceConfig, save_prior
+from tokenizer import VQModel
+
+
+def export_tokenizer(model: VQModel, folder: Path, source: str, scores: Mapping[str, float]) -> None:
+    """Write a tokenizer and its card into `folder`; `VQModel.from_pretrained(folder)` reads it."""
+
+    def write(aside: Path) -> None:
+        model.save_pretrained(aside)
+        (aside / "README.md").write_text(tokenizer_card(model.config, source, scores), encoding="utf-8")
+
+    export(folder, write)
+
+
+def export_prior(
+    model: LlamaForCausalLM, sequence: SequenceConfig, folder: Path, codes: str, scores: Mapping[str, float]
+) -> None:
+    """Write a prior, its sequence config and its card into `folder`."""
+
+    def write(aside: Path) -> None:
+        save_prior(model, sequence, aside)
+        (aside / "README.md").write_text(prior_card(sequence, codes, scores), encoding="utf-8")
+
+    export(folder, write)
+
+
+def export(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a folder aside, flush it, then move its files into `folder`, `config.json` last."""
+    aside = folder / ".tmp-export"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside)
+        files = sorted(aside.iterdir(), key=lambda file: file.name == "config.json")
+        for file in files:
+            fsync(file)
+        for file in files:
+            os.replace(file, folder / file.name)
+        fsync(folder)
+    except OSError as error:
+        raise OutputError(
+            f"Could not write the model into {folder}: {error}. Free disk space, then run again."
+        ) from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

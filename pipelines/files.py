@@ -1,0 +1,73 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class OutputError(RuntimeError):
+    """The output folder cannot be used, or the disk cannot take more; the message says what to do."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a file beside `path`, flush it to the disk, then put it in `path`'s place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        write(aside)
+        fsync(aside)
+        os.replace(aside, path)
+        fsync(path.parent)
+    except OSError as error:
+        raise OutputError(
+            f"Could not write {path}: {error.strerror or error}. Free disk space or check its folder."
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a folder's entries to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def replace_folder(aside: Path, target: Path) -> None:
+    """Put the finished folder `aside` in `target`'s place; an older `target` goes only after that."""
+    for file in aside.rglob("*"):
+        fsync(file)
+    fsync(aside)
+    if target.exists():
+        old = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.old")
+        os.rename(target, old)
+        os.rename(aside, target)
+        shutil.rmtree(old)
+    else:
+        os.rename(aside, target)
+    fsync(target.parent)

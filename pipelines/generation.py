@@ -1,0 +1,302 @@
+"""ImageGenerationPipeline: class labels (or nothing) -> codes -> images."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from huggingface_hub import HfApi
+from PIL import Image
+from prior.sampling import image_generator, sample_codes
+from torch import Tensor
+from tqdm import tqdm
+from transformers import LlamaForCausalLM
+
+from pipelines.cards import pipeline_card
+from pipelines.devices import evaluating
+from pipelines.export import export
+from pipelines.files import OutputError, replace_folder, write_json, write_text
+from pipelines.loading import LoadingError, load_tokenizer, local_folder
+from prior import SequenceConfig, load_prior, resolve_labels, to_codes
+from prior.modeling import save_prior
+from tokenizer import VQModel
+from tokenizer.fields import from_dict, require
+from tokenizer.images import to_pil, to_uint8
+
+MODEL_INDEX_NAME = "model_index.json"
+# The only classes a pipeline folder may name; nothing is ever imported because a file says so.
+_COMPONENTS = {"tokenizer": ["tokenizer", "VQModel"], "prior": ["transformers", "LlamaForCausalLM"]}
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How codes are drawn; the pipeline folder holds its own defaults.
+
+    Args:
+        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
+        temperature: the logits are divided by it; 0 takes the likeliest code.
+        top_k: only the k likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together reach this probability; 1 for all.
+    """
+
+    guidance_scale: float = 2.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.guidance_scale), f"guidance_scale is {self.guidance_scale}: it must be finite.")
+        require(
+            math.isfinite(self.temperature) and self.temperature >= 0,
+            f"temperature is {self.temperature}: it must not be negative.",
+        )
+        require(self.top_k >= 0, f"top_k is {self.top_k}: it must not be negative.")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1].")
+
+
+@dataclass
+class ImagePipelineOutput:
+    """What the pipeline gives.
+
+    Attributes:
+        images: a list of PIL images; a uint8 array [N, H, W, C] ("np"); a float tensor [N, C, H, W] in [-1, 1] ("pt");
+            None for "codes".
+        codes: int64 [N, h, w] on the CPU.
+        labels: the class of each image, or None.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor | None
+    codes: Tensor
+    labels: list[int] | None
+
+
+class ImageGenerationPipeline:
+    """A tokenizer and a prior on its codes.
+
+    Raises:
+        LoadingError: the prior was trained on the codes of another tokenizer.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VQModel,
+        prior: LlamaForCausalLM,
+        sequence: SequenceConfig,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        fingerprint = tokenizer.fingerprint()
+        if sequence.tokenizer_fingerprint not in (None, fingerprint):
+            raise LoadingError(
+                f"The prior was trained on codes of the tokenizer with fingerprint {sequence.tokenizer_fingerprint[:12]}; "
+                f"this tokenizer's is {fingerprint[:12]}. Put the prior together with the tokenizer that made its codes."
+            )
+        self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
+        default = SamplingConfig() if sequence.num_classes else SamplingConfig(guidance_scale=1.0)
+        self.sampling = sampling or default
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.sequence.class_names
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
+
+    def to(self, device: torch.device | str) -> ImageGenerationPipeline:
+        self.tokenizer.to(device)
+        self.prior.to(device)
+        return self
+
+    def __call__(
+        self,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        *,
+        num_images_per_label: int = 1,
+        num_images: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        batch_size: int = 64,
+        output_type: Literal["pil", "np", "pt", "codes"] = "pil",
+        progress: bool = True,
+    ) -> ImagePipelineOutput:
+        """Sample images. What is not given is the pipeline's default (`self.sampling`).
+
+        Args:
+            class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
+                pipeline takes all classes in turn.
+            num_images: how many images, where `class_labels` is None.
+            seed: image i is drawn from its own stream, keyed by seed and i; None draws a seed.
+            generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
+            batch_size: images at a time; it changes neither codes nor images.
+            output_type: what `.images` holds; "codes" does not decode.
+
+        Raises:
+            ValueError: an argument is out of its range, or a class is unknown (the message lists the classes).
+        """
+        require(output_type in ("pil", "np", "pt", "codes"), f"output_type is {output_type!r}: pil, np, pt or codes.")
+        require(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
+        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        sampling = SamplingConfig(**{**asdict(self.sampling), **{k: v for k, v in given.items() if v is not None}})
+        labels = self._labels(class_labels, num_images_per_label, num_images)
+        number = len(labels) if labels is not None else (1 if num_images is None else num_images)
+        generators = _generators(seed, generator, number)
+        bar = tqdm(total=number, unit="image", disable=not progress, dynamic_ncols=True)
+        codes, images = [], []
+        with evaluating(self.tokenizer):
+            for first in range(0, number, batch_size):
+                part = slice(first, min(number, first + batch_size))
+                sampled = sample_codes(
+                    self.prior,
+                    self.sequence,
+                    None if labels is None else torch.tensor(labels[part]),
+                    generators=generators[part],
+                    batch_size=batch_size,
+                    **asdict(sampling),
+                )
+                codes.append(to_codes(sampled, self.sequence).cpu())
+                if output_type != "codes":
+                    images.append(self.decode(codes[-1]))
+                bar.update(part.stop - part.start)
+        bar.close()
+        return ImagePipelineOutput(_as_output(images, output_type), torch.cat(codes), labels)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [N, h, w] -> images float [N, C, H, W] in [-1, 1] on the CPU."""
+        with evaluating(self.tokenizer):
+            return self.tokenizer.decode(codes.to(self.tokenizer.device)).float().clamp(-1, 1).cpu()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the pipeline's folder: it appears whole, in place of an older pipeline of that name.
+
+        Raises:
+            OutputError: `folder` holds something that is no pipeline; nothing is overwritten.
+        """
+        folder = Path(folder)
+        if (
+            folder.exists()
+            and not (folder / MODEL_INDEX_NAME).is_file()
+            and (folder.is_file() or any(folder.iterdir()))
+        ):
+            raise OutputError(f"{folder} is not empty and holds no pipeline: choose another folder.")
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            export(aside / "tokenizer", lambda part: self.tokenizer.save_pretrained(part))
+            export(aside / "prior", lambda part: save_prior(self.prior, self.sequence, part))
+            write_text(aside / "README.md", pipeline_card(self.sequence))
+            index = {"_class_name": type(self).__name__, **_COMPONENTS, "sampling": asdict(self.sampling)}
+            write_json(aside / MODEL_INDEX_NAME, index)
+            replace_folder(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def from_pretrained(cls, folder_or_repo: str | Path, revision: str | None = None) -> ImageGenerationPipeline:
+        """Load a pipeline's folder or Hub repository.
+
+        Raises:
+            LoadingError: it is no pipeline, names a class outside the allow-list, or its parts do not fit together.
+        """
+        folder = local_folder(folder_or_repo, "pipeline", revision)
+        sampling = _read_index(folder)
+        tokenizer = load_tokenizer(folder / "tokenizer")
+        try:
+            prior, sequence = load_prior(folder / "prior")
+        except (OSError, ValueError) as error:
+            raise LoadingError(f"The prior in {folder} cannot be loaded: {error}") from error
+        return cls(tokenizer, prior, sequence, sampling)
+
+    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
+        """Upload the pipeline's folder in one commit; gives its address. The repository is made where it is missing."""
+        from tempfile import TemporaryDirectory
+
+        api = HfApi(token=token)
+        with TemporaryDirectory() as parent:
+            folder = self.save_pretrained(Path(parent) / "pipeline")
+            api.create_repo(repo_id, private=private, exist_ok=True)
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload pipeline"))
+
+    def _labels(
+        self, class_labels: Sequence[int | str] | int | str | None, per_label: int, num_images: int | None
+    ) -> list[int] | None:
+        require(per_label >= 1, f"num_images_per_label is {per_label}: it must be at least 1.")
+        require(num_images is None or num_images >= 1, f"num_images is {num_images}: it must be at least 1.")
+        if self.class_names is None:
+            require(class_labels is None, "This pipeline is unconditional: it takes no class_labels.")
+            return None
+        if class_labels is None:
+            number = self.sequence.num_classes * per_label if num_images is None else num_images
+            if num_images is None:
+                return [label for label in range(self.sequence.num_classes) for _ in range(per_label)]
+            return [index % self.sequence.num_classes for index in range(number)]
+        require(num_images is None, "Give class_labels with num_images_per_label, or num_images, not both.")
+        wanted = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
+        require(bool(wanted), "class_labels is empty: name at least one class, or leave it out for all of them.")
+        return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
+
+
+def make_pipeline(tokenizer: str, prior: str, output_dir: str) -> Path:
+    """Put a tokenizer's and a prior's folder (or Hub name) together into a pipeline folder.
+
+    Raises:
+        LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
+    """
+    model = load_tokenizer(tokenizer)
+    try:
+        prior_model, sequence = load_prior(local_folder(prior, "prior"))
+    except OSError as error:
+        raise LoadingError(f"The prior in {prior} cannot be loaded: {error}") from error
+    return ImageGenerationPipeline(model, prior_model, sequence).save_pretrained(output_dir)
+
+
+def _read_index(folder: Path) -> SamplingConfig:
+    """Check model_index.json against the allow-list; gives the pipeline's sampling defaults."""
+    path = folder / MODEL_INDEX_NAME
+    if not path.is_file():
+        raise LoadingError(
+            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. scripts/make_pipeline.py makes one."
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise LoadingError(f"{path} is damaged: {error}") from error
+    expected = {"_class_name": ImageGenerationPipeline.__name__, **_COMPONENTS}
+    if index != expected:
+        raise LoadingError(f"{path} names {index}: this pipeline loads {expected} and nothing else.")
+    return sampling
+
+
+def _generators(
+    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
+) -> list[torch.Generator]:
+    require(seed is None or generator is None, "Give a seed or generators, not both.")
+    if generator is None:
+        seed = torch.seed() % 2**63 if seed is None else seed
+        return [image_generator(seed, index) for index in range(number)]
+    if isinstance(generator, torch.Generator):
+        seeds = torch.randint(2**63 - 1, (number,), generator=generator).tolist()
+        return [image_generator(seed, 0) for seed in seeds]
+    require(len(generator) == number, f"There are {len(generator)} generators for {number} images: give one each.")
+    return list(generator)
+
+
+def _as_output(images: list[Tensor], output_type: str) -> list[Image.Image] | np.ndarray | Tensor | None:
+    if output_type == "codes":
+        return None
+    batch = torch.cat(images)
+    if output_type == "pt":
+        return batch
+    return to_pil(batch) if output_type == "pil" else to_uint8(batch).numpy()

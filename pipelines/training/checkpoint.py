@@ -1,0 +1,141 @@
+"""Checkpoints: folders of safetensors that appear whole, are verified before older ones go, and hold no pickle.
+
+checkpoints/step-000000500/
+    model.safetensors, ...    one file for each named group of tensors
+    state.json                counters that are no tensors
+    manifest.json             step, and sha256 and size of every file; written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from pipelines.files import OutputError, fsync, sha256, write_json
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was saved: groups of tensors by name, and counters."""
+
+    step: int
+    groups: dict[str, Tensors]
+    state: dict[str, Any]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_every: int = 0) -> Path:
+    """Write aside, flush, rename, verify; only then remove all but the newest `keep_last`.
+
+    Args:
+        folder: the run's `checkpoints`.
+        keep_every: checkpoints whose step is a multiple of it are never removed; 0 for none.
+
+    Raises:
+        OutputError: the disk is full or read-only. Older checkpoints are untouched.
+    """
+    target, aside = folder / f"step-{checkpoint.step:09d}", folder / f".tmp-step-{checkpoint.step}"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for name, tensors in checkpoint.groups.items():
+            save_file(
+                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
+                aside / f"{name}.safetensors",
+            )
+        write_json(aside / "state.json", checkpoint.state)
+        files = {file.name: {"sha256": sha256(file), "bytes": file.stat().st_size} for file in sorted(aside.iterdir())}
+        for name in files:
+            fsync(aside / name)
+        write_json(aside / "manifest.json", {"step": checkpoint.step, "files": files})
+        shutil.rmtree(target, ignore_errors=True)  # only a broken one of the same step can be there
+        os.rename(aside, target)
+        fsync(folder)
+    except Exception as error:  # safetensors raises its own error on a full disk
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OutputError(
+            f"Could not write the checkpoint of step {checkpoint.step} into {folder}: {error}. The earlier checkpoints are "
+            "intact: free disk space there, then run the same command again."
+        ) from error
+    problem = what_is_wrong(target)
+    if problem:
+        raise OutputError(f"The checkpoint {target} does not read back ({problem}): is the disk failing?")
+    _rotate(folder, keep_last, keep_every)
+    return target
+
+
+def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
+    """The newest checkpoint that verifies, or None. Each that does not is named with its reason and passed over."""
+    for path in reversed(_list(folder)):
+        problem = what_is_wrong(path)
+        if problem:
+            log(f"Passed over the checkpoint {path}: {problem}.")
+            continue
+        manifest = json.loads((path / "manifest.json").read_text())
+        groups = {
+            Path(name).stem: load_file(path / name) for name in manifest["files"] if name.endswith(".safetensors")
+        }
+        return Checkpoint(manifest["step"], groups, json.loads((path / "state.json").read_text()))
+    return None
+
+
+def what_is_wrong(path: Path) -> str | None:
+    """None where every file of a checkpoint is there with the size and sha256 of its manifest, else what is not."""
+    try:
+        files = json.loads((path / "manifest.json").read_text())["files"]
+        for name, entry in files.items():
+            file = path / name
+            if Path(name).name != name or not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != entry["bytes"]:
+                return f"{name} has {file.stat().st_size} bytes instead of {entry['bytes']}"
+            if sha256(file) != entry["sha256"]:
+                return f"{name} is damaged (its sha256 differs)"
+    except FileNotFoundError:
+        return "manifest.json is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"manifest.json cannot be read ({error})"
+    return None
+
+
+def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> Tensors:
+    """An optimizer's state as flat tensors: `<slot>/<parameter name>`."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {
+        f"{slot}/{names[id(parameter)]}": value
+        for parameter, slots in optimizer.state.items()
+        for slot, value in slots.items()
+    }
+
+
+def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tensors) -> None:
+    """The inverse of `optimizer_tensors`; `step` stays where the optimizer keeps it, on the CPU."""
+    parameters = dict(model.named_parameters())
+    for key, value in tensors.items():
+        slot, name = key.split("/", 1)
+        parameter = parameters[name]
+        on_device = value if slot == "step" and not _steps_on_device(optimizer) else value.to(parameter.device)
+        optimizer.state[parameter][slot] = on_device.clone()
+
+
+def _steps_on_device(optimizer: Optimizer) -> bool:
+    return any(group.get("fused") or group.get("capturable") for group in optimizer.param_groups)
+
+
+def _list(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+
+
+def _rotate(folder: Path, keep_last: int, keep_every: int) -> None:
+    good = [path for path in _list(folder) if not (keep_every and int(path.name.split("-")[1]) % keep_every == 0)]
+    for path in good[: -max(1, keep_last)]:
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,133 @@
+"""What a training run is told: frozen dataclasses with the same names in Python, on the command line and on disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.data import DataConfig
+from pipelines.training.optim import OptimizerConfig
+from prior import PriorConfig
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
+from tokenizer.fields import require
+from tokenizer.losses import ObjectiveConfig
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What both stages' runs have in common.
+
+    Args:
+        output_dir: the run's folder. To resume, run the same command again.
+        seed: of every draw: initialisation, order, augmentation, dropout.
+        max_steps: optimizer steps of the whole run; the learning rate's schedule ends there.
+        batch_size: samples a step, over all ranks and micro-steps.
+        gradient_accumulation_steps: forward passes a step.
+        mixed_precision: "auto" is bf16 where the device computes in it, else float32.
+        device: "auto" is what Accelerate finds.
+        num_workers: processes that load samples, a rank; 0 loads in the training process. No result depends on it.
+        ema_decay: of the average of the weights that is evaluated and exported; 0 exports the weights themselves.
+        log_every: steps between lines of metrics.
+        eval_every: steps between evaluations; the last step is always evaluated.
+        save_every: steps between checkpoints; the last step is always saved.
+        keep_last: newest checkpoints that are kept.
+        keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
+    """
+
+    output_dir: str = ""
+    seed: int = 0
+    max_steps: int = 100_000
+    batch_size: int = 64
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["auto", "no", "bf16"] = "auto"
+    device: Literal["auto", "cpu"] = "auto"
+    num_workers: int = 0
+    ema_decay: float = 0.0
+    log_every: int = 50
+    eval_every: int = 1_000
+    save_every: int = 1_000
+    keep_last: int = 2
+    keep_every: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (
+            "max_steps",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "log_every",
+            "eval_every",
+            "save_every",
+            "keep_last",
+        ):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("seed", "num_workers", "keep_every"):
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must not be negative.")
+        require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1).")
+
+    def micro_batch_size(self, ranks: int) -> int:
+        """Samples a forward pass of one rank.
+
+        Raises:
+            ValueError: `batch_size` does not split evenly.
+        """
+        parts = ranks * self.gradient_accumulation_steps
+        require(
+            self.batch_size % parts == 0,
+            f"batch_size {self.batch_size} does not split over {ranks} ranks x {self.gradient_accumulation_steps} "
+            f"gradient_accumulation_steps: make it a multiple of {parts}.",
+        )
+        return self.batch_size // parts
+
+
+@dataclass(frozen=True)
+class AugmentationConfig:
+    """Random changes of the training images, drawn anew each epoch.
+
+    Args:
+        flip: mirror half of the images.
+        random_crop: cut the square anywhere along the long side instead of in the centre.
+    """
+
+    flip: bool = True
+    random_crop: bool = True
+
+
+@dataclass(frozen=True)
+class TokenizerTrainingConfig(TrainingConfig):
+    """A run of stage one."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    preprocessing: Preprocessing = field(default_factory=Preprocessing)
+    augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    quantizer: VectorQuantizerConfig = field(default_factory=VectorQuantizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    num_pictures: int = 8
+
+
+@dataclass(frozen=True)
+class PriorTrainingConfig(TrainingConfig):
+    """A run of stage two.
+
+    Args:
+        codes: folder or Hub name of a code data set; vocabulary, length and classes are read from it.
+        tokenizer: folder or Hub name of the tokenizer that the codes must come from; none takes the codes' word.
+        class_dropout: share of the samples whose class is replaced by null, for guidance.
+        validation_fraction: share of the source images whose codes are held out, all variants of an image together.
+        label_smoothing: of the cross-entropy while training.
+    """
+
+    codes: str = ""
+    tokenizer: str | None = None
+    class_dropout: float = 0.1
+    validation_fraction: float = 0.05
+    label_smoothing: float = 0.0
+    model: PriorConfig = field(default_factory=PriorConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("class_dropout", "validation_fraction", "label_smoothing"):
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must lie in [0, 1).")

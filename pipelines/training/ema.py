@@ -1,0 +1,54 @@
+"""Exponential moving average of a model's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """theta_ema <- d theta_ema + (1 - d) theta after every step, d = min(decay, (1 + step) / (10 + step)).
+
+    Buffers (codebook usage) are taken as they are. With `decay` 0 the average is the model itself and costs nothing.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.model, self.decay = model, decay
+        self.weights: dict[str, Tensor] = {}
+        if decay:
+            self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        if self.weights:
+            decay = min(self.decay, (1 + step) / (10 + step))
+            averages = [self.weights[name] for name, _ in self.model.named_parameters()]
+            torch._foreach_lerp_(averages, [parameter.detach() for parameter in self.model.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def copy_rows(self, name: str, rows: Tensor) -> None:
+        """Take over rows of a parameter as they are: codes that were revived have no past worth averaging."""
+        if self.weights:
+            self.weights[name][rows] = self.model.get_parameter(name)[rows]
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within, the model has the averaged weights."""
+        if not self.weights:
+            yield
+            return
+        kept = {name: parameter.data for name, parameter in self.model.named_parameters()}
+        for name, parameter in self.model.named_parameters():
+            parameter.data = self.weights[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self.model.named_parameters():
+                parameter.data = kept[name]
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        for name, tensor in self.weights.items():
+            tensor.copy_(weights[name])

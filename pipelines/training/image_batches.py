@@ -1,0 +1,103 @@
+"""Batches of training images: the order and the augmentation are keyed by position, so that a resume changes neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipelines.data import DataError, ImageSource
+from pipelines.training.config import AugmentationConfig
+from pipelines.training.randomness import SampleOrder, numpy_generator
+from tokenizer.images import BadImage, Preprocessing, load_image, prepare
+
+# A bad image is replaced by another; so many bad ones in a row mean that the source holds no images worth training on.
+_MOST_REPLACEMENTS = 100
+
+
+@dataclass
+class ImageBatch:
+    """pixels uint8 [B, S, S, C]; the inputs that could not be read, with their reasons; the source ids."""
+
+    pixels: Tensor
+    source_ids: list[str]
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+class AugmentedImages(Dataset):
+    """Item (epoch, index) -> one augmented image; what is drawn depends on seed, epoch and index alone."""
+
+    def __init__(
+        self,
+        source: ImageSource,
+        preprocessing: Preprocessing,
+        channels: int,
+        augmentation: AugmentationConfig,
+        seed: int,
+    ) -> None:
+        self.source, self.preprocessing, self.channels = source, preprocessing, channels
+        self.augmentation, self.seed = augmentation, seed
+
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, str, dict[str, str]]:
+        epoch, index = item
+        random = numpy_generator(self.seed, "augmentation", epoch, index)
+        position, flip = tuple(random.random(2)), bool(random.random() < 0.5)
+        skipped: dict[str, str] = {}
+        for _ in range(_MOST_REPLACEMENTS):
+            record = self.source[index]
+            try:
+                image = load_image(record.data, self.preprocessing.max_pixels)
+                crop = position if self.augmentation.random_crop else "center"
+                mirrored = flip and self.augmentation.flip
+                pixels = prepare(image, self.preprocessing, self.channels, crop=crop, flip=mirrored)
+                return pixels, record.source_id, skipped
+            except BadImage as error:
+                skipped[record.source_id] = f"{error.reason}: {error}"
+                index = int(random.integers(len(self.source)))
+        raise DataError(
+            f"{len(skipped)} images in a row could not be used; the last: {list(skipped.items())[-1]}. "
+            "Check data.source and preprocessing."
+        )
+
+
+def image_batches(
+    images: AugmentedImages, start: int, stop: int, micro_batch_size: int, rank: int, ranks: int, num_workers: int
+) -> Iterator[ImageBatch]:
+    """This rank's batches for the micro-steps start, ..., stop - 1 of the run.
+
+    A micro-step takes the next ranks * micro_batch_size positions of the order; rank r takes every ranks-th of them.
+    """
+    order = SampleOrder(len(images.source), images.seed)
+    whole = ranks * micro_batch_size
+
+    def indices() -> Iterator[list[tuple[int, int]]]:
+        for micro_step in range(start, stop):
+            yield order.positions(micro_step * whole, whole)[rank::ranks]
+
+    yield from DataLoader(
+        images,
+        batch_sampler=_Batches(indices),
+        num_workers=num_workers,
+        collate_fn=_collate,
+        persistent_workers=False,
+        multiprocessing_context="spawn" if num_workers else None,
+    )
+
+
+class _Batches:
+    def __init__(self, make) -> None:
+        self._make = make
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return self._make()
+
+
+def _collate(items: list[tuple[np.ndarray, str, dict[str, str]]]) -> ImageBatch:
+    skipped = {name: reason for _, _, bad in items for name, reason in bad.items()}
+    return ImageBatch(
+        torch.from_numpy(np.stack([pixels for pixels, _, _ in items])), [name for _, name, _ in items], skipped
+    )

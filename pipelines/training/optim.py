@@ -1,0 +1,69 @@
+"""Optimizer and learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tokenizer.fields import require
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a cosine to `min_learning_rate`.
+
+    Args:
+        learning_rate: at its peak.
+        warmup_steps: steps over which it rises from 0.
+        min_learning_rate: where the cosine ends, at the last step.
+        beta1: decay of the first moment.
+        beta2: decay of the second moment.
+        weight_decay: on matrices and convolutions only, not on biases, norms and codebooks.
+        max_grad_norm: gradients of a larger norm are scaled down to it; 0 for no clipping.
+    """
+
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    min_learning_rate: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}: it must be positive.")
+        for name in ("warmup_steps", "min_learning_rate", "weight_decay", "max_grad_norm"):
+            require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}: it must not be negative.")
+        for name in ("beta1", "beta2"):
+            require(0 <= getattr(self, name) < 1, f"optimizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
+
+
+def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
+    decayed = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() >= 2 and "embed" not in name]
+    others = [
+        p for name, p in model.named_parameters() if p.requires_grad and not (p.dim() >= 2 and "embed" not in name)
+    ]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
+    """Learning rate of step 0, ..., max_steps - 1."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
+    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = value

@@ -1,0 +1,53 @@
+"""Randomness is counted, not carried: every draw is keyed by what it is for.
+
+Nothing of a random state is saved, so that a resumed run, another number of workers or of ranks draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def key(seed: int, purpose: str, *counters: int) -> int:
+    """63 bits for a random generator, from a run's seed, the name of the purpose and counters (step, epoch, sample)."""
+    text = ":".join([str(seed), purpose, *map(str, counters)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key(seed, purpose, *counters)))
+
+
+def torch_generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
+    return torch.Generator().manual_seed(key(seed, purpose, *counters))
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Set torch's global generators for one step, for what draws from them (dropout)."""
+    torch.manual_seed(key(seed, "step", step, rank))
+
+
+class SampleOrder:
+    """The order in which samples are trained on: one permutation an epoch, the epochs end to end.
+
+    Position p of the whole run is sample `permutation(seed, p // size)[p % size]`. A global batch is the next
+    `batch_size` positions whatever the number of ranks.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def positions(self, start: int, count: int) -> list[tuple[int, int]]:
+        """(epoch, index) of the positions start, ..., start + count - 1."""
+        return [self._at(position) for position in range(start, start + count)]
+
+    def _at(self, position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, self.size)
+        if epoch != self._epoch:
+            self._permutation = numpy_generator(self.seed, "order", epoch).permutation(self.size)
+            self._epoch = epoch
+        return epoch, int(self._permutation[offset])

@@ -1,0 +1,232 @@
+"""One training run: its folder, its devices, and what it reports."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import signal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from pipelines.devices import make_accelerator
+from pipelines.files import OutputError, write_json, write_text
+from pipelines.training.config import TrainingConfig
+from tokenizer.fields import require
+
+logger = logging.getLogger("codegrid")
+
+CONFIG_NAME = "training_config.json"
+# Fields that may change between the two commands of one run, because no weight depends on them.
+_MAY_CHANGE = {
+    "output_dir",
+    "num_workers",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "keep_every",
+    "device",
+}
+# The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
+EXIT_STOPPED = 143
+# So many steps in a row without finite gradients end a run: its weights are intact, but it learns nothing.
+_MOST_BAD_STEPS = 20
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message says why and what to change."""
+
+
+class Run:
+    """A run's folder, Accelerate, log, metrics and progress bar.
+
+    training_config.json   the resolved config; the same command resumes, another is refused
+    metrics.jsonl          a line each `log_every` and `eval_every` steps; no wall-clock time in it, so that a resumed
+                           run's file equals that of a run which was never stopped
+    tensorboard/, pictures/, checkpoints/
+    config.json, *.safetensors, README.md   the exported model, once the run is finished
+    """
+
+    def __init__(self, config: TrainingConfig, stage: str) -> None:
+        require(bool(config.output_dir), "output_dir is empty: say where the run goes with --output-dir RUN.")
+        self.config, self.folder = config, Path(config.output_dir)
+        self.accelerator: Accelerator = make_accelerator(config.device, config.mixed_precision)
+        self.is_main = self.accelerator.is_main_process
+        # Fails before any rank has started to compute when the split is uneven.
+        self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
+        self._claim(stage)
+        self.writer = SummaryWriter(str(self.folder / "tensorboard")) if self.is_main else None
+        self.stop_requested = False
+        self._bar: tqdm | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def log(self, message: str) -> None:
+        """A line for the user, from the main process, that does not tear the progress bar."""
+        if self.is_main:
+            tqdm.write(message)
+
+    def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
+        """Append a line to metrics.jsonl and show the values in TensorBoard."""
+        if not self.is_main:
+            return
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        for name, value in values.items():
+            self.writer.add_scalar(f"{kind}/{name}", value, step)
+        self.writer.flush()
+
+    def timing(self, step: int, values: dict[str, float]) -> None:
+        """Rates: for TensorBoard and the progress bar only, since no two runs agree in them."""
+        if self.is_main:
+            for name, value in values.items():
+                self.writer.add_scalar(f"timing/{name}", value, step)
+
+    def picture(self, name: str, step: int, grid: Tensor) -> None:
+        """Save a picture, uint8 [3, H, W], under pictures/ and in TensorBoard."""
+        from torchvision.io import encode_png
+
+        if self.is_main:
+            path = self.folder / "pictures" / f"{name}-{step:09d}.png"
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(encode_png(grid).numpy().tobytes())
+            self.writer.add_image(name, grid, step)
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop the lines that were written after the checkpoint that is resumed from, and a torn last line."""
+        path = self.folder / "metrics.jsonl"
+        if not self.is_main or not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except ValueError:
+                continue
+        write_text(path, "".join(line + "\n" for line in kept))
+
+    def progress(self, start: int, unit: str = "step") -> tqdm:
+        """The progress bar over optimizer steps, with rate and time left."""
+        self._bar = tqdm(
+            initial=start,
+            total=self.config.max_steps,
+            unit=unit,
+            disable=not self.is_main,
+            dynamic_ncols=True,
+            mininterval=1.0,
+        )
+        return self._bar
+
+    def listen_for_signals(self) -> None:
+        """SIGTERM and Ctrl-C ask for a checkpoint after the current step; a second one leaves at once."""
+
+        def request(number: int, frame: Any) -> None:
+            if self.stop_requested:
+                os._exit(128 + number)
+            self.stop_requested = True
+            self.log("Asked to stop: saving a checkpoint after this step (again: leave at once).")
+
+        signal.signal(signal.SIGTERM, request)
+        signal.signal(signal.SIGINT, request)
+
+    def should_stop(self) -> bool:
+        """Whether any rank was asked to stop; all ranks answer alike."""
+        if self.accelerator.num_processes == 1:
+            return self.stop_requested
+        asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self.writer is not None:
+            self.writer.close()
+        self.accelerator.end_training()
+
+    def _claim(self, stage: str) -> None:
+        """Make the folder this run's own, or find that it is already; the main process decides for all ranks."""
+        problem = ""
+        if self.is_main:
+            try:
+                self._lock = _claim_folder(self.folder, stage, self.config)
+            except (OutputError, OSError) as error:
+                problem = str(error)
+        if self.accelerator.num_processes > 1:
+            box = [problem]
+            torch.distributed.broadcast_object_list(box)
+            problem = box[0]
+        if problem:
+            raise OutputError(problem)
+
+
+def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> Any:
+    """Write the resolved config, or compare it with the one that is there. Returns the open lock file."""
+    resolved = json.loads(json.dumps({"stage": stage, **asdict(config)}))
+    path = folder / CONFIG_NAME
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: choose another --output-dir.")
+    if folder.is_dir() and not path.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        raise OutputError(f"{folder} is not empty and holds no training run: choose another --output-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise OutputError(
+            f"Another process is training in {folder}: wait for it, or choose another --output-dir."
+        ) from error
+    if path.exists():
+        try:
+            previous = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
+        differences = _differences(previous, resolved)
+        if differences:
+            raise OutputError(
+                f"{folder} holds another run. Pass its settings to resume it, or choose another --output-dir. "
+                "Different are: " + "; ".join(differences)
+            )
+    write_json(path, resolved)
+    return lock
+
+
+def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for name in sorted(set(before) | set(now)):
+            if where or name not in _MAY_CHANGE:
+                found += _differences(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+        return found
+    return [] if before == now else [f"{where} was {before!r}, is {now!r}"]
+
+
+def stop_run(run: Run, step: int) -> None:
+    """End a run that was asked to stop, after its checkpoint was saved."""
+    run.log(f"Stopped after step {step}; the checkpoint is in {run.checkpoints}. Run the same command to go on.")
+    run.close()
+    raise SystemExit(EXIT_STOPPED)
+
+
+def check_bad_steps(bad_steps: int, step: int, batch: str) -> None:
+    """End a run whose gradients stay infinite or NaN.
+
+    Raises:
+        TrainingError: `bad_steps` in a row is too many. `batch` says what the last batch was.
+    """
+    if bad_steps >= _MOST_BAD_STEPS:
+        raise TrainingError(
+            f"{bad_steps} steps in a row up to step {step} had gradients that are not finite; no weight was changed by "
+            f"them. The last batch began with {batch}. Lower optimizer.learning_rate or look at these inputs."
+        )

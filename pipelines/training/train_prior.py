@@ -1,0 +1,248 @@
+"""Stage two: train a prior on codes."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipelines.devices import evaluating
+from pipelines.export import export_prior
+from pipelines.loading import load_tokenizer
+from pipelines.training.checkpoint import (
+    Checkpoint,
+    load_newest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from pipelines.training.config import PriorTrainingConfig
+from pipelines.training.ema import EMA
+from pipelines.training.learner import Learner
+from pipelines.training.randomness import SampleOrder, key, seed_step, torch_generator
+from pipelines.training.run import Run, check_bad_steps, stop_run
+from prior import SequenceConfig, bits_per_code, make_prior, prior_loss
+from prior.codes import CodeDataset, CodesError, open_codes
+
+
+def train_prior(config: PriorTrainingConfig) -> Path:
+    """Train a prior, or go on where a run of the same config stopped; gives the run's folder.
+
+    Raises:
+        CodesError: the codes are no finished data set, damaged, or of another tokenizer than `config.tokenizer`.
+        OutputError: the folder holds something else, or the disk is full.
+        ValueError: the config contradicts itself.
+    """
+    codes = open_codes(config.codes)
+    sequence = codes.manifest.sequence_config()
+    if config.tokenizer is not None:
+        check_tokenizer(codes, config.tokenizer)
+    run = Run(config, stage="prior")
+    run.listen_for_signals()
+    torch.manual_seed(key(config.seed, "initialisation"))
+    model = make_prior(config.model, sequence)
+    learner = Learner.make(model, config.optimizer, run.accelerator)
+    ema = EMA(model, config.ema_decay)
+    rows, held_out = codes.split(config.validation_fraction)
+    if not len(rows):
+        raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
+    window: dict[str, Tensor] = {}
+    start = _resume(run, learner, ema, window)
+    _announce(run, config, model, sequence, len(rows), len(held_out), start)
+    scores = _train(run, config, codes, rows, held_out, sequence, learner, ema, window, start)
+    if run.is_main:
+        with ema.applied():
+            export_prior(model, sequence, run.folder, config.codes, scores)
+    run.accelerator.wait_for_everyone()
+    run.log(f"The prior is in {run.folder}.")
+    run.close()
+    return run.folder
+
+
+def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
+    """Refuse codes that another tokenizer made.
+
+    Raises:
+        CodesError: the fingerprints differ.
+    """
+    fingerprint, manifest = load_tokenizer(tokenizer).fingerprint(), codes.manifest
+    if fingerprint != manifest.tokenizer_fingerprint:
+        raise CodesError(
+            f"The codes were made by another tokenizer ({manifest.tokenizer}, fingerprint "
+            f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, or name "
+            "the tokenizer that made them."
+        )
+
+
+def _train(
+    run: Run,
+    config: PriorTrainingConfig,
+    codes: CodeDataset,
+    rows: np.ndarray,
+    held_out: np.ndarray,
+    sequence: SequenceConfig,
+    learner: Learner,
+    ema: EMA,
+    window: dict[str, Tensor],
+    start: int,
+) -> dict[str, float]:
+    """The loop: load, step, log, evaluate, save. Gives the last evaluation's scores."""
+    accelerator, rank, ranks = run.accelerator, run.accelerator.process_index, run.accelerator.num_processes
+    order, parts = SampleOrder(len(rows), config.seed), config.gradient_accumulation_steps
+    learner.module.train()
+    scores: dict[str, float] = {}
+    bad_steps, bar, began = 0, run.progress(start), time.monotonic()
+    for step in range(start, config.max_steps):
+        positions = [index for _, index in order.positions(step * config.batch_size, config.batch_size)]
+        batch = rows[positions]
+        dropped = _dropped(config, step)
+        seed_step(config.seed, step, rank)
+        loss = torch.zeros((), device=accelerator.device)
+        for part in range(parts):
+            mine = slice(part * ranks + rank, None, ranks * parts)  # every (ranks * parts)-th row of the global batch
+            with learner.exchanging_gradients(accelerator, part == parts - 1):
+                with accelerator.autocast():
+                    part_loss = _loss(
+                        learner.wrapped, codes, batch[mine], dropped[mine], sequence, config, accelerator.device
+                    )
+                accelerator.backward(part_loss / parts)
+            loss += part_loss.detach() / parts
+        norm = learner.update(step, config.max_steps)
+        ema.update(step)
+        bad_steps = 0 if math.isfinite(norm) else bad_steps + 1
+        check_bad_steps(bad_steps, step, f"rows {batch[:8].tolist()}")
+        for name, value in {"loss": loss.cpu(), "grad_norm": torch.tensor(norm), "steps": torch.ones(())}.items():
+            window[name] = window.get(name, torch.zeros(())) + value
+        done = step + 1
+        bar.update()
+        if done % config.log_every == 0 or done == config.max_steps:
+            _log_window(run, learner, window, done, bar, (done - start) / (time.monotonic() - began))
+        if done % config.eval_every == 0 or done == config.max_steps:
+            scores = _evaluate(run, config, codes, held_out, sequence, learner, ema, done)
+        stopping = run.should_stop()
+        if done % config.save_every == 0 or done == config.max_steps or stopping:
+            _save(run, learner, ema, window, done)
+        if stopping and done < config.max_steps:
+            stop_run(run, done)
+    return scores or _evaluate(run, config, codes, held_out, sequence, learner, ema, None)
+
+
+def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:
+    """Which samples of the global batch lose their class in this step: bool [batch_size], the same on every rank."""
+    draws = torch.rand(config.batch_size, generator=torch_generator(config.seed, "class dropout", step))
+    return draws < config.class_dropout
+
+
+def _loss(
+    model: torch.nn.Module,
+    codes: CodeDataset,
+    rows: np.ndarray,
+    dropped: Tensor | None,
+    sequence: SequenceConfig,
+    config: PriorTrainingConfig,
+    device: torch.device,
+) -> Tensor:
+    """Mean cross-entropy of `rows` in nats a code."""
+    labels = None if codes.labels is None else codes.labels[rows]
+    if labels is not None:
+        # Images without a label among labelled ones are -1: they train the null class.
+        unknown = torch.from_numpy(labels < 0)
+        dropped = unknown if dropped is None else dropped | unknown
+        labels = torch.from_numpy(labels.clip(min=0)).to(device)
+    batch = torch.from_numpy(codes.codes(rows)).to(device)  # [B, L]
+    drop = None if labels is None else dropped.to(device)
+    smoothing = config.label_smoothing if model.training else 0.0
+    return prior_loss(model, batch, labels, drop, sequence, label_smoothing=smoothing, validate=False)
+
+
+def _evaluate(
+    run: Run,
+    config: PriorTrainingConfig,
+    codes: CodeDataset,
+    held_out: np.ndarray,
+    sequence: SequenceConfig,
+    learner: Learner,
+    ema: EMA,
+    done: int | None,
+) -> dict[str, float]:
+    """Cross-entropy of the averaged weights on the held-out rows; reported unless `done` is None."""
+    accelerator = run.accelerator
+    if not len(held_out):
+        return {}
+    mine = held_out[accelerator.process_index :: accelerator.num_processes]
+    sums = torch.zeros(2, device=accelerator.device)
+    with ema.applied(), evaluating(learner.module), accelerator.autocast():
+        for first in range(0, len(mine), run.micro_batch_size):
+            rows = mine[first : first + run.micro_batch_size]
+            loss = _loss(learner.module, codes, rows, None, sequence, config, accelerator.device)
+            sums += torch.stack([loss.float() * len(rows), torch.tensor(float(len(rows)), device=accelerator.device)])
+    total, number = accelerator.reduce(sums, "sum").tolist()
+    nats = total / number
+    scores = {"cross_entropy": nats, "bits_per_code": bits_per_code(nats)}
+    if done is not None:
+        run.metrics(done, "validation", scores)
+        run.log(f"step {done}: held-out cross-entropy {nats:.4f} nats a code, {scores['bits_per_code']:.3f} bits")
+    return scores
+
+
+def _log_window(run: Run, learner: Learner, window: dict[str, Tensor], done: int, bar, rate: float) -> None:
+    """Means since the last line, over all ranks."""
+    sums = torch.stack([window["loss"], window["grad_norm"]]).to(run.accelerator.device)
+    loss, norm = run.accelerator.reduce(sums / float(window["steps"]), "mean").tolist()
+    values = {"loss": loss, "grad_norm": norm, "learning_rate": learner.optimizer.param_groups[0]["lr"]}
+    run.metrics(done, "train", values)
+    run.timing(done, {"steps_per_second": rate})
+    bar.set_postfix({"loss": f"{loss:.4f}"})
+    window.clear()
+
+
+def _resume(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor]) -> int:
+    """Load the newest good checkpoint; gives the number of steps that are done."""
+    checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
+    run.forget_metrics_after(checkpoint.step if checkpoint else 0)
+    if checkpoint is None:
+        return 0
+    learner.module.load_state_dict(checkpoint.groups["model"])
+    load_optimizer_tensors(learner.optimizer, learner.module, checkpoint.groups["optimizer"])
+    ema.load(checkpoint.groups.get("ema", {}))
+    window.update(checkpoint.groups.get("window", {}))
+    run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
+    return checkpoint.step
+
+
+def _save(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor], done: int) -> None:
+    if run.is_main:
+        groups = {
+            "model": learner.module.state_dict(),
+            "optimizer": optimizer_tensors(learner.optimizer, learner.module),
+            "ema": ema.weights,
+            "window": window,
+        }
+        groups = {name: tensors for name, tensors in groups.items() if tensors}
+        save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
+    run.accelerator.wait_for_everyone()
+
+
+def _announce(
+    run: Run,
+    config: PriorTrainingConfig,
+    model: torch.nn.Module,
+    sequence: SequenceConfig,
+    num_rows: int,
+    num_held_out: int,
+    start: int,
+) -> None:
+    """What the run is about to do."""
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes (unconditional)"
+    run.log(
+        f"Prior: {parameters:.2f}M parameters, {sequence.length} codes of {sequence.codebook_size} an image, {classes}.\n"
+        f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
+        f"Training: steps {start} to {config.max_steps}, {config.batch_size} rows a step on "
+        f"{run.accelerator.num_processes} x {run.accelerator.device.type}, precision {run.accelerator.mixed_precision}, "
+        f"learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
+    )

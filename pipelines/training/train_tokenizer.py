@@ -1,0 +1,245 @@
+"""Stage one: train a tokenizer."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from pipelines.data import ImageSource, split_images
+from pipelines.devices import evaluating
+from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from pipelines.export import export_tokenizer
+from pipelines.files import write_text
+from pipelines.training.checkpoint import (
+    Checkpoint,
+    load_newest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    save_checkpoint,
+)
+from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.image_batches import AugmentedImages, image_batches
+from pipelines.training.randomness import key, seed_step
+from pipelines.training.run import Run, check_bad_steps, stop_run
+from pipelines.training.tokenizer_step import TokenizerLearners, make_learners, train_step
+from tokenizer import VQModel, VQModelConfig
+from tokenizer.images import to_model, to_uint8
+from tokenizer.metrics import usage_and_perplexity
+
+
+def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
+    """Train a tokenizer, or go on where a run of the same config stopped; gives the run's folder.
+
+    Raises:
+        DataError: the images cannot be read as asked.
+        OutputError: the folder holds something else, or the disk is full.
+        ValueError: the config contradicts itself.
+    """
+    run = Run(config, stage="tokenizer")
+    run.listen_for_signals()
+    train_images, validation_images = split_images(config.data)
+    torch.manual_seed(key(config.seed, "initialisation"))
+    model = VQModel(
+        VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
+    )
+    learners = make_learners(
+        model, config.objective, config.optimizer, config.discriminator_optimizer, config.ema_decay, run.accelerator
+    )
+    start = _resume(run, learners)
+    _announce(run, config, model, train_images, validation_images, start)
+    scores = _train(run, config, learners, train_images, validation_images, start)
+    if run.is_main:
+        with learners.ema.applied():
+            export_tokenizer(model, run.folder, config.data.source, scores)
+    run.accelerator.wait_for_everyone()
+    run.log(f"The tokenizer is in {run.folder} (VQModel.from_pretrained); pictures in {run.folder / 'pictures'}.")
+    run.close()
+    return run.folder
+
+
+def _train(
+    run: Run,
+    config: TokenizerTrainingConfig,
+    learners: TokenizerLearners,
+    train_images: ImageSource,
+    validation_images: ImageSource | None,
+    start: int,
+) -> dict[str, float]:
+    """The loop: load, step, log, evaluate, save. Gives the last evaluation's scores."""
+    accumulation, rank, ranks = (
+        config.gradient_accumulation_steps,
+        run.accelerator.process_index,
+        run.accelerator.num_processes,
+    )
+    images = AugmentedImages(
+        train_images, config.preprocessing, config.backbone.in_channels, config.augmentation, config.seed
+    )
+    batches = image_batches(
+        images,
+        start * accumulation,
+        config.max_steps * accumulation,
+        run.micro_batch_size,
+        rank,
+        ranks,
+        config.num_workers,
+    )
+    learners.model.module.train()
+    scores: dict[str, float] = {}
+    bad_steps, skipped = 0, {}
+    bar, began = run.progress(start), time.monotonic()
+    for step in range(start, config.max_steps):
+        micro_batches = []
+        for batch in itertools.islice(batches, accumulation):
+            micro_batches.append(to_model(batch.pixels).to(run.accelerator.device))
+            skipped.update(batch.skipped)
+        seed_step(config.seed, step, rank)
+        values = train_step(
+            learners, config.objective, micro_batches, step, config.max_steps, config.seed, run.accelerator
+        )
+        bad_steps = 0 if math.isfinite(float(values["grad_norm"])) else bad_steps + 1
+        check_bad_steps(bad_steps, step, ", ".join(batch.source_ids[:8]))
+        _add_to_window(learners.window, values)
+        done = step + 1
+        bar.update()
+        if done % config.log_every == 0 or done == config.max_steps:
+            _log_window(run, learners, done, bar, (done - start) / (time.monotonic() - began), skipped)
+        if done % config.eval_every == 0 or done == config.max_steps:
+            scores = _evaluate(run, config, learners, train_images, validation_images, done)
+        stopping = run.should_stop()
+        if done % config.save_every == 0 or done == config.max_steps or stopping:
+            _save(run, learners, done)
+        if stopping and done < config.max_steps:
+            stop_run(run, done)
+    return scores or _evaluate(run, config, learners, train_images, validation_images, config.max_steps, report=False)
+
+
+def _add_to_window(window: dict[str, Tensor], values: dict[str, Tensor]) -> None:
+    for name, value in {**values, "steps": torch.ones(())}.items():
+        window[name] = window[name] + value.cpu() if name in window else value.cpu().clone()
+
+
+def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: float, skipped: dict[str, str]) -> None:
+    """Means since the last line, over all ranks, and the codes' usage in that window."""
+    window = {name: value.to(run.accelerator.device) for name, value in learners.window.items()}
+    counts = run.accelerator.reduce(window.pop("code_counts"), "sum")
+    steps = window.pop("steps")
+    names = sorted(window)
+    means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
+    values = dict(zip(names, means, strict=True))
+    values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts)
+    values["learning_rate"] = learners.model.optimizer.param_groups[0]["lr"]
+    run.metrics(done, "train", values)
+    run.timing(done, {"steps_per_second": rate})
+    bar.set_postfix({name: f"{values[name]:.4g}" for name in ("l1", "l2", "code_usage") if name in values})
+    learners.window.clear()
+    if skipped and run.is_main:
+        write_text(
+            run.folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
+        )
+
+
+def _evaluate(
+    run: Run,
+    config: TokenizerTrainingConfig,
+    learners: TokenizerLearners,
+    train_images: ImageSource,
+    validation_images: ImageSource | None,
+    done: int,
+    report: bool = True,
+) -> dict[str, float]:
+    """Scores of the averaged weights on the validation images, and a picture: originals above reconstructions."""
+    model = learners.model.module
+    with learners.ema.applied():
+        scores: dict[str, float] = {}
+        if validation_images is not None:
+            result = evaluate_reconstruction(
+                model, validation_images, run.accelerator, run.micro_batch_size, learners.perceptual
+            )
+            scores = {name: value for name, value in asdict(result).items() if value is not None}
+        if report:
+            if scores:
+                run.metrics(done, "validation", scores)
+                shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
+                run.log(f"step {done}: {shown}")
+            if run.is_main:
+                shown_images = validation_images or train_images
+                run.picture("reconstructions", done, reconstruction_grid(model, shown_images, config.num_pictures))
+    return scores
+
+
+def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Tensor:
+    """The first images above their reconstructions: uint8 [3, H, W]."""
+    batch = next(prepared_batches(model, iter(source), number))
+    with evaluating(model):
+        images = batch.images.to(model.device)
+        both = torch.cat([images, model(images).reconstruction])
+    pixels = to_uint8(both).permute(0, 3, 1, 2).cpu()  # [2N, C, S, S]
+    return make_grid(pixels, nrow=max(1, len(images)), pad_value=255)
+
+
+def _resume(run: Run, learners: TokenizerLearners) -> int:
+    """Load the newest good checkpoint into the learners; gives the number of steps that are done."""
+    checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
+    run.forget_metrics_after(checkpoint.step if checkpoint else 0)
+    if checkpoint is None:
+        return 0
+    groups = checkpoint.groups
+    learners.model.module.load_state_dict(groups["model"])
+    load_optimizer_tensors(learners.model.optimizer, learners.model.module, groups["optimizer"])
+    learners.ema.load(groups.get("ema", {}))
+    learners.window.update(groups.get("window", {}))
+    if learners.discriminator is not None:
+        learners.discriminator.module.load_state_dict(groups["discriminator"])
+        discriminator = learners.discriminator
+        load_optimizer_tensors(discriminator.optimizer, discriminator.module, groups["discriminator_optimizer"])
+    run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
+    return checkpoint.step
+
+
+def _save(run: Run, learners: TokenizerLearners, done: int) -> None:
+    if run.is_main:
+        groups = {
+            "model": learners.model.module.state_dict(),
+            "optimizer": optimizer_tensors(learners.model.optimizer, learners.model.module),
+            "ema": learners.ema.weights,
+            "window": learners.window,
+        }
+        if learners.discriminator is not None:
+            groups["discriminator"] = learners.discriminator.module.state_dict()
+            groups["discriminator_optimizer"] = optimizer_tensors(
+                learners.discriminator.optimizer, learners.discriminator.module
+            )
+        groups = {name: tensors for name, tensors in groups.items() if tensors}
+        save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
+    run.accelerator.wait_for_everyone()
+
+
+def _announce(
+    run: Run,
+    config: TokenizerTrainingConfig,
+    model: VQModel,
+    train_images: ImageSource,
+    validation_images: ImageSource | None,
+    start: int,
+) -> None:
+    """What the run is about to do."""
+    height, width = model.config.grid_shape
+    bits = height * width * math.log2(config.quantizer.codebook_size)
+    raw = config.preprocessing.image_size**2 * config.backbone.in_channels * 8
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
+    run.log(
+        f"Tokenizer: {parameters:.2f}M parameters, {height}x{width} codes of {config.quantizer.codebook_size} an image, "
+        f"{raw / bits:.0f} times fewer bits than the pixels.\n"
+        f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
+        f"Training: steps {start} to {config.max_steps}, {config.batch_size} images a step on "
+        f"{run.accelerator.num_processes} x {run.accelerator.device.type}, precision {run.accelerator.mixed_precision}, "
+        f"learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
+    )

@@ -1,0 +1,240 @@
+"""Reading a code data set: its manifest, and its codes memory-mapped.
+
+CODES/
+    README.md           dataset card; `datasets.load_dataset(CODES)` reads the shards by it
+    manifest.json       written last: without it the data set is unfinished
+    data/codes-00000.parquet, ...
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+from datasets import load_dataset
+from huggingface_hub import snapshot_download
+
+from prior.sequence import SequenceConfig
+
+MANIFEST_NAME = "manifest.json"
+FORMAT = "codegrid-codes"
+VERSION = 1
+
+
+class CodesError(ValueError):
+    """A code data set cannot be used; the message names what is wrong and the remedy."""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file: its path in the data set, rows, bytes and sha256."""
+
+    file: str
+    num_rows: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CodesManifest:
+    """What a code data set is, so that nobody has to guess which tokenizer made it.
+
+    Args:
+        tokenizer: where the tokenizer was loaded from, for people.
+        tokenizer_fingerprint: sha256 over its weights and config.
+        codebook_size, grid_shape, depth: of the codes; a row has rows * columns * depth of them.
+        code_dtype: "uint16", or "uint32" for more than 65,536 codes.
+        class_names: in the order of the labels; None where the images had none.
+        preprocessing: how images became square, the fields of `tokenizer.Preprocessing`.
+        precision: in which the encoder ran, "float32" or "bfloat16".
+        flip, ten_crop: the variants of each image that are in.
+        source: a line that describes the images. `source_fingerprint` changes when they do.
+        num_images, num_skipped: images that are in, and inputs left out; `skipped_reasons` counts the latter by reason
+            (skipped.jsonl names each).
+    """
+
+    tokenizer: str
+    tokenizer_fingerprint: str
+    codebook_size: int
+    grid_shape: tuple[int, int]
+    class_names: tuple[str, ...] | None
+    source: str
+    source_fingerprint: str
+    num_rows: int
+    num_images: int
+    shards: tuple[Shard, ...]
+    depth: int = 1
+    code_dtype: str = "uint16"
+    preprocessing: dict[str, Any] = field(default_factory=dict)
+    precision: str = "float32"
+    flip: bool = False
+    ten_crop: bool = False
+    num_skipped: int = 0
+    skipped_reasons: dict[str, int] = field(default_factory=dict)
+    format: str = FORMAT
+    version: int = VERSION
+
+    def sequence_config(self) -> SequenceConfig:
+        """Vocabulary, length and classes of a prior on these codes."""
+        return SequenceConfig(
+            codebook_size=self.codebook_size,
+            grid_shape=self.grid_shape,
+            depth=self.depth,
+            class_names=self.class_names,
+            tokenizer_fingerprint=self.tokenizer_fingerprint,
+        )
+
+
+def read_manifest(folder: Path) -> CodesManifest:
+    """Read and check `manifest.json`.
+
+    Raises:
+        CodesError: there is none, it is damaged, of another format, or names a file outside of the folder.
+    """
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise CodesError(
+            f"{folder} is no finished code data set: it has no {MANIFEST_NAME}. Make one with scripts/tokenize_dataset.py, "
+            "or run the command that makes it again: it goes on where it stopped."
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values.get("format") != FORMAT or values.get("version") != VERSION:
+            raise CodesError(
+                f"{path} is of format {values.get('format')!r}, version {values.get('version')!r}: this project reads "
+                f"{FORMAT!r}, version {VERSION}."
+            )
+        unknown = sorted(set(values) - {entry.name for entry in fields(CodesManifest)})
+        if unknown:
+            raise CodesError(f"Unknown keys in {path}: {', '.join(unknown)}.")
+        shards = tuple(Shard(**shard) for shard in values.pop("shards"))
+        names = values.pop("class_names")
+        manifest = CodesManifest(
+            **{**values, "grid_shape": tuple(values["grid_shape"])},
+            shards=shards,
+            class_names=None if names is None else tuple(names),
+        )
+        manifest.sequence_config()
+    except CodesError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CodesError(f"{path} is damaged ({error}): make the codes again.") from error
+    for shard in manifest.shards:
+        parts = PurePosixPath(shard.file)
+        if parts.is_absolute() or ".." in parts.parts or "\\" in shard.file:
+            raise CodesError(f"{path} names a file outside of its folder: {shard.file!r}.")
+    return manifest
+
+
+class CodeDataset:
+    """Rows of a code data set, memory-mapped: nothing is read until it is asked for.
+
+    Attributes:
+        manifest: what the codes are.
+        labels: [N] int64, or None where the images had none.
+    """
+
+    def __init__(self, manifest: CodesManifest, files: list[Path]) -> None:
+        self.manifest = manifest
+        # datasets turns the Parquet shards into one Arrow file in its cache, once, and maps that into memory.
+        table = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+        if len(table) != manifest.num_rows:
+            raise CodesError(f"The shards hold {len(table)} rows, the manifest says {manifest.num_rows}.")
+        length = manifest.sequence_config().length
+        self._table = table
+        chunks = table.data.column("codes").chunks
+        self._chunks = [_zero_copy(chunk, length) for chunk in chunks]  # each [n, L]
+        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+        self.labels = None
+        if manifest.class_names is not None:
+            self.labels = table.data.column("label").to_numpy().astype(np.int64)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def codes(self, rows: np.ndarray) -> np.ndarray:
+        """Codes of `rows` [n] -> int64 [n, L], checked against the codebook."""
+        rows = np.asarray(rows, dtype=np.int64)
+        if len(self._chunks) == 1:
+            found = self._chunks[0][rows]
+        else:
+            found = np.empty((len(rows), self._chunks[0].shape[1]), self._chunks[0].dtype)
+            owner = np.searchsorted(self._starts, rows, side="right") - 1
+            for index in np.unique(owner):
+                mine = owner == index
+                found[mine] = self._chunks[index][rows[mine] - self._starts[index]]
+        if found.size and int(found.max()) >= self.manifest.codebook_size:
+            raise CodesError(
+                f"The data set holds code {int(found.max())}, beyond its codebook of {self.manifest.codebook_size}: "
+                "it is damaged, make it again."
+            )
+        return found.astype(np.int64)
+
+    def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
+        """Row numbers (to train on, held out). All rows of a source image lie on one side; the same for every seed."""
+        if not fraction:
+            return np.arange(len(self)), np.empty(0, np.int64)
+        names = self._table.data.column("source_id").to_pylist()
+        held_out = np.fromiter((_held_out(name, fraction) for name in names), bool, len(names))
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def open_codes(folder_or_repo: str | Path, verify: bool = True) -> CodeDataset:
+    """Open the code data set in a folder or Hub repository.
+
+    Args:
+        verify: compare each shard's sha256 with the manifest; its size is always compared.
+
+    Raises:
+        CodesError: it is no code data set, unfinished, or a shard is missing or changed.
+    """
+    folder = Path(folder_or_repo)
+    if not folder.is_dir():
+        folder = _download(str(folder_or_repo))
+    manifest = read_manifest(folder)
+    files = [folder / shard.file for shard in manifest.shards]
+    for file, shard in zip(files, manifest.shards, strict=True):
+        if not file.is_file():
+            raise CodesError(f"The shard {file} is missing: run scripts/tokenize_dataset.py again.")
+        if file.stat().st_size != shard.num_bytes or (verify and _sha256(file) != shard.sha256):
+            raise CodesError(f"The shard {file} is not the one that the manifest describes: make the codes again.")
+    if not manifest.num_rows:
+        raise CodesError(f"{folder} holds no codes: none of its {manifest.num_skipped} inputs could be used.")
+    return CodeDataset(manifest, files)
+
+
+def _download(repo: str) -> Path:
+    try:
+        return Path(snapshot_download(repo, repo_type="dataset"))
+    except Exception as error:
+        raise CodesError(
+            f"{repo!r} is neither a folder nor a data set that can be had from the Hub ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _zero_copy(chunk: Any, length: int) -> np.ndarray:
+    """An Arrow array of fixed-size lists as a view [n, L] of its memory."""
+    values = chunk.flatten().to_numpy(zero_copy_only=True)
+    if values.size != len(chunk) * length:
+        raise CodesError(f"A row holds {values.size // max(1, len(chunk))} codes, the manifest's grid has {length}.")
+    return values.reshape(len(chunk), length)
+
+
+def _held_out(name: str, fraction: float) -> bool:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") < fraction * 2**64
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _by_chunks(file)
+
+
+def _by_chunks(file: Any) -> str:
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
