@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 
 def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accelerator:
@@ -20,6 +21,8 @@ def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accel
     cpu = device == "cpu" or not torch.accelerator.is_available()
     if mixed_precision == "auto":
         mixed_precision = "bf16" if computes_bf16(cpu) else "no"
+    # Its state is shared within the process and refuses another precision: one stage must not bind the next.
+    AcceleratorState._reset_state()
     return Accelerator(cpu=cpu, mixed_precision=mixed_precision)
 
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from huggingface_hub import HfApi
 from PIL import Image
-from prior.sampling import image_generator, sample_codes
 from torch import Tensor
 from tqdm import tqdm
 from transformers import LlamaForCausalLM
@@ -27,6 +26,7 @@ from pipelines.files import OutputError, replace_folder, write_json, write_text
 from pipelines.loading import LoadingError, load_tokenizer, local_folder
 from prior import SequenceConfig, load_prior, resolve_labels, to_codes
 from prior.modeling import save_prior
+from prior.sampling import image_generator, sample_codes
 from tokenizer import VQModel
 from tokenizer.fields import from_dict, require
 from tokenizer.images import to_pil, to_uint8

@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torchvision.utils import make_grid
+from PIL import Image
+from torch import Tensor
 
 from pipelines.data import DataConfig, DataError, open_images
 from pipelines.devices import evaluating, make_accelerator
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
 from pipelines.files import write_atomically, write_json
 from pipelines.loading import load_tokenizer
+from pipelines.pictures import labelled_rows
+from tokenizer import VQModel
 from tokenizer.images import to_pil
 
 
@@ -38,13 +40,7 @@ def reconstruct(
     if batch is None:
         raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
     folder = Path(output_dir)
-    with evaluating(model):
-        images = batch.images.to(accelerator.device)
-        pairs = torch.stack([images, model.decode(model.encode(images)).clamp(-1, 1)], dim=1)  # [N, 2, C, S, S]
-    rows = pairs.split(8)  # eight images a line, each line twice: originals, then reconstructions
-    lines = torch.cat([_padded(row, 8).transpose(0, 1).flatten(0, 1) for row in rows])
-    grid = make_grid(lines, nrow=8, pad_value=1.0)
-    picture = to_pil(grid[None].cpu())[0]
+    picture = reconstruction_sheet(model, batch.images)
     write_atomically(folder / "reconstructions.png", lambda aside: picture.save(aside, format="PNG"))
     scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size))
     write_json(folder / "scores.json", scores)
@@ -53,7 +49,12 @@ def reconstruct(
     return folder
 
 
-def _padded(row: torch.Tensor, length: int) -> torch.Tensor:
-    """White images behind a last, short line."""
-    missing = length - len(row)
-    return torch.cat([row, row.new_ones(missing, *row.shape[1:])]) if missing else row
+def reconstruction_sheet(model: VQModel, images: Tensor, columns: int = 8) -> Image.Image:
+    """Images [N, C, S, S] in [-1, 1] in lines of `columns`, each line above its reconstructions."""
+    with evaluating(model):
+        reconstruction = model.decode(model.encode(images.to(model.device))).clamp(-1, 1).cpu()
+    rows = []
+    for first in range(0, len(images), columns):
+        for name, batch in (("image", images), ("reconstruction", reconstruction)):
+            rows.append((name, to_pil(batch[first : first + columns])))
+    return labelled_rows(rows)

@@ -67,6 +67,7 @@ class Run:
         self.writer = SummaryWriter(str(self.folder / "tensorboard")) if self.is_main else None
         self.stop_requested = False
         self._bar: tqdm | None = None
+        self._handlers: dict[int, Any] = {}
 
     @property
     def checkpoints(self) -> Path:
@@ -138,8 +139,7 @@ class Run:
             self.stop_requested = True
             self.log("Asked to stop: saving a checkpoint after this step (again: leave at once).")
 
-        signal.signal(signal.SIGTERM, request)
-        signal.signal(signal.SIGINT, request)
+        self._handlers = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop; all ranks answer alike."""
@@ -153,6 +153,8 @@ class Run:
             self._bar.close()
         if self.writer is not None:
             self.writer.close()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
         self.accelerator.end_training()
 
     def _claim(self, stage: str) -> None:

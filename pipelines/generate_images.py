@@ -1,0 +1,133 @@
+"""Generating many images into a folder: by all ranks, whole files only, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from tqdm import tqdm
+
+from pipelines.devices import make_accelerator
+from pipelines.files import OutputError, write_atomically, write_json
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.pictures import grid, labelled_rows
+from prior import resolve_labels
+from prior.sampling import image_generator
+from tokenizer.fields import require
+
+_SETTINGS_NAME = "generation.json"
+_MOST_IN_PICTURE = 100
+
+
+def generate_images(
+    pipeline: str,
+    output_dir: str,
+    class_labels: tuple[str, ...] = (),
+    num_images: int = 16,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    batch_size: int = 64,
+) -> Path:
+    """Sample images: one PNG each, samples.png with all of them by class, and generation.json.
+
+    Args:
+        pipeline: folder or Hub name of a pipeline.
+        output_dir: where the images go. To go on after a stop, run the same command again.
+        class_labels: classes, by name or number; the images take them in turn. None takes all classes.
+        num_images: how many images in all.
+        seed: image i depends on seed and i alone, not on the batch or the number of processes.
+        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
+        temperature: the logits are divided by it; 0 takes the likeliest code.
+        top_k: only the k likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together reach this probability; 1 for all.
+        batch_size: images at a time.
+
+    Raises:
+        LoadingError: the pipeline cannot be loaded.
+        OutputError: the folder holds something else.
+        ValueError: a class is unknown, or a number out of range.
+    """
+    require(num_images >= 1 and batch_size >= 1, "num_images and batch_size must be at least 1.")
+    accelerator = make_accelerator()
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
+    given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    pipe.sampling = replace(pipe.sampling, **{name: value for name, value in given.items() if value is not None})
+    labels = _labels(pipe, class_labels, num_images)
+    folder = Path(output_dir)
+    settings = {
+        "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
+        "pipeline": pipeline,
+        "labels": labels,
+        "num_images": num_images,
+        "seed": seed,
+        "sampling": asdict(pipe.sampling),
+    }
+    if accelerator.is_main_process:
+        _claim(folder, settings)
+    accelerator.wait_for_everyone()
+    names = [
+        _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
+    ]
+    missing = [index for index in range(num_images) if not (folder / names[index]).is_file()]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(total=len(mine), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    for first in range(0, len(mine), batch_size):
+        part = mine[first : first + batch_size]
+        output = pipe(
+            None if labels is None else [labels[index] for index in part],
+            num_images=len(part) if labels is None else None,
+            generator=[image_generator(seed, index) for index in part],
+            batch_size=batch_size,
+            progress=False,
+        )
+        for index, image in zip(part, output.images, strict=True):
+            write_atomically(folder / names[index], lambda aside, image=image: image.save(aside, format="PNG"))
+        bar.update(len(part))
+    bar.close()
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        images = [Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]]
+        sheet = class_sheet(images, None if labels is None else [pipe.class_names[label] for label in labels])
+        write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
+        tqdm.write(f"{num_images} images and samples.png are in {folder}.")
+    return folder
+
+
+def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
+    """A picture of the images: a row a class with its name, or a plain grid."""
+    if names is None:
+        return grid(images)
+    rows = {name: [image for image, other in zip(images, names, strict=False) if other == name] for name in names}
+    return labelled_rows([(name, row) for name, row in rows.items() if row])
+
+
+def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
+    if pipe.class_names is None:
+        require(not class_labels, "This pipeline is unconditional: leave --class-labels out.")
+        return None
+    chosen = resolve_labels(class_labels, pipe.sequence) if class_labels else list(range(len(pipe.class_names)))
+    return (chosen * math.ceil(num_images / len(chosen)))[:num_images]
+
+
+def _file_name(index: int, class_name: str | None) -> str:
+    plain = "" if class_name is None else "-" + re.sub(r"[^A-Za-z0-9]+", "_", class_name).strip("_")[:40]
+    return f"{index:06d}{plain}.png"
+
+
+def _claim(folder: Path, settings: dict[str, Any]) -> None:
+    path = folder / _SETTINGS_NAME
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+            raise OutputError(f"{folder} holds images of other settings (see {path}): choose another --output-dir.")
+    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty and holds no generated images: choose another --output-dir.")
+    else:
+        write_json(path, settings)

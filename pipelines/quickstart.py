@@ -1,0 +1,150 @@
+"""The whole job on the embedded Fashion-MNIST images: tokenizer, codes, prior, pipeline, samples, and how good they are."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from tqdm import tqdm
+
+from pipelines.data import DataConfig, ImageSource, open_images
+from pipelines.devices import make_accelerator
+from pipelines.evaluation.class_agreement import class_agreement, diversity_ratio, near_copy_share, train_classifier
+from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from pipelines.files import write_atomically, write_json
+from pipelines.generate_images import class_sheet
+from pipelines.generation import ImageGenerationPipeline, make_pipeline
+from pipelines.reconstruction import reconstruction_sheet
+from pipelines.tokenization import TokenizationConfig, tokenize_dataset
+from pipelines.training.presets import quickstart_prior, quickstart_tokenizer
+from pipelines.training.train_prior import train_prior
+from pipelines.training.train_tokenizer import train_tokenizer
+from tokenizer.images import to_pil, to_uint8
+
+IMAGES = Path(__file__).parent / "data_files" / "fashion_mnist_6k.parquet"
+_HELD_OUT = 500
+_SAMPLES = 500
+_SEED = 0
+
+
+def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None) -> Path:
+    """Train a tokenizer, tokenize, train a class-conditional prior, generate, and judge the samples.
+
+    Args:
+        output_dir: gets images/, tokenizer/, codes/, prior/, pipeline/, samples.png, reconstructions.png, report.json.
+            To go on after a stop, run it again.
+        test_data: Parquet file of other test images of the same kind; none judges by the held-out ones.
+    """
+    folder, seconds = Path(output_dir), {}
+    source = _split_images(folder / "images")
+    config = replace(quickstart_tokenizer(source.source, str(folder / "tokenizer")), data=source)
+    tokenizer = _timed(seconds, "train_tokenizer", lambda: train_tokenizer(config))
+    tokenization = TokenizationConfig(str(tokenizer), source, str(folder / "codes"), flip=True)
+    codes = _timed(seconds, "tokenize", lambda: tokenize_dataset(tokenization))
+    prior = _timed(seconds, "train_prior", lambda: train_prior(quickstart_prior(str(codes), str(folder / "prior"))))
+    make_pipeline(str(tokenizer), str(prior), str(folder / "pipeline"))
+    pipe = ImageGenerationPipeline.from_pretrained(folder / "pipeline")
+    pipe = pipe.to(make_accelerator().device)
+    labels = [label for label in range(len(pipe.class_names)) for _ in range(_SAMPLES // len(pipe.class_names))]
+    samples = _timed(seconds, "generate", lambda: pipe(labels, seed=_SEED, output_type="pt", batch_size=100).images)
+    test_source = _test_images(source, test_data)
+    scores = _timed(seconds, "judge", lambda: _judge(pipe, samples, labels, open_images(source), test_source))
+    _pictures(folder, pipe, samples, labels, test_source)
+    report = {"seconds": {**seconds, "total": sum(seconds.values())}, **scores, "machine": _machine()}
+    write_json(folder / "report.json", report)
+    print(json.dumps(report, indent=2))
+    _say_what_next(folder)
+    return folder
+
+
+def _test_images(source: DataConfig, test_data: str | None) -> ImageSource:
+    """The images that no stage has seen: the held-out ones, or a file of the user's."""
+    if test_data is None:
+        return open_images(DataConfig(source.source, split="validation"))
+    return open_images(DataConfig(test_data))
+
+
+def _split_images(folder: Path) -> DataConfig:
+    """Write the embedded images as a training and a validation file: the held-out images are seen by no stage."""
+    parts = {"train": slice(0, -_HELD_OUT), "validation": slice(-_HELD_OUT, None)}
+    table = pq.read_table(IMAGES)
+    for split, part in parts.items():
+        path = folder / f"{split}.parquet"
+        if not path.exists():
+            start, stop, _ = part.indices(len(table))
+            rows = table.slice(start, stop - start)
+            write_atomically(path, lambda aside, rows=rows: pq.write_table(rows, aside))
+    return DataConfig(str(folder), split="train", validation_split="validation")
+
+
+def _judge(
+    pipe: ImageGenerationPipeline, samples: torch.Tensor, labels: list[int], train: ImageSource, test: ImageSource
+) -> dict[str, Any]:
+    """Reconstruction of the test images, and what a classifier trained on real images says of the samples."""
+    reconstruction = evaluate_reconstruction(pipe.tokenizer, test, make_accelerator(), batch_size=100)
+    real, real_labels = _pixels(pipe, train)
+    unseen, unseen_labels = _pixels(pipe, test)
+    made, made_labels = to_uint8(samples).numpy(), np.array(labels)
+    classifier = train_classifier(real, real_labels, len(pipe.class_names), seed=_SEED)
+    return {
+        "reconstruction": asdict(reconstruction),
+        "generation": {
+            "num_samples": len(made),
+            **asdict(pipe.sampling),
+            "class_agreement": class_agreement(classifier, made, made_labels),
+            "class_agreement_of_real_images": class_agreement(classifier, unseen, unseen_labels),
+            "diversity_ratio": diversity_ratio(made, made_labels, unseen, unseen_labels),
+            "near_copy_share": near_copy_share(made, real, unseen),
+        },
+    }
+
+
+def _pixels(pipe: ImageGenerationPipeline, source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
+    """All images as the tokenizer sees them, uint8 [N, S, S, C], and their labels [N]."""
+    batches = list(prepared_batches(pipe.tokenizer, iter(source), 500))
+    pixels = np.concatenate([to_uint8(batch.images).numpy() for batch in batches])
+    return pixels, np.array([record.label for batch in batches for record in batch.records])
+
+
+def _pictures(
+    folder: Path, pipe: ImageGenerationPipeline, samples: torch.Tensor, labels: list[int], test: ImageSource
+) -> None:
+    """samples.png: ten samples of each class; reconstructions.png: test images above their reconstructions."""
+    per_class = len(labels) // len(pipe.class_names)
+    shown = [first + index for first in range(0, len(labels), per_class) for index in range(10)]
+    sheet = class_sheet(to_pil(samples[shown]), [pipe.class_names[labels[index]] for index in shown])
+    write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
+    pairs = reconstruction_sheet(pipe.tokenizer, next(prepared_batches(pipe.tokenizer, iter(test), 32)).images)
+    write_atomically(folder / "reconstructions.png", lambda aside: pairs.save(aside, format="PNG"))
+
+
+def _timed(seconds: dict[str, float], name: str, run: Callable[[], Any]) -> Any:
+    tqdm.write(f"\n== {name.replace('_', ' ')} ==")
+    began = time.monotonic()
+    result = run()
+    seconds[name] = round(time.monotonic() - began, 1)
+    return result
+
+
+def _machine() -> dict[str, Any]:
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    cpu = torch.cpu.get_capabilities().get("cpu_name", platform.processor())
+    return {"device": device.type, "cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def _say_what_next(folder: Path) -> None:
+    print(
+        f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}. With your own images, a folder of them "
+        "whose subfolders are the classes:\n"
+        "1. python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir runs/tokenizer\n"
+        "2. python scripts/tokenize_dataset.py --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes\n"
+        "3. python scripts/train_prior.py quickstart --codes runs/codes --output-dir runs/prior"
+    )

@@ -1,0 +1,159 @@
+"""Named configs of both stages. Each docstring says the command, the time on named hardware, and what to expect.
+
+A preset takes the values that only the user knows; every other field can be overridden on the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pipelines.data import DataConfig
+from pipelines.training.config import AugmentationConfig, PriorTrainingConfig, TokenizerTrainingConfig
+from pipelines.training.optim import OptimizerConfig
+from prior import PriorConfig
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
+from tokenizer.discriminators import PatchGANConfig
+from tokenizer.losses import ObjectiveConfig
+
+
+def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
+    """Grey 32x32 -> 8x8 codes of 512, no discriminator: what `make quickstart` trains on Fashion-MNIST.
+
+    python scripts/train_tokenizer.py quickstart --data.source IMAGES --output-dir RUN
+    """
+    return TokenizerTrainingConfig(
+        output_dir=output_dir,
+        max_steps=1500,
+        batch_size=16,
+        log_every=50,
+        eval_every=500,
+        save_every=500,
+        data=DataConfig(source=source),
+        preprocessing=Preprocessing(image_size=32, fit="pad"),
+        backbone=BackboneConfig(
+            in_channels=1,
+            resolution=32,
+            patch_size=2,
+            ch=32,
+            ch_mult=(1, 1),
+            num_res_blocks=1,
+            attn_resolutions=(),
+            mid_attention=False,
+            z_channels=32,
+            norm_groups=8,
+        ),
+        quantizer=VectorQuantizerConfig(codebook_size=512, code_dim=8),
+        objective=ObjectiveConfig(l1_weight=0.2, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50),
+    )
+
+
+def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
+    """Colour 64x64 -> 8x8 codes of 1024, no discriminator, for small pictures on a CPU.
+
+    python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir RUN
+    """
+    return TokenizerTrainingConfig(
+        output_dir=output_dir,
+        max_steps=1500,
+        batch_size=16,
+        eval_every=500,
+        save_every=500,
+        data=DataConfig(source=source),
+        preprocessing=Preprocessing(image_size=64, smaller="upscale"),
+        backbone=BackboneConfig(
+            resolution=64,
+            patch_size=2,
+            ch=32,
+            ch_mult=(1, 2, 2),
+            num_res_blocks=1,
+            attn_resolutions=(),
+            mid_attention=False,
+            z_channels=64,
+            norm_groups=8,
+        ),
+        quantizer=VectorQuantizerConfig(codebook_size=1024, code_dim=8),
+        objective=ObjectiveConfig(l1_weight=0.2, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
+        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50),
+    )
+
+
+def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
+    """LlamaGen's VQ-16: colour 256x256 -> 16x16 codes of 16384 (width 8, on the sphere), LPIPS and PatchGAN.
+
+    accelerate launch scripts/train_tokenizer.py vqgan-f16-256 --data.source IMAGES --output-dir RUN
+
+    The shape, batch and learning rate are LlamaGen's published ones (https://arxiv.org/abs/2406.06525); this project has
+    not trained it: it needs days on several GPUs.
+    """
+    return TokenizerTrainingConfig(
+        output_dir=output_dir,
+        max_steps=400_000,
+        batch_size=128,
+        num_workers=8,
+        ema_decay=0.9999,
+        log_every=100,
+        eval_every=5_000,
+        save_every=5_000,
+        data=DataConfig(source=source),
+        preprocessing=Preprocessing(image_size=256, smaller="upscale"),
+        augmentation=AugmentationConfig(flip=True, random_crop=True),
+        backbone=BackboneConfig(),
+        quantizer=VectorQuantizerConfig(codebook_size=16_384, code_dim=8),
+        objective=ObjectiveConfig(
+            adversarial_start=20_000, adversarial_warmup=1_000, discriminator=PatchGANConfig(n_layers=3)
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
+    )
+
+
+def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
+    """A small Llama for the quickstart's 64 codes an image.
+
+    python scripts/train_prior.py quickstart --codes CODES --output-dir RUN
+    """
+    return PriorTrainingConfig(
+        output_dir=output_dir,
+        codes=codes,
+        max_steps=600,
+        batch_size=64,
+        log_every=50,
+        eval_every=300,
+        save_every=300,
+        model=PriorConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=6),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.1),
+    )
+
+
+def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
+    """LlamaGen's B: 12 layers x 768, 111M parameters.
+
+    accelerate launch scripts/train_prior.py llama-111m --codes CODES --output-dir RUN
+
+    The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
+    """
+    return PriorTrainingConfig(
+        output_dir=output_dir,
+        codes=codes,
+        max_steps=300_000,
+        batch_size=256,
+        log_every=100,
+        eval_every=5_000,
+        save_every=5_000,
+        validation_fraction=0.01,
+        ema_decay=0.9999,
+        model=PriorConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
+        optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
+    )
+
+
+TOKENIZER_PRESETS: dict[str, Callable[[str, str], TokenizerTrainingConfig]] = {
+    "quickstart": quickstart_tokenizer,
+    "small64": small64_tokenizer,
+    "vqgan-f16-256": vqgan_f16_256,
+}
+PRIOR_PRESETS: dict[str, Callable[[str, str], PriorTrainingConfig]] = {
+    "quickstart": quickstart_prior,
+    "llama-111m": prior_111m,
+}

@@ -1,0 +1,9 @@
+"""Put a tokenizer and a prior together into a pipeline's folder."""
+
+from __future__ import annotations
+
+from pipelines.command_line import run_function
+from pipelines.generation import make_pipeline
+
+if __name__ == "__main__":
+    run_function(make_pipeline)
