@@ -75,7 +75,7 @@ def split_images(config: DataConfig) -> tuple[ImageSource, ImageSource | None]:
     if len(train) < 2:
         raise DataError(f"{config.source} holds one picture only: set data.validation_fraction to 0 to hold none out.")
     count = min(len(train) - 1, max(1, round(len(train) * config.validation_fraction)))
-    hashes = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in train.reader.names()]
+    hashes = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in train.reader.names()]
     order = np.argsort(np.array(hashes, dtype="S8").view(">u8"), kind="stable")
     held_out, kept = np.sort(order[:count]), np.sort(order[count:])
     return train.subset(kept, "for training"), train.subset(held_out, "held out")

@@ -53,7 +53,7 @@ class _TableReader:
         return (self._record(row, index) for index, row in enumerate(self.table))
 
     def names(self) -> list[str]:
-        keys = self.table["__key__"] if "__key__" in self.table.column_names else None
+        keys = self.table["__key__"][:] if "__key__" in self.table.column_names else None
         return [self._name(index, keys[index] if keys else None) for index in range(len(self))]
 
     def _name(self, index: int, key: str | None) -> str:
@@ -129,7 +129,10 @@ def _load(builder: Any, config: DataConfig, name: str) -> Any:
             splits = builder.info.splits
         for part in [config.split] if config.streaming else _split_names(config.split):
             check_split(part, list(splits), name)
-        return splits[config.split] if config.streaming else builder.as_dataset(split=config.split)
+        if not config.streaming:
+            return builder.as_dataset(split=config.split)
+        stream = splits[config.split]
+        return stream if stream.features else stream._resolve_features()  # some kinds of files have to be read for it
     except DataError:
         raise
     except Exception as error:
@@ -144,7 +147,7 @@ def _split_names(split: str) -> list[str]:
 
 def _columns(config: DataConfig, table: Any, name: str) -> tuple[str, str | None]:
     """The picture's and the label's column."""
-    features = table.features or table._resolve_features().features
+    features = table.features
     listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
     for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
         if column and column != NO_LABELS and column not in features:
