@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import datasets
+import transformers
 import tyro
 
 from pipelines.data import DataError
@@ -49,8 +51,15 @@ def _deferred(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
     return bind
 
 
+def _quiet() -> None:
+    """Our own bars say what matters; those of loading and writing small files only flicker."""
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
 def guarded(run: Callable[..., Any], *args: Any) -> None:
     """Run; a known error ends the command with its sentence and status 1. CODEGRID_TRACEBACK=1 shows where it arose."""
+    _quiet()
     try:
         run(*args)
     except _FOR_USERS as error:

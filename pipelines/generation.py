@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -24,9 +23,8 @@ from pipelines.devices import evaluating
 from pipelines.export import export
 from pipelines.files import OutputError, replace_folder, write_json, write_text
 from pipelines.loading import LoadingError, load_tokenizer, local_folder
-from prior import SequenceConfig, load_prior, resolve_labels, to_codes
-from prior.modeling import save_prior
-from prior.sampling import image_generator, sample_codes
+from prior import SequenceConfig, load_prior, resolve_labels, save_prior, to_codes
+from prior.sampling import SamplingConfig, image_generator, sample_codes
 from tokenizer import VQModel
 from tokenizer.fields import from_dict, require
 from tokenizer.images import to_pil, to_uint8
@@ -34,32 +32,8 @@ from tokenizer.images import to_pil, to_uint8
 MODEL_INDEX_NAME = "model_index.json"
 # The only classes a pipeline folder may name; nothing is ever imported because a file says so.
 _COMPONENTS = {"tokenizer": ["tokenizer", "VQModel"], "prior": ["transformers", "LlamaForCausalLM"]}
-
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How codes are drawn; the pipeline folder holds its own defaults.
-
-    Args:
-        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
-        temperature: the logits are divided by it; 0 takes the likeliest code.
-        top_k: only the k likeliest codes; 0 for all.
-        top_p: only the likeliest codes that together reach this probability; 1 for all.
-    """
-
-    guidance_scale: float = 2.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        require(math.isfinite(self.guidance_scale), f"guidance_scale is {self.guidance_scale}: it must be finite.")
-        require(
-            math.isfinite(self.temperature) and self.temperature >= 0,
-            f"temperature is {self.temperature}: it must not be negative.",
-        )
-        require(self.top_k >= 0, f"top_k is {self.top_k}: it must not be negative.")
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1].")
+# Default of class-conditional pipelines, measured on the quickstart (docs/quickstart.md).
+_GUIDANCE = 2.0
 
 
 @dataclass
@@ -99,8 +73,7 @@ class ImageGenerationPipeline:
                 f"this tokenizer's is {fingerprint[:12]}. Put the prior together with the tokenizer that made its codes."
             )
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
-        default = SamplingConfig() if sequence.num_classes else SamplingConfig(guidance_scale=1.0)
-        self.sampling = sampling or default
+        self.sampling = sampling or SamplingConfig(guidance_scale=_GUIDANCE if sequence.num_classes else 1.0)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:

@@ -69,7 +69,8 @@ class BackboneConfig:
         return self.patch_size * 2 ** (len(self.ch_mult) - 1)
 
 
-_HUB_KEYS = {"torch_dtype", "name_or_path", "_commit_hash", "attn_implementation", "output_attentions"}
+# What transformers itself passes beside the fields.
+_HUB_KEYS = {"model_type", "torch_dtype", "name_or_path", "_commit_hash", "attn_implementation", "output_attentions"}
 _HUB_KEYS |= {"experts_implementation", "num_labels", "_attn_implementation_internal", "use_cache"}
 _HUB_KEYS |= {"_experts_implementation_internal", "per_layer_config", "problem_type"}
 
