@@ -1,0 +1,1 @@
+"""Training runs of both stages."""

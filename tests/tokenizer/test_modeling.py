@@ -1,0 +1,156 @@
+"""VQModel: shapes for every kind of backbone, its two halves, saving and loading."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+
+
+def make(**backbone) -> VQModel:
+    defaults = {"resolution": 32, "ch": 8, "ch_mult": (1, 2), "num_res_blocks": 1, "attn_resolutions": (), "norm_groups": 4}
+    config = BackboneConfig(**{**defaults, "z_channels": 8, **backbone})
+    quantizer = VectorQuantizerConfig(codebook_size=16, code_dim=4)
+    preprocessing = Preprocessing(image_size=config.resolution)
+    return VQModel(VQModelConfig(backbone=config, quantizer=quantizer, preprocessing=preprocessing)).eval()
+
+
+@pytest.mark.parametrize(
+    ("backbone", "factor"),
+    [
+        ({"ch_mult": (1, 1, 2)}, 4),
+        ({"ch_mult": (1, 1, 2, 2)}, 8),
+        ({"ch_mult": (1, 1, 1, 1, 2)}, 16),
+        ({"ch_mult": (1, 1, 1, 1, 1, 2)}, 32),
+        ({"ch_mult": (1, 2), "patch_size": 2}, 4),
+        ({"ch_mult": (1,), "patch_size": 4}, 4),
+        ({"ch_mult": (1, 2), "patch_size": 2, "attn_resolutions": (16, 8)}, 4),
+        ({"in_channels": 1, "mid_attention": False, "num_res_blocks": 2}, 2),
+        ({"in_channels": 5}, 2),
+    ],
+)
+def test_images_become_grids_and_images_again(backbone, factor):
+    model = make(**backbone)
+    images = torch.rand(2, model.config.backbone_config.in_channels, 64, 32) * 2 - 1  # not square, not the resolution
+    codes = model.encode(images)
+    assert codes.shape == (2, 64 // factor, 32 // factor)
+    assert codes.dtype == torch.int64
+    assert 0 <= codes.min() <= codes.max() < 16
+    assert model.decode(codes).shape == images.shape
+    assert model.config.grid_shape == (32 // factor, 32 // factor)
+
+
+def test_decoding_the_codes_is_the_reconstruction_bit_for_bit(tiny_vqmodel):
+    config = tiny_vqmodel.config.backbone_config
+    images = torch.rand(3, config.in_channels, config.resolution, config.resolution) * 2 - 1
+    tiny_vqmodel.eval()
+    with torch.no_grad():
+        output = tiny_vqmodel(images)
+        assert torch.equal(tiny_vqmodel.encode(images), output.codes)
+        assert torch.equal(tiny_vqmodel.decode(output.codes), output.reconstruction)
+
+
+def test_parameter_names_and_shapes_are_those_of_taming_f16():
+    """taming-transformers' f16 ddconfig; the names are in shared/design/foreign-checkpoints.md and in its checkpoints."""
+    with torch.device("meta"):
+        model = VQModel(
+            VQModelConfig(
+                backbone=BackboneConfig(), quantizer=VectorQuantizerConfig(codebook_size=1024, code_dim=256)
+            )
+        )
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert shapes["encoder.conv_in.weight"] == (128, 3, 3, 3)
+    assert shapes["encoder.down.2.block.0.nin_shortcut.weight"] == (256, 128, 1, 1)
+    assert shapes["encoder.down.3.downsample.conv.weight"] == (256, 256, 3, 3)
+    assert shapes["encoder.down.4.attn.1.proj_out.bias"] == (512,)
+    assert "encoder.down.4.downsample.conv.weight" not in shapes
+    assert shapes["encoder.mid.attn_1.q.weight"] == (512, 512, 1, 1)
+    assert shapes["decoder.up.4.block.2.conv2.weight"] == (512, 512, 3, 3)
+    assert shapes["decoder.up.4.attn.2.norm.weight"] == (512,)
+    assert shapes["decoder.up.1.upsample.conv.weight"] == (128, 128, 3, 3)
+    assert "decoder.up.0.upsample.conv.weight" not in shapes
+    assert shapes["quantize.embedding.weight"] == (1024, 256)
+    assert shapes["quant_conv.weight"] == (256, 256, 1, 1)
+    # 72.1M parameters: the count of the published f16 model without its loss.
+    assert sum(torch.Size(shape).numel() for name, shape in shapes.items() if name != "quantize.usage") == 72_143_107 - 0
+
+
+def test_saving_and_loading_gives_the_same_model(tiny_vqmodel, tmp_path):
+    tiny_vqmodel.save_pretrained(tmp_path)
+    loaded = VQModel.from_pretrained(tmp_path).eval()
+    assert not list(tmp_path.glob("*.bin"))
+    assert loaded.config.to_dict()["backbone"] == tiny_vqmodel.config.to_dict()["backbone"]
+    for name, tensor in tiny_vqmodel.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert loaded.fingerprint() == tiny_vqmodel.fingerprint()
+
+
+def test_the_fingerprint_follows_weights_and_config_but_not_training_counters(tiny_vqmodel):
+    before = tiny_vqmodel.fingerprint()
+    tiny_vqmodel.quantize.usage += 1
+    assert tiny_vqmodel.fingerprint() == before
+    with torch.no_grad():
+        tiny_vqmodel.decoder.conv_out.bias[0] += 1e-3
+    assert tiny_vqmodel.fingerprint() != before
+
+
+def test_codes_of_another_codebook_are_refused(tiny_vqmodel):
+    size = tiny_vqmodel.config.quantizer_config.codebook_size
+    codes = torch.zeros(1, 4, 4, dtype=torch.int64)
+    codes[0, 0, 0] = size
+    with pytest.raises(ValueError, match=f"{size}, the codebook from 0 to {size - 1}"):
+        tiny_vqmodel.decode(codes)
+    with pytest.raises(ValueError, match=r"\[B, h, w\]"):
+        tiny_vqmodel.decode(codes.float())
+
+
+def test_images_of_another_shape_are_refused(tiny_vqmodel):
+    channels = tiny_vqmodel.config.backbone_config.in_channels
+    with pytest.raises(ValueError, match="multiples of"):
+        tiny_vqmodel.encode(torch.zeros(1, channels, 17, 16))
+    with pytest.raises(ValueError, match=f"takes .B, {channels}, H, W."):
+        tiny_vqmodel.encode(torch.zeros(1, channels + 1, 16, 16))
+
+
+def test_missing_and_surplus_weights_are_refused(tiny_vqmodel, tmp_path):
+    tiny_vqmodel.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for change in ("missing", "surplus"):
+        changed = dict(tensors)
+        if change == "missing":
+            del changed["decoder.conv_out.weight"]
+        else:
+            changed["decoder.conv_out.scale"] = torch.ones(1)
+        save_file(changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"decoder\.conv_out"):
+            VQModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("backbone", "ch"), "abc", "backbone.ch is 'abc'"),
+        (("backbone", "depth"), 3, "Unknown keys in backbone: depth"),
+        (("backbone", "ch"), 7, "norm_groups"),
+        (("quantizer", "type"), "magic", "quantizer.type is 'magic'"),
+        (("quantizer", "codebook_size"), 0, "codebook_size is 0"),
+        (("preprocessing", "fit"), "tile", "preprocessing.fit"),
+        (("preprocessing", "image_size"), 15, "no multiple of the downsampling factor"),
+        (("colour",), True, "Unknown keys in the tokenizer's config: colour"),
+    ],
+)
+def test_a_wrong_config_is_refused_by_name(tiny_vqmodel, tmp_path, path, value, message):
+    tiny_vqmodel.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    target = config
+    for name in path[:-1]:
+        target = target[name]
+    target[path[-1]] = value
+    file.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        VQModel.from_pretrained(tmp_path)

@@ -1,0 +1,150 @@
+"""The contract that every quantizer keeps, over the registry; then what is particular to one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from vector_quantize_pytorch import VectorQuantize
+
+from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers.vector import nearest_codes
+
+CONFIGS = [
+    VectorQuantizerConfig(codebook_size=32, code_dim=4),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False),
+]
+
+
+def test_every_quantizer_of_the_registry_is_tested():
+    assert {config.type for config in CONFIGS} == set(QUANTIZERS)
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.type}-{'sphere' if config.l2_normalize else 'plain'}")
+def quantizer(request):
+    torch.manual_seed(0)
+    return make_quantizer(request.param)
+
+
+def features(requires_grad: bool = False) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(3, 4, 5, 6, generator=generator).requires_grad_(requires_grad)
+
+
+def test_shapes_and_range(quantizer):
+    output = quantizer(features())
+    assert output.features.shape == (3, 4, 5, 6)
+    assert output.codes.shape == (3, 5, 6)
+    assert output.codes.dtype == torch.int64
+    assert 0 <= output.codes.min() <= output.codes.max() < 32
+    assert all(loss.dim() == 0 and loss.isfinite() and loss >= 0 for loss in output.losses.values())
+
+
+def test_codes_to_features_is_the_evaluated_output(quantizer):
+    quantizer.eval()
+    output = quantizer(features())
+    assert torch.equal(quantizer.codes_to_features(output.codes), output.features)
+    assert torch.equal(quantizer.encode(features()), output.codes)
+
+
+def test_gradients_reach_the_encoder_and_the_codebook(quantizer):
+    quantizer.train()
+    z = features(requires_grad=True)
+    output = quantizer(z)
+    (output.features.square().sum() + sum(output.losses.values())).backward()
+    assert z.grad.isfinite().all()
+    assert z.grad.abs().sum() > 0
+    assert all(parameter.grad.abs().sum() > 0 for parameter in quantizer.parameters())
+
+
+def test_bf16_features_and_autocast_change_no_code(quantizer):
+    """Distances run in float32: a codebook of many close codes would be mixed up in bf16."""
+    z = features().bfloat16()
+    expected = quantizer.encode(z.float())
+    assert torch.equal(quantizer.encode(z), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = quantizer(z)
+        assert torch.equal(output.codes, expected)
+    assert output.features.dtype == torch.float32
+
+
+def test_state_dict_round_trip(quantizer):
+    other = make_quantizer(quantizer.config)
+    other.load_state_dict(quantizer.state_dict())
+    assert torch.equal(other.encode(features()), quantizer.encode(features()))
+
+
+def test_revival_moves_the_unused_codes_onto_features_and_is_the_same_for_the_same_draw(quantizer):
+    rows = features().permute(0, 2, 3, 1).reshape(-1, 4)
+    twin = make_quantizer(quantizer.config)
+    twin.load_state_dict(quantizer.state_dict())
+    codes = torch.zeros(90, dtype=torch.int64)  # only code 0 is used
+    moved = None
+    for step in range(400):
+        moved = quantizer.revive(codes, rows, torch.Generator().manual_seed(step))
+        twin.revive(codes, rows, torch.Generator().manual_seed(step))
+        if moved is not None:
+            break
+    assert sorted(moved.tolist()) == list(range(1, 32))
+    assert torch.equal(quantizer.embedding.weight, twin.embedding.weight)
+    distances = torch.cdist(quantizer.embedding.weight[moved], rows)
+    assert distances.min(dim=1).values.max() < 1e-6
+
+
+def test_revival_leaves_used_codes_alone(quantizer):
+    before = quantizer.embedding.weight.clone()
+    codes = torch.arange(32).repeat(4)
+    for step in range(300):
+        assert quantizer.revive(codes, torch.randn(8, 4), torch.Generator().manual_seed(step)) is None
+    assert torch.equal(quantizer.embedding.weight, before)
+
+
+@pytest.mark.parametrize("on_sphere", [False, True])
+@pytest.mark.parametrize(("rows", "codes", "width"), [(1, 1, 1), (300, 40, 3), (70, 5000, 8)])
+def test_nearest_codes_equal_a_float64_search(rows, codes, width, on_sphere):
+    generator = torch.Generator().manual_seed(rows)
+    z, e = (torch.randn(n, width, generator=generator) for n in (rows, codes))
+    if on_sphere:
+        z, e = F.normalize(z), F.normalize(e)
+    exact = torch.cdist(z.double(), e.double())
+    found = nearest_codes(z, e, on_sphere=on_sphere)
+    chosen = exact.gather(1, found[:, None])[:, 0]
+    # Equal codes, but where two lie within float32's rounding of each other.
+    assert torch.all((found == exact.argmin(1)) | (chosen - exact.min(1).values < 1e-5))
+
+
+def test_ties_go_to_the_lower_code():
+    e = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert nearest_codes(torch.tensor([[1.0, 0.0]]), e).tolist() == [0]
+
+
+@pytest.mark.parametrize("l2_normalize", [False, True])
+def test_codes_and_losses_equal_vector_quantize_pytorch(l2_normalize):
+    """An independent implementation, with the same codebook and both terms of weight 1 and 0.25."""
+    config = VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=l2_normalize)
+    ours = make_quantizer(config).train()
+    theirs = VectorQuantize(
+        dim=4, codebook_size=32, use_cosine_sim=l2_normalize, learnable_codebook=True, ema_update=False,
+        commitment_weight=0.0,
+    ).train()  # fmt: skip
+    codebook = ours.embedding.weight.detach()
+    theirs._codebook.embed.data = (F.normalize(codebook) if l2_normalize else codebook)[None].clone()
+    z = features()
+    rows = z.permute(0, 2, 3, 1).reshape(3, 30, 4)
+    quantized, codes, _ = theirs.eval()(rows)
+    output = ours.eval()(z)
+    assert torch.equal(output.codes.reshape(3, 30), codes)
+    assert torch.allclose(output.features.permute(0, 2, 3, 1).reshape(3, 30, 4), quantized, atol=1e-5)
+    placed = F.normalize(rows, dim=-1) if l2_normalize else rows
+    error = F.mse_loss(quantized, placed)
+    assert torch.allclose(output.losses["codebook"], error, atol=1e-5)
+    assert torch.allclose(output.losses["commitment"], 0.25 * error, atol=1e-5)
+
+
+def test_the_commitment_weight_is_on_the_encoders_side():
+    config = VectorQuantizerConfig(codebook_size=8, code_dim=4, l2_normalize=False, codebook_weight=0, commitment_weight=1)
+    quantizer = make_quantizer(config)
+    z = features(requires_grad=True)
+    quantizer(z).losses["commitment"].backward()
+    assert z.grad.abs().sum() > 0
+    assert quantizer.embedding.weight.grad is None or quantizer.embedding.weight.grad.abs().sum() == 0
