@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.command_line import run_function
+from command_line import run_function
+
 from pipelines.generation import make_pipeline
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.command_line import run_config
+from command_line import run_config
+
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pipelines.command_line import run_preset
+from command_line import run_preset
+
 from pipelines.training.presets import PRIOR_PRESETS
 from pipelines.training.train_prior import train_prior
 

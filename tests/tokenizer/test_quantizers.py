@@ -87,8 +87,8 @@ def test_revival_moves_the_unused_codes_onto_features_and_is_the_same_for_the_sa
             break
     assert sorted(moved.tolist()) == list(range(1, 32))
     assert torch.equal(quantizer.embedding.weight, twin.embedding.weight)
-    distances = torch.cdist(quantizer.embedding.weight[moved], rows)
-    assert distances.min(dim=1).values.max() < 1e-6
+    taken = (quantizer.embedding.weight[moved][:, None] == rows).all(-1).any(1)  # each is one of the features
+    assert taken.all()
 
 
 def test_revival_leaves_used_codes_alone(quantizer):
@@ -124,7 +124,7 @@ def test_codes_and_losses_equal_vector_quantize_pytorch(l2_normalize):
     config = VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=l2_normalize)
     ours = make_quantizer(config).train()
     theirs = VectorQuantize(
-        dim=4, codebook_size=32, use_cosine_sim=l2_normalize, learnable_codebook=True, ema_update=False,
+        dim=4, codebook_size=32, use_cosine_sim=l2_normalize,
         commitment_weight=0.0,
     ).train()  # fmt: skip
     codebook = ours.embedding.weight.detach()
@@ -142,7 +142,9 @@ def test_codes_and_losses_equal_vector_quantize_pytorch(l2_normalize):
 
 
 def test_the_commitment_weight_is_on_the_encoders_side():
-    config = VectorQuantizerConfig(codebook_size=8, code_dim=4, l2_normalize=False, codebook_weight=0, commitment_weight=1)
+    config = VectorQuantizerConfig(
+        codebook_size=8, code_dim=4, l2_normalize=False, codebook_weight=0, commitment_weight=1
+    )
     quantizer = make_quantizer(config)
     z = features(requires_grad=True)
     quantizer(z).losses["commitment"].backward()

@@ -1,0 +1,43 @@
+"""Config dataclasses and functions as command lines, by tyro. Every script ends in one call of these."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tyro
+
+from pipelines.console import guarded
+
+
+def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any], Any], description: str) -> None:
+    """Parse `PRESET [--field value ...]` and run; a preset's two arguments must be given by the user."""
+    choices = {
+        name: ((preset.__doc__ or name).strip(), preset(tyro.MISSING, tyro.MISSING)) for name, preset in presets.items()
+    }
+    config = _parse(lambda: tyro.extras.overridable_config_cli(choices, description=description))
+    guarded(lambda: run(config))
+
+
+def run_config(kind: type, run: Callable[[Any], Any], description: str) -> None:
+    """Parse the fields of a config dataclass and run."""
+    config = _parse(lambda: tyro.cli(kind, description=description))
+    guarded(lambda: run(config))
+
+
+def run_function(function: Callable[..., Any]) -> None:
+    """Parse a function's arguments and run it; its docstring is the help."""
+
+    @functools.wraps(function)
+    def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return lambda: function(*args, **kwargs)
+
+    guarded(tyro.cli(later, description=function.__doc__))
+
+
+def _parse(parse: Callable[[], Any]) -> Any:
+    """A config that contradicts itself raises while it is made: that, too, is one sentence."""
+    parsed = []
+    guarded(lambda: parsed.append(parse()))
+    return parsed[0]

@@ -1,0 +1,163 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from prior import PriorConfig, SequenceConfig, load_prior, make_prior, save_prior
+
+SEQUENCE = SequenceConfig(16, (3, 3), class_names=("a", "b"))
+CONFIG = PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture
+def model():
+    return make_prior(CONFIG, SEQUENCE)
+
+
+@pytest.fixture
+def folder(model, tmp_path):
+    save_prior(model, SEQUENCE, tmp_path / "prior")
+    return tmp_path / "prior"
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_the_model_is_shaped_by_its_configs(model):
+    config = model.config
+    assert (config.vocab_size, config.max_position_embeddings) == (19, 10)
+    assert config.intermediate_size == 128  # 8/3 of 32 is 85.3
+    assert PriorConfig(hidden_size=768).intermediate_size is None
+    assert make_prior(PriorConfig(48, 1, 2), SEQUENCE).config.intermediate_size == 128  # exactly 8/3: nothing is added
+    assert config.eos_token_id is None
+    assert config.bos_token_id is None
+    assert model.training
+    weights = model.model.layers[0].mlp.down_proj.weight
+    assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"hidden_size": 30}, "num_attention_heads 4"),
+        ({"hidden_size": 12}, "even whole number"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
+        ({"attention_dropout": 1.0}, "attention_dropout"),
+        ({"rope_theta": 0.0}, "rope_theta"),
+        ({"num_hidden_layers": -1}, "num_hidden_layers"),
+    ],
+)
+def test_wrong_sizes_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        PriorConfig(**{"hidden_size": 32, "num_attention_heads": 4, **changes})
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_saved_prior_is_the_same_model_with_and_without_this_project(tmp_path, tied):
+    model = make_prior(PriorConfig(32, 2, 4, tie_word_embeddings=tied), SEQUENCE).eval()
+    save_prior(model, SEQUENCE, tmp_path)
+    loaded, sequence = load_prior(tmp_path)
+    stock = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert sequence == SEQUENCE
+    assert not loaded.training
+    tokens = torch.randint(0, SEQUENCE.vocab_size, (3, 10))
+    expected = model(tokens).logits
+    # Rotary frequencies are no part of the file: a model built on the meta device must have made them again.
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+    for other in (loaded, stock):
+        assert torch.equal(other(tokens).logits, expected)
+
+
+def test_generate_gives_all_codes_and_only_codes(folder):
+    stock = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():  # make class tokens and null by far the most likely
+        stock.lm_head.weight[16:] = 10 * stock.lm_head.weight[16:].abs()
+    tokens = stock.generate(torch.tensor([[SEQUENCE.class_token(1)]] * 20))
+    assert tokens.shape == (20, 1 + SEQUENCE.length)
+    assert tokens[:, 1:].max() < 16
+    saved = json.loads((folder / "generation_config.json").read_text())
+    assert saved["do_sample"] is True
+    assert saved["top_k"] == 0
+
+
+def test_another_dtype_keeps_exact_rotary_frequencies(folder, model):
+    loaded, _ = load_prior(folder, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert torch.equal(loaded.model.rotary_emb.inv_freq, model.model.rotary_emb.inv_freq)
+
+
+def test_no_weights_may_be_missing_left_over_or_of_another_shape(folder):
+    path = folder / "model.safetensors"
+    good = load_file(path)
+    name = "model.layers.1.mlp.up_proj.weight"
+    short = {key: value for key, value in good.items() if key != name}
+    for weights, message in [
+        (short, "missing_keys"),
+        ({**good, "model.extra": torch.zeros(2)}, "unexpected_keys"),
+        ({**good, name: torch.zeros(3, 32)}, "up_proj"),
+    ]:
+        save_file(weights, path, metadata={"format": "pt"})
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            load_prior(folder)
+
+
+def test_other_architectures_and_vocabularies_are_refused(folder):
+    edit(folder / "config.json", architectures=["EvilForCausalLM"])
+    with pytest.raises(ValueError, match=r"EvilForCausalLM.*LlamaForCausalLM"):
+        load_prior(folder)
+    edit(folder / "config.json", architectures=["LlamaForCausalLM"], vocab_size=20)
+    with pytest.raises(ValueError, match="vocab_size 20, sequence_config.json 19 .16 codes, 2 classes"):
+        load_prior(folder)
+    edit(folder / "config.json", vocab_size=19, quantization_config={"quant_method": "bitsandbytes"})
+    with pytest.raises(ValueError, match="quantization_config"):
+        load_prior(folder)
+    edit(folder / "config.json", quantization_config=None)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="adapter"):
+        load_prior(folder)
+
+
+def test_a_model_of_another_vocabulary_is_not_saved(model, tmp_path):
+    with pytest.raises(ValueError, match="different priors"):
+        save_prior(model, SequenceConfig(17, (3, 3)), tmp_path)
+    with pytest.raises(ValueError, match="not as LlamaModel"):
+        save_prior(model.model, SEQUENCE, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["../prior2/model.safetensors", "/tmp/x.safetensors", "a\\b.safetensors", "model.bin"])
+def test_a_shard_index_must_stay_in_its_folder(folder, name):
+    (folder / "model.safetensors").rename(folder / "model-1.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
+    with pytest.raises(ValueError, match="must be a .safetensors file in the same folder"):
+        load_prior(folder)
+
+
+def test_shards_are_loaded(model, tmp_path):
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    SEQUENCE.save(tmp_path)
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    loaded, _ = load_prior(tmp_path)
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
+
+
+def test_pickles_are_not_read(folder, model):
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(FileNotFoundError, match="only safetensors"):
+        load_prior(folder)
+
+
+def test_a_folder_that_is_no_prior_is_refused_with_a_sentence(tmp_path, folder):
+    with pytest.raises(FileNotFoundError, match="it is no prior"):
+        load_prior(tmp_path)
+    with pytest.raises(FileNotFoundError, match="There is no folder"):
+        load_prior(tmp_path / "nowhere")
+    (folder / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
+        load_prior(folder)
