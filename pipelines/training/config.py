@@ -32,6 +32,7 @@ class TrainingConfig:
         save_every: steps between checkpoints; the last step is always saved.
         keep_last: newest checkpoints that are kept.
         keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
+        tracking: where metrics and pictures are shown besides metrics.jsonl and pictures/.
     """
 
     output_dir: str = ""
@@ -48,6 +49,7 @@ class TrainingConfig:
     save_every: int = 1_000
     keep_last: int = 2
     keep_every: int = 0
+    tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         for name in (

@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
+from torchvision.io import encode_png
 from tqdm import tqdm
 
 from pipelines.devices import make_accelerator
@@ -42,6 +43,10 @@ EXIT_STOPPED = 143
 _MOST_BAD_STEPS = 20
 
 
+# TensorBoard takes pictures in any layout, but has to be told.
+_LAYOUT = {"tensorboard": {"dataformats": "NHWC"}}
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and what to change."""
 
@@ -64,7 +69,7 @@ class Run:
         # Fails before any rank has started to compute when the split is uneven.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
         self._claim(stage)
-        self.writer = SummaryWriter(str(self.folder / "tensorboard")) if self.is_main else None
+        self.trackers = [start_tracker(name, self.folder) for name in config.tracking]
         self.stop_requested = False
         self._bar: tqdm | None = None
         self._handlers: dict[int, Any] = {}
@@ -79,30 +84,30 @@ class Run:
             tqdm.write(message)
 
     def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl and show the values in TensorBoard."""
+        """Append a line to metrics.jsonl and hand the values to the trackers."""
         if not self.is_main:
             return
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        for name, value in values.items():
-            self.writer.add_scalar(f"{kind}/{name}", value, step)
-        self.writer.flush()
+        for tracker in self.trackers:
+            tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def timing(self, step: int, values: dict[str, float]) -> None:
-        """Rates: for TensorBoard and the progress bar only, since no two runs agree in them."""
-        if self.is_main:
-            for name, value in values.items():
-                self.writer.add_scalar(f"timing/{name}", value, step)
+        """Rates: for the trackers and the progress bar only, since no two runs agree in them."""
+        for tracker in self.trackers:
+            tracker.log({f"timing/{name}": value for name, value in values.items()}, step=step)
 
     def picture(self, name: str, step: int, grid: Tensor) -> None:
-        """Save a picture, uint8 [3, H, W], under pictures/ and in TensorBoard."""
-        from torchvision.io import encode_png
-
+        """Save a picture, uint8 [3, H, W], under pictures/ and hand it to the trackers that take pictures."""
         if self.is_main:
             path = self.folder / "pictures" / f"{name}-{step:09d}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(encode_png(grid).numpy().tobytes())
-            self.writer.add_image(name, grid, step)
+            for tracker in self.trackers:
+                if hasattr(tracker, "log_images"):
+                    tracker.log_images(
+                        {name: grid.permute(1, 2, 0)[None].numpy()}, step=step, **_LAYOUT.get(tracker.name, {})
+                    )
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines that were written after the checkpoint that is resumed from, and a torn last line."""
@@ -151,8 +156,8 @@ class Run:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self.writer is not None:
-            self.writer.close()
+        for tracker in self.trackers:
+            tracker.finish()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self.accelerator.end_training()
@@ -171,6 +176,25 @@ class Run:
             problem = box[0]
         if problem:
             raise OutputError(problem)
+
+
+def start_tracker(name: str, folder: Path) -> GeneralTracker:
+    """One of Accelerate's trackers; only the main process writes.
+
+    Raises:
+        TrainingError: its package is not installed.
+    """
+    try:
+        if name == "tensorboard":
+            tracker = TensorBoardTracker("tensorboard", folder)
+        elif name == "wandb":
+            tracker = WandBTracker("codegrid", name=folder.name, dir=str(folder))
+        else:
+            tracker = TrackioTracker("codegrid", name=folder.name)
+        tracker.start()
+    except ImportError as error:
+        raise TrainingError(f'{name} is not installed: pip install "codegrid[tracking]", or leave it out.') from error
+    return tracker
 
 
 def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> Any:

@@ -1,0 +1,10 @@
+"""Upload a tokenizer, prior, pipeline or code data set to the Hub."""
+
+from __future__ import annotations
+
+from command_line import run_function
+
+from pipelines.publishing import push_to_hub
+
+if __name__ == "__main__":
+    run_function(push_to_hub)
