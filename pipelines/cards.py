@@ -20,8 +20,8 @@ def tokenizer_card(config: Any, source: str, scores: Mapping[str, float]) -> str
         {"library_name": "codegrid", "tags": ["codegrid", "vqgan", "image-tokenizer"]},
         f"""# Image tokenizer
 
-Turns images of {preprocessing.image_size}x{preprocessing.image_size} pixels ({backbone.in_channels} channels) into {height}x{width}
-codes of {quantizer.codebook_size}, and codes into images. Trained on `{source}`.
+Turns images of {preprocessing.image_size}x{preprocessing.image_size} pixels ({backbone.in_channels} channels) into
+{height}x{width} codes of {quantizer.codebook_size}, and codes into images. Trained on `{source}`.
 
 {_table(scores, "Validation")}
 ```python
@@ -41,8 +41,8 @@ def prior_card(sequence: SequenceConfig, codes: str, scores: Mapping[str, float]
         {"library_name": "codegrid", "tags": ["codegrid", "llama", "image-prior"]},
         f"""# Prior of image codes
 
-A Llama that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with {classes}. Trained on the codes
-`{codes}`, made by the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.
+A Llama that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with {classes}.
+Trained on the codes `{codes}`, made by the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.
 
 {_table(scores, "Held-out codes")}
 ```python
@@ -90,9 +90,9 @@ def codes_card(manifest: CodesManifest) -> str:
         },
         f"""# Image codes
 
-{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`, {manifest.num_skipped} left out, {classes}. A row
-is {height}x{width} codes of {manifest.codebook_size} in raster order ({manifest.depth} a position), made by the tokenizer
-`{manifest.tokenizer}` with fingerprint `{manifest.tokenizer_fingerprint}`; `manifest.json` has the rest.
+{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`, {manifest.num_skipped} left out,
+{classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order ({manifest.depth} a position), made
+by the tokenizer `{manifest.tokenizer}` with fingerprint `{manifest.tokenizer_fingerprint}`; `manifest.json` has the rest.
 
 ```python
 from datasets import load_dataset

@@ -29,7 +29,7 @@ def local_folder(folder_or_repo: str | Path, what: str, revision: str | None = N
         return Path(snapshot_download(str(folder_or_repo), revision=revision))
     except Exception as error:
         raise LoadingError(
-            f"The {what} {str(folder_or_repo)!r} is neither a folder here nor a repository that can be had from the Hub "
+            f"The {what} {str(folder_or_repo)!r} is neither a folder here nor a repository that the Hub gives "
             f"({type(error).__name__}: {str(error).splitlines()[0]})."
         ) from error
 

@@ -12,7 +12,7 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def labelled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], least_side: int = 64) -> Image.Image:
-    """One line of images a row, with the row's name before it; small images are enlarged to about `least_side` pixels."""
+    """One line of images a row, its name before it; small images are enlarged to about `least_side` pixels."""
     side = max(image.width for _, images in rows for image in images)
     scale = max(1, round(least_side / side))
     side *= scale

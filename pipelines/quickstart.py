@@ -1,4 +1,4 @@
-"""The whole job on the embedded Fashion-MNIST images: tokenizer, codes, prior, pipeline, samples, and how good they are."""
+"""The whole job on the embedded Fashion-MNIST images: tokenizer, codes, prior, pipeline, samples, and their quality."""
 
 from __future__ import annotations
 
@@ -142,9 +142,10 @@ def _machine() -> dict[str, Any]:
 
 def _say_what_next(folder: Path) -> None:
     print(
-        f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}. With your own images, a folder of them "
-        "whose subfolders are the classes:\n"
+        f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}. With your own images, a folder of "
+        "them whose subfolders are the classes:\n"
         "1. python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir runs/tokenizer\n"
-        "2. python scripts/tokenize_dataset.py --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes\n"
+        "2. python scripts/tokenize_dataset.py --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes"
+        "\n"
         "3. python scripts/train_prior.py quickstart --codes runs/codes --output-dir runs/prior"
     )

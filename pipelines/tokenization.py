@@ -105,8 +105,9 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
         manifest = _finish(config, model, images, folder)
         _say(
             accelerator,
-            f"{manifest.num_rows} rows of {math.prod(manifest.grid_shape)} codes from {manifest.num_images} images are in "
-            f"{folder}" + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
+            f"{manifest.num_rows} rows of {math.prod(manifest.grid_shape)} codes from {manifest.num_images} images are "
+            f"in {folder}"
+            + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
         )
     accelerator.wait_for_everyone()
     return folder

@@ -163,7 +163,12 @@ def load_prior(
     config = LlamaConfig.from_pretrained(folder)
     _check_fit(config, sequence, str(folder / "config.json"))
     model, info = LlamaForCausalLM.from_pretrained(
-        folder, **kwargs, use_safetensors=True, local_files_only=True, output_loading_info=True
+        folder,
+        **kwargs,
+        use_safetensors=True,
+        local_files_only=True,
+        ignore_mismatched_sizes=True,  # reported with the others below, by name
+        output_loading_info=True,
     )
     wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     wrong = {key: names for key, names in wrong.items() if names}

@@ -132,8 +132,7 @@ class SequenceConfig:
         path = Path(folder) / SEQUENCE_CONFIG_NAME
         if not path.is_file():
             raise FileNotFoundError(
-                f"There is no {SEQUENCE_CONFIG_NAME} in {folder}: it is no prior's folder, or its prior was not saved with "
-                "save_prior."
+                f"There is no {SEQUENCE_CONFIG_NAME} in {folder}: it is no prior, or was not saved with save_prior."
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

@@ -20,7 +20,7 @@ Box = tuple[int, int, int, int]
 
 
 class PreparedBatch(NamedTuple):
-    """pixels [B, C, S, S] in [-1, 1]; the box of each that is no padding; the records; what was left out, with reasons."""
+    """images [B, C, S, S] in [-1, 1]; the box of each that is no padding; the records; what was left out, and why."""
 
     images: Tensor
     boxes: list[Box]

@@ -63,7 +63,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
     except Exception as error:  # safetensors raises its own error on a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise OutputError(
-            f"Could not write the checkpoint of step {checkpoint.step} into {folder}: {error}. The earlier checkpoints are "
+            f"Could not write the checkpoint of step {checkpoint.step} into {folder}: {error}. The earlier ones are "
             "intact: free disk space there, then run the same command again."
         ) from error
     problem = what_is_wrong(target)

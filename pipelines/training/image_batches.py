@@ -1,4 +1,4 @@
-"""Batches of training images: the order and the augmentation are keyed by position, so that a resume changes neither."""
+"""Batches of training images: order and augmentation are keyed by position, so that a resume changes neither."""
 
 from __future__ import annotations
 

@@ -83,8 +83,8 @@ def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
 
     accelerate launch scripts/train_tokenizer.py vqgan-f16-256 --data.source IMAGES --output-dir RUN
 
-    The shape, batch and learning rate are LlamaGen's published ones (https://arxiv.org/abs/2406.06525); this project has
-    not trained it: it needs days on several GPUs.
+    The shape, batch and learning rate are LlamaGen's published ones (https://arxiv.org/abs/2406.06525); this project
+    has not trained it: it needs days on several GPUs.
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,

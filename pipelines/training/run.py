@@ -78,6 +78,12 @@ class Run:
     def checkpoints(self) -> Path:
         return self.folder / "checkpoints"
 
+    @property
+    def devices(self) -> str:
+        """For people: number and kind of devices, and the precision."""
+        accelerator = self.accelerator
+        return f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
+
     def log(self, message: str) -> None:
         """A line for the user, from the main process, that does not tear the progress bar."""
         if self.is_main:

@@ -73,8 +73,8 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
     if fingerprint != manifest.tokenizer_fingerprint:
         raise CodesError(
             f"The codes were made by another tokenizer ({manifest.tokenizer}, fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, or name "
-            "the tokenizer that made them."
+            f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, or "
+            "name the tokenizer that made them."
         )
 
 
@@ -240,9 +240,9 @@ def _announce(
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes (unconditional)"
     run.log(
-        f"Prior: {parameters:.2f}M parameters, {sequence.length} codes of {sequence.codebook_size} an image, {classes}.\n"
+        f"Prior: {parameters:.2f}M parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
+        f"{classes}.\n"
         f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
         f"Training: steps {start} to {config.max_steps}, {config.batch_size} rows a step on "
-        f"{run.accelerator.num_processes} x {run.accelerator.device.type}, precision {run.accelerator.mixed_precision}, "
-        f"learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
+        f"{run.devices}, learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
     )

@@ -236,10 +236,9 @@ def _announce(
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
     run.log(
-        f"Tokenizer: {parameters:.2f}M parameters, {height}x{width} codes of {config.quantizer.codebook_size} an image, "
-        f"{raw / bits:.0f} times fewer bits than the pixels.\n"
+        f"Tokenizer: {parameters:.2f}M parameters, {height}x{width} codes of {config.quantizer.codebook_size} an "
+        f"image, {raw / bits:.0f} times fewer bits than the pixels.\n"
         f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
         f"Training: steps {start} to {config.max_steps}, {config.batch_size} images a step on "
-        f"{run.accelerator.num_processes} x {run.accelerator.device.type}, precision {run.accelerator.mixed_precision}, "
-        f"learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
+        f"{run.devices}, learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
     )
