@@ -91,8 +91,9 @@ def codes_card(manifest: CodesManifest) -> str:
         f"""# Image codes
 
 {manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`, {manifest.num_skipped} left out,
-{classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order ({manifest.depth} a position), made
-by the tokenizer `{manifest.tokenizer}` with fingerprint `{manifest.tokenizer_fingerprint}`; `manifest.json` has the rest.
+{classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order ({manifest.depth} a position),
+made by the tokenizer `{manifest.tokenizer}` with fingerprint `{manifest.tokenizer_fingerprint}`.
+`manifest.json` has the rest.
 
 ```python
 from datasets import load_dataset

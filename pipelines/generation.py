@@ -70,8 +70,8 @@ class ImageGenerationPipeline:
         if sequence.tokenizer_fingerprint not in (None, fingerprint):
             raise LoadingError(
                 "The prior was trained on codes of the tokenizer with fingerprint "
-                f"{sequence.tokenizer_fingerprint[:12]}; this tokenizer's is {fingerprint[:12]}. Put the prior together "
-                "with the tokenizer that made its codes."
+                f"{sequence.tokenizer_fingerprint[:12]}; this tokenizer's is {fingerprint[:12]}. Put the prior "
+                "together with the tokenizer that made its codes."
             )
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
         self.sampling = sampling or SamplingConfig(guidance_scale=_GUIDANCE if sequence.num_classes else 1.0)

@@ -98,8 +98,8 @@ def read_manifest(folder: Path) -> CodesManifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise CodesError(
-            f"{folder} is no finished code data set: it has no {MANIFEST_NAME}. Make one with scripts/tokenize_dataset.py, "
-            "or run the command that makes it again: it goes on where it stopped."
+            f"{folder} is no finished code data set: it has no {MANIFEST_NAME}. Make one with "
+            "scripts/tokenize_dataset.py, or run the command that makes it again: it goes on where it stopped."
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def _download(repo: str) -> Path:
         return Path(snapshot_download(repo, repo_type="dataset"))
     except Exception as error:
         raise CodesError(
-            f"{repo!r} is neither a folder nor a data set that can be had from the Hub ({type(error).__name__}: {error})."
+            f"{repo!r} is neither a folder here nor a data set that the Hub gives ({type(error).__name__}: {error})."
         ) from error
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -90,7 +92,7 @@ class Level(nn.Module):
         """`channels` are the widths walked through: input, then one a block."""
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(before, after, groups, dropout) for before, after in zip(channels, channels[1:], strict=False)
+            ResnetBlock(before, after, groups, dropout) for before, after in itertools.pairwise(channels)
         )
         self.attn = nn.ModuleList(AttnBlock(after, groups) for after in channels[1:] if attention)
 

@@ -59,10 +59,9 @@ class VQModel(PreTrainedModel):
         as_channels_last(self)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers would draw every weight from N(0, 0.02). Each layer keeps its own torch initialisation (taming's),
-        # and the quantizer its own: both are drawn in the constructors, so that only a module built without storage
-        # (`from_pretrained` works on the meta device) and missing from the file would come here; `from_pretrained`
-        # below refuses such a file.
+        # transformers would draw every weight from N(0, 0.02). Each layer keeps the initialisation that its constructor
+        # draws: torch's own for the backbone, as in taming, and the quantizer's. `from_pretrained` builds without
+        # storage and would need this for weights that the file lacks; it refuses such a file.
         return
 
     def forward(self, images: Tensor) -> VQModelOutput:
@@ -93,15 +92,15 @@ class VQModel(PreTrainedModel):
         codes = codes.long()
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
             raise ValueError(
-                f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the codebook "
-                f"from 0 to {size - 1}. The codes come from another tokenizer."
+                f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the "
+                f"codebook from 0 to {size - 1}. The codes come from another tokenizer."
             )
         return self._decode_features(self.quantize.codes_to_features(codes))
 
     def fingerprint(self) -> str:
-        """sha256 over the weights and the config that codes depend on: two tokenizers with the same one make the same codes.
+        """sha256 over the weights and the config that codes depend on: the same fingerprint makes the same codes.
 
-        The pixels' preprocessing is not part of it (the code data set records that by itself), nor are training counters.
+        The preprocessing is not part of it (the code data set records that by itself), nor are training counters.
         """
         digest = hashlib.sha256(json.dumps([self.config.backbone, self.config.quantizer], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,7 +40,7 @@ class PatchGAN(nn.Module):
         super().__init__()
         widths = [config.ndf * min(2**index, 8) for index in range(config.n_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
-        for index, (before, after) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for index, (before, after) in enumerate(itertools.pairwise(widths), start=1):
             stride = 2 if index < config.n_layers else 1
             layers += [
                 nn.Conv2d(before, after, 4, stride=stride, padding=1, bias=config.norm == "none"),

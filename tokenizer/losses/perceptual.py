@@ -19,14 +19,14 @@ _WEIGHTS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "Squee
 
 
 class LPIPS(nn.Module):
-    """Distance of two batches of images [B, C, H, W] in [-1, 1] -> [B] float32, at least 0. Frozen, never in training mode.
+    """Distance of two batches of images [B, C, H, W] in [-1, 1] -> [B] float32, at least 0. Frozen, always in evaluation.
 
     One channel is repeated to three. Images under 32 pixels are too small for the trunks' pooling.
 
     Args:
         net: the trunk.
-        weights: local file of the trunk's torchvision weights (`.pth` or `.safetensors`); None takes them from the torch
-            hub's cache, or downloads them.
+        weights: local file of the trunk's torchvision weights (`.pth` or `.safetensors`); None takes them from the
+            torch hub's cache, or downloads them.
 
     Raises:
         FileNotFoundError: `weights` does not exist.
@@ -80,7 +80,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _load_trunk(trunk: nn.Module, weights: dict[str, Tensor], net: str, where: str) -> None:
-    """torchmetrics keeps torchvision's `features.N...` in slices named `slice1.N...`: put each tensor into its slice."""
+    """torchmetrics keeps torchvision's `features.N...` in slices named `slice1.N...`: put each where it goes."""
     wanted = trunk.state_dict()
     found = {key: weights.get("features." + key.split(".", 1)[1]) for key in wanted}
     wrong = [key for key, tensor in found.items() if tensor is None or tensor.shape != wanted[key].shape]
