@@ -110,7 +110,7 @@ def test_other_architectures_and_vocabularies_are_refused(folder):
     with pytest.raises(ValueError, match=r"EvilForCausalLM.*LlamaForCausalLM"):
         load_prior(folder)
     edit(folder / "config.json", architectures=["LlamaForCausalLM"], vocab_size=20)
-    with pytest.raises(ValueError, match="vocab_size 20, sequence_config.json 19 .16 codes, 2 classes"):
+    with pytest.raises(ValueError, match=r"vocab_size 20, sequence_config\.json 19 .16 codes, 2 classes"):
         load_prior(folder)
     edit(folder / "config.json", vocab_size=19, quantization_config={"quant_method": "bitsandbytes"})
     with pytest.raises(ValueError, match="quantization_config"):
@@ -134,7 +134,7 @@ def test_a_shard_index_must_stay_in_its_folder(folder, name):
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
-    with pytest.raises(ValueError, match="must be a .safetensors file in the same folder"):
+    with pytest.raises(ValueError, match=r"must be a \.safetensors file in the same folder"):
         load_prior(folder)
 
 

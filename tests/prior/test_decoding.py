@@ -1,0 +1,132 @@
+import pytest
+import torch
+from torch import nn
+
+import prior.decoding
+from prior import PriorConfig, SequenceConfig, make_prior
+from prior.decoding import Decoder, pack_linear, read_weights
+
+SEQUENCE = SequenceConfig(24, (4, 4), class_names=("a", "b"))
+SHAPES = {
+    "full heads": {},
+    "grouped heads": {"num_key_value_heads": 2},
+    "one key head": {"num_key_value_heads": 1},
+    "tied": {"tie_word_embeddings": True},
+}
+
+
+def make_model(**changes):
+    return make_prior(PriorConfig(**{**BASE, **changes}), SEQUENCE).eval()
+
+
+BASE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+
+
+def decode(weights, tokens, rows=None):
+    """Logits [R, T, K] of tokens [R, T], step by step, padded to `rows`."""
+    rows = rows or len(tokens)
+    padded = torch.cat([tokens, tokens[:1].expand(rows - len(tokens), -1)])
+    decoder = Decoder(weights, rows)
+    return torch.stack([decoder.step(column) for column in padded.unbind(1)], dim=1)[: len(tokens)]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("pack", [None, False])
+def test_steps_give_the_logits_of_the_whole_forward(shape, pack):
+    model = make_model(**SHAPES[shape])
+    tokens = torch.randint(0, SEQUENCE.vocab_size, (3, 16))
+    weights = read_weights(model, SEQUENCE.codebook_size, 16, pack)
+    expected = model(tokens).logits[..., :24]
+    torch.testing.assert_close(decode(weights, tokens), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_biases_and_long_rotary_waves_are_read():
+    model = make_model(rope_theta=500.0)
+    config = model.config
+    config.attention_bias = config.mlp_bias = True
+    model = type(model)(config).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter)
+    tokens = torch.randint(0, SEQUENCE.vocab_size, (3, 16))
+    weights = read_weights(model, 24, 16)
+    torch.testing.assert_close(decode(weights, tokens), model(tokens).logits[..., :24], rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_bfloat16_is_as_near_as_bfloat16_is():
+    model = make_model(num_key_value_heads=2)
+    tokens = torch.randint(0, SEQUENCE.vocab_size, (3, 16))
+    exact = model(tokens).logits[..., :24]
+    model = model.bfloat16()
+    logits = decode(read_weights(model, 24, 16), tokens)
+    assert logits.dtype == torch.bfloat16
+    whole = model(tokens).logits[..., :24]
+    assert (logits - exact).abs().max() < 2 * (whole - exact).abs().max() + 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("shape", ["full heads", "grouped heads", "one key head"])
+@pytest.mark.parametrize("pack", [None, False])
+def test_a_row_has_the_same_bits_among_any_number_of_rows(shape, pack):
+    model = make_model(hidden_size=64, **SHAPES[shape])
+    tokens = torch.randint(0, 24, (40, 16))
+    weights = read_weights(model, 24, 16, pack)
+    expected = decode(weights, tokens)
+    for rows in (1, 2, 3, 8, 17):
+        padded = -(-rows // weights.row_multiple) * weights.row_multiple
+        assert torch.equal(decode(weights, tokens[:rows], padded), expected[:rows]), rows
+        assert torch.equal(decode(weights, tokens[-rows:], padded), expected[-rows:]), rows
+
+
+@torch.no_grad()
+def test_a_decoder_starts_again():
+    weights = read_weights(make_model(), 24, 16)
+    tokens = torch.randint(0, 24, (2, 16))
+    decoder = Decoder(weights, 2)
+    first = [decoder.step(column) for column in tokens.unbind(1)]
+    decoder.restart()
+    again = [decoder.step(column) for column in tokens.unbind(1)]
+    assert torch.equal(torch.stack(first), torch.stack(again))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+def test_packed_weights_compute_the_linear_map():
+    weight, bias, rows = torch.randn(48, 32), torch.randn(48), torch.randn(5, 32)
+    for term in (None, bias):
+        packed = pack_linear(weight, term)
+        assert packed is not None
+        torch.testing.assert_close(packed(rows), nn.functional.linear(rows, weight, term), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_packing_is_left_where_it_is_missing_or_wrong(monkeypatch):
+    weight = torch.randn(16, 16)
+    assert pack_linear(weight.double()) is None
+    assert pack_linear(weight.to("meta")) is None
+    monkeypatch.setattr(prior.decoding.PackedLinear, "__call__", lambda self, rows: torch.zeros(len(rows), 16))
+    assert pack_linear(weight) is None
+
+    def missing(*_):
+        raise AttributeError("no such operator")
+
+    monkeypatch.setattr(prior.decoding.PackedLinear, "__init__", missing)
+    assert pack_linear(weight) is None
+    weights = read_weights(make_model(), 24, 16)  # falls back
+    assert weights.row_multiple == prior.decoding.ROW_MULTIPLE
+
+
+def test_wrapped_and_adapted_models_are_refused():
+    model = make_model()
+    with pytest.raises(ValueError, match="unwrap"):
+        read_weights(nn.DataParallel(model), 24, 16)
+
+    class Adapted(nn.Linear):
+        pass
+
+    model.model.layers[1].mlp.down_proj = Adapted(32, 32)
+    with pytest.raises(ValueError, match="found Adapted: merge adapters"):
+        read_weights(model, 24, 16)
