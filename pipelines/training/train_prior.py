@@ -73,8 +73,8 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
     if fingerprint != manifest.tokenizer_fingerprint:
         raise CodesError(
             f"The codes were made by another tokenizer ({manifest.tokenizer}, fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, or "
-            "name the tokenizer that made them."
+            f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, "
+            "or name the tokenizer that made them."
         )
 
 

@@ -19,7 +19,7 @@ _WEIGHTS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "Squee
 
 
 class LPIPS(nn.Module):
-    """Distance of two batches of images [B, C, H, W] in [-1, 1] -> [B] float32, at least 0. Frozen, always in evaluation.
+    """Distance of two batches of images [B, C, H, W] in [-1, 1] -> [B] float32, at least 0. Frozen.
 
     One channel is repeated to three. Images under 32 pixels are too small for the trunks' pooling.
 
