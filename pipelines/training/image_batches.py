@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipelines.data import DataError, ImageSource
 from pipelines.training.config import AugmentationConfig
-from pipelines.training.randomness import SampleOrder, numpy_generator
+from pipelines.training.randomness import SampleOrder, uniforms
 from tokenizer.images import BadImage, Preprocessing, load_image, prepare
 
 # A bad image is replaced by another; so many bad ones in a row mean that the source holds no images worth training on.
@@ -44,20 +44,20 @@ class AugmentedImages(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, str, dict[str, str]]:
         epoch, index = item
-        random = numpy_generator(self.seed, "augmentation", epoch, index)
-        position, flip = tuple(random.random(2)), bool(random.random() < 0.5)
+        top, left, mirror = uniforms(3, self.seed, "augmentation", epoch, index)
         skipped: dict[str, str] = {}
-        for _ in range(_MOST_REPLACEMENTS):
+        for attempt in range(_MOST_REPLACEMENTS):
             record = self.source[index]
             try:
                 image = load_image(record.data, self.preprocessing.max_pixels)
-                crop = position if self.augmentation.random_crop else "center"
-                mirrored = flip and self.augmentation.flip
+                crop = (top, left) if self.augmentation.random_crop else "center"
+                mirrored = mirror < 0.5 and self.augmentation.flip
                 pixels = prepare(image, self.preprocessing, self.channels, crop=crop, flip=mirrored)
                 return pixels, record.source_id, skipped
             except BadImage as error:
                 skipped[record.source_id] = f"{error.reason}: {error}"
-                index = int(random.integers(len(self.source)))
+                (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
+                index = int(other * len(self.source))
         raise DataError(
             f"{len(skipped)} images in a row could not be used; the last: {list(skipped.items())[-1]}. "
             "Check data.source and preprocessing."

@@ -6,6 +6,7 @@ Nothing of a random state is saved, so that a resumed run, another number of wor
 from __future__ import annotations
 
 import hashlib
+import struct
 
 import numpy as np
 import torch
@@ -13,8 +14,17 @@ import torch
 
 def key(seed: int, purpose: str, *counters: int) -> int:
     """63 bits for a random generator, from a run's seed, the name of the purpose and counters (step, epoch, sample)."""
-    text = ":".join([str(seed), purpose, *map(str, counters)])
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(_text(seed, purpose, *counters), digest_size=8).digest(), "big") >> 1
+
+
+def _text(seed: int, purpose: str, *counters: int) -> bytes:
+    return ":".join([str(seed), purpose, *map(str, counters)]).encode()
+
+
+def uniforms(count: int, seed: int, purpose: str, *counters: int) -> list[float]:
+    """`count` (at most 8) numbers in [0, 1): for a few draws a sample, where making a generator would cost most."""
+    digest = hashlib.blake2b(_text(seed, purpose, *counters), digest_size=8 * count).digest()
+    return [(word >> 11) / 2**53 for word in struct.unpack(f">{count}Q", digest)]
 
 
 def numpy_generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
