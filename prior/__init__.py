@@ -2,17 +2,21 @@
 
 from prior.modeling import PriorConfig, load_prior, make_prior, save_prior
 from prior.objective import bits_per_code, code_cross_entropy, prior_loss
+from prior.sampling import SamplingConfig, image_generator, sample_codes
 from prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
 
 __all__ = [
     "PriorConfig",
+    "SamplingConfig",
     "SequenceConfig",
     "bits_per_code",
     "code_cross_entropy",
+    "image_generator",
     "load_prior",
     "make_prior",
     "prior_loss",
     "resolve_labels",
+    "sample_codes",
     "save_prior",
     "to_codes",
     "to_tokens",

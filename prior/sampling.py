@@ -139,12 +139,25 @@ def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_
         kth = logits.topk(top_k, dim=-1).values[:, -1:]  # [B, 1]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if top_p < 1:
-        ranked = logits.sort(dim=-1, descending=True).values
-        probabilities = ranked.softmax(-1)
-        # Kept: those before which less than top_p has been collected. The first always is.
-        kept = (probabilities.cumsum(-1) - probabilities < top_p).sum(-1, keepdim=True)  # [B, 1]
-        logits = logits.masked_fill(logits < ranked.gather(-1, kept - 1), -math.inf)
+        logits = logits.masked_fill(logits < _last_of_top_p(logits, top_p), -math.inf)
     return logits
+
+
+def _last_of_top_p(logits: Tensor, top_p: float, few: int = 1024) -> Tensor:
+    """Logits [B, K] -> [B, 1]: the last of the fewest largest ones whose probabilities sum to at least top_p."""
+    codes = logits.shape[-1]
+    total = logits.logsumexp(-1, keepdim=True)
+    # Ranking a large codebook takes a CPU longer than all the rest, and a few codes mostly hold enough. An accelerator
+    # ranks them all at once, and would be stalled by the question.
+    for count in (min(few, codes), codes) if logits.device.type == "cpu" else (codes,):
+        ranked = logits.topk(count, dim=-1).values
+        probabilities = (ranked - total).exp()
+        collected = probabilities.cumsum(-1)
+        if count == codes or bool((collected[:, -1] >= top_p).all()):
+            break
+    # Kept: those before which less than top_p has been collected. The first always is.
+    kept = (collected - probabilities < top_p).sum(-1, keepdim=True)
+    return ranked.gather(-1, kept - 1)
 
 
 def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:

@@ -196,6 +196,16 @@ def test_filters_are_those_of_transformers(top_k, top_p, temperature):
     torch.testing.assert_close(actual.softmax(-1), expected.softmax(-1))
 
 
+@pytest.mark.parametrize("spread", [0.1, 5.0])
+def test_top_p_of_a_large_codebook_is_that_of_transformers(spread):
+    logits = torch.randn(4, 3000, dtype=torch.float64) * spread  # flat: most codes are kept; peaked: a few
+    logits[0] *= 3  # one row alone is peaked
+    expected = kept(TopPLogitsWarper(0.9)(None, logits))
+    assert torch.equal(kept(filter_logits(logits, top_p=0.9)), expected)
+    assert torch.equal(kept(filter_logits(logits[:1], top_p=0.9)), expected[:1])
+    assert (expected.sum(-1).max() > 1024) == (spread == 0.1)
+
+
 def test_codes_as_likely_as_the_last_one_kept_are_kept():
     logits = torch.tensor([[1.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
     assert kept(filter_logits(logits, top_k=2)).tolist() == [[True, True, True, False]]
