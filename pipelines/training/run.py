@@ -9,7 +9,7 @@ import os
 import signal
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
@@ -68,6 +68,7 @@ class Run:
         self.is_main = self.accelerator.is_main_process
         # Fails before any rank has started to compute when the split is uneven.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
+        self._lock: IO[str] | None = None
         self._claim(stage)
         self.trackers = [start_tracker(name, self.folder) for name in config.tracking]
         self.stop_requested = False
@@ -159,14 +160,21 @@ class Run:
         asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum") > 0)
 
-    def close(self) -> None:
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        """Give back what the process lent: signal handlers, the folder's lock; also after an error."""
         if self._bar is not None:
             self._bar.close()
         for tracker in self.trackers:
             tracker.finish()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
-        self.accelerator.end_training()
+        if self._lock is not None:
+            self._lock.close()
+        if kind is None or issubclass(kind, SystemExit):  # after an error the other ranks may never come to an end
+            self.accelerator.end_training()
 
     def _claim(self, stage: str) -> None:
         """Make the folder this run's own, or find that it is already; the main process decides for all ranks."""
@@ -203,7 +211,7 @@ def start_tracker(name: str, folder: Path) -> GeneralTracker:
     return tracker
 
 
-def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> Any:
+def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> IO[str]:
     """Write the resolved config, or compare it with the one that is there. Returns the open lock file."""
     resolved = json.loads(json.dumps({"stage": stage, **asdict(config)}))
     path = folder / CONFIG_NAME
@@ -216,9 +224,20 @@ def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> Any:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        lock.close()
         raise OutputError(
             f"Another process is training in {folder}: wait for it, or choose another --output-dir."
         ) from error
+    try:
+        _write_or_compare(path, resolved)
+    except OutputError:
+        lock.close()
+        raise
+    return lock
+
+
+def _write_or_compare(path: Path, resolved: dict[str, Any]) -> None:
+    folder = path.parent
     if path.exists():
         try:
             previous = json.loads(path.read_text(encoding="utf-8"))
@@ -231,7 +250,6 @@ def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> Any:
                 "Different are: " + "; ".join(differences)
             )
     write_json(path, resolved)
-    return lock
 
 
 def _differences(before: Any, now: Any, where: str = "") -> list[str]:
@@ -247,7 +265,6 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
 def stop_run(run: Run, step: int) -> None:
     """End a run that was asked to stop, after its checkpoint was saved."""
     run.log(f"Stopped after step {step}; the checkpoint is in {run.checkpoints}. Run the same command to go on.")
-    run.close()
     raise SystemExit(EXIT_STOPPED)
 
 

@@ -41,25 +41,24 @@ def train_prior(config: PriorTrainingConfig) -> Path:
     sequence = codes.manifest.sequence_config()
     if config.tokenizer is not None:
         check_tokenizer(codes, config.tokenizer)
-    run = Run(config, stage="prior")
-    run.listen_for_signals()
-    torch.manual_seed(key(config.seed, "initialisation"))
-    model = make_prior(config.model, sequence)
-    learner = Learner.make(model, config.optimizer, run.accelerator)
-    ema = EMA(model, config.ema_decay)
-    rows, held_out = codes.split(config.validation_fraction)
-    if not len(rows):
-        raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
-    window: dict[str, Tensor] = {}
-    start = _resume(run, learner, ema, window)
-    _announce(run, config, model, sequence, len(rows), len(held_out), start)
-    scores = _train(run, config, codes, rows, held_out, sequence, learner, ema, window, start)
-    if run.is_main:
-        with ema.applied():
-            export_prior(model, sequence, run.folder, config.codes, scores)
-    run.accelerator.wait_for_everyone()
-    run.log(f"The prior is in {run.folder}.")
-    run.close()
+    with Run(config, stage="prior") as run:
+        run.listen_for_signals()
+        torch.manual_seed(key(config.seed, "initialisation"))
+        model = make_prior(config.model, sequence)
+        learner = Learner.make(model, config.optimizer, run.accelerator)
+        ema = EMA(model, config.ema_decay)
+        rows, held_out = codes.split(config.validation_fraction)
+        if not len(rows):
+            raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
+        window: dict[str, Tensor] = {}
+        start = _resume(run, learner, ema, window)
+        _announce(run, config, model, sequence, len(rows), len(held_out), start)
+        scores = _train(run, config, codes, rows, held_out, sequence, learner, ema, window, start)
+        if run.is_main:
+            with ema.applied():
+                export_prior(model, sequence, run.folder, config.codes, scores)
+        run.accelerator.wait_for_everyone()
+        run.log(f"The prior is in {run.folder}.")
     return run.folder
 
 

@@ -42,25 +42,24 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         OutputError: the folder holds something else, or the disk is full.
         ValueError: the config contradicts itself.
     """
-    run = Run(config, stage="tokenizer")
-    run.listen_for_signals()
-    train_images, validation_images = split_images(config.data)
-    torch.manual_seed(key(config.seed, "initialisation"))
-    model = VQModel(
-        VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
-    )
-    learners = make_learners(
-        model, config.objective, config.optimizer, config.discriminator_optimizer, config.ema_decay, run.accelerator
-    )
-    start = _resume(run, learners)
-    _announce(run, config, model, train_images, validation_images, start)
-    scores = _train(run, config, learners, train_images, validation_images, start)
-    if run.is_main:
-        with learners.ema.applied():
-            export_tokenizer(model, run.folder, config.data.source, scores)
-    run.accelerator.wait_for_everyone()
-    run.log(f"The tokenizer is in {run.folder} (VQModel.from_pretrained); pictures in {run.folder / 'pictures'}.")
-    run.close()
+    with Run(config, stage="tokenizer") as run:
+        run.listen_for_signals()
+        train_images, validation_images = split_images(config.data)
+        torch.manual_seed(key(config.seed, "initialisation"))
+        model = VQModel(
+            VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
+        )
+        learners = make_learners(
+            model, config.objective, config.optimizer, config.discriminator_optimizer, config.ema_decay, run.accelerator
+        )
+        start = _resume(run, learners)
+        _announce(run, config, model, train_images, validation_images, start)
+        scores = _train(run, config, learners, train_images, validation_images, start)
+        if run.is_main:
+            with learners.ema.applied():
+                export_tokenizer(model, run.folder, config.data.source, scores)
+        run.accelerator.wait_for_everyone()
+        run.log(f"The tokenizer is in {run.folder} (VQModel.from_pretrained); pictures in {run.folder / 'pictures'}.")
     return run.folder
 
 
