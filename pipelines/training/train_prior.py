@@ -206,7 +206,7 @@ def _resume(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor]) -> 
     if checkpoint is None:
         return 0
     learner.module.load_state_dict(checkpoint.groups["model"])
-    load_optimizer_tensors(learner.optimizer, learner.module, checkpoint.groups["optimizer"])
+    load_optimizer_tensors(learner.optimizer, learner.module, checkpoint.groups.get("optimizer", {}))
     ema.load(checkpoint.groups.get("ema", {}))
     window.update(checkpoint.groups.get("window", {}))
     run.log(f"Resuming {run.folder} after step {checkpoint.step}.")

@@ -191,13 +191,14 @@ def _resume(run: Run, learners: TokenizerLearners) -> int:
         return 0
     groups = checkpoint.groups
     learners.model.module.load_state_dict(groups["model"])
-    load_optimizer_tensors(learners.model.optimizer, learners.model.module, groups["optimizer"])
+    load_optimizer_tensors(learners.model.optimizer, learners.model.module, groups.get("optimizer", {}))
     learners.ema.load(groups.get("ema", {}))
     learners.window.update(groups.get("window", {}))
     if learners.discriminator is not None:
         learners.discriminator.module.load_state_dict(groups["discriminator"])
         discriminator = learners.discriminator
-        load_optimizer_tensors(discriminator.optimizer, discriminator.module, groups["discriminator_optimizer"])
+        state = groups.get("discriminator_optimizer", {})  # none before its first step
+        load_optimizer_tensors(discriminator.optimizer, discriminator.module, state)
     run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
     return checkpoint.step
 
