@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -123,8 +124,12 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tens
     for key, value in tensors.items():
         slot, name = key.split("/", 1)
         parameter = parameters[name]
-        on_device = value if slot == "step" and not _steps_on_device(optimizer) else value.to(parameter.device)
-        optimizer.state[parameter][slot] = on_device.clone()
+        if slot == "step":
+            loaded = value.to(parameter.device if _steps_on_device(optimizer) else "cpu", copy=True)
+        else:
+            # In the parameter's memory format: the fused AdamW pairs weights and moments by their place in memory.
+            loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+        optimizer.state[parameter][slot] = loaded
 
 
 def _steps_on_device(optimizer: Optimizer) -> bool:
