@@ -111,7 +111,8 @@ def train_step(
             discriminator.update(step, max_steps), device=accelerator.device
         )
     codes = torch.cat(all_codes)
-    _revive_codes(learners, codes, torch.cat(all_features), step, seed, accelerator)
+    if values["grad_norm"].isfinite():  # else features may be NaN, and no weight is to change
+        _revive_codes(learners, codes, torch.cat(all_features), step, seed, accelerator)
     learners.ema.update(step)
     values["code_counts"] = torch.bincount(
         codes.flatten(), minlength=model.module.config.quantizer_config.codebook_size
