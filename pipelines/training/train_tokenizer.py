@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from torchvision.utils import make_grid
 
@@ -32,6 +33,9 @@ from pipelines.training.tokenizer_step import TokenizerLearners, make_learners, 
 from tokenizer import VQModel, VQModelConfig
 from tokenizer.images import to_model, to_uint8
 from tokenizer.metrics import usage_and_perplexity
+
+
+_SKIPPED_NAME = "skipped.txt"
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
@@ -91,7 +95,7 @@ def _train(
     )
     learners.model.module.train()
     scores: dict[str, float] = {}
-    bad_steps, skipped = 0, {}
+    bad_steps, skipped = 0, _read_skipped(run)
     bar, began = run.progress(start), time.monotonic()
     for step in range(start, config.max_steps):
         micro_batches = []
@@ -138,10 +142,18 @@ def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: flo
     run.timing(done, {"steps_per_second": rate})
     bar.set_postfix({name: f"{values[name]:.4g}" for name in ("l1", "l2", "code_usage") if name in values})
     learners.window.clear()
+    for found in gather_object([skipped]):
+        skipped.update(found)
     if skipped and run.is_main:
-        write_text(
-            run.folder / "skipped.txt", "".join(f"{name}\t{reason}\n" for name, reason in sorted(skipped.items()))
-        )
+        lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
+        write_text(run.folder / _SKIPPED_NAME, "".join(lines))
+
+
+def _read_skipped(run: Run) -> dict[str, str]:
+    """The images that could not be used before a resume, with the reasons."""
+    path = run.folder / _SKIPPED_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
 
 def _evaluate(
