@@ -34,7 +34,6 @@ from tokenizer import VQModel, VQModelConfig
 from tokenizer.images import to_model, to_uint8
 from tokenizer.metrics import usage_and_perplexity
 
-
 _SKIPPED_NAME = "skipped.txt"
 
 

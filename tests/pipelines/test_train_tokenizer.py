@@ -1,0 +1,203 @@
+"""Training a tokenizer: what a run leaves behind, and that breaking it off changes nothing."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+
+from pipelines.data import DataConfig
+from pipelines.training import run as run_module
+from pipelines.training import tokenizer_step, train_tokenizer
+from pipelines.training.checkpoint import load_newest_checkpoint
+from pipelines.training.ema import EMA
+from pipelines.training.learner import Learner
+from pipelines.training.run import TrainingError
+from tokenizer import VQModel
+
+
+class Broken(Exception):  # noqa: N818
+    """Stands for whatever kills a run between two steps."""
+
+
+def break_off() -> None:
+    raise Broken
+
+
+def test_a_run_leaves_a_model_metrics_pictures_and_events(tokenizer_folder, read_metrics):
+    model = VQModel.from_pretrained(tokenizer_folder)
+    codes = model.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
+    assert codes.shape == (2, 4, 4)
+    assert not model.training
+    lines = read_metrics(tokenizer_folder)
+    assert [(line["step"], line["kind"]) for line in lines] == [(2, "validation"), (3, "train"), (3, "validation")]
+    assert {"l1", "codebook", "commitment", "grad_norm", "learning_rate", "code_usage"} <= set(lines[1])
+    assert lines[-1]["num_images"] == 4  # a fifth of 18
+    assert lines[-1]["psnr"] > 0
+    assert Image.open(tokenizer_folder / "pictures" / "reconstructions-000000003.png").size[0] > 32
+    assert list((tokenizer_folder / "tensorboard").rglob("events.out.tfevents.*"))
+    assert [path.name for path in (tokenizer_folder / "checkpoints").iterdir()] == ["step-000000003"]
+    assert "PSNR" in (tokenizer_folder / "README.md").read_text().upper()
+
+
+def test_a_finished_run_changes_nothing_when_run_again(tokenizer_config, tmp_path):
+    config = tokenizer_config(tmp_path / "run")
+    folder = train_tokenizer.train_tokenizer(config)
+    before = {name: (folder / name).read_bytes() for name in ("model.safetensors", "metrics.jsonl", "config.json")}
+    train_tokenizer.train_tokenizer(config)
+    assert before == {name: (folder / name).read_bytes() for name in before}
+
+
+def test_a_run_that_was_broken_off_equals_one_that_was_not(
+    tokenizer_config, tmp_path, at_step, monkeypatch, read_metrics
+):
+    """Killed before the discriminator starts, stopped by SIGTERM after it, and gone on with by two worker processes."""
+    changes = {
+        "max_steps": 9,
+        "gradient_accumulation_steps": 2,
+        "ema_decay": 0.9,
+        "log_every": 3,
+        "eval_every": 3,
+        "save_every": 2,
+        "backbone": {"dropout": 0.3},
+        "quantizer": {"revive_below": 0.99, "revive_decay": 0.5},
+        "objective": {"adversarial_weight": 0.5, "adversarial_start": 3, "adversarial_warmup": 1},
+    }
+    moved = []
+    copy_rows = EMA.copy_rows
+    monkeypatch.setattr(EMA, "copy_rows", lambda ema, name, rows: (moved.append(len(rows)), copy_rows(ema, name, rows)))
+    whole = train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "whole", **changes))
+    assert sum(moved) > 0  # codes were revived, or this would not test that they are
+
+    config = tokenizer_config(tmp_path / "parts", **changes)
+    with monkeypatch.context():
+        at_step(train_tokenizer, "train_step", 3, break_off)
+        with pytest.raises(Broken):
+            train_tokenizer.train_tokenizer(config)
+    assert read_metrics(tmp_path / "parts")[-1]["step"] == 3  # beyond the checkpoint of step 2: to be forgotten
+
+    before = signal.getsignal(signal.SIGTERM)
+    at_step(train_tokenizer, "train_step", 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SystemExit) as stop:
+        train_tokenizer.train_tokenizer(config)
+    assert stop.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert load_newest_checkpoint(tmp_path / "parts" / "checkpoints").step == 5  # of an odd step: none was due
+
+    # Ctrl-C reaches the workers too: they leave it to the training process.
+    interrupt = lambda: [os.kill(child.pid, signal.SIGINT) for child in multiprocessing.active_children()]  # noqa: E731
+    at_step(train_tokenizer, "train_step", 0, interrupt)
+    parts = train_tokenizer.train_tokenizer(replace(config, num_workers=2))
+
+    for name in ("model.safetensors", "metrics.jsonl", "config.json"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes(), name
+    one, other = (load_newest_checkpoint(folder / "checkpoints") for folder in (whole, parts))
+    assert one.step == other.step == 9
+    assert set(one.groups) == set(other.groups)
+    assert {"model", "optimizer", "ema", "discriminator", "discriminator_optimizer"} <= set(one.groups)
+    for group, tensors in one.groups.items():
+        assert all(torch.equal(tensor, other.groups[group][name]) for name, tensor in tensors.items()), group
+
+
+def test_the_discriminator_starts_at_its_step(tokenizer_config, tmp_path, read_metrics):
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 2, "adversarial_warmup": 1}
+    config = tokenizer_config(tmp_path / "run", max_steps=4, log_every=1, objective=objective)
+    lines = [line for line in read_metrics(train_tokenizer.train_tokenizer(config)) if line["kind"] == "train"]
+    assert ["adversarial" in line for line in lines] == [False, False, True, True]
+    assert ["discriminator" in line for line in lines] == [False, False, True, True]
+    assert lines[2]["discriminator"] == pytest.approx(1.0, abs=0.2)  # hinge of logits near 0
+
+
+def test_bad_images_are_skipped_and_listed(tokenizer_config, pictures, tmp_path):
+    source = shutil.copytree(pictures, tmp_path / "pictures")
+    whole = (source / "noise" / "0.png").read_bytes()
+    (source / "noise" / "torn.png").write_bytes(whole[: len(whole) // 2])
+    (source / "noise" / "text.jpg").write_text("no picture")
+    Image.new("RGB", (8, 8)).save(source / "gradient" / "small.png")
+    data = DataConfig(str(source), validation_fraction=0)
+    config = tokenizer_config(tmp_path / "run", data=data, batch_size=21, max_steps=1, ema_decay=0.0)
+    folder = train_tokenizer.train_tokenizer(config)  # one epoch: every image is asked for
+    listed = dict(line.split("\t") for line in (folder / "skipped.txt").read_text().splitlines())
+    assert sorted(listed) == ["gradient/small.png", "noise/text.jpg", "noise/torn.png"]
+    assert all(": " in reason for reason in listed.values())
+
+
+def test_skipped_images_stay_listed_after_a_resume(tokenizer_config, pictures, tmp_path, at_step):
+    source = shutil.copytree(pictures, tmp_path / "pictures")
+    for name in ("one.jpg", "two.jpg"):
+        (source / "noise" / name).write_text("no picture")
+    data = DataConfig(str(source), validation_fraction=0)
+    config = tokenizer_config(tmp_path / "run", data=data, batch_size=20, max_steps=2, log_every=1, save_every=1)
+    at_step(train_tokenizer, "train_step", 1, break_off)
+    with pytest.raises(Broken):
+        train_tokenizer.train_tokenizer(config)
+    shutil.copy(source / "noise" / "0.png", source / "noise" / "one.jpg")  # mended, so that it is not found bad again
+    listed = (train_tokenizer.train_tokenizer(config) / "skipped.txt").read_text()
+    assert "noise/one.jpg" in listed
+    assert "noise/two.jpg" in listed
+
+
+def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(tokenizer_config, tmp_path, monkeypatch):
+    states = []
+    original, step_of = tokenizer_step.reconstruction_terms, train_tokenizer.train_step
+
+    def broken(*args):
+        return {name: term * math.nan for name, term in original(*args).items()}
+
+    def watched(learners, objective, micro_batches, *args):
+        model = learners.model.module
+        states.append({name: value.clone() for name, value in model.named_parameters()})
+        if len(states) > 2:  # what a broken input gives: features that are NaN
+            micro_batches = [images * math.nan for images in micro_batches]
+        values = step_of(learners, objective, micro_batches, *args)
+        states[-1] = (states[-1], {name: value.clone() for name, value in model.named_parameters()})
+        return values
+
+    monkeypatch.setattr(tokenizer_step, "reconstruction_terms", broken)
+    monkeypatch.setattr(train_tokenizer, "train_step", watched)
+    monkeypatch.setattr(run_module, "_MOST_BAD_STEPS", 4)
+    config = tokenizer_config(
+        tmp_path / "run", max_steps=9, quantizer={"revive_below": 0.999, "revive_decay": 0.5}, save_every=1
+    )
+    with pytest.raises(TrainingError, match=r"4 steps in a row up to step 3 .*(gradient|noise|stripes)/\d.png"):
+        train_tokenizer.train_tokenizer(config)
+    assert len(states) == 4
+    for before, after in states:
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    # The checkpoint that was saved meanwhile, before the optimizer had made a step, can be gone on from.
+    monkeypatch.setattr(tokenizer_step, "reconstruction_terms", original)
+    monkeypatch.setattr(train_tokenizer, "train_step", step_of)
+    VQModel.from_pretrained(train_tokenizer.train_tokenizer(config))
+
+
+def test_gradient_accumulation_gives_the_gradient_of_the_whole_batch(tokenizer_config, tmp_path, monkeypatch):
+    gradients = []
+    update = Learner.update
+
+    def watched(learner, step, max_steps):
+        gradients.append({name: p.grad.clone() for name, p in learner.module.named_parameters()})
+        return update(learner, step, max_steps)
+
+    monkeypatch.setattr(Learner, "update", watched)
+    for parts in (1, 2):
+        config = tokenizer_config(
+            tmp_path / str(parts), max_steps=1, batch_size=8, gradient_accumulation_steps=parts, quantizer={}
+        )
+        train_tokenizer.train_tokenizer(config)
+    one, two = gradients
+    for name, gradient in one.items():
+        torch.testing.assert_close(two[name], gradient, rtol=1e-3, atol=1e-6, msg=lambda text, name=name: name + text)
+    assert max(float(gradient.abs().max()) for gradient in one.values()) > 1e-2
+
+
+def test_an_uneven_batch_is_refused(tokenizer_config, tmp_path):
+    with pytest.raises(ValueError, match="multiple of 3"):
+        train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run", gradient_accumulation_steps=3))
+    assert not (tmp_path / "run").exists()
