@@ -17,6 +17,8 @@ from tokenizer.images import BadImage, load_image, prepare, to_model, to_uint8, 
 from tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
 
 Box = tuple[int, int, int, int]
+# Side of SSIM's window: on a smaller picture it is not defined.
+_SSIM_WINDOW = 11
 
 
 class PreparedBatch(NamedTuple):
@@ -52,12 +54,15 @@ def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size:
 
 @dataclass
 class ReconstructionScores:
-    """Means over the images; PSNR in dB and SSIM are over the original pixels, without padding."""
+    """Means over the images; PSNR in dB and SSIM are over the original pixels, without padding.
+
+    None where there is nothing to take a mean of: no image, or (SSIM) none of at least 11 pixels a side.
+    """
 
     num_images: int
     num_skipped: int
-    psnr: float
-    ssim: float
+    psnr: float | None
+    ssim: float | None
     lpips: float | None
     code_usage: float
     code_perplexity: float
@@ -74,7 +79,7 @@ def evaluate_reconstruction(
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = (record for index, record in enumerate(source) if index % ranks == rank)
     size, device = model.config.quantizer_config.codebook_size, accelerator.device
-    sums = torch.zeros(5, dtype=torch.float64)  # images, skipped, PSNR, SSIM, LPIPS
+    sums = torch.zeros(6, dtype=torch.float64)  # images, skipped, PSNR, SSIM, images with SSIM, LPIPS
     counts = torch.zeros(size, dtype=torch.int64, device=device)
     with evaluating(model):
         for batch in prepared_batches(model, mine, batch_size):
@@ -87,27 +92,33 @@ def evaluate_reconstruction(
             counts += code_counts(output.codes, size)
             reconstruction = to_model(to_uint8(output.reconstruction)).to(device)  # as it would be saved
             sums[0] += len(images)
-            sums[2:4] += pixel_scores(images, reconstruction, batch.boxes)
+            sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
             if lpips is not None:
-                sums[4] += lpips(images, reconstruction).double().sum().cpu()
+                sums[5] += lpips(images, reconstruction).double().sum().cpu()
     sums = accelerator.reduce(sums.float().to(device), "sum").cpu() if ranks > 1 else sums
     counts = accelerator.reduce(counts, "sum")
     usage, perplexity = usage_and_perplexity(counts)
-    number, skipped, psnr_sum, ssim_sum, lpips_sum = sums.tolist()
-    number = max(number, 1)
-    mean_lpips = lpips_sum / number if lpips is not None else None
+    number, skipped, psnr_sum, ssim_sum, number_ssim, lpips_sum = sums.tolist()
     return ReconstructionScores(
-        int(number), int(skipped), psnr_sum / number, ssim_sum / number, mean_lpips, usage, perplexity
+        int(number),
+        int(skipped),
+        psnr_sum / number if number else None,
+        ssim_sum / number_ssim if number_ssim else None,
+        lpips_sum / number if number and lpips is not None else None,
+        usage,
+        perplexity,
     )
 
 
 def pixel_scores(images: Tensor, reconstruction: Tensor, boxes: list[Box]) -> Tensor:
-    """Sums of PSNR and SSIM over a batch, each image cut to its box: -> [2] float64 on the CPU."""
-    sums = torch.zeros(2, dtype=torch.float64)
+    """Sums over a batch, each image cut to its box: PSNR, SSIM, and how many have an SSIM -> [3] float64 on the CPU."""
+    sums = torch.zeros(3, dtype=torch.float64)
     for box in sorted(set(boxes)):
         left, top, right, bottom = box
         chosen = [index for index, other in enumerate(boxes) if other == box]
         real, fake = (batch[chosen, :, top:bottom, left:right] for batch in (images, reconstruction))
         sums[0] += psnr(real, fake).double().sum().cpu()
-        sums[1] += ssim(real, fake).double().sum().cpu()
+        if min(bottom - top, right - left) >= _SSIM_WINDOW:
+            sums[1] += ssim(real, fake).double().sum().cpu()
+            sums[2] += len(chosen)
     return sums
