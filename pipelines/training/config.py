@@ -96,7 +96,11 @@ class AugmentationConfig:
 
 @dataclass(frozen=True)
 class TokenizerTrainingConfig(TrainingConfig):
-    """A run of stage one."""
+    """A run of stage one.
+
+    Args:
+        num_pictures: held-out images in the picture of an evaluation; 0 for no picture.
+    """
 
     data: DataConfig = field(default_factory=DataConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
@@ -107,6 +111,10 @@ class TokenizerTrainingConfig(TrainingConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     num_pictures: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}: it must not be negative.")
 
 
 @dataclass(frozen=True)

@@ -179,14 +179,18 @@ def _evaluate(
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
                 run.log(f"step {done}: {shown}")
             if run.is_main:
-                shown_images = validation_images or train_images
-                run.picture("reconstructions", done, reconstruction_grid(model, shown_images, config.num_pictures))
+                shown_images = train_images if validation_images is None else validation_images
+                picture = reconstruction_grid(model, shown_images, config.num_pictures)
+                if picture is not None:
+                    run.picture("reconstructions", done, picture)
     return scores
 
 
-def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Tensor:
-    """The first images above their reconstructions: uint8 [3, H, W]."""
-    batch = next(prepared_batches(model, iter(source), number))
+def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Tensor | None:
+    """The first images above their reconstructions, uint8 [3, H, W]; None where there are none."""
+    batch = next(prepared_batches(model, iter(source), number)) if number else None
+    if batch is None or not batch.records:
+        return None
     with evaluating(model):
         images = batch.images.to(model.device)
         both = torch.cat([images, model(images).reconstruction])
