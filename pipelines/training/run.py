@@ -238,7 +238,7 @@ def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> IO[str]:
 
 def _write_or_compare(path: Path, resolved: dict[str, Any]) -> None:
     folder = path.parent
-    if path.exists():
+    if path.exists() and any((folder / "checkpoints").glob("step-*")):  # else nothing of it can be gone on with
         try:
             previous = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:

@@ -45,9 +45,9 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         OutputError: the folder holds something else, or the disk is full.
         ValueError: the config contradicts itself.
     """
+    train_images, validation_images = split_images(config.data)
     with Run(config, stage="tokenizer") as run:
         run.listen_for_signals()
-        train_images, validation_images = split_images(config.data)
         torch.manual_seed(key(config.seed, "initialisation"))
         model = VQModel(
             VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
