@@ -247,7 +247,10 @@ def _write_shard(
     model: VQModel,
     images: ImageStream,
 ) -> None:
-    """The Parquet file, then its record; a shard without its record is not done."""
+    """The Parquet file, then its record; a shard without its record is not done.
+
+    Where none of its images could be used there is a record only: datasets cannot read a file of no rows.
+    """
     length, size = math.prod(model.config.grid_shape), model.config.quantizer_config.codebook_size
     schema = code_features(size, length, images.class_names).arrow_schema
     codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
@@ -257,15 +260,11 @@ def _write_shard(
     columns["label"] = [-1 if label is None else label for label in rows["label"]]
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     path = _shard_path(folder, shard)
-    write_atomically(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
-    record = {
-        "file": path.relative_to(folder).as_posix(),
-        "num_rows": len(table),
-        "num_bytes": path.stat().st_size,
-        "sha256": sha256(path),
-        "num_images": num_images - len(skipped),
-        "skipped": skipped,
-    }
+    record = {"num_rows": len(table), "num_images": num_images - len(skipped), "skipped": skipped}
+    if len(table):
+        write_atomically(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
+        name = path.relative_to(folder).as_posix()
+        record.update(file=name, num_bytes=path.stat().st_size, sha256=sha256(path))
     write_json(_record_path(folder, shard), record)
 
 
@@ -288,7 +287,9 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
         num_rows=num_rows,
         num_images=sum(record["num_images"] for record in records),
         shards=tuple(
-            Shard(*(record[name] for name in ("file", "num_rows", "num_bytes", "sha256"))) for record in records
+            Shard(*(record[name] for name in ("file", "num_rows", "num_bytes", "sha256")))
+            for record in records
+            if record["num_rows"]
         ),
         code_dtype=code_dtype(model.config.quantizer_config.codebook_size),
         preprocessing=model.config.preprocessing,
@@ -349,6 +350,8 @@ def _is_done(folder: Path, shard: int) -> bool:
     if not path.is_file():
         return False
     record, file = json.loads(path.read_text()), _shard_path(folder, shard)
+    if not record["num_rows"]:
+        return True
     return file.is_file() and file.stat().st_size == record["num_bytes"] and sha256(file) == record["sha256"]
 
 
