@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.data import DataConfig
+from pipelines.data import DataConfig, DataError
 from pipelines.training import run as run_module
 from pipelines.training import tokenizer_step, train_tokenizer
 from pipelines.training.checkpoint import load_newest_checkpoint
 from pipelines.training.ema import EMA
 from pipelines.training.learner import Learner
 from pipelines.training.run import TrainingError
-from tokenizer import VQModel
+from tokenizer import Preprocessing, VQModel
 
 
 class Broken(Exception):  # noqa: N818
@@ -201,3 +201,39 @@ def test_an_uneven_batch_is_refused(tokenizer_config, tmp_path):
     with pytest.raises(ValueError, match="multiple of 3"):
         train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run", gradient_accumulation_steps=3))
     assert not (tmp_path / "run").exists()
+
+
+def test_thin_padded_images_have_a_psnr_and_no_ssim(tokenizer_config, tmp_path, read_metrics):
+    for side, name in ((48, "wide"), (4, "thinner")):
+        Image.new("RGB", (48, 48 if name == "wide" else side), (200, 10, 10)).save(tmp_path / f"{name}.png")
+    for index in range(2):
+        Image.new("RGB", (96, 16), (0, 10 * index, 10)).save(tmp_path / f"{index}.png")
+    preprocessing = Preprocessing(image_size=16, fit="pad", smaller="upscale")
+    data = DataConfig(str(tmp_path), validation_fraction=0.5)
+    folder = train_tokenizer.train_tokenizer(
+        tokenizer_config(tmp_path / ".run", data=data, preprocessing=preprocessing, max_steps=1)
+    )
+    scores = read_metrics(folder)[-1]
+    assert scores["num_images"] == 2
+    assert all(math.isfinite(value) for value in scores.values() if isinstance(value, float))
+
+
+def test_held_out_images_that_are_all_bad_end_no_run(tokenizer_config, pictures, tmp_path, read_metrics):
+    for split in ("train", "val"):
+        shutil.copytree(pictures / "noise", tmp_path / "data" / split / "noise")
+    for path in (tmp_path / "data" / "val").rglob("*.png"):
+        path.write_text("no picture")
+    data = DataConfig(str(tmp_path / "data"), validation_split="val")
+    folder = train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run", data=data))
+    scores = read_metrics(folder)[-1]
+    assert (scores["num_images"], scores["num_skipped"]) == (0, 6)
+    assert "psnr" not in scores
+
+
+def test_a_command_that_failed_before_it_saved_can_be_mended(tokenizer_config, tmp_path, at_step):
+    with pytest.raises(DataError, match="does not exist"):
+        train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run", data=DataConfig(str(tmp_path / "typo"))))
+    at_step(train_tokenizer, "train_step", 0, break_off)
+    with pytest.raises(Broken):
+        train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run", batch_size=2))
+    train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run"))

@@ -1,0 +1,242 @@
+"""Images -> a code data set: what its rows are, and that stopping changes none of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from datasets import ClassLabel, List, Value
+from PIL import Image
+
+from pipelines import tokenization
+from pipelines.data import DataConfig, DataError
+from pipelines.evaluation.reconstruction import prepared_batches
+from pipelines.files import OutputError
+from pipelines.loading import load_tokenizer
+from pipelines.tokenization import TokenizationConfig, tokenize_dataset
+from prior.codes import open_codes, read_manifest
+from tokenizer import VQModel
+from tokenizer.images import load_image, prepare, to_model
+
+
+@pytest.fixture
+def config(tokenizer_folder: Path, pictures: Path, tmp_path: Path) -> TokenizationConfig:
+    return TokenizationConfig(
+        str(tokenizer_folder), DataConfig(str(pictures)), str(tmp_path / "codes"), images_per_shard=7, device="cpu"
+    )
+
+
+def rows_of(folder: Path) -> dict[str, list]:
+    shards = [pq.read_table(folder / shard.file) for shard in read_manifest(folder).shards]
+    return {name: [value for shard in shards for value in shard[name].to_pylist()] for name in shards[0].column_names}
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def encoded(model: VQModel, path: Path, **variant) -> torch.Tensor:
+    """The codes [h * w] of one image, by itself."""
+    pixels = prepare(load_image(path), model.config.preprocessing_config, 3, **variant)
+    return model.encode(to_model(torch.from_numpy(pixels)[None])).flatten()
+
+
+def test_rows_are_the_codes_of_the_images(config, pictures):
+    folder = tokenize_dataset(config)
+    model, rows, manifest = load_tokenizer(config.tokenizer), rows_of(folder), read_manifest(folder)
+    names = sorted(path.relative_to(pictures).as_posix() for path in pictures.rglob("*.png"))
+    assert rows["source_id"] == names
+    assert rows["label"] == [index // 6 for index in range(18)]
+    assert manifest.class_names == ("gradient", "noise", "stripes")
+    assert rows["crop"] == [0] * 18
+    assert rows["flip"] == [False] * 18
+    for name, row in zip(names, rows["codes"], strict=True):
+        assert row == encoded(model, pictures / name).tolist(), name
+    assert len({tuple(row) for row in rows["codes"]}) > 9  # not the same for all
+    assert (manifest.num_rows, manifest.num_images, manifest.num_skipped) == (18, 18, 0)
+    assert [shard.num_rows for shard in manifest.shards] == [7, 7, 4]
+    assert manifest.tokenizer_fingerprint == model.fingerprint()
+    assert manifest.grid_shape == (4, 4)
+    assert (manifest.codebook_size, manifest.code_dtype, manifest.precision) == (32, "uint16", "float32")
+
+
+def test_decoding_rows_gives_the_reconstruction_bit_for_bit(config, codes):
+    model, data = load_tokenizer(config.tokenizer), open_codes(codes)
+    rows = np.arange(len(data))[::2]  # the images themselves; every other row is a mirror image
+    records = tokenization.open_image_stream(config.data)
+    with torch.no_grad():
+        images = next(prepared_batches(model, iter(records), 18)).images
+        stored = torch.from_numpy(data.codes(rows)).reshape(-1, 4, 4)
+        assert torch.equal(model.decode(stored), model.decode(model.encode(images)))
+        assert torch.equal(model.decode(stored), model(images).reconstruction)
+
+
+def test_mirror_images(config, pictures, codes):
+    model, rows = load_tokenizer(config.tokenizer), rows_of(codes)
+    assert rows["flip"] == [False, True] * 18
+    assert rows["source_id"][:2] == ["gradient/0.png"] * 2
+    for row in (0, 1, 14, 15):
+        expected = encoded(model, pictures / rows["source_id"][row], flip=bool(row % 2))
+        assert rows["codes"][row] == expected.tolist()
+    assert rows["codes"][14] != rows["codes"][15]
+    assert read_manifest(codes).flip
+
+
+def test_ten_crops(config, pictures):
+    # Eighteen images of ten variants in batches of 64: one image's variants lie in two batches.
+    folder = tokenize_dataset(replace(config, ten_crop=True))
+    model, rows = load_tokenizer(config.tokenizer), rows_of(folder)
+    assert len(rows["codes"]) == 180
+    assert rows["crop"] == list(range(10)) * 18
+    assert sum(rows["flip"][:10]) == 5
+    for row in (60, 67, 103):
+        name = rows["source_id"][row]
+        assert rows["codes"][row] == encoded(model, pictures / name, crop=row % 10).tolist()
+    manifest = read_manifest(folder)
+    assert (manifest.num_rows, manifest.num_images, manifest.ten_crop) == (180, 18, True)
+    with pytest.raises(ValueError, match="leave flip out"):
+        replace(config, ten_crop=True, flip=True)
+
+
+def test_datasets_reads_the_folder_without_this_project(codes, tmp_path):
+    script = (
+        "import sys, json, datasets\n"
+        "data = datasets.load_dataset(sys.argv[1], split='train')\n"
+        "assert not {'tokenizer', 'prior', 'pipelines'} & set(sys.modules)\n"
+        "print(json.dumps([len(data), str(data.features['codes']), data.features['label'].names, data[14]]))\n"
+    )
+    environment = {**os.environ, "HF_DATASETS_CACHE": str(tmp_path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script, str(codes)], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    number, features, names, row = json.loads(result.stdout)
+    assert number == 36
+    assert features == str(List(Value("uint16"), length=16))
+    assert names == ["gradient", "noise", "stripes"]
+    rows = rows_of(codes)
+    assert row == {name: rows[name][14] for name in rows}
+
+
+def test_a_job_that_was_stopped_goes_on(config, tmp_path, at_step, monkeypatch):
+    whole = tokenize_dataset(config)
+
+    class Stopped(Exception):  # noqa: N818
+        pass
+
+    def stop():
+        raise Stopped
+
+    parts = replace(config, output_dir=str(tmp_path / "parts"))
+    at_step(tokenization, "_write_shard", 1, stop)
+    with pytest.raises(Stopped):
+        tokenize_dataset(parts)
+    assert [path.name for path in (tmp_path / "parts" / "data").iterdir()] == ["codes-00000.parquet"]
+    first = (tmp_path / "parts" / "data" / "codes-00000.parquet").stat().st_mtime_ns
+    tokenize_dataset(parts)
+    assert files_of(tmp_path / "parts") == files_of(whole)
+    assert (tmp_path / "parts" / "data" / "codes-00000.parquet").stat().st_mtime_ns == first  # not made again
+
+
+def test_a_torn_shard_is_made_again(config):
+    folder = tokenize_dataset(config)
+    before = files_of(folder)
+    shard = folder / "data" / "codes-00001.parquet"
+    shard.write_bytes(before["data/codes-00001.parquet"][:100])
+    (folder / "manifest.json").unlink()
+    tokenize_dataset(config)
+    assert files_of(folder) == before
+
+
+def test_a_finished_data_set_is_left_alone(config, monkeypatch, capsys):
+    folder = tokenize_dataset(config)
+    before = files_of(folder)
+    monkeypatch.setattr(tokenization, "_write_shards", None)  # would raise if it were called
+    tokenize_dataset(config)
+    assert "nothing to do" in capsys.readouterr().out
+    assert files_of(folder) == before
+
+
+def test_another_job_in_the_same_folder_is_refused(config, codes, pictures, tiny_vqmodel, tmp_path):
+    there = replace(config, output_dir=str(codes), images_per_shard=10_000, flip=True)
+    before = files_of(codes)
+    assert tokenize_dataset(there) == codes
+    tiny_vqmodel.save_pretrained(tmp_path / "other")
+    with pytest.raises(OutputError, match="different: tokenizer_fingerprint"):
+        tokenize_dataset(replace(there, tokenizer=str(tmp_path / "other")))
+    with pytest.raises(OutputError, match="different: flip"):
+        tokenize_dataset(replace(there, flip=False))
+    with pytest.raises(OutputError, match="different: source, source_fingerprint"):
+        tokenize_dataset(replace(there, data=DataConfig(str(pictures / "noise"))))
+    assert files_of(codes) == before
+
+
+def test_a_folder_of_something_else_is_refused(config, tmp_path):
+    (tmp_path / "codes").mkdir()
+    (tmp_path / "codes" / "thesis.tex").write_text("all of it")
+    with pytest.raises(OutputError, match="choose another --output-dir"):
+        tokenize_dataset(config)
+    assert files_of(tmp_path / "codes") == {"thesis.tex": b"all of it"}
+    with pytest.raises(OutputError, match="choose another --output-dir"):
+        tokenize_dataset(replace(config, output_dir=str(tmp_path / "codes" / "thesis.tex")))
+    (tmp_path / "empty").mkdir()
+    tokenize_dataset(replace(config, output_dir=str(tmp_path / "empty")))
+
+
+def test_bad_images_are_listed_and_counted(config, pictures, tmp_path):
+    source = shutil.copytree(pictures, tmp_path / "pictures")
+    (source / "noise" / "text.jpg").write_text("no picture")
+    (source / "noise" / "empty.png").write_bytes(b"")
+    for index in range(7):  # a whole shard of them
+        Image.new("RGB", (8, 8)).save(source / "gradient" / f"small{index}.png")
+    folder = tokenize_dataset(replace(config, data=DataConfig(str(source)), images_per_shard=1))
+    manifest = read_manifest(folder)
+    assert (manifest.num_rows, manifest.num_images, manifest.num_skipped) == (18, 18, 9)
+    listed = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    assert {entry["source_id"] for entry in listed} >= {"noise/text.jpg", "noise/empty.png", "gradient/small6.png"}
+    reasons = {entry["source_id"]: entry["reason"] for entry in listed}
+    assert sorted(manifest.skipped_reasons.values()) in ([1, 1, 7], [2, 7])
+    assert manifest.skipped_reasons[reasons["gradient/small0.png"]] == 7
+    assert all(entry["detail"] for entry in listed)
+    data = open_codes(folder)  # with shards of no rows among them
+    assert len(data) == 18
+    model = load_tokenizer(config.tokenizer)
+    assert data.codes(np.array([17])).tolist() == [encoded(model, source / "stripes" / "5.png").tolist()]
+
+
+def test_no_usable_image_is_an_error(config, tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "text.jpg").write_text("no picture")
+    for _ in range(2):  # the same when it is run again
+        with pytest.raises(DataError, match=r"None of the 1 inputs could be tokenized. The first: text.jpg, "):
+            tokenize_dataset(replace(config, data=DataConfig(str(tmp_path / "pictures"))))
+    assert not (tmp_path / "codes" / "manifest.json").exists()
+
+
+def test_images_without_classes_have_no_label_column(config, pictures):
+    folder = tokenize_dataset(replace(config, data=DataConfig(str(pictures / "noise"))))
+    assert "label" not in rows_of(folder)
+    assert read_manifest(folder).class_names is None
+    assert open_codes(folder).labels is None
+
+
+def test_worker_processes_change_nothing(config, tmp_path):
+    folder = tokenize_dataset(replace(config, images_per_shard=100))
+    other = tokenize_dataset(replace(config, images_per_shard=100, num_workers=1, output_dir=str(tmp_path / "other")))
+    assert files_of(folder) == files_of(other)
+
+
+def test_large_codebooks_take_four_bytes():
+    small, large = (tokenization.code_features(size, 4, ["a", "b"]) for size in (65_536, 65_537))
+    assert small["codes"] == List(Value("uint16"), length=4)
+    assert large["codes"] == List(Value("uint32"), length=4)
+    assert large["label"] == ClassLabel(names=["a", "b"])
