@@ -185,12 +185,7 @@ class ImageGenerationPipeline:
         """
         folder = local_folder(folder_or_repo, "pipeline", revision)
         sampling = _read_index(folder)
-        tokenizer = load_tokenizer(folder / "tokenizer")
-        try:
-            prior, sequence = load_prior(folder / "prior")
-        except (OSError, ValueError) as error:
-            raise LoadingError(f"The prior in {folder} cannot be loaded: {error}") from error
-        return cls(tokenizer, prior, sequence, sampling)
+        return cls(load_tokenizer(folder / "tokenizer"), *_load_prior(folder / "prior"), sampling)
 
     def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
         """Upload the pipeline's folder in one commit; gives its address. The repository is made where it is missing."""
@@ -227,12 +222,15 @@ def make_pipeline(tokenizer: str, prior: str, output_dir: str) -> Path:
     Raises:
         LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
     """
-    model = load_tokenizer(tokenizer)
+    parts = load_tokenizer(tokenizer), *_load_prior(local_folder(prior, "prior"))
+    return ImageGenerationPipeline(*parts).save_pretrained(output_dir)
+
+
+def _load_prior(folder: Path) -> tuple[LlamaForCausalLM, SequenceConfig]:
     try:
-        prior_model, sequence = load_prior(local_folder(prior, "prior"))
-    except OSError as error:
-        raise LoadingError(f"The prior in {prior} cannot be loaded: {error}") from error
-    return ImageGenerationPipeline(model, prior_model, sequence).save_pretrained(output_dir)
+        return load_prior(folder)
+    except Exception as error:  # transformers, safetensors and json have each their own
+        raise LoadingError(f"The prior in {folder} cannot be loaded: {error}") from error
 
 
 def _read_index(folder: Path) -> SamplingConfig:
@@ -245,7 +243,7 @@ def _read_index(folder: Path) -> SamplingConfig:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))
         sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadingError(f"{path} is damaged: {error}") from error
     expected = {"_class_name": ImageGenerationPipeline.__name__, **_COMPONENTS}
     if index != expected:
