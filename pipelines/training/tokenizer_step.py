@@ -14,6 +14,7 @@ from pipelines.training.ema import EMA
 from pipelines.training.learner import Learner
 from pipelines.training.optim import OptimizerConfig
 from pipelines.training.randomness import torch_generator
+from pipelines.training.run import TrainingError
 from tokenizer import VQModel
 from tokenizer.discriminators import PatchGAN
 from tokenizer.losses import (
@@ -51,7 +52,10 @@ def make_learners(
     ema_decay: float,
     accelerator: Accelerator,
 ) -> TokenizerLearners:
-    perceptual = make_perceptual(objective)
+    try:
+        perceptual = make_perceptual(objective)
+    except RuntimeError as error:  # its weights cannot be had: the message says how to get them
+        raise TrainingError(str(error)) from error
     discriminator = None
     if objective.adversarial_weight:
         patchgan = PatchGAN(objective.discriminator, model.config.backbone_config.in_channels)
