@@ -18,19 +18,20 @@ class OutputError(RuntimeError):
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill a file beside `path`, flush it to the disk, then put it in `path`'s place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
-        write(aside)
-        fsync(aside)
-        os.replace(aside, path)
-        fsync(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(aside)
+            fsync(aside)
+            os.replace(aside, path)
+            fsync(path.parent)
+        finally:
+            aside.unlink(missing_ok=True)
     except OSError as error:
         raise OutputError(
             f"Could not write {path}: {error.strerror or error}. Free disk space or check its folder."
         ) from error
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Any) -> None:
