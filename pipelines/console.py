@@ -17,7 +17,7 @@ from pipelines.training.run import TrainingError
 from prior.codes import CodesError
 
 # The errors whose message is meant for the user. Anything else is a defect and shows its traceback.
-_FOR_USERS = (DataError, OutputError, LoadingError, CodesError, TrainingError, ValueError, FileNotFoundError)
+_FOR_USERS = (DataError, OutputError, LoadingError, CodesError, TrainingError, ValueError, OSError)
 
 
 def guarded(run: Callable[[], Any]) -> None:
