@@ -44,18 +44,18 @@ clean: ## remove caches and build output (keeps .venv and runs/)
 
 # A stamp is written only after the whole install went well, so that an interrupted one is done again, and an edited
 # pyproject.toml too.
-$(PACKAGE): pyproject.toml | check-python
+$(PACKAGE): pyproject.toml
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e .
 	@touch $@
 
-$(DEV): pyproject.toml | check-python
+$(DEV): pyproject.toml
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e ".[dev]"
 	@touch $(PACKAGE) $@
 
 # Every bound "name>=version" of pyproject.toml as "name==version".
-$(LOWER)/.installed: pyproject.toml | check-python
+$(LOWER)/.installed: pyproject.toml
 	$(call make_venv,$(LOWER))
 	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/' > $(LOWER)/lower-bounds.txt
 	$(LOWER)/bin/python -m pip install $(PIP_OPTIONS) -c $(LOWER)/lower-bounds.txt -e ".[dev]"
@@ -63,7 +63,8 @@ $(LOWER)/.installed: pyproject.toml | check-python
 
 # A .venv that works is kept; a missing or half-made one is made anew. pip before 21.3 cannot install this project with -e.
 define make_venv
-	@$(1)/bin/python -m pip --version > /dev/null 2>&1 || { echo "Making $(1)"; $(PYTHON) -m venv --clear $(1); }
+	@$(1)/bin/python -m pip --version > /dev/null 2>&1 || \
+	  { $(MAKE) --no-print-directory check-python && echo "Making $(1)" && $(PYTHON) -m venv --clear $(1); }
 	@$(1)/bin/python -m pip install --quiet $(PIP_OPTIONS) "pip>=23"
 endef
 
