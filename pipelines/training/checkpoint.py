@@ -49,10 +49,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         for name, tensors in checkpoint.groups.items():
-            save_file(
-                {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()},
-                aside / f"{name}.safetensors",
-            )
+            save_file(_apart(tensors), aside / f"{name}.safetensors")
         write_json(aside / "state.json", checkpoint.state)
         files = {file.name: {"sha256": sha256(file), "bytes": file.stat().st_size} for file in sorted(aside.iterdir())}
         for name in files:
@@ -87,6 +84,16 @@ def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
         }
         return Checkpoint(manifest["step"], groups, json.loads((path / "state.json").read_text()))
     return None
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Contiguous on the CPU, each in memory of its own: safetensors refuses what is shared (tied embeddings)."""
+    apart, seen = {}, set()
+    for key, tensor in tensors.items():
+        tensor = tensor.detach().cpu().contiguous()
+        apart[key] = tensor.clone() if tensor.data_ptr() in seen else tensor
+        seen.add(tensor.data_ptr())
+    return apart
 
 
 def what_is_wrong(path: Path) -> str | None:
