@@ -111,7 +111,7 @@ class ImageGenerationPipeline:
             class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
                 pipeline takes all classes in turn.
             num_images: how many images, where `class_labels` is None.
-            seed: image i is drawn from its own stream, keyed by seed and i; None draws a seed.
+            seed: image i is drawn from its own stream, keyed by seed and i; None draws a seed from torch's global generator.
             generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
             batch_size: images at a time; it changes neither codes nor images.
             output_type: what `.images` holds; "codes" does not decode.
@@ -256,7 +256,7 @@ def _generators(
 ) -> list[torch.Generator]:
     require(seed is None or generator is None, "Give a seed or generators, not both.")
     if generator is None:
-        seed = torch.seed() % 2**63 if seed is None else seed
+        seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
         return [image_generator(seed, index) for index in range(number)]
     if isinstance(generator, torch.Generator):
         seeds = torch.randint(2**63 - 1, (number,), generator=generator).tolist()
