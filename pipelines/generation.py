@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import numbers
 import shutil
 import uuid
 from collections.abc import Sequence
@@ -110,7 +111,7 @@ class ImageGenerationPipeline:
         Args:
             class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
                 pipeline takes all classes in turn.
-            num_images: how many images, where `class_labels` is None.
+            num_images: how many images in all, where `class_labels` is None.
             seed: image i is drawn from its own stream, keyed by seed and i; None draws a seed from torch's global generator.
             generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
             batch_size: images at a time; it changes neither codes nor images.
@@ -124,7 +125,7 @@ class ImageGenerationPipeline:
         given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         sampling = SamplingConfig(**{**asdict(self.sampling), **{k: v for k, v in given.items() if v is not None}})
         labels = self._labels(class_labels, num_images_per_label, num_images)
-        number = len(labels) if labels is not None else (1 if num_images is None else num_images)
+        number = len(labels) if labels is not None else (num_images or num_images_per_label)
         generators = _generators(seed, generator, number)
         bar = tqdm(total=number, unit="image", disable=not progress, dynamic_ncols=True)
         codes, images = [], []
@@ -202,16 +203,16 @@ class ImageGenerationPipeline:
     ) -> list[int] | None:
         require(per_label >= 1, f"num_images_per_label is {per_label}: it must be at least 1.")
         require(num_images is None or num_images >= 1, f"num_images is {num_images}: it must be at least 1.")
+        require(num_images is None or per_label == 1, "Give num_images_per_label or num_images, not both.")
         if self.class_names is None:
             require(class_labels is None, "This pipeline is unconditional: it takes no class_labels.")
             return None
         if class_labels is None:
-            number = self.sequence.num_classes * per_label if num_images is None else num_images
             if num_images is None:
                 return [label for label in range(self.sequence.num_classes) for _ in range(per_label)]
-            return [index % self.sequence.num_classes for index in range(number)]
+            return [index % self.sequence.num_classes for index in range(num_images)]
         require(num_images is None, "Give class_labels with num_images_per_label, or num_images, not both.")
-        wanted = [class_labels] if isinstance(class_labels, (int, str)) else list(class_labels)
+        wanted = [class_labels] if isinstance(class_labels, (numbers.Integral, str)) else list(class_labels)
         require(bool(wanted), "class_labels is empty: name at least one class, or leave it out for all of them.")
         return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
 
