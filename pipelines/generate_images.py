@@ -43,7 +43,7 @@ def generate_images(
         output_dir: where the images go. To go on after a stop, run the same command again.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
         num_images: how many images in all.
-        seed: image i depends on seed and i alone, not on the batch or the number of processes.
+        seed: image i depends on seed and i alone, not on the number of processes, nor (but for rounding) on the batch.
         guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
         temperature: the logits are divided by it; 0 takes the likeliest code.
         top_k: only the k likeliest codes; 0 for all.
@@ -76,11 +76,12 @@ def generate_images(
     names = [
         _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
     ]
-    missing = [index for index in range(num_images) if not (folder / names[index]).is_file()]
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(total=len(mine), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    for first in range(0, len(mine), batch_size):
-        part = mine[first : first + batch_size]
+    # A batch is decoded whole, as in an undisturbed run, because rounding depends on the company.
+    batches = [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
+    unfinished = [batch for batch in batches if not all((folder / names[index]).is_file() for index in batch)]
+    mine = unfinished[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(total=sum(map(len, mine)), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True)
+    for part in mine:
         output = pipe(
             None if labels is None else [labels[index] for index in part],
             num_images=len(part) if labels is None else None,
@@ -89,7 +90,8 @@ def generate_images(
             progress=False,
         )
         for index, image in zip(part, output.images, strict=True):
-            write_atomically(folder / names[index], lambda aside, image=image: image.save(aside, format="PNG"))
+            if not (folder / names[index]).is_file():
+                write_atomically(folder / names[index], lambda aside, image=image: image.save(aside, format="PNG"))
         bar.update(len(part))
     bar.close()
     accelerator.wait_for_everyone()

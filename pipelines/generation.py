@@ -114,7 +114,7 @@ class ImageGenerationPipeline:
             num_images: how many images in all, where `class_labels` is None.
             seed: image i is drawn from its own stream, keyed by seed and i; None draws a seed from torch's global generator.
             generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
-            batch_size: images at a time; it changes neither codes nor images.
+            batch_size: images at a time; it changes no code (on a CPU), and pixels by the last bit of rounding only.
             output_type: what `.images` holds; "codes" does not decode.
 
         Raises:
