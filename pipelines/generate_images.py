@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -9,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from tqdm import tqdm
 
@@ -64,6 +66,7 @@ def generate_images(
     folder = Path(output_dir)
     settings = {
         "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
+        "prior_fingerprint": _fingerprint(pipe.prior),
         "pipeline": pipeline,
         "labels": labels,
         "num_images": num_images,
@@ -109,6 +112,15 @@ def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Ima
         return grid(images)
     rows = {name: [image for image, other in zip(images, names, strict=False) if other == name] for name in names}
     return labelled_rows([(name, row) for name, row in rows.items() if row])
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    """sha256 over the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
