@@ -112,7 +112,7 @@ class ImageGenerationPipeline:
             class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
                 pipeline takes all classes in turn.
             num_images: how many images in all, where `class_labels` is None.
-            seed: image i is drawn from its own stream, keyed by seed and i; None draws a seed from torch's global generator.
+            seed: image i is drawn from its own stream, keyed by seed and i; None draws one from torch's own.
             generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
             batch_size: images at a time; it changes no code (on a CPU), and pixels by the last bit of rounding only.
             output_type: what `.images` holds; "codes" does not decode.

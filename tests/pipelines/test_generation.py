@@ -1,0 +1,253 @@
+"""The pipeline: labels and seeds in, images out; its folder; and images by the thousand."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import ImageGenerationPipeline, SamplingConfig
+from pipelines.files import OutputError
+from pipelines.generate_images import generate_images
+from pipelines.generation import make_pipeline
+from pipelines.loading import LoadingError
+from prior import PriorConfig, SequenceConfig, make_prior
+from prior.sampling import image_generator
+from tokenizer.images import to_pil, to_uint8
+
+
+@pytest.fixture(scope="module")
+def folder(tokenizer_folder, prior_folder, tmp_path_factory):
+    """The folder of a pipeline with the classes gradient, noise and stripes."""
+    return make_pipeline(str(tokenizer_folder), str(prior_folder), str(tmp_path_factory.mktemp("pipeline") / "pipe"))
+
+
+@pytest.fixture(scope="module")
+def pipe(folder):
+    return ImageGenerationPipeline.from_pretrained(folder)
+
+
+@pytest.fixture
+def unconditional(tiny_vqmodel):
+    sequence = SequenceConfig(32, (4, 4), tokenizer_fingerprint=tiny_vqmodel.fingerprint())
+    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
+    return ImageGenerationPipeline(tiny_vqmodel, prior, sequence)
+
+
+def codes_of(pipe, *args, **options):
+    return pipe(*args, output_type="codes", progress=False, **options).codes
+
+
+def files_of(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("labels", "options", "expected"),
+    [
+        (["stripes", 0, "1"], {}, [2, 0, 1]),
+        (["noise", 0], {"num_images_per_label": 2}, [1, 1, 0, 0]),
+        ("noise", {}, [1]),
+        (2, {"num_images_per_label": 2}, [2, 2]),
+        (np.int64(2), {}, [2]),
+        (np.array([1, 2]), {}, [1, 2]),
+        (None, {}, [0, 1, 2]),
+        (None, {"num_images_per_label": 2}, [0, 0, 1, 1, 2, 2]),
+        (None, {"num_images": 5}, [0, 1, 2, 0, 1]),
+    ],
+)
+def test_labels(pipe, labels, options, expected):
+    output = pipe(labels, seed=0, output_type="codes", progress=False, **options)
+    assert output.labels == expected
+    assert output.codes.shape == (len(expected), 4, 4)
+    assert output.codes.dtype == torch.int64
+    assert output.images is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"class_labels": "noises"}, "Did you mean 'noise'"),
+        ({"class_labels": 3}, "labels run from 0 to 2"),
+        ({"class_labels": []}, "class_labels is empty"),
+        ({"class_labels": 0, "num_images": 2}, "not both"),
+        ({"num_images": 0}, "num_images is 0"),
+        ({"num_images_per_label": 0}, "num_images_per_label is 0"),
+        ({"num_images": 2, "num_images_per_label": 2}, "not both"),
+        ({"output_type": "jpeg"}, "output_type is 'jpeg'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"temperature": -1.0}, "temperature is -1"),
+        ({"top_p": 0.0}, "top_p is 0"),
+        ({"seed": 1, "generator": torch.Generator()}, "not both"),
+        ({"generator": [torch.Generator()], "num_images": 2}, "1 generators for 2 images"),
+    ],
+)
+def test_what_is_refused(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**arguments, progress=False)
+
+
+def test_output_types_are_the_same_images(pipe):
+    arguments = {"class_labels": ["noise", "stripes"], "seed": 3, "progress": False}
+    tensor = pipe(**arguments, output_type="pt")
+    array, pictures = pipe(**arguments, output_type="np").images, pipe(**arguments).images
+    assert tensor.images.shape == (2, 3, 16, 16)
+    assert tensor.images.abs().max() <= 1
+    assert array.dtype == np.uint8
+    np.testing.assert_array_equal(array, to_uint8(tensor.images).numpy())
+    for picture, pixels in zip(pictures, array, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture), pixels)
+    with torch.no_grad():
+        decoded = pipe.tokenizer.decode(tensor.codes).clamp(-1, 1)
+    assert torch.equal(tensor.images, decoded)
+
+
+def test_an_image_depends_on_the_seed_and_its_place_alone(pipe):
+    labels = [0, 1, 2, 0, 1, 2, 0]
+    whole = pipe(labels, seed=7, progress=False)
+    for batch_size in (1, 3):
+        parts = pipe(labels, seed=7, batch_size=batch_size, progress=False)
+        assert torch.equal(parts.codes, whole.codes)
+        for one, other in zip(parts.images, whole.images, strict=True):
+            difference = np.asarray(one).astype(int) - np.asarray(other).astype(int)
+            assert np.abs(difference).max() <= 1  # the decoder rounds otherwise in another batch
+    assert not torch.equal(codes_of(pipe, labels, seed=8), whole.codes)
+    assert len({tuple(row) for row in whole.codes.flatten(1).tolist()}) == 7
+    third = codes_of(pipe, [2], generator=[image_generator(7, 2)])
+    assert torch.equal(third[0], whole.codes[2])
+
+
+def test_one_generator_for_all_and_none(pipe):
+    one, other = (codes_of(pipe, [0, 0], generator=torch.Generator().manual_seed(4)) for _ in range(2))
+    assert torch.equal(one, other)
+    assert not torch.equal(one[0], one[1])
+    # Without a seed, torch's own decides, and goes on from there.
+    torch.manual_seed(0)
+    first, second = codes_of(pipe, 0), codes_of(pipe, 0)
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(codes_of(pipe, 0), first)
+
+
+def test_guidance_is_on_by_default_and_can_be_chosen(pipe):
+    assert pipe.sampling == SamplingConfig(guidance_scale=2.0)
+    greedy = {"seed": 0, "temperature": 0.0}
+    assert torch.equal(codes_of(pipe, 1, **greedy), codes_of(pipe, 1, guidance_scale=2.0, **greedy))
+    assert not torch.equal(codes_of(pipe, 1, **greedy), codes_of(pipe, 1, guidance_scale=50.0, **greedy))
+
+
+def test_unconditional(unconditional, tmp_path):
+    assert unconditional.sampling.guidance_scale == 1
+    assert unconditional(seed=0, progress=False).labels is None
+    assert codes_of(unconditional, num_images=3, seed=0).shape == (3, 4, 4)
+    assert codes_of(unconditional, num_images_per_label=3, seed=0).shape == (3, 4, 4)
+    with pytest.raises(ValueError, match="unconditional: it takes no class_labels"):
+        unconditional(0)
+    loaded = ImageGenerationPipeline.from_pretrained(unconditional.save_pretrained(tmp_path / "pipeline"))
+    assert torch.equal(codes_of(loaded, num_images=2, seed=1), codes_of(unconditional, num_images=2, seed=1))
+    images = generate_images(str(tmp_path / "pipeline"), str(tmp_path / "images"), num_images=2)
+    assert sorted(path.name for path in images.iterdir()) == [
+        "000000.png",
+        "000001.png",
+        "generation.json",
+        "samples.png",
+    ]
+
+
+def test_a_saved_pipeline_is_the_same(pipe, tmp_path):
+    pipe = ImageGenerationPipeline(pipe.tokenizer, pipe.prior, pipe.sequence, SamplingConfig(1.5, 0.9, 20, 0.95))
+    folder = pipe.save_pretrained(tmp_path / "deep" / "pipeline")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model_index.json", "prior", "tokenizer"]
+    assert [path.name for path in folder.parent.iterdir()] == ["pipeline"]  # nothing is left beside it
+    loaded = ImageGenerationPipeline.from_pretrained(folder)
+    assert loaded.sampling == pipe.sampling
+    assert loaded.class_names == ("gradient", "noise", "stripes")
+    one, other = (which(["noise", 0], seed=2, output_type="pt", progress=False) for which in (pipe, loaded))
+    assert torch.equal(one.codes, other.codes)
+    assert torch.equal(one.images, other.images)
+    before = files_of(folder)
+    loaded.save_pretrained(folder)  # a pipeline may take the place of a pipeline
+    assert files_of(folder) == before
+
+
+def test_only_a_pipeline_is_overwritten(pipe, tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "thesis.tex").write_text("all of it")
+    for name in ("thesis", "thesis/thesis.tex"):
+        with pytest.raises(OutputError, match="choose another folder"):
+            pipe.save_pretrained(tmp_path / name)
+    assert files_of(tmp_path) == {"thesis/thesis.tex": b"all of it"}
+
+
+def test_a_prior_of_another_tokenizer_is_refused(pipe, tiny_vqmodel, prior_folder, tmp_path):
+    with pytest.raises(LoadingError, match="was trained on codes of the tokenizer with fingerprint"):
+        ImageGenerationPipeline(tiny_vqmodel, pipe.prior, pipe.sequence)
+    tiny_vqmodel.save_pretrained(tmp_path / "other")
+    with pytest.raises(LoadingError, match="Put the prior together with the tokenizer that made its codes"):
+        make_pipeline(str(tmp_path / "other"), str(prior_folder), str(tmp_path / "pipeline"))
+    assert not (tmp_path / "pipeline").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_class_name": "StableDiffusionPipeline"},
+        {"prior": ["evil", "LlamaForCausalLM"]},
+        {"tokenizer": ["tokenizer", "Other"]},
+        {"scheduler": ["diffusers", "DDIMScheduler"]},
+        {"sampling": {"guidance": 2.0}},
+        {"sampling": {"top_p": 2.0}},
+    ],
+)
+def test_an_index_that_names_something_else_is_refused(folder, tmp_path, change):
+    copy = shutil.copytree(folder, tmp_path / "pipeline")
+    index = json.loads((copy / "model_index.json").read_text())
+    (copy / "model_index.json").write_text(json.dumps({**index, **change}))
+    with pytest.raises(LoadingError, match=r"model_index.json (names|is damaged)"):
+        ImageGenerationPipeline.from_pretrained(copy)
+
+
+def test_images_of_a_stopped_command_are_completed(folder, pipe, tmp_path):
+    arguments = {"num_images": 7, "seed": 3, "batch_size": 4}
+    images = generate_images(str(folder), str(tmp_path / "images"), ("noise", "0"), **arguments)
+    before = files_of(images)
+    names = [f"{index:06d}-{'gradient' if index % 2 else 'noise'}.png" for index in range(7)]
+    assert sorted(before) == [*names, "generation.json", "samples.png"]
+    for index, picture in enumerate(pipe([1, 0, 1, 0, 1, 0, 1], seed=3, progress=False).images):
+        np.testing.assert_array_equal(np.asarray(Image.open(images / names[index])), np.asarray(picture))
+    for name in (names[1], names[5], names[6], "samples.png"):
+        (images / name).unlink()
+    times = {name: (images / name).stat().st_mtime_ns for name in names[2:5]}
+    generate_images(str(folder), str(images), ("noise", "0"), **arguments)
+    assert files_of(images) == before
+    assert times == {name: (images / name).stat().st_mtime_ns for name in times}  # not made again
+    for change in ({"seed": 4}, {"num_images": 8}, {"temperature": 0.5}):
+        with pytest.raises(OutputError, match="images of other settings"):
+            generate_images(str(folder), str(images), ("noise", "0"), **{**arguments, **change})
+    with pytest.raises(OutputError, match="images of other settings"):
+        generate_images(str(folder), str(images), ("noise",), **arguments)
+    assert files_of(images) == before
+
+
+def test_images_of_another_prior_in_the_same_place_are_not_mixed_in(folder, pipe, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / "pipeline")
+    generate_images(str(copy), str(tmp_path / "images"), num_images=2)
+    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), pipe.sequence)
+    ImageGenerationPipeline(pipe.tokenizer, prior, replace(pipe.sequence)).save_pretrained(copy)
+    with pytest.raises(OutputError, match="images of other settings"):
+        generate_images(str(copy), str(tmp_path / "images"), num_images=2)
+
+
+def test_sheet_and_pictures_agree(folder, tmp_path):
+    images = generate_images(str(folder), str(tmp_path / "images"), num_images=3, seed=1)
+    sheet = Image.open(images / "samples.png")
+    first = Image.open(images / "000000-gradient.png")
+    enlarged = np.asarray(first.resize((64, 64), Image.Resampling.NEAREST))
+    left = sheet.width - 64 - 2
+    np.testing.assert_array_equal(np.asarray(sheet)[2:66, left : left + 64], enlarged)
+    assert to_pil(torch.zeros(1, 3, 16, 16))[0].size == first.size
