@@ -99,7 +99,10 @@ def _apart(tensors: Tensors) -> Tensors:
 def what_is_wrong(path: Path) -> str | None:
     """None where every file of a checkpoint is there with the size and sha256 of its manifest, else what is not."""
     try:
-        files = json.loads((path / "manifest.json").read_text())["files"]
+        manifest = json.loads((path / "manifest.json").read_text())
+        files = manifest["files"]
+        if not isinstance(manifest["step"], int) or "state.json" not in files:
+            return "manifest.json is not that of a checkpoint"
         for name, entry in files.items():
             file = path / name
             if Path(name).name != name or not file.is_file():
