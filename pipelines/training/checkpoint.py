@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
     problem = what_is_wrong(target)
     if problem:
         raise OutputError(f"The checkpoint {target} does not read back ({problem}): is the disk failing?")
-    _rotate(folder, keep_last, keep_every)
+    _rotate(folder, checkpoint.step, keep_last, keep_every)
     return target
 
 
@@ -147,10 +148,13 @@ def _steps_on_device(optimizer: Optimizer) -> bool:
 
 
 def _list(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    paths = folder.glob("step-*")
+    return sorted(path for path in paths if path.is_dir() and re.fullmatch(r"step-\d{9}", path.name))
 
 
-def _rotate(folder: Path, keep_last: int, keep_every: int) -> None:
-    good = [path for path in _list(folder) if not (keep_every and int(path.name.split("-")[1]) % keep_every == 0)]
-    for path in good[: -max(1, keep_last)]:
-        shutil.rmtree(path, ignore_errors=True)
+def _rotate(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
+    """`newest` is the step of the one just verified; any after it was passed over as damaged when the run resumed."""
+    steps = {int(path.name.removeprefix("step-")): path for path in _list(folder)}
+    rotating = [step for step in steps if step <= newest and not (keep_every and step % keep_every == 0)]
+    for step in [*rotating[: -max(1, keep_last)], *(step for step in steps if step > newest)]:
+        shutil.rmtree(steps[step], ignore_errors=True)
