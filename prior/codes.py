@@ -119,14 +119,14 @@ def read_manifest(folder: Path) -> CodesManifest:
             class_names=None if names is None else tuple(names),
         )
         manifest.sequence_config()
+        files = [PurePosixPath(shard.file) for shard in manifest.shards]
     except CodesError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CodesError(f"{path} is damaged ({error}): make the codes again.") from error
-    for shard in manifest.shards:
-        parts = PurePosixPath(shard.file)
-        if parts.is_absolute() or ".." in parts.parts or "\\" in shard.file:
-            raise CodesError(f"{path} names a file outside of its folder: {shard.file!r}.")
+    for file in files:
+        if file.is_absolute() or ".." in file.parts or "\\" in str(file):
+            raise CodesError(f"{path} names a file outside of its folder: {str(file)!r}.")
     return manifest
 
 
