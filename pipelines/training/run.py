@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -39,6 +40,8 @@ _MAY_CHANGE = {
 }
 # The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
 EXIT_STOPPED = 143
+# Signals within so many seconds are one request: torchrun passes on to its ranks the Ctrl-C that they have got already.
+_ONE_REQUEST = 5.0
 # So many steps in a row without finite gradients end a run: its weights are intact, but it learns nothing.
 _MOST_BAD_STEPS = 20
 
@@ -145,10 +148,15 @@ class Run:
     def listen_for_signals(self) -> None:
         """SIGTERM and Ctrl-C ask for a checkpoint after the current step; a second one leaves at once."""
 
+        asked_at = 0.0
+
         def request(number: int, frame: Any) -> None:
+            nonlocal asked_at
             if self.stop_requested:
-                os._exit(128 + number)
-            self.stop_requested = True
+                if time.monotonic() - asked_at > _ONE_REQUEST:
+                    os._exit(128 + number)
+                return
+            self.stop_requested, asked_at = True, time.monotonic()
             self.log("Asked to stop: saving a checkpoint after this step (again: leave at once).")
 
         self._handlers = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
