@@ -125,11 +125,11 @@ class Run:
         if not self.is_main or not path.exists():
             return
         kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line)
-            except ValueError:
+            except (ValueError, KeyError, TypeError):  # torn
                 continue
         write_text(path, "".join(line + "\n" for line in kept))
 
