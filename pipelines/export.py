@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from pipelines.cards import prior_card, tokenizer_card
@@ -51,7 +52,7 @@ def export(folder: Path, write: Callable[[Path], Any]) -> None:
         for file in files:
             os.replace(file, folder / file.name)
         fsync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
         raise OutputError(
             f"Could not write the model into {folder}: {error}. Free disk space, then run again."
         ) from error
