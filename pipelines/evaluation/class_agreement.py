@@ -1,7 +1,8 @@
 """Do generated images show the class that was asked for, vary as real ones do, and are they new?
 
 The judge is a small classifier trained here, on the real images of the run, so that nothing is downloaded. Everything
-runs on the CPU, in bounded memory, and is the same for the same seed; torch's global random state is left as it was.
+runs on the CPU, in bounded memory, and gives the same for the same seed and number of threads; torch's global random
+state is left as it was.
 It is meant for small pictures: its first layers see all of them at half resolution.
 """
 
