@@ -1,0 +1,175 @@
+"""Configs from dictionaries: what is refused, by name; and what is converted."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import pytest
+
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModelConfig
+from tokenizer.fields import from_dict
+from tokenizer.quantizers import quantizer_config_from_dict
+
+
+@dataclass(frozen=True)
+class Red:
+    type: Literal["red"] = "red"
+    shade: float = 0.5
+
+
+@dataclass(frozen=True)
+class Blue:
+    type: Literal["blue"] = "blue"
+    depth: int = 1
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 1
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outer:
+    number: int
+    ratio: float = 1.0
+    name: str = "a"
+    on: bool = False
+    kind: Literal["crop", "pad", 3] = "crop"
+    maybe: int | None = 4
+    inner: Inner = field(default_factory=Inner)
+    colour: Red | Blue = field(default_factory=Red)
+    either: int | str = 0
+    anything: Any = None
+
+
+def test_plain_values_become_the_fields():
+    values = {
+        "number": 3,
+        "ratio": 2,
+        "name": "b",
+        "on": True,
+        "kind": 3,
+        "maybe": None,
+        "inner": {"size": 5, "sizes": [1, 2]},
+        "colour": {"type": "blue", "depth": 7},
+        "either": "x",
+        "anything": {"as": ["it", "is"]},
+    }
+    outer = from_dict(Outer, json.loads(json.dumps(values)), "config")
+    assert outer == Outer(3, 2.0, "b", True, 3, None, Inner(5, (1, 2)), Blue(depth=7), "x", {"as": ["it", "is"]})
+    assert isinstance(outer.ratio, float)
+    assert isinstance(outer.inner.sizes, tuple)
+    assert from_dict(Outer, {"number": 1}, "config") == Outer(1)
+    assert from_dict(Outer, {"number": 1, "inner": Inner(9)}, "config").inner.size == 9
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([1], "config must be a dictionary of fields, not list"),
+        (None, "config must be a dictionary of fields, not NoneType"),
+        ({"nummer": 1, "foo": 2}, "Unknown keys in config: foo, nummer. Outer knows anything, colour"),
+        ({"number": "3"}, "config.number is '3'"),
+        ({"number": 3.0}, "config.number is 3.0"),
+        ({"number": True}, "config.number is True"),
+        ({"ratio": "high"}, "config.ratio is 'high'"),
+        ({"ratio": True}, "config.ratio is True"),
+        ({"ratio": None}, "config.ratio is None"),
+        ({"name": 3}, "config.name is 3"),
+        ({"on": 1}, "config.on is 1"),
+        ({"kind": "stretch"}, "config.kind is 'stretch': it must be one of 'crop', 'pad', 3"),
+        ({"maybe": "x"}, "config.maybe is 'x'"),
+        ({"inner": {"site": 1}}, "Unknown keys in config.inner: site"),
+        ({"inner": {"size": None}}, "config.inner.size is None"),
+        ({"inner": {"sizes": 3}}, "config.inner.sizes is 3: it must be a list"),
+        ({"inner": {"sizes": [1, "2"]}}, "config.inner.sizes[1] is '2'"),
+        ({"inner": 3}, "config.inner must be a dictionary"),
+        ({"colour": {"type": "green"}}, "config.colour is {'type': 'green'}"),
+        ({"colour": {"type": "red", "depth": 1}}, "Unknown keys in config.colour: depth"),
+        ({"either": 1.5}, "config.either is 1.5"),
+    ],
+)
+def test_wrong_values_are_refused_by_name(values, message):
+    if isinstance(values, dict):
+        values = {"number": 1, **values}
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        from_dict(Outer, values, "config")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"in_channels": 0}, r"backbone\.in_channels is 0"),
+        ({"ch_mult": ()}, r"backbone\.ch_mult is \(\)"),
+        ({"ch_mult": (1, 0)}, r"backbone\.ch_mult"),
+        ({"dropout": 1.0}, r"backbone\.dropout is 1\.0"),
+        ({"ch": 48}, "48 channels cannot be split into norm_groups = 32"),
+        ({"patch_size": 0}, r"backbone\.patch_size is 0"),
+    ],
+)
+def test_backbones_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        BackboneConfig(**values)
+
+
+def test_downsampling():
+    assert BackboneConfig().downsampling == 16
+    assert BackboneConfig(ch_mult=[1, 2], patch_size=4).downsampling == 8
+    assert BackboneConfig(ch_mult=[1, 2]).ch_mult == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"codebook_size": 0}, r"quantizer\.codebook_size is 0"),
+        ({"code_dim": 0}, r"quantizer\.code_dim is 0"),
+        ({"commitment_weight": -0.1}, r"quantizer\.commitment_weight is -0\.1"),
+        ({"revive_decay": 1.0}, r"quantizer\.revive_decay is 1\.0"),
+    ],
+)
+def test_quantizers_that_cannot_be_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        VectorQuantizerConfig(**values)
+
+
+def test_a_quantizer_is_made_by_its_type():
+    assert quantizer_config_from_dict({"type": "vq", "codebook_size": 7}) == VectorQuantizerConfig(codebook_size=7)
+    for values in ({"type": "none"}, {}, None):
+        with pytest.raises(ValueError, match=r"quantizer\.type is .* must be one of 'vq'"):
+            quantizer_config_from_dict(values)
+
+
+def test_a_model_config_is_plain_json_and_comes_back(tmp_path):
+    config = VQModelConfig(
+        backbone=BackboneConfig(resolution=32, ch=32, ch_mult=(1, 2)),
+        quantizer=VectorQuantizerConfig(codebook_size=9),
+        preprocessing=Preprocessing(image_size=64, fit="pad"),
+    )
+    config.save_pretrained(tmp_path)
+    loaded = VQModelConfig.from_pretrained(tmp_path)
+    assert loaded.backbone_config == config.backbone_config == BackboneConfig(resolution=32, ch=32, ch_mult=(1, 2))
+    assert loaded.quantizer_config == VectorQuantizerConfig(codebook_size=9)
+    assert loaded.preprocessing_config == Preprocessing(image_size=64, fit="pad")
+    assert loaded.grid_shape == (32, 32)
+    assert loaded.backbone == json.loads(json.dumps(loaded.backbone)) == config.backbone
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"colour": 1}, "Unknown keys in the tokenizer's config: colour"),
+        ({"backbone": {"channels": 1}}, "Unknown keys in backbone: channels"),
+        ({"backbone": {"ch": "abc"}}, "backbone.ch is 'abc'"),
+        ({"quantizer": {"type": "lfq"}}, "quantizer.type is 'lfq'"),
+        ({"preprocessing": {"image_size": 250}}, "250 is no multiple of the downsampling factor 16"),
+        ({"preprocessing": {"fit": "zoom"}}, "preprocessing.fit is 'zoom'"),
+    ],
+)
+def test_model_configs_with_mistakes_are_refused(values, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        VQModelConfig(**values)
+    assert message in str(error.value)

@@ -1,0 +1,284 @@
+"""The terms of stage one against their formulas, the perceptual net against torchmetrics, and the discriminator."""
+
+from __future__ import annotations
+
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+from safetensors.torch import save_file
+from torch import nn
+from torchmetrics.functional.image.lpips import _LPIPS
+
+from tokenizer.discriminators import PatchGAN, PatchGANConfig
+from tokenizer.losses import (
+    LPIPS,
+    ObjectiveConfig,
+    adaptive_weight,
+    clamped_ratio,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
+    make_perceptual,
+    reconstruction_terms,
+    warmup_factor,
+)
+
+
+def images(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape) * 2 - 1
+
+
+# The objective
+
+
+def test_reconstruction_terms():
+    real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    config = ObjectiveConfig(l1_weight=0.3, l2_weight=2.0, perceptual_weight=0.7)
+    net = lambda one, other: (other - one).flatten(1).amax(1)  # noqa: E731
+    terms = reconstruction_terms(config, net, real, fake)
+    assert set(terms) == {"l1", "l2", "perceptual"}
+    torch.testing.assert_close(terms["l1"], 0.3 * (real - fake).abs().sum() / real.numel())
+    torch.testing.assert_close(terms["l2"], 2.0 * ((real - fake) ** 2).sum() / real.numel())
+    torch.testing.assert_close(terms["perceptual"], 0.7 * net(real, fake).mean())
+    only = reconstruction_terms(ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0), None, real, fake)
+    assert set(only) == {"l2"}
+
+
+def test_terms_are_computed_in_float32():
+    real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    config = ObjectiveConfig(perceptual_weight=0.0)
+    term = reconstruction_terms(config, None, real, fake.bfloat16())["l1"]
+    assert term.dtype == torch.float32
+    torch.testing.assert_close(term, F.l1_loss(fake.bfloat16().float(), real))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"l1_weight": -1.0}, r"objective\.l1_weight is -1\.0"),
+        ({"adaptive_weight_max": -1.0}, r"objective\.adaptive_weight_max"),
+        ({"adversarial_start": -1}, r"objective\.adversarial_start is -1"),
+        ({"l1_weight": 0.0, "perceptual_weight": 0.0}, "Every reconstruction term is off"),
+    ],
+)
+def test_objectives_that_make_no_sense_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        ObjectiveConfig(**values)
+
+
+def test_no_perceptual_net_where_its_weight_is_0():
+    assert make_perceptual(ObjectiveConfig(perceptual_weight=0.0)) is None
+
+
+# The adversarial terms
+
+
+def test_hinge():
+    real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-2.0, 0.5], [-1.0, 3.0]])
+    # real: 0, .5, 2, 0 -> mean .625; fake: 0, 1.5, 0, 4 -> mean 1.375
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.625 + 1.375))
+    assert hinge_discriminator_loss(torch.tensor([5.0]), torch.tensor([-5.0])).item() == 0
+    assert hinge_generator_loss(fake).item() == pytest.approx(-0.125)
+
+
+def test_adaptive_weight_is_the_ratio_of_gradient_norms():
+    layer = nn.Parameter(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    inputs = torch.tensor([1.0, -2.0])
+    outputs = layer @ inputs  # [-3, -5]
+    reconstruction_loss, adversarial_loss = 3 * outputs[0] + 4 * outputs[1], outputs.square().sum()
+    numerator, denominator = adaptive_weight(reconstruction_loss, adversarial_loss, layer)
+    # d(a . W x) / dW = a x^T, whose norm is |a| |x|
+    assert numerator.item() == pytest.approx(5 * 5**0.5)
+    assert denominator.item() == pytest.approx((6**2 + 10**2) ** 0.5 * 5**0.5)
+    (reconstruction_loss + adversarial_loss).backward()  # both graphs are still there
+    assert layer.grad is not None
+    ratio = clamped_ratio(numerator, denominator, 1e4)
+    assert ratio.item() == pytest.approx(5 * 5**0.5 / ((6**2 + 10**2) ** 0.5 * 5**0.5 + 1e-4))
+
+
+def test_the_ratio_is_bounded_and_carries_no_gradient():
+    one = torch.tensor(1.0, requires_grad=True)
+    assert clamped_ratio(one, torch.tensor(0.0), 1e6).item() == pytest.approx(1e4)
+    assert clamped_ratio(one, torch.tensor(0.0), 50.0).item() == 50.0
+    assert clamped_ratio(torch.tensor(0.0), one, 50.0).item() == 0.0
+    assert not clamped_ratio(one, one, 50.0).requires_grad
+
+
+def test_warm_up():
+    assert [warmup_factor(step, 3, 3) for step in range(8)] == [0, 0, 0, 0.25, 0.5, 0.75, 1, 1]
+    assert warmup_factor(0, 0, 0) == 1
+    assert (warmup_factor(4, 5, 0), warmup_factor(5, 5, 0)) == (0, 1)
+
+
+# The perceptual net, its trunk of random weights
+
+
+def random_trunk(name: str) -> nn.Module:
+    """The features of a torchvision classifier with random weights (its classifier is large and plays no part)."""
+    with torch.device("meta"):
+        model = getattr(torchvision.models, name)(weights=None)
+    features = model.features.to_empty(device="cpu")
+    torch.manual_seed(0)
+    for parameter in features.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    return features
+
+
+def save_trunk(name: str, path: Path) -> Path:
+    torch.save({f"features.{key}": tensor for key, tensor in random_trunk(name).state_dict().items()}, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    """torchvision's AlexNet of random weights, as a .pth file."""
+    return save_trunk("alexnet", tmp_path_factory.mktemp("trunk") / "alexnet.pth")
+
+
+@pytest.fixture(scope="module")
+def lpips(trunk):
+    return LPIPS("alex", trunk)
+
+
+@pytest.mark.parametrize(
+    ("net", "name"),
+    [
+        ("alex", "alexnet"),
+        ("vgg", "vgg16"),
+        pytest.param(
+            "squeeze",
+            "squeezenet1_1",
+            marks=pytest.mark.xfail(strict=True, reason="torchmetrics names its slices `slices.0.0`, not `slice1.0`"),
+        ),
+    ],
+)
+def test_every_trunk_loads(net, name, tmp_path):
+    one, other = images(1, 3, 32, 32), images(1, 3, 32, 32)
+    assert LPIPS(net, save_trunk(name, tmp_path / "trunk.pth"))(one, other).item() > 0
+
+
+def test_distance(lpips):
+    one, other = images(3, 3, 32, 40), images(3, 3, 32, 40)
+    distance = lpips(one, other)
+    assert distance.shape == (3,)
+    assert distance.dtype == torch.float32
+    assert (distance > 0).all()
+    assert (lpips(one, one) == 0).all()
+    closer = lpips(one, 0.5 * one + 0.5 * other)
+    assert (closer < distance).all()
+    torch.testing.assert_close(lpips(one[:1], other[:1]), distance[:1])  # each by itself
+
+
+def test_it_is_torchmetrics_own(lpips, trunk):
+    theirs, features = _LPIPS(net="alex", pnet_rand=True), random_trunk("alexnet")
+    layers = [layer for number in range(1, 6) for layer in getattr(theirs.net, f"slice{number}")]
+    for layer, source in zip(layers, features, strict=False):  # all but the last pooling
+        layer.load_state_dict(source.state_dict())
+    one, other = images(2, 3, 48, 48), images(2, 3, 48, 48)
+    torch.testing.assert_close(lpips(one, other), theirs.eval()(one, other).detach().flatten())
+
+
+def test_it_stays_frozen_and_in_evaluation(lpips):
+    parent = nn.ModuleList([lpips]).train()
+    assert parent.training
+    assert not any(module.training for module in lpips.modules())
+    assert not any(parameter.requires_grad for parameter in lpips.parameters())
+    one, other = images(1, 3, 32, 32), images(1, 3, 32, 32)
+    assert torch.equal(lpips(one, other), lpips(one, other))  # no dropout
+
+
+def test_the_gradient_reaches_the_second_image(lpips):
+    one, other = images(2, 3, 32, 32), images(2, 3, 32, 32).requires_grad_()
+    lpips(one, other).sum().backward()
+    assert (other.grad.flatten(1).abs().amax(1) > 0).all()
+
+
+def test_one_channel_counts_as_grey(lpips):
+    one, other = images(2, 1, 32, 32), images(2, 1, 32, 32)
+    torch.testing.assert_close(lpips(one, other), lpips(one.expand(-1, 3, -1, -1), other.expand(-1, 3, -1, -1)))
+
+
+def test_it_computes_in_float32_under_autocast(lpips):
+    one, other = images(1, 3, 32, 32), images(1, 3, 32, 32)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lpips(one, other), lpips(one.float(), other.float()))
+
+
+def test_small_images_are_refused(lpips):
+    with pytest.raises(ValueError, match="at least 32 pixels a side, not 31x40"):
+        lpips(images(1, 3, 31, 40), images(1, 3, 31, 40))
+
+
+def test_safetensors_and_pth_are_the_same(lpips, trunk, tmp_path):
+    save_file(torch.load(trunk, weights_only=True), tmp_path / "trunk.safetensors")
+    one, other = images(1, 3, 32, 32), images(1, 3, 32, 32)
+    assert torch.equal(LPIPS("alex", tmp_path / "trunk.safetensors")(one, other), lpips(one, other))
+    config = ObjectiveConfig(perceptual_net="alex", perceptual_weights=str(trunk))
+    assert torch.equal(make_perceptual(config)(one, other), lpips(one, other))
+
+
+def test_files_that_are_not_the_trunk_are_refused(trunk, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"missing\.pth do not exist \(objective\.perceptual_weights\)"):
+        LPIPS("alex", tmp_path / "missing.pth")
+    with pytest.raises(ValueError, match="does not hold torchvision's weights of 'vgg'"):
+        LPIPS("vgg", trunk)
+    weights = torch.load(trunk, weights_only=True)
+    weights["features.3.weight"] = torch.zeros(2, 2)
+    save_file(weights, tmp_path / "odd.safetensors")
+    with pytest.raises(ValueError, match=r"1 tensors are missing or of another shape, .* features\.3\.weight"):
+        LPIPS("alex", tmp_path / "odd.safetensors")
+
+
+def test_no_download_says_how_to_get_the_file(monkeypatch, tmp_path):
+    def unreachable(*args, **kwargs):
+        raise urllib.error.URLError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
+    with pytest.raises(RuntimeError, match="no route to host") as error:
+        LPIPS("squeeze")
+    for part in ("squeezenet1_1", str(tmp_path / "hub" / "checkpoints"), "https://", "objective.perceptual_weight 0"):
+        assert part in str(error.value)
+
+
+# The discriminator
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize(("layers", "channels", "side"), [(1, 1, 14), (2, 3, 6), (3, 3, 2)])
+def test_patchgan_gives_a_verdict_a_patch(norm, layers, channels, side):
+    net = PatchGAN(PatchGANConfig(ndf=8, n_layers=layers, norm=norm), channels)
+    pixels = images(2, channels, 32, 32).requires_grad_()
+    verdicts = net(pixels)
+    assert verdicts.shape == (2, 1, side, side)
+    verdicts.square().sum().backward()
+    assert (pixels.grad.flatten(1).abs().amax(1) > 0).all()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in net.parameters())
+    assert any(isinstance(module, nn.BatchNorm2d) for module in net.modules()) == (norm == "batch")
+    assert any(isinstance(module, nn.GroupNorm) for module in net.modules()) == (norm == "group")
+
+
+@pytest.mark.parametrize(("norm", "alone"), [("group", True), ("none", True), ("batch", False)])
+def test_whether_an_image_is_judged_by_itself(norm, alone):
+    net = PatchGAN(PatchGANConfig(ndf=8, n_layers=2, norm=norm), 3)
+    pixels = images(4, 3, 32, 32)
+    others = torch.cat([pixels[:1], 0.1 * images(3, 3, 32, 32)])
+    assert torch.allclose(net(pixels)[0], net(others)[0], atol=1e-6) == alone
+
+
+def test_the_size_of_a_verdicts_patch():
+    """Three layers see 70 x 70 pixels: what changes one verdict lies within."""
+    net = PatchGAN(PatchGANConfig(ndf=4, n_layers=3, norm="none"), 1)
+    pixels = images(1, 1, 128, 128).requires_grad_()
+    net(pixels)[0, 0, 7, 7].backward()
+    rows, columns = pixels.grad[0, 0].abs().nonzero().unbind(1)
+    assert int(rows.max() - rows.min()) + 1 == 70
+    assert int(columns.max() - columns.min()) + 1 == 70
+
+
+def test_patchgan_of_no_layers_is_refused():
+    with pytest.raises(ValueError, match=r"discriminator\.n_layers must be at least 1"):
+        PatchGANConfig(n_layers=0)
