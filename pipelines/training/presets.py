@@ -23,10 +23,10 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
-        max_steps=1500,
+        max_steps=2600,
         batch_size=16,
         log_every=50,
-        eval_every=500,
+        eval_every=1300,
         save_every=500,
         data=DataConfig(source=source),
         preprocessing=Preprocessing(image_size=32, fit="pad"),
@@ -42,9 +42,9 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
             z_channels=32,
             norm_groups=8,
         ),
-        quantizer=VectorQuantizerConfig(codebook_size=512, code_dim=8),
-        objective=ObjectiveConfig(l1_weight=0.2, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50),
+        quantizer=VectorQuantizerConfig(codebook_size=512, code_dim=4, l2_normalize=False, commitment_weight=1.0),
+        objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50),
     )
 
 

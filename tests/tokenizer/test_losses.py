@@ -148,11 +148,7 @@ def lpips(trunk):
     [
         ("alex", "alexnet"),
         ("vgg", "vgg16"),
-        pytest.param(
-            "squeeze",
-            "squeezenet1_1",
-            marks=pytest.mark.xfail(strict=True, reason="torchmetrics names its slices `slices.0.0`, not `slice1.0`"),
-        ),
+        ("squeeze", "squeezenet1_1"),
     ],
 )
 def test_every_trunk_loads(net, name, tmp_path):

@@ -5,6 +5,7 @@ torchmetrics ships the small linear heads. The trunk, a torchvision classifier, 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 PerceptualNet = Literal["vgg", "alex", "squeeze"]
 _WEIGHTS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
+# torchmetrics keeps the trunk in slices: `slice1.0.weight`, or `slices.0.0.weight` for squeeze, is `features.0.weight`.
+_NAME_IN_TRUNK = re.compile(r"^(slice\d+|slices\.\d+)\.")
 
 
 class LPIPS(nn.Module):
@@ -82,11 +85,12 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _load_trunk(trunk: nn.Module, weights: dict[str, Tensor], net: str, where: str) -> None:
     """torchmetrics keeps torchvision's `features.N...` in slices named `slice1.N...`: put each where it goes."""
     wanted = trunk.state_dict()
-    found = {key: weights.get("features." + key.split(".", 1)[1]) for key in wanted}
+    names = {key: "features." + _NAME_IN_TRUNK.sub("", key) for key in wanted}
+    found = {key: weights.get(name) for key, name in names.items()}
     wrong = [key for key, tensor in found.items() if tensor is None or tensor.shape != wanted[key].shape]
     if wrong:
         raise ValueError(
             f"{where} does not hold torchvision's weights of {net!r}: {len(wrong)} tensors are missing or of another "
-            f"shape, the first is features.{wrong[0].split('.', 1)[1]}."
+            f"shape, the first is {names[wrong[0]]}."
         )
     trunk.load_state_dict(found)
