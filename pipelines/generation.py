@@ -33,7 +33,7 @@ from tokenizer.images import to_pil, to_uint8
 MODEL_INDEX_NAME = "model_index.json"
 # The only classes a pipeline folder may name; nothing is ever imported because a file says so.
 _COMPONENTS = {"tokenizer": ["tokenizer", "VQModel"], "prior": ["transformers", "LlamaForCausalLM"]}
-# Default of class-conditional pipelines, measured on the quickstart (docs/quickstart.md).
+# Default of class-conditional pipelines whose folder names none.
 _GUIDANCE = 2.0
 
 
@@ -217,14 +217,36 @@ class ImageGenerationPipeline:
         return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
 
 
-def make_pipeline(tokenizer: str, prior: str, output_dir: str) -> Path:
-    """Put a tokenizer's and a prior's folder (or Hub name) together into a pipeline folder.
+def make_pipeline(
+    tokenizer: str,
+    prior: str,
+    output_dir: str,
+    guidance_scale: float | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Path:
+    """Put a tokenizer and a prior together into a pipeline folder, with the sampling settings that it has by default.
+
+    Args:
+        tokenizer: folder or Hub name.
+        prior: folder or Hub name.
+        output_dir: the pipeline's folder.
+        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance. None is 2 where
+            there are classes.
+        temperature: the logits are divided by it; 0 takes the likeliest code.
+        top_k: only the k likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together reach this probability; 1 for all.
 
     Raises:
         LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
     """
-    parts = load_tokenizer(tokenizer), *_load_prior(local_folder(prior, "prior"))
-    return ImageGenerationPipeline(*parts).save_pretrained(output_dir)
+    model = load_tokenizer(tokenizer)
+    prior_model, sequence = _load_prior(local_folder(prior, "prior"))
+    if guidance_scale is None:
+        guidance_scale = _GUIDANCE if sequence.num_classes else 1.0
+    sampling = SamplingConfig(guidance_scale, temperature, top_k, top_p)
+    return ImageGenerationPipeline(model, prior_model, sequence, sampling).save_pretrained(output_dir)
 
 
 def _load_prior(folder: Path) -> tuple[LlamaForCausalLM, SequenceConfig]:

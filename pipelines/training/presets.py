@@ -23,10 +23,10 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
-        max_steps=2600,
+        max_steps=2400,
         batch_size=16,
         log_every=50,
-        eval_every=1300,
+        eval_every=1200,
         save_every=500,
         data=DataConfig(source=source),
         preprocessing=Preprocessing(image_size=32, fit="pad"),
@@ -116,13 +116,13 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     return PriorTrainingConfig(
         output_dir=output_dir,
         codes=codes,
-        max_steps=600,
-        batch_size=64,
+        max_steps=650,
+        batch_size=32,
         log_every=50,
-        eval_every=300,
-        save_every=300,
-        model=PriorConfig(hidden_size=192, num_hidden_layers=4, num_attention_heads=6),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.1),
+        eval_every=325,
+        save_every=325,
+        model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=6),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40, weight_decay=0.1),
     )
 
 
