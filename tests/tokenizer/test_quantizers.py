@@ -79,11 +79,10 @@ def test_revival_moves_the_unused_codes_onto_features_and_is_the_same_for_the_sa
     twin = make_quantizer(quantizer.config)
     twin.load_state_dict(quantizer.state_dict())
     codes = torch.zeros(90, dtype=torch.int64)  # only code 0 is used
-    moved = None
     for step in range(400):
         moved = quantizer.revive(codes, rows, torch.Generator().manual_seed(step))
         twin.revive(codes, rows, torch.Generator().manual_seed(step))
-        if moved is not None:
+        if step > 0 and moved is not None:
             break
     assert sorted(moved.tolist()) == list(range(1, 32))
     assert torch.equal(quantizer.embedding.weight, twin.embedding.weight)
@@ -91,9 +90,17 @@ def test_revival_moves_the_unused_codes_onto_features_and_is_the_same_for_the_sa
     assert taken.all()
 
 
+def test_the_first_revival_places_the_whole_codebook_on_the_features(quantizer):
+    rows = features().permute(0, 2, 3, 1).reshape(-1, 4)
+    moved = quantizer.revive(torch.arange(32), rows, torch.Generator().manual_seed(0))
+    assert moved.tolist() == list(range(32))
+    assert (quantizer.embedding.weight[:, None] == rows).all(-1).any(1).all()
+
+
 def test_revival_leaves_used_codes_alone(quantizer):
-    before = quantizer.embedding.weight.clone()
     codes = torch.arange(32).repeat(4)
+    quantizer.revive(codes, torch.randn(8, 4), torch.Generator())  # the first call places them
+    before = quantizer.embedding.weight.clone()
     for step in range(300):
         assert quantizer.revive(codes, torch.randn(8, 4), torch.Generator().manual_seed(step)) is None
     assert torch.equal(quantizer.embedding.weight, before)

@@ -31,7 +31,8 @@ class VectorQuantizerConfig(QuantizerConfig):
         commitment_weight: of the term that holds the features at their codes, beta |z - sg[e]|^2. (taming's "legacy"
             mode puts beta on the other term; that is not repeated here.)
         revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
-            moved onto a feature of the current batch. 0 leaves dead codes alone.
+            moved onto a feature of the current batch; in the first step all codes are, so that training starts from a
+            codebook of the data. 0 leaves the codes where they are.
         revive_decay: of the running mean of use, a step.
     """
 
@@ -40,7 +41,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     revive_below: float = 0.05
-    revive_decay: float = 0.98
+    revive_decay: float = 0.95
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
@@ -57,8 +58,9 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
-        # Running mean of each code's share of use, in units of the mean share; part of the checkpoint.
-        self.register_buffer("usage", torch.ones(config.codebook_size))
+        # Running mean of each code's share of use, in units of the mean share; part of the checkpoint. All zeros: the
+        # codebook has not been placed on the data yet.
+        self.register_buffer("usage", torch.zeros(config.codebook_size))
         self.init_weights()
 
     def forward(self, features: Tensor) -> Quantized:
@@ -86,14 +88,19 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def init_weights(self) -> None:
         nn.init.normal_(self.embedding.weight)
-        nn.init.ones_(self.usage)
+        nn.init.zeros_(self.usage)
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
+        if not self.config.revive_below:
+            return None
         size, decay = self.config.codebook_size, self.config.revive_decay
-        share = torch.bincount(codes.flatten(), minlength=size).float() * (size / codes.numel())
-        self.usage.mul_(decay).add_(share, alpha=1 - decay)
-        dead = (self.usage < self.config.revive_below).nonzero().flatten()  # [M]
+        if self.usage.any():
+            share = torch.bincount(codes.flatten(), minlength=size).float() * (size / codes.numel())
+            self.usage.mul_(decay).add_(share, alpha=1 - decay)
+            dead = (self.usage < self.config.revive_below).nonzero().flatten()  # [M]
+        else:
+            dead = torch.arange(size, device=self.usage.device)
         if len(dead) == 0:
             return None
         chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
