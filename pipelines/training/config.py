@@ -99,6 +99,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     """A run of stage one.
 
     Args:
+        revive_until: share of the run after which dead codes stay where they are, so that the end of training settles.
         num_pictures: held-out images in the picture of an evaluation; 0 for no picture.
     """
 
@@ -110,10 +111,12 @@ class TokenizerTrainingConfig(TrainingConfig):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    revive_until: float = 0.6
     num_pictures: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(0 <= self.revive_until <= 1, f"revive_until is {self.revive_until}: it must lie in [0, 1].")
         require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}: it must not be negative.")
 
 

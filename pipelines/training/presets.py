@@ -23,10 +23,10 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
-        max_steps=2400,
+        max_steps=2100,
         batch_size=16,
         log_every=50,
-        eval_every=1200,
+        eval_every=1050,
         save_every=500,
         data=DataConfig(source=source),
         preprocessing=Preprocessing(image_size=32, fit="pad"),
@@ -44,7 +44,7 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
         ),
         quantizer=VectorQuantizerConfig(codebook_size=512, code_dim=4, l2_normalize=False, commitment_weight=1.0),
         objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.01),
     )
 
 
@@ -116,11 +116,11 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     return PriorTrainingConfig(
         output_dir=output_dir,
         codes=codes,
-        max_steps=650,
+        max_steps=620,
         batch_size=32,
         log_every=50,
-        eval_every=325,
-        save_every=325,
+        eval_every=310,
+        save_every=310,
         model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=6),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40, weight_decay=0.1),
     )

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.training.config import TokenizerTrainingConfig
 from pipelines.training.ema import EMA
 from pipelines.training.learner import Learner
 from pipelines.training.optim import OptimizerConfig
@@ -68,11 +69,9 @@ def make_learners(
 
 def train_step(
     learners: TokenizerLearners,
-    objective: ObjectiveConfig,
+    config: TokenizerTrainingConfig,
     micro_batches: list[Tensor],
     step: int,
-    max_steps: int,
-    seed: int,
     accelerator: Accelerator,
 ) -> dict[str, Tensor]:
     """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, S, S] in [-1, 1].
@@ -80,7 +79,7 @@ def train_step(
     Returns:
         scalars by name, and `code_counts` [codebook_size]; means over the micro-batches, of this rank alone.
     """
-    model, discriminator = learners.model, learners.discriminator
+    model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
     values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     all_codes, all_features = [], []
@@ -109,14 +108,15 @@ def train_step(
             values[name] = values[name] + value.detach().float() * share
         all_codes.append(output.codes)
         all_features.append(output.features.detach())
-    values["grad_norm"] = torch.tensor(model.update(step, max_steps), device=accelerator.device)
+    values["grad_norm"] = torch.tensor(model.update(step, config.max_steps), device=accelerator.device)
     if factor:
         values["discriminator_grad_norm"] = torch.tensor(
-            discriminator.update(step, max_steps), device=accelerator.device
+            discriminator.update(step, config.max_steps), device=accelerator.device
         )
     codes = torch.cat(all_codes)
-    if values["grad_norm"].isfinite():  # else features may be NaN, and no weight is to change
-        _revive_codes(learners, codes, torch.cat(all_features), step, seed, accelerator)
+    # Without finite gradients features may be NaN, and no weight is to change.
+    if values["grad_norm"].isfinite() and step < config.revive_until * config.max_steps:
+        _revive_codes(learners, codes, torch.cat(all_features), step, config.seed, accelerator)
     learners.ema.update(step)
     values["code_counts"] = torch.bincount(
         codes.flatten(), minlength=model.module.config.quantizer_config.codebook_size

@@ -102,9 +102,7 @@ def _train(
             micro_batches.append(to_model(batch.pixels).to(run.accelerator.device))
             skipped.update(batch.skipped)
         seed_step(config.seed, step, rank)
-        values = train_step(
-            learners, config.objective, micro_batches, step, config.max_steps, config.seed, run.accelerator
-        )
+        values = train_step(learners, config, micro_batches, step, run.accelerator)
         bad_steps = 0 if math.isfinite(float(values["grad_norm"])) else bad_steps + 1
         check_bad_steps(bad_steps, step, ", ".join(batch.source_ids[:8]))
         _add_to_window(learners.window, values)
