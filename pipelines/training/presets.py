@@ -17,7 +17,7 @@ from tokenizer.losses import ObjectiveConfig
 
 
 def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
-    """Grey 32x32 -> 8x8 codes of 512, no discriminator: what `make quickstart` trains on Fashion-MNIST.
+    """Grey 32x32 -> 8x8 codes of 768, no discriminator: what `make quickstart` trains on Fashion-MNIST.
 
     python scripts/train_tokenizer.py quickstart --data.source IMAGES --output-dir RUN
     """
@@ -42,7 +42,9 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
             z_channels=32,
             norm_groups=8,
         ),
-        quantizer=VectorQuantizerConfig(codebook_size=512, code_dim=4, l2_normalize=False, commitment_weight=1.0),
+        quantizer=VectorQuantizerConfig(
+            codebook_size=768, code_dim=3, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
+        ),
         objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
         optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.01),
     )

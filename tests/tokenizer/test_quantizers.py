@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.distributions import MultivariateNormal, kl_divergence
 from vector_quantize_pytorch import VectorQuantize
 
 from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
-from tokenizer.quantizers.vector import nearest_codes
+from tokenizer.quantizers.vector import isotropy_loss, nearest_codes
 
 CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4),
@@ -157,3 +158,31 @@ def test_the_commitment_weight_is_on_the_encoders_side():
     quantizer(z).losses["commitment"].backward()
     assert z.grad.abs().sum() > 0
     assert quantizer.embedding.weight.grad is None or quantizer.embedding.weight.grad.abs().sum() == 0
+
+
+def test_the_isotropy_loss_equals_the_divergence_of_two_gaussians():
+    features = torch.randn(4, 3, 5, 5, dtype=torch.float64) @ torch.randn(5, 5, dtype=torch.float64) + 0.3
+    rows = features.movedim(1, -1).reshape(-1, 3)
+    of_batch = MultivariateNormal(rows.mean(0), torch.cov(rows.T, correction=0))
+    standard = MultivariateNormal(torch.zeros(3, dtype=torch.float64), torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(isotropy_loss(features), kl_divergence(of_batch, standard), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 8, 8), (1, 16, 2, 2)], ids=["more rows", "fewer rows than dimensions"])
+def test_the_isotropy_loss_opens_a_collapsed_dimension(shape):
+    features = torch.randn(shape)
+    features[:, 0] *= 1e-3
+    features.requires_grad_()
+    isotropy_loss(features).backward()
+    assert features.grad.isfinite().all()
+    grown = features.detach() - 1e-3 * features.grad / features.grad.norm()
+    assert grown[:, 0].std() > features[:, 0].std()
+
+
+def test_isotropy_is_a_term_of_training_alone_and_not_for_the_sphere():
+    quantizer = make_quantizer(VectorQuantizerConfig(codebook_size=16, code_dim=3, l2_normalize=False, isotropy_weight=0.5))
+    features = torch.randn(2, 3, 4, 4)
+    torch.testing.assert_close(quantizer(features).losses["isotropy"], 0.5 * isotropy_loss(features))
+    assert "isotropy" not in quantizer.eval()(features).losses
+    with pytest.raises(ValueError, match="l2_normalize"):
+        VectorQuantizerConfig(codebook_size=16, code_dim=3, l2_normalize=True, isotropy_weight=0.5)

@@ -30,6 +30,8 @@ class VectorQuantizerConfig(QuantizerConfig):
         codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2.
         commitment_weight: of the term that holds the features at their codes, beta |z - sg[e]|^2. (taming's "legacy"
             mode puts beta on the other term; that is not repeated here.)
+        isotropy_weight: of `isotropy_loss`, which keeps the features from leaving all but one or two dimensions of a
+            plain codebook unused; their codes are then easier to predict. 0 leaves it out.
         revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
             moved onto a feature of the current batch; in the first step all codes are, so that training starts from a
             codebook of the data. 0 leaves the codes where they are.
@@ -40,14 +42,20 @@ class VectorQuantizerConfig(QuantizerConfig):
     l2_normalize: bool = True
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
+    isotropy_weight: float = 0.0
     revive_below: float = 0.05
     revive_decay: float = 0.95
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
             require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
-        for name in ("codebook_weight", "commitment_weight", "revive_below"):
+        for name in ("codebook_weight", "commitment_weight", "isotropy_weight", "revive_below"):
             require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
+        require(
+            not (self.l2_normalize and self.isotropy_weight),
+            "quantizer.isotropy_weight spreads the features in space, and quantizer.l2_normalize puts them on a sphere: "
+            "set one of them off (isotropy_weight 0, or l2_normalize False).",
+        )
         require(0 <= self.revive_decay < 1, f"quantizer.revive_decay is {self.revive_decay}: it must lie in [0, 1).")
 
 
@@ -73,6 +81,8 @@ class VectorQuantizer(Quantizer):
                 "codebook": self.config.codebook_weight * F.mse_loss(e, z.detach()),
                 "commitment": self.config.commitment_weight * F.mse_loss(z, e.detach()),
             }
+            if self.config.isotropy_weight and self.training:
+                losses["isotropy"] = self.config.isotropy_weight * isotropy_loss(z)
             straight_through = z + (e - z).detach() if self.training else e
         return Quantized(straight_through, codes, losses)
 
@@ -119,6 +129,24 @@ class VectorQuantizer(Quantizer):
         batch, _, height, width = z.shape
         rows = z.detach().permute(0, 2, 3, 1).reshape(batch * height * width, -1)
         return nearest_codes(rows, codebook.detach(), on_sphere=self.config.l2_normalize).view(batch, height, width)
+
+
+def isotropy_loss(features: Tensor) -> Tensor:
+    """KL(N(mu, C) || N(0, I)) of the batch's mean mu [D] and covariance C [D, D]: [B, D, h, w] -> scalar.
+
+    = (tr C - log det C - D + |mu|^2) / 2. A feature's dimension that the codebook does not resolve reaches no decoder,
+    so that the commitment term shrinks it to nothing; here log det holds against it. The aim is that of VICReg
+    (Bardes et al. 2022, https://arxiv.org/abs/2105.04906), the divergence that of a VAE, taken over the batch.
+    """
+    rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
+    dim = rows.shape[1]
+    mean = rows.mean(0)
+    centred = rows - mean
+    covariance = centred.t() @ centred / len(rows)
+    # A floor for what is constant, or has more dimensions than rows: the logarithm stays finite.
+    floor = 1e-6 * torch.eye(dim, dtype=rows.dtype, device=rows.device)
+    logdet = torch.linalg.slogdet(covariance + floor).logabsdet
+    return 0.5 * (covariance.trace() - logdet - dim + mean.square().sum())
 
 
 @torch.no_grad()
