@@ -47,7 +47,7 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, pool: 
 
 
 def train_classifier(
-    images: np.ndarray, labels: np.ndarray, num_classes: int, *, seed: int, steps: int = 1400, batch_size: int = 64
+    images: np.ndarray, labels: np.ndarray, num_classes: int, *, seed: int, steps: int = 1100, batch_size: int = 64
 ) -> nn.Module:
     """Train the judge: AdamW with a one-cycle learning rate, on mirrored and shifted images.
 

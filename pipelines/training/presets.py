@@ -74,9 +74,11 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
             z_channels=64,
             norm_groups=8,
         ),
-        quantizer=VectorQuantizerConfig(codebook_size=1024, code_dim=8),
-        objective=ObjectiveConfig(l1_weight=0.2, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=1.5e-3, warmup_steps=50),
+        quantizer=VectorQuantizerConfig(
+            codebook_size=1024, code_dim=4, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
+        ),
+        objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.01),
     )
 
 
@@ -118,13 +120,13 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     return PriorTrainingConfig(
         output_dir=output_dir,
         codes=codes,
-        max_steps=620,
-        batch_size=32,
+        max_steps=1150,
+        batch_size=16,
         log_every=50,
-        eval_every=310,
-        save_every=310,
-        model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=6),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=40, weight_decay=0.1),
+        eval_every=575,
+        save_every=575,
+        model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
+        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=60, weight_decay=0.1),
     )
 
 

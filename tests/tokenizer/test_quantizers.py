@@ -180,7 +180,8 @@ def test_the_isotropy_loss_opens_a_collapsed_dimension(shape):
 
 
 def test_isotropy_is_a_term_of_training_alone_and_not_for_the_sphere():
-    quantizer = make_quantizer(VectorQuantizerConfig(codebook_size=16, code_dim=3, l2_normalize=False, isotropy_weight=0.5))
+    config = VectorQuantizerConfig(codebook_size=16, code_dim=3, l2_normalize=False, isotropy_weight=0.5)
+    quantizer = make_quantizer(config)
     features = torch.randn(2, 3, 4, 4)
     torch.testing.assert_close(quantizer(features).losses["isotropy"], 0.5 * isotropy_loss(features))
     assert "isotropy" not in quantizer.eval()(features).losses

@@ -53,8 +53,8 @@ class VectorQuantizerConfig(QuantizerConfig):
             require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
         require(
             not (self.l2_normalize and self.isotropy_weight),
-            "quantizer.isotropy_weight spreads the features in space, and quantizer.l2_normalize puts them on a sphere: "
-            "set one of them off (isotropy_weight 0, or l2_normalize False).",
+            "quantizer.isotropy_weight spreads the features in space, quantizer.l2_normalize puts them on a sphere: "
+            "turn one of them off (isotropy_weight 0, or l2_normalize False).",
         )
         require(0 <= self.revive_decay < 1, f"quantizer.revive_decay is {self.revive_decay}: it must lie in [0, 1).")
 
