@@ -43,10 +43,12 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
 
     Args:
         output_dir: gets images/, tokenizer/, codes/, prior/, pipeline/, samples.png, reconstructions.png, report.json.
-            To go on after a stop, run it again.
+            To go on after a stop, run it again. A stage that is done is not done again; its seconds stay in the report.
         test_data: Parquet file of other test images of the same kind; none judges by the held-out ones.
     """
-    folder, seconds = Path(output_dir), {}
+    folder = Path(output_dir)
+    report_file = folder / "report.json"
+    seconds = _seconds_of_stages(report_file)
     source = _split_images(folder / "images")
     config = replace(quickstart_tokenizer(source.source, str(folder / "tokenizer")), data=source)
     tokenizer = _timed(seconds, "train_tokenizer", lambda: train_tokenizer(config))
@@ -62,7 +64,7 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
     scores = _timed(seconds, "judge", lambda: _judge(pipe, samples, labels, open_images(source), test_source))
     _pictures(folder, pipe, samples, labels, test_source)
     report = {"seconds": {**seconds, "total": sum(seconds.values())}, **scores, "machine": _machine()}
-    write_json(folder / "report.json", report)
+    write_json(report_file, report)
     print(json.dumps(report, indent=2))
     _say_what_next(folder)
     return folder
@@ -134,8 +136,16 @@ def _timed(seconds: dict[str, float], name: str, run: Callable[[], Any]) -> Any:
     tqdm.write(f"\n== {name.replace('_', ' ')} ==")
     began = time.monotonic()
     result = run()
-    seconds[name] = round(time.monotonic() - began, 1)
+    seconds[name] = round(seconds.get(name, 0) + time.monotonic() - began, 1)
     return result
+
+
+def _seconds_of_stages(report_file: Path) -> dict[str, float]:
+    """What an earlier call spent on the stages that this one finds done."""
+    if not report_file.exists():
+        return {}
+    before = json.loads(report_file.read_text(encoding="utf-8"))["seconds"]
+    return {name: before[name] for name in ("train_tokenizer", "tokenize", "train_prior")}
 
 
 def _machine() -> dict[str, Any]:

@@ -1,0 +1,67 @@
+"""The quickstart, whole, on few images and steps: what it leaves, and what a second call does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from pipelines import ImageGenerationPipeline
+from pipelines import quickstart as module
+from pipelines.training.presets import quickstart_prior, quickstart_tokenizer
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """200 of the embedded images, two steps of each training, 100 samples."""
+    images = tmp_path / "images.parquet"
+    pq.write_table(pq.read_table(module.IMAGES).slice(0, 200), images)
+
+    def tokenizer(source: str, output_dir: str):
+        return replace(quickstart_tokenizer(source, output_dir), max_steps=2, tracking=())
+
+    def prior(codes: str, output_dir: str):
+        return replace(quickstart_prior(codes, output_dir), max_steps=2, tracking=())
+
+    for name, value in {"IMAGES": images, "_HELD_OUT": 60, "_SAMPLES": 100}.items():
+        monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(module, "quickstart_tokenizer", tokenizer)
+    monkeypatch.setattr(module, "quickstart_prior", prior)
+    monkeypatch.setattr(module, "train_classifier", partial(module.train_classifier, steps=2))
+
+
+def test_the_whole_job_leaves_pictures_and_a_report(
+    few: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = module.quickstart(str(tmp_path / "run"))
+    report = json.loads((folder / "report.json").read_text())
+    assert set(report["seconds"]) == {"train_tokenizer", "tokenize", "train_prior", "generate", "judge", "total"}
+    assert report["reconstruction"]["num_images"] == 60
+    assert report["generation"]["num_samples"] == 100
+    assert [Image.open(folder / f"{name}.png").format for name in ("samples", "reconstructions")] == ["PNG", "PNG"]
+    assert capsys.readouterr().out.count("--data.source IMAGES") == 2  # what to do next with one's own images
+
+    pipe = ImageGenerationPipeline.from_pretrained(folder / "pipeline")
+    assert pipe("Sandal", seed=0).codes.shape == (1, 8, 8)
+    assert pipe.sampling.guidance_scale == module._SAMPLING["guidance_scale"]
+
+
+def test_a_second_call_repeats_no_stage_and_keeps_its_seconds(few: None, tmp_path: Path) -> None:
+    folder = module.quickstart(str(tmp_path / "run"))
+    weights = folder / "prior" / "model.safetensors"
+    report, written = json.loads((folder / "report.json").read_text()), weights.stat().st_mtime_ns
+    report["seconds"]["train_prior"] = 1000.0
+    (folder / "report.json").write_text(json.dumps(report))
+
+    module.quickstart(str(tmp_path / "run"))
+    again = json.loads((folder / "report.json").read_text())
+    assert weights.stat().st_mtime_ns == written
+    assert again["seconds"]["train_prior"] >= 1000
+    assert again["seconds"]["total"] >= again["seconds"]["train_prior"]
+    assert again["reconstruction"] == report["reconstruction"]
+    assert again["generation"] == report["generation"]
