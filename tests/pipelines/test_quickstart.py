@@ -53,14 +53,14 @@ def test_the_whole_job_leaves_pictures_and_a_report(
 
 def test_a_second_call_repeats_no_stage_and_keeps_its_seconds(few: None, tmp_path: Path) -> None:
     folder = module.quickstart(str(tmp_path / "run"))
-    weights = folder / "prior" / "model.safetensors"
-    report, written = json.loads((folder / "report.json").read_text()), weights.stat().st_mtime_ns
+    (checkpoint,) = (folder / "prior" / "checkpoints").glob("step-*")
+    report, written = json.loads((folder / "report.json").read_text()), checkpoint.stat().st_mtime_ns
     report["seconds"]["train_prior"] = 1000.0
     (folder / "report.json").write_text(json.dumps(report))
 
     module.quickstart(str(tmp_path / "run"))
     again = json.loads((folder / "report.json").read_text())
-    assert weights.stat().st_mtime_ns == written
+    assert checkpoint.stat().st_mtime_ns == written
     assert again["seconds"]["train_prior"] >= 1000
     assert again["seconds"]["total"] >= again["seconds"]["train_prior"]
     assert again["reconstruction"] == report["reconstruction"]
