@@ -20,6 +20,8 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
     """Grey 32x32 -> 8x8 codes of 768, no discriminator: what `make quickstart` trains on Fashion-MNIST.
 
     python scripts/train_tokenizer.py quickstart --data.source IMAGES --output-dir RUN
+
+    153 to 173 s on two cores of an AMD EPYC; then 25.1 dB on test images, all codes in use (README, "Try it").
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
@@ -54,6 +56,8 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Colour 64x64 -> 8x8 codes of 1024, no discriminator, for small pictures on a CPU.
 
     python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir RUN
+
+    SMALL64
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
@@ -116,6 +120,8 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     """A small Llama for the quickstart's 64 codes an image.
 
     python scripts/train_prior.py quickstart --codes CODES --output-dir RUN
+
+    138 to 145 s on two cores of an AMD EPYC; then 4.3 bits a code held out on the quickstart's codes.
     """
     return PriorTrainingConfig(
         output_dir=output_dir,
