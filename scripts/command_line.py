@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import tyro
 
 from pipelines.console import guarded
+from pipelines.training.presets import with_quantizer
 
 
 def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any], Any], description: str) -> None:
     """Parse `PRESET [--field value ...]` and run; a preset's two arguments must be given by the user."""
-    choices = {
-        name: ((preset.__doc__ or name).strip(), preset(tyro.MISSING, tyro.MISSING)) for name, preset in presets.items()
-    }
-    config = _parse(lambda: tyro.extras.overridable_config_cli(choices, description=description))
+
+    def parse() -> Any:
+        choices = {
+            name: ((preset.__doc__ or name).strip(), _chosen_quantizer(preset(tyro.MISSING, tyro.MISSING)))
+            for name, preset in presets.items()
+        }
+        flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _chosen_quantizer
+        return tyro.extras.overridable_config_cli(choices, description=description, config=flags)
+
+    config = _parse(parse)
     guarded(lambda: run(config))
+
+
+def _chosen_quantizer(config: Any) -> Any:
+    """The preset's config, with the quantizer that `--quantizer.type NAME` names."""
+    arguments = [part for argument in sys.argv[1:] for part in argument.split("=", 1)]
+    named = [value for flag, value in itertools.pairwise(arguments) if flag == "--quantizer.type"]
+    return with_quantizer(config, named[-1]) if named and hasattr(config, "quantizer") else config
 
 
 def run_config(kind: type, run: Callable[[Any], Any], description: str) -> None:

@@ -116,6 +116,7 @@ def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no picture")
     out = ["--output-dir", tmp_path / "out"]
+    assert "must be one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
     no_images = ["quickstart", "--data.source", tmp_path / "nothing", *out]
     assert "No images in" in fails("train_tokenizer", *no_images)
     missing = ["quickstart", "--data.source", tmp_path / "missing", *out]

@@ -11,6 +11,7 @@ from prior import PriorConfig
 from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
 from tokenizer.fields import require
 from tokenizer.losses import ObjectiveConfig
+from tokenizer.quantizers import AnyQuantizerConfig
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    quantizer: VectorQuantizerConfig = field(default_factory=VectorQuantizerConfig)
+    quantizer: AnyQuantizerConfig = field(default_factory=VectorQuantizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

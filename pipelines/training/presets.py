@@ -6,6 +6,7 @@ A preset takes the values that only the user knows; every other field can be ove
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pipelines.data import DataConfig
 from pipelines.training.config import AugmentationConfig, PriorTrainingConfig, TokenizerTrainingConfig
@@ -13,7 +14,9 @@ from pipelines.training.optim import OptimizerConfig
 from prior import PriorConfig
 from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
 from tokenizer.discriminators import PatchGANConfig
+from tokenizer.fields import require
 from tokenizer.losses import ObjectiveConfig
+from tokenizer.quantizers import QUANTIZERS
 
 
 def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
@@ -156,6 +159,16 @@ def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
         model=PriorConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
         optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
     )
+
+
+def with_quantizer(config: TokenizerTrainingConfig, name: str) -> TokenizerTrainingConfig:
+    """The config with the quantizer `name` of the registry, at its defaults if it is another than the config's.
+
+    Raises:
+        ValueError: there is no quantizer of this name.
+    """
+    require(name in QUANTIZERS, f"quantizer.type is {name!r}: it must be one of {', '.join(map(repr, QUANTIZERS))}.")
+    return config if name == config.quantizer.type else replace(config, quantizer=QUANTIZERS[name][0]())
 
 
 TOKENIZER_PRESETS: dict[str, Callable[[str, str], TokenizerTrainingConfig]] = {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Union
 
 from tokenizer.fields import from_dict
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
@@ -11,6 +11,8 @@ from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "vq": (VectorQuantizerConfig, VectorQuantizer),
 }
+# Any of their configs: the type of a config's field, told apart by `type`.
+AnyQuantizerConfig = Union[tuple(config for config, _ in QUANTIZERS.values())]  # noqa: UP007
 
 
 def quantizer_config_from_dict(values: dict[str, Any]) -> QuantizerConfig:
@@ -31,6 +33,7 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
 
 __all__ = [
     "QUANTIZERS",
+    "AnyQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",

@@ -25,17 +25,17 @@ class Quantized(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """Fields that every quantizer has.
+    """What every quantizer's config has: `type` and two numbers, which are fields of some and follow from others.
 
     Args:
         type: the quantizer's name in the registry.
-        codebook_size: number of codes.
-        code_dim: channels of the features that are quantized.
+
+    Attributes:
+        codebook_size: number of codes K.
+        code_dim: channels D of the features that are quantized.
     """
 
     type: str = ""
-    codebook_size: int = 1024
-    code_dim: int = 8
 
 
 class Quantizer(nn.Module):

@@ -25,6 +25,8 @@ class VectorQuantizerConfig(QuantizerConfig):
     """Config of `VectorQuantizer`.
 
     Args:
+        codebook_size: number of codes.
+        code_dim: channels of the features that are quantized.
         l2_normalize: features and codes lie on the unit sphere, so that the nearest code is the one of the largest
             cosine. False compares plain Euclidean distances, as taming-transformers does.
         codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2.
@@ -39,6 +41,8 @@ class VectorQuantizerConfig(QuantizerConfig):
     """
 
     type: Literal["vq"] = "vq"
+    codebook_size: int = 1024
+    code_dim: int = 8
     l2_normalize: bool = True
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
