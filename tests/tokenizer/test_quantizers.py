@@ -9,7 +9,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from vector_quantize_pytorch import VectorQuantize
 
 from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
-from tokenizer.quantizers.vector import isotropy_loss, nearest_codes
+from tokenizer.quantizers.vector import isotropy_loss
 
 CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4),
@@ -105,25 +105,6 @@ def test_revival_leaves_used_codes_alone(quantizer):
     for step in range(300):
         assert quantizer.revive(codes, torch.randn(8, 4), torch.Generator().manual_seed(step)) is None
     assert torch.equal(quantizer.embedding.weight, before)
-
-
-@pytest.mark.parametrize("on_sphere", [False, True])
-@pytest.mark.parametrize(("rows", "codes", "width"), [(1, 1, 1), (300, 40, 3), (70, 5000, 8)])
-def test_nearest_codes_equal_a_float64_search(rows, codes, width, on_sphere):
-    generator = torch.Generator().manual_seed(rows)
-    z, e = (torch.randn(n, width, generator=generator) for n in (rows, codes))
-    if on_sphere:
-        z, e = F.normalize(z), F.normalize(e)
-    exact = torch.cdist(z.double(), e.double())
-    found = nearest_codes(z, e, on_sphere=on_sphere)
-    chosen = exact.gather(1, found[:, None])[:, 0]
-    # Equal codes, but where two lie within float32's rounding of each other.
-    assert torch.all((found == exact.argmin(1)) | (chosen - exact.min(1).values < 1e-5))
-
-
-def test_ties_go_to_the_lower_code():
-    e = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert nearest_codes(torch.tensor([[1.0, 0.0]]), e).tolist() == [0]
 
 
 @pytest.mark.parametrize("l2_normalize", [False, True])

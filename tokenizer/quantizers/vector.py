@@ -15,9 +15,7 @@ from torch import Tensor, nn
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-
-# Scores held at once by the nearest-code search, in float32 numbers: 16 MB, near the size of a last-level cache.
-_SCORES_AT_ONCE = 4_194_304
+from tokenizer.quantizers.nearest import nearest_codes
 
 
 @dataclass(frozen=True)
@@ -151,21 +149,3 @@ def isotropy_loss(features: Tensor) -> Tensor:
     floor = 1e-6 * torch.eye(dim, dtype=rows.dtype, device=rows.device)
     logdet = torch.linalg.slogdet(covariance + floor).logabsdet
     return 0.5 * (covariance.trace() - logdet - dim + mean.square().sum())
-
-
-@torch.no_grad()
-def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Tensor:
-    """Index of the nearest code for each row, in bounded memory: [N, D], [K, D] -> [N] int64.
-
-    argmin |z - e|^2 = argmax (z.e - |e|^2 / 2); on the sphere the second part is the same for every code.
-    Rows are taken a chunk at a time, so that the [N, K] matrix never exists.
-    """
-    offset = None if on_sphere else -0.5 * codebook.square().sum(1)  # [K]
-    transposed = codebook.t()
-    codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
-    step = max(1, _SCORES_AT_ONCE // len(codebook))
-    for start in range(0, len(rows), step):
-        chunk = rows[start : start + step]
-        scores = chunk @ transposed if offset is None else torch.addmm(offset, chunk, transposed)
-        codes[start : start + step] = scores.argmax(1)
-    return codes
