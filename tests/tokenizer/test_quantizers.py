@@ -14,6 +14,7 @@ from tokenizer.quantizers.vector import isotropy_loss, nearest_codes
 CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False, gradient="rotation"),
 ]
 
 
@@ -21,7 +22,7 @@ def test_every_quantizer_of_the_registry_is_tested():
     assert {config.type for config in CONFIGS} == set(QUANTIZERS)
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.type}-{'sphere' if config.l2_normalize else 'plain'}")
+@pytest.fixture(params=CONFIGS, ids=[f"{config.type}-{number}" for number, config in enumerate(CONFIGS)])
 def quantizer(request):
     torch.manual_seed(0)
     return make_quantizer(request.param)
@@ -38,7 +39,9 @@ def test_shapes_and_range(quantizer):
     assert output.codes.shape == (3, 5, 6)
     assert output.codes.dtype == torch.int64
     assert 0 <= output.codes.min() <= output.codes.max() < 32
-    assert all(loss.dim() == 0 and loss.isfinite() and loss >= 0 for loss in output.losses.values())
+    assert all(loss.dim() == 0 and loss.isfinite() for loss in output.losses.values())
+    # An entropy term is a difference, and may be negative.
+    assert all(loss >= 0 for name, loss in output.losses.items() if name != "entropy")
 
 
 def test_codes_to_features_is_the_evaluated_output(quantizer):

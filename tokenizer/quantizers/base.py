@@ -13,7 +13,7 @@ class Quantized(NamedTuple):
     """What a quantizer's forward pass gives.
 
     Attributes:
-        features: [B, D, h, w] float32, what the decoder gets; the gradient passes straight through to the input.
+        features: [B, D, h, w] float32, what the decoder gets; in training the gradient passes to the input.
         codes: [B, h, w] int64 in [0, codebook_size).
         losses: named scalar terms, already weighted; training adds them up and logs each under its name.
     """

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.gradients import rotation, straight_through
 
 # Scores held at once by the nearest-code search, in float32 numbers: 16 MB, near the size of a last-level cache.
 _SCORES_AT_ONCE = 4_194_304
@@ -29,6 +30,8 @@ class VectorQuantizerConfig(QuantizerConfig):
         code_dim: channels of the features that are quantized.
         l2_normalize: features and codes lie on the unit sphere, so that the nearest code is the one of the largest
             cosine. False compares plain Euclidean distances, as taming-transformers does.
+        gradient: how the decoder's gradient reaches the features: "straight_through" copies it, "rotation" turns and
+            scales it as the feature would have to be to lie on its code (https://arxiv.org/abs/2410.06424).
         codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2.
         commitment_weight: of the term that holds the features at their codes, beta |z - sg[e]|^2. (taming's "legacy"
             mode puts beta on the other term; that is not repeated here.)
@@ -44,6 +47,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     codebook_size: int = 1024
     code_dim: int = 8
     l2_normalize: bool = True
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     isotropy_weight: float = 0.0
@@ -64,7 +68,7 @@ class VectorQuantizerConfig(QuantizerConfig):
 
 
 class VectorQuantizer(Quantizer):
-    """Codebook `embedding.weight` [codebook_size, code_dim]; straight-through gradient."""
+    """Codebook `embedding.weight` [codebook_size, code_dim]."""
 
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
@@ -87,8 +91,9 @@ class VectorQuantizer(Quantizer):
             }
             if self.config.isotropy_weight and self.training:
                 losses["isotropy"] = self.config.isotropy_weight * isotropy_loss(z)
-            straight_through = z + (e - z).detach() if self.training else e
-        return Quantized(straight_through, codes, losses)
+            if self.training:
+                e = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
+        return Quantized(e, codes, losses)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:

@@ -1,0 +1,85 @@
+"""The options of the vector quantizer: the rotation trick's gradient, the entropy term, the codebook of means."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
+
+from tokenizer.quantizers import VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers.gradients import rotation
+
+
+def features(batch: int = 3, dim: int = 4, seed: int = 1) -> torch.Tensor:
+    return torch.randn(batch, dim, 5, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def vector_quantizer(**options):
+    torch.manual_seed(0)
+    return make_quantizer(VectorQuantizerConfig(**{"codebook_size": 32, "code_dim": 4, **options}))
+
+
+def turn(z: torch.Tensor, e: torch.Tensor) -> torch.Tensor:
+    """The rotation [D, D] in the plane of z and e that takes the one's direction to the other's, from its angle."""
+    u = z / z.norm()
+    v = e - (e @ u) * u
+    v = v / v.norm()
+    angle = torch.acos(z @ e / (z.norm() * e.norm()))
+    outer = torch.outer
+    within = outer(u, u) + outer(v, v)
+    quarter = outer(v, u) - outer(u, v)
+    return torch.eye(len(z), dtype=z.dtype) + (math.cos(angle) - 1) * within + math.sin(angle) * quarter
+
+
+@pytest.mark.parametrize("dim", [2, 3, 8])
+def test_the_rotations_jacobian_is_that_of_the_paper(dim):
+    """Fifty et al. 2024: d e / d z = |e| / |z| R."""
+    generator = torch.Generator().manual_seed(dim)
+    z, e = torch.randn(2, dim, dtype=torch.float64, generator=generator)
+    expected = e.norm() / z.norm() * turn(z, e)
+    torch.testing.assert_close(turn(z, e) @ (z / z.norm()), e / e.norm())
+    jacobian = torch.autograd.functional.jacobian(lambda x: rotation(x[None, :, None, None], _grid(e)).flatten(), z)
+    torch.testing.assert_close(jacobian, expected)
+
+
+def _grid(row: torch.Tensor) -> torch.Tensor:
+    return row[None, :, None, None]
+
+
+def test_the_rotation_equals_vector_quantize_pytorch():
+    gradients = []
+    e, weights = features(seed=2), features(seed=3)
+    for rotate in (rotation, lambda z, e: rotate_to(z.movedim(1, -1), e.movedim(1, -1)).movedim(-1, 1)):
+        z = features().requires_grad_()
+        output = rotate(z, e)
+        torch.testing.assert_close(output, e, rtol=1e-5, atol=1e-5)
+        (gradient,) = torch.autograd.grad((output * weights).sum(), z)
+        gradients.append(gradient)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+
+
+def test_a_feature_that_is_zero_or_opposite_its_code_still_gives_the_code_and_a_finite_gradient():
+    e = torch.tensor([1.0, 2.0, -2.0])
+    for z in (torch.zeros(3), -e, e):
+        z.requires_grad_()
+        output = rotation(_grid(z), _grid(e)).flatten()
+        torch.testing.assert_close(output, e)
+        assert torch.autograd.grad(output.sum(), z)[0].isfinite().all()
+        z.requires_grad_(False)
+
+
+@pytest.mark.parametrize("l2_normalize", [False, True])
+def test_the_quantizer_rotates_in_training_and_gives_the_same_features_as_straight_through(l2_normalize):
+    outputs, gradients = [], []
+    for gradient in ("straight_through", "rotation"):
+        quantizer = vector_quantizer(l2_normalize=l2_normalize, gradient=gradient)
+        z = features().requires_grad_()
+        output = quantizer(z)
+        (grad,) = torch.autograd.grad((output.features * features(seed=2)).sum(), z)
+        outputs.append(output)
+        gradients.append(grad)
+    torch.testing.assert_close(outputs[0].features, outputs[1].features)
+    assert torch.equal(outputs[0].codes, outputs[1].codes)
+    assert not torch.allclose(*gradients)
