@@ -15,6 +15,7 @@ CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False, gradient="rotation"),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, entropy_weight=0.1),
 ]
 
 

@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from torch.distributions import Categorical
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from tokenizer.quantizers import VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers import VectorQuantizerConfig, make_quantizer, vector
+from tokenizer.quantizers.entropy import entropy_loss
 from tokenizer.quantizers.gradients import rotation
 
 
@@ -83,3 +85,42 @@ def test_the_quantizer_rotates_in_training_and_gives_the_same_features_as_straig
     torch.testing.assert_close(outputs[0].features, outputs[1].features)
     assert torch.equal(outputs[0].codes, outputs[1].codes)
     assert not torch.allclose(*gradients)
+
+
+def test_the_entropy_loss_equals_the_entropies_of_distributions():
+    logits = 3 * torch.randn(50, 7, dtype=torch.float64)
+    rows = Categorical(logits=logits)
+    expected = rows.entropy().mean() - Categorical(probs=rows.probs.mean(0)).entropy()
+    torch.testing.assert_close(entropy_loss(logits), expected)
+    torch.testing.assert_close(entropy_loss(1e4 * torch.eye(8)), torch.tensor(-math.log(8)))  # sure, and all used alike
+
+
+def test_the_entropy_term_is_over_the_distances_and_has_a_finite_gradient_at_low_temperature():
+    quantizer = vector_quantizer(l2_normalize=False, entropy_weight=0.3, entropy_temperature=0.01)
+    z = features().requires_grad_()
+    loss = quantizer(z).losses["entropy"]
+    distances = torch.cdist(z.movedim(1, -1).reshape(-1, 4).double(), quantizer.embedding.weight.double()).square()
+    p = (-distances / 0.01).softmax(1).clamp_min(1e-300)
+    of_rows, of_mean = -(p * p.log()).sum(1).mean(), -(p.mean(0) * p.mean(0).log()).sum()
+    torch.testing.assert_close(loss.double(), 0.3 * (of_rows - of_mean), rtol=1e-3, atol=1e-4)
+    for gradient in torch.autograd.grad(loss, [z, quantizer.embedding.weight]):
+        assert gradient.isfinite().all()
+        assert gradient.abs().sum() > 0
+
+
+def test_the_entropy_term_spreads_the_use_of_the_codes():
+    quantizer = vector_quantizer(l2_normalize=False, entropy_weight=1.0, entropy_temperature=1.0)
+    rows = (0.1 * features()).requires_grad_()
+    optimizer = torch.optim.Adam([rows], 0.05)
+    before = len(quantizer(rows).codes.unique())
+    for _ in range(100):
+        optimizer.zero_grad()
+        quantizer(rows).losses["entropy"].backward()
+        optimizer.step()
+    assert len(quantizer(rows).codes.unique()) > before
+
+
+def test_without_weight_or_in_evaluation_no_entropy_is_computed(monkeypatch):
+    monkeypatch.setattr(vector, "squared_distances", None)
+    assert "entropy" not in vector_quantizer()(features()).losses
+    assert "entropy" not in vector_quantizer(entropy_weight=1.0).eval()(features()).losses

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.entropy import entropy_loss
 from tokenizer.quantizers.gradients import rotation, straight_through
 
 # Scores held at once by the nearest-code search, in float32 numbers: 16 MB, near the size of a last-level cache.
@@ -37,6 +38,10 @@ class VectorQuantizerConfig(QuantizerConfig):
             mode puts beta on the other term; that is not repeated here.)
         isotropy_weight: of `isotropy_loss`, which keeps the features from leaving all but one or two dimensions of a
             plain codebook unused; their codes are then easier to predict. 0 leaves it out.
+        entropy_weight: of `entropy_loss` over softmax(-|z - e|^2 / temperature), as in MAGVIT-v2
+            (https://arxiv.org/abs/2310.05737): features sure of their codes, all codes used alike. 0 leaves it out;
+            else it holds the whole [N, codebook_size] matrix of a micro-batch.
+        entropy_temperature: of that softmax.
         revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
             moved onto a feature of the current batch; in the first step all codes are, so that training starts from a
             codebook of the data. 0 leaves the codes where they are.
@@ -51,14 +56,18 @@ class VectorQuantizerConfig(QuantizerConfig):
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     isotropy_weight: float = 0.0
+    entropy_weight: float = 0.0
+    entropy_temperature: float = 0.01
     revive_below: float = 0.05
     revive_decay: float = 0.95
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
             require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
-        for name in ("codebook_weight", "commitment_weight", "isotropy_weight", "revive_below"):
+        for name in ("codebook_weight", "commitment_weight", "isotropy_weight", "entropy_weight", "revive_below"):
             require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
+        temperature = self.entropy_temperature
+        require(temperature > 0, f"quantizer.entropy_temperature is {temperature}: it must be positive.")
         require(
             not (self.l2_normalize and self.isotropy_weight),
             "quantizer.isotropy_weight spreads the features in space, quantizer.l2_normalize puts them on a sphere: "
@@ -91,6 +100,9 @@ class VectorQuantizer(Quantizer):
             }
             if self.config.isotropy_weight and self.training:
                 losses["isotropy"] = self.config.isotropy_weight * isotropy_loss(z)
+            if self.config.entropy_weight and self.training:
+                logits = -squared_distances(_rows(z), codebook) / self.config.entropy_temperature  # [N, K]
+                losses["entropy"] = self.config.entropy_weight * entropy_loss(logits)
             if self.training:
                 e = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
         return Quantized(e, codes, losses)
@@ -135,9 +147,18 @@ class VectorQuantizer(Quantizer):
         return F.normalize(weight, dim=1) if self.config.l2_normalize else weight
 
     def _nearest(self, z: Tensor, codebook: Tensor) -> Tensor:
-        batch, _, height, width = z.shape
-        rows = z.detach().permute(0, 2, 3, 1).reshape(batch * height * width, -1)
-        return nearest_codes(rows, codebook.detach(), on_sphere=self.config.l2_normalize).view(batch, height, width)
+        codes = nearest_codes(_rows(z.detach()), codebook.detach(), on_sphere=self.config.l2_normalize)
+        return codes.view(len(z), *z.shape[2:])
+
+
+def _rows(grid: Tensor) -> Tensor:
+    """[B, D, h, w] -> [B h w, D]."""
+    return grid.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
+    """|z - e|^2, all at once and with a gradient: [N, D], [K, D] -> [N, K]."""
+    return torch.addmm(rows.square().sum(1)[:, None] + codebook.square().sum(1), rows, codebook.t(), alpha=-2)
 
 
 def isotropy_loss(features: Tensor) -> Tensor:
@@ -147,7 +168,7 @@ def isotropy_loss(features: Tensor) -> Tensor:
     so that the commitment term shrinks it to nothing; here log det holds against it. The aim is that of VICReg
     (Bardes et al. 2022, https://arxiv.org/abs/2105.04906), the divergence that of a VAE, taken over the batch.
     """
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
+    rows = _rows(features)  # [N, D]
     dim = rows.shape[1]
     mean = rows.mean(0)
     centred = rows - mean
