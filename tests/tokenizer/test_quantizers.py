@@ -16,6 +16,8 @@ CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False, gradient="rotation"),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, entropy_weight=0.1),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema"),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema", l2_normalize=False),
 ]
 
 

@@ -6,7 +6,9 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.distributions import Categorical
+from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
 from tokenizer.quantizers import VectorQuantizerConfig, make_quantizer, vector
@@ -124,3 +126,71 @@ def test_without_weight_or_in_evaluation_no_entropy_is_computed(monkeypatch):
     monkeypatch.setattr(vector, "squared_distances", None)
     assert "entropy" not in vector_quantizer()(features()).losses
     assert "entropy" not in vector_quantizer(entropy_weight=1.0).eval()(features()).losses
+
+
+def step(quantizer, z: torch.Tensor) -> torch.Tensor:
+    """One step of a codebook of means, as one rank does it; gives the codes."""
+    codes = quantizer(z).codes
+    quantizer.update(quantizer.statistics(codes, z))
+    return codes
+
+
+def test_the_codebook_of_means_equals_a_direct_loop():
+    """van den Oord et al. 2017, eq. 6 to 8, code by code, in float64; two micro-batches are one step."""
+    quantizer = vector_quantizer(l2_normalize=False, codebook_update="ema", codebook_decay=0.9)
+    size, total = [1.0] * 32, [row.double() for row in quantizer.embedding.weight]
+    for number in range(4):
+        z = torch.cat([features(seed=number), features(batch=2, seed=10 + number)])
+        codes = step(quantizer, z)
+        rows = z.movedim(1, -1).reshape(-1, 4).double()
+        for code in range(32):
+            mine = rows[codes.flatten() == code]
+            size[code] = 0.9 * size[code] + 0.1 * len(mine)
+            total[code] = 0.9 * total[code] + 0.1 * mine.sum(0)
+        n = sum(size)
+        expected = [m / ((s + 1e-5) / (n + 32 * 1e-5) * n) for s, m in zip(size, total, strict=True)]
+        torch.testing.assert_close(quantizer.embedding.weight.double(), torch.stack(expected), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("l2_normalize", [False, True])
+def test_the_codebook_of_means_equals_vector_quantize_pytorch(l2_normalize):
+    ours = vector_quantizer(l2_normalize=l2_normalize, codebook_update="ema", codebook_decay=0.8, codebook_size=16)
+    place = F.normalize if l2_normalize else (lambda rows: rows)
+    theirs = VectorQuantize(
+        dim=4, codebook_size=16, decay=0.8, threshold_ema_dead_code=0, use_cosine_sim=l2_normalize
+    ).train()
+    start = place(ours.embedding.weight.detach())
+    theirs._codebook.embed.data.copy_(start[None])
+    theirs._codebook.embed_avg.data.copy_(start[None])
+    for number in range(6):
+        z = features(seed=number)
+        _, codes, _ = theirs(z.movedim(1, -1).reshape(3, 30, 4))
+        assert torch.equal(step(ours, z).view(3, 30), codes)
+        torch.testing.assert_close(place(ours.embedding.weight), theirs._codebook.embed[0], rtol=1e-5, atol=1e-5)
+
+
+def test_the_codebook_of_means_takes_no_gradient_and_has_no_term():
+    quantizer = vector_quantizer(codebook_update="ema")
+    output = quantizer(features().requires_grad_())
+    assert set(output.losses) == {"commitment"}
+    (output.features.sum() + output.losses["commitment"]).backward()
+    assert not list(quantizer.parameters())
+    assert {"cluster_size", "cluster_sum"} <= set(quantizer.state_dict())
+    assert {"cluster_size", "cluster_sum"}.isdisjoint(vector_quantizer().state_dict())
+    assert vector_quantizer().statistics(output.codes, features()) == {}
+
+
+def test_a_revived_mean_forgets_the_features_it_had():
+    quantizer = vector_quantizer(codebook_update="ema", revive_decay=0.5)
+    rows = features().movedim(1, -1).reshape(-1, 4)
+    codes = torch.arange(31).repeat(4)  # all but the last
+    assert len(quantizer.revive(codes, rows, torch.Generator().manual_seed(0))) == 32  # the first places them all
+    for number in range(20):
+        step(quantizer, features(seed=number))
+        moved = quantizer.revive(codes, rows, torch.Generator().manual_seed(number))
+        if moved is not None:
+            break
+    assert moved.tolist() == [31]
+    assert quantizer.cluster_size[31] == 1
+    assert (quantizer.embedding.weight[31] == rows).all(1).any()
+    torch.testing.assert_close(quantizer.cluster_sum[31], F.normalize(quantizer.embedding.weight[31], dim=0))
