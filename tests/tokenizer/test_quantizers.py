@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal, kl_divergence
 from vector_quantize_pytorch import VectorQuantize
 
 from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers.gumbel import GumbelConfig
 from tokenizer.quantizers.index_backpropagation import IBQConfig
 from tokenizer.quantizers.simvq import SimVQConfig
 from tokenizer.quantizers.vector import isotropy_loss, nearest_codes
@@ -22,6 +23,8 @@ CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema", l2_normalize=False),
     SimVQConfig(codebook_size=32, code_dim=4),
     IBQConfig(codebook_size=32, code_dim=4),
+    GumbelConfig(codebook_size=32, code_dim=4),
+    GumbelConfig(codebook_size=32, code_dim=4, straight_through=False),
 ]
 # Those that move dead codes.
 REVIVING = [config for config in CONFIGS if config.type == "vq"]
