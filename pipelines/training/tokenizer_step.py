@@ -28,6 +28,7 @@ from tokenizer.losses import (
     reconstruction_terms,
     warmup_factor,
 )
+from tokenizer.quantizers import Quantizer
 
 # Features that dead codes may be moved onto, from each rank and step: enough, and little to send around.
 _REVIVAL_CANDIDATES = 1024
@@ -113,10 +114,11 @@ def train_step(
         values["discriminator_grad_norm"] = torch.tensor(
             discriminator.update(step, config.max_steps), device=accelerator.device
         )
-    codes = torch.cat(all_codes)
-    # Without finite gradients features may be NaN, and no weight is to change.
-    if values["grad_norm"].isfinite() and step < config.revive_until * config.max_steps:
-        _revive_codes(learners, codes, torch.cat(all_features), step, config.seed, accelerator)
+    codes, features = torch.cat(all_codes), torch.cat(all_features)
+    if values["grad_norm"].isfinite():  # else features may be NaN, and no weight is to change
+        _update_quantizer(model.module.quantize, codes, features, accelerator)
+        if step < config.revive_until * config.max_steps:
+            _revive_codes(learners, codes, features, step, config.seed, accelerator)
     learners.ema.update(step)
     values["code_counts"] = torch.bincount(
         codes.flatten(), minlength=model.module.config.quantizer_config.codebook_size
@@ -158,6 +160,13 @@ def _discriminator_terms(
     real, fake = logits.float().chunk(2)
     loss = hinge_discriminator_loss(real, fake)
     return {"discriminator": loss, "logits_real": real.mean().detach(), "logits_fake": fake.mean().detach()}
+
+
+def _update_quantizer(quantizer: Quantizer, codes: Tensor, features: Tensor, accelerator: Accelerator) -> None:
+    """The sums of all ranks are the same on each, so that codebooks without a gradient stay the same too."""
+    statistics = quantizer.statistics(codes, features)
+    if statistics:
+        quantizer.update(accelerator.reduce(statistics, "sum"))
 
 
 @torch.no_grad()

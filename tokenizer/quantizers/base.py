@@ -13,7 +13,7 @@ class Quantized(NamedTuple):
     """What a quantizer's forward pass gives.
 
     Attributes:
-        features: [B, D, h, w] float32, what the decoder gets; the gradient passes straight through to the input.
+        features: [B, D, h, w] float32, what the decoder gets; in training the gradient passes to the input.
         codes: [B, h, w] int64 in [0, codebook_size).
         losses: named scalar terms, already weighted; training adds them up and logs each under its name.
     """
@@ -46,6 +46,8 @@ class Quantizer(nn.Module):
     """
 
     config: QuantizerConfig
+    # Buffers that only training reads: they are saved, and codes do not depend on them.
+    training_buffers: tuple[str, ...] = ()
 
     def forward(self, features: Tensor) -> Quantized:
         """features: [B, code_dim, h, w] -> `Quantized`."""
@@ -63,6 +65,23 @@ class Quantizer(nn.Module):
     def init_weights(self) -> None:
         """Set the parameters to their starting values (transformers would overwrite what the constructor sets)."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """What `update` has to know of a step: sums over this rank's features, to be added up over the ranks.
+
+        Args:
+            codes: [N, h, w], the codes just used, of this rank.
+            features: [N, code_dim, h, w], the inputs of the quantizer that got them.
+
+        Returns:
+            named sums; none where gradients alone change the quantizer.
+        """
+        return {}
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        """After an optimizer step: change what no gradient changes, by the `statistics` of all ranks."""
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
