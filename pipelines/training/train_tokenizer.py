@@ -35,6 +35,8 @@ from tokenizer.images import to_model, to_uint8
 from tokenizer.metrics import usage_and_perplexity
 
 _SKIPPED_NAME = "skipped.txt"
+# What the progress bar shows, where it is there.
+_IN_BAR = ("l1", "l2", "smooth_l1", "log_laplace", "code_usage")
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
@@ -137,7 +139,7 @@ def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: flo
     values["learning_rate"] = learners.model.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
     run.timing(done, {"steps_per_second": rate})
-    bar.set_postfix({name: f"{values[name]:.4g}" for name in ("l1", "l2", "code_usage") if name in values})
+    bar.set_postfix({name: f"{values[name]:.4g}" for name in _IN_BAR if name in values})
     learners.window.clear()
     for found in gather_object([skipped]):
         skipped.update(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from tokenizer.losses import (
     clamped_ratio,
     hinge_discriminator_loss,
     hinge_generator_loss,
+    log_laplace_loss,
     make_perceptual,
     reconstruction_terms,
     warmup_factor,
@@ -47,6 +49,44 @@ def test_reconstruction_terms():
     assert set(only) == {"l2"}
 
 
+def test_smooth_l1_is_quadratic_and_then_linear():
+    real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    config = ObjectiveConfig(l1_weight=0.0, smooth_l1_weight=3.0, smooth_l1_beta=0.4, perceptual_weight=0.0)
+    errors = (real - fake).abs().flatten().tolist()
+    assert min(errors) < 0.4 < max(errors)
+    expected = [error**2 / 0.8 if error < 0.4 else error - 0.2 for error in errors]
+    terms = reconstruction_terms(config, None, real, fake)
+    assert set(terms) == {"smooth_l1"}
+    assert terms["smooth_l1"].item() == pytest.approx(3 * sum(expected) / len(expected), rel=1e-5)
+
+
+def test_log_laplace_is_the_likelihood_at_its_best_scale():
+    real, fake = images(3, 1, 8, 8), images(3, 1, 8, 8)
+    fake[2] = real[2] + 0.1 * fake[2]
+    scales = torch.linspace(0.01, 1.5, 3000)[:, None, None, None]
+    best = []
+    for x, y in zip(real, fake, strict=True):
+        best.append(-torch.distributions.Laplace(y, scales).log_prob(x).flatten(1).mean(1).max())
+    config = ObjectiveConfig(l1_weight=0.0, log_laplace_weight=2.0, perceptual_weight=0.0)
+    terms = reconstruction_terms(config, None, real, fake)
+    assert set(terms) == {"log_laplace"}
+    torch.testing.assert_close(terms["log_laplace"], 2 * torch.stack(best).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_log_laplace_has_a_gradient_of_each_images_own_and_a_bound():
+    real = images(2, 1, 4, 4)
+    signs = torch.where(images(2, 1, 4, 4) > 0, 1.0, -1.0)
+    errors = torch.tensor([0.5, 0.05]).view(2, 1, 1, 1)
+    fake = (real + errors * signs).requires_grad_()
+    log_laplace_loss(real, fake).backward()
+    torch.testing.assert_close(fake.grad, signs / errors / fake.numel(), rtol=1e-4, atol=1e-6)
+    exact = real.clone().requires_grad_()
+    loss = log_laplace_loss(real, exact)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2 / 255), rel=1e-5)
+    assert exact.grad.isfinite().all()
+
+
 def test_terms_are_computed_in_float32():
     real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
     config = ObjectiveConfig(perceptual_weight=0.0)
@@ -61,6 +101,8 @@ def test_terms_are_computed_in_float32():
         ({"l1_weight": -1.0}, r"objective\.l1_weight is -1\.0"),
         ({"adaptive_weight_max": -1.0}, r"objective\.adaptive_weight_max"),
         ({"adversarial_start": -1}, r"objective\.adversarial_start is -1"),
+        ({"smooth_l1_weight": -1.0}, r"objective\.smooth_l1_weight"),
+        ({"smooth_l1_beta": 0.0}, r"objective\.smooth_l1_beta is 0\.0"),
         ({"l1_weight": 0.0, "perceptual_weight": 0.0}, "Every reconstruction term is off"),
     ],
 )

@@ -1,15 +1,15 @@
-"""What the tokenizer minimises: the weighted terms of one batch, by name. No loop, no optimizer, no ranks."""
+"""What the tokenizer minimises: the terms' weights, and the nets that they need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from tokenizer.discriminators import PatchGANConfig
 from tokenizer.fields import require
 from tokenizer.losses.perceptual import LPIPS, PerceptualNet
+
+# The weights of the terms that compare a reconstruction with its image; one of them is above 0.
+RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_laplace_weight", "perceptual_weight")
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,10 @@ class ObjectiveConfig:
     Args:
         l1_weight: mean absolute error of the pixels in [-1, 1].
         l2_weight: mean squared error of the pixels in [-1, 1].
+        smooth_l1_weight: Huber's error of the pixels: quadratic where it is small, linear where it is large.
+        smooth_l1_beta: the error, in units of [-1, 1], where its quadratic part ends.
+        log_laplace_weight: negative log-likelihood of the pixels, in nats each, under a Laplace distribution whose
+            scale is each image's own (see `log_laplace_loss`).
         perceptual_weight: LPIPS.
         perceptual_net: trunk of LPIPS.
         perceptual_weights: local file of the trunk's torchvision weights; none downloads them.
@@ -32,6 +36,9 @@ class ObjectiveConfig:
 
     l1_weight: float = 1.0
     l2_weight: float = 0.0
+    smooth_l1_weight: float = 0.0
+    smooth_l1_beta: float = 0.1
+    log_laplace_weight: float = 0.0
     perceptual_weight: float = 1.0
     perceptual_net: PerceptualNet = "vgg"
     perceptual_weights: str | None = None
@@ -43,31 +50,17 @@ class ObjectiveConfig:
     discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:
-        for name in ("l1_weight", "l2_weight", "perceptual_weight", "adversarial_weight", "adaptive_weight_max"):
+        for name in (*RECONSTRUCTION_WEIGHTS, "adversarial_weight", "adaptive_weight_max"):
             require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}: it must not be negative.")
         for name in ("adversarial_start", "adversarial_warmup"):
             require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}: it must not be negative.")
+        require(self.smooth_l1_beta > 0, f"objective.smooth_l1_beta is {self.smooth_l1_beta}: it must be positive.")
         require(
-            self.l1_weight + self.l2_weight + self.perceptual_weight > 0,
-            "Every reconstruction term is off: set objective.l1_weight, l2_weight or perceptual_weight above 0.",
+            any(getattr(self, name) for name in RECONSTRUCTION_WEIGHTS),
+            f"Every reconstruction term is off: set one of objective.{', '.join(RECONSTRUCTION_WEIGHTS)} above 0.",
         )
 
 
 def make_perceptual(config: ObjectiveConfig) -> LPIPS | None:
     """The frozen perceptual net, or None where its weight is 0."""
     return LPIPS(config.perceptual_net, config.perceptual_weights) if config.perceptual_weight else None
-
-
-def reconstruction_terms(
-    config: ObjectiveConfig, perceptual: nn.Module | None, images: Tensor, reconstruction: Tensor
-) -> dict[str, Tensor]:
-    """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32."""
-    images, reconstruction = images.float(), reconstruction.float()
-    terms = {}
-    if config.l1_weight:
-        terms["l1"] = config.l1_weight * F.l1_loss(reconstruction, images)
-    if config.l2_weight:
-        terms["l2"] = config.l2_weight * F.mse_loss(reconstruction, images)
-    if perceptual is not None:
-        terms["perceptual"] = config.perceptual_weight * perceptual(images, reconstruction).mean()
-    return terms
