@@ -202,6 +202,7 @@ config = replace(
     mixed_precision="no", ema_decay=0.9, log_every=1, tracking=(), preprocessing=Preprocessing(image_size=16),
     backbone=backbone, quantizer=VectorQuantizerConfig(codebook_size=32, code_dim=4, revive_below=0.99),
     objective=ObjectiveConfig(perceptual_weight=0.0, adversarial_weight=0.5, adversarial_start=1, adversarial_warmup=0,
+                              gan_loss="non_saturating", gradient_penalty_weight=1.0, r1_weight=1.0, lecam_weight=0.1,
                               discriminator=PatchGANConfig(8, 1)))
 
 def digest(*states):
@@ -220,7 +221,8 @@ def watch(module, tensors):
     module._save = saved
 
 watch(train_tokenizer, lambda learners, done: [
-    learners.model.module.state_dict(), learners.discriminator.module.state_dict(), learners.ema.weights])
+    learners.model.module.state_dict(), learners.discriminator.module.state_dict(), learners.ema.weights,
+    learners.running_logits])
 watch(train_prior, lambda learner, *rest: [learner.module.state_dict()])
 train_tokenizer.train_tokenizer(config)
 model = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -248,7 +250,10 @@ def test_two_ranks_train_one_model(image_folder, tiny_vqmodel, tmp_path):
         assert digests.pop().startswith("2 ")  # processes
     VQModel.from_pretrained(tmp_path / "tokenizer")
     lines = [json.loads(line) for line in (tmp_path / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
-    assert ["adversarial" in line for line in lines if line["kind"] == "train"] == [False, True, True]
+    train = [line for line in lines if line["kind"] == "train"]
+    for name in ("adversarial", "gradient_penalty", "r1"):
+        assert [name in line for line in train] == [False, True, True]
+    assert ["lecam" in line for line in train] == [False, False, True]  # its means begin with the first logits
 
     # What two ranks trained is what one trains on the same batches.
     model = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)

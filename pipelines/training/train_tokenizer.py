@@ -105,7 +105,7 @@ def _train(
             skipped.update(batch.skipped)
         seed_step(config.seed, step, rank)
         values = train_step(learners, config, micro_batches, step, run.accelerator)
-        bad_steps = 0 if math.isfinite(float(values["grad_norm"])) else bad_steps + 1
+        bad_steps = bad_steps + 1 if values["skipped_steps"] else 0
         check_bad_steps(bad_steps, step, ", ".join(batch.source_ids[:8]))
         _add_to_window(learners.window, values)
         done = step + 1
@@ -123,19 +123,23 @@ def _train(
 
 
 def _add_to_window(window: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    for name, value in {**values, "steps": torch.ones(())}.items():
+    """Add up a step; of a skipped one only that it was: its terms, not finite, would make the window's means so."""
+    skipped = values["skipped_steps"]
+    for name, value in ({"skipped_steps": skipped} if skipped else {**values, "steps": torch.ones(())}).items():
         window[name] = window[name] + value.cpu() if name in window else value.cpu().clone()
 
 
 def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: float, skipped: dict[str, str]) -> None:
-    """Means since the last line, over all ranks, and the codes' usage in that window."""
+    """Means since the last line, over all ranks, and the codes' usage; skipped steps are only counted."""
     window = {name: value.to(run.accelerator.device) for name, value in learners.window.items()}
-    counts = run.accelerator.reduce(window.pop("code_counts"), "sum")
-    steps = window.pop("steps")
-    names = sorted(window)
-    means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
-    values = dict(zip(names, means, strict=True))
-    values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts)
+    values = {"skipped_steps": int(window.pop("skipped_steps"))}
+    if window:  # some step was not skipped
+        counts = run.accelerator.reduce(window.pop("code_counts"), "sum")
+        steps = window.pop("steps")
+        names = sorted(window)
+        means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
+        values.update(zip(names, means, strict=True))
+        values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts)
     values["learning_rate"] = learners.model.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
     run.timing(done, {"steps_per_second": rate})
@@ -209,6 +213,8 @@ def _resume(run: Run, learners: TokenizerLearners) -> int:
     load_optimizer_tensors(learners.model.optimizer, learners.model.module, groups.get("optimizer", {}))
     learners.ema.load(groups.get("ema", {}))
     learners.window.update(groups.get("window", {}))
+    for name, mean in groups.get("running_logits", {}).items():
+        learners.running_logits[name] = mean.to(run.accelerator.device)
     if learners.discriminator is not None:
         learners.discriminator.module.load_state_dict(groups["discriminator"])
         discriminator = learners.discriminator
@@ -225,6 +231,7 @@ def _save(run: Run, learners: TokenizerLearners, done: int) -> None:
             "optimizer": optimizer_tensors(learners.model.optimizer, learners.model.module),
             "ema": learners.ema.weights,
             "window": learners.window,
+            "running_logits": learners.running_logits,
         }
         if learners.discriminator is not None:
             groups["discriminator"] = learners.discriminator.module.state_dict()

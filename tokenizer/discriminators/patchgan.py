@@ -20,7 +20,7 @@ class PatchGANConfig:
         ndf: channels after the first convolution.
         n_layers: stride-2 convolutions; each doubles the field of view of a verdict.
         norm: "group" judges every image by itself; "batch" is the published one, whose verdict depends on the other
-            images of the batch and on their share of real ones.
+            images of the batch.
     """
 
     ndf: int = 64
@@ -58,7 +58,8 @@ class PatchGAN(nn.Module):
 
 def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
-        return nn.BatchNorm2d(channels)
+        # A discriminator is never evaluated: running statistics would be state that nothing reads.
+        return nn.BatchNorm2d(channels, track_running_stats=False)
     return nn.GroupNorm(min(32, channels), channels) if name == "group" else nn.Identity()
 
 
