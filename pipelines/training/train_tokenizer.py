@@ -26,6 +26,7 @@ from pipelines.training.checkpoint import (
     save_checkpoint,
 )
 from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.guards import replay, watch
 from pipelines.training.image_batches import AugmentedImages, image_batches
 from pipelines.training.randomness import key, seed_step
 from pipelines.training.run import Run, check_bad_steps, stop_run
@@ -97,6 +98,8 @@ def _train(
     learners.model.module.train()
     scores: dict[str, float] = {}
     bad_steps, skipped = 0, _read_skipped(run)
+    codes_per_image = math.prod(learners.model.module.config.grid_shape)
+    watched = replay(run.earlier_metrics(), config, codes_per_image)
     bar, began = run.progress(start), time.monotonic()
     for step in range(start, config.max_steps):
         micro_batches = []
@@ -111,7 +114,10 @@ def _train(
         done = step + 1
         bar.update()
         if done % config.log_every == 0 or done == config.max_steps:
-            _log_window(run, learners, done, bar, (done - start) / (time.monotonic() - began), skipped)
+            line = _log_window(run, learners, done, bar, (done - start) / (time.monotonic() - began), skipped)
+            watched, warnings = watch(watched, {"step": done, **line}, config, codes_per_image)
+            for warning in warnings:
+                run.log(warning)
         if done % config.eval_every == 0 or done == config.max_steps:
             scores = _evaluate(run, config, learners, train_images, validation_images, done)
         stopping = run.should_stop()
@@ -129,7 +135,9 @@ def _add_to_window(window: dict[str, Tensor], values: dict[str, Tensor]) -> None
         window[name] = window[name] + value.cpu() if name in window else value.cpu().clone()
 
 
-def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: float, skipped: dict[str, str]) -> None:
+def _log_window(
+    run: Run, learners: TokenizerLearners, done: int, bar, rate: float, skipped: dict[str, str]
+) -> dict[str, float]:
     """Means since the last line, over all ranks, and the codes' usage; skipped steps are only counted."""
     window = {name: value.to(run.accelerator.device) for name, value in learners.window.items()}
     values = {"skipped_steps": int(window.pop("skipped_steps"))}
@@ -150,6 +158,7 @@ def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: flo
     if skipped and run.is_main:
         lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
         write_text(run.folder / _SKIPPED_NAME, "".join(lines))
+    return values
 
 
 def _read_skipped(run: Run) -> dict[str, str]:

@@ -16,11 +16,12 @@ from PIL import Image
 from pipelines.data import DataConfig, DataError
 from pipelines.training import run as run_module
 from pipelines.training import tokenizer_step, train_tokenizer
-from pipelines.training.checkpoint import load_newest_checkpoint
+from pipelines.training.checkpoint import load_newest_checkpoint, optimizer_tensors
 from pipelines.training.ema import EMA
 from pipelines.training.learner import Learner
 from pipelines.training.run import TrainingError
 from tokenizer import Preprocessing, VQModel
+from tokenizer.discriminators import PatchGANConfig
 from tokenizer.losses import GAN_LOSSES
 
 
@@ -211,6 +212,67 @@ def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(tokenize
     monkeypatch.setattr(tokenizer_step, "reconstruction_terms", original)
     monkeypatch.setattr(train_tokenizer, "train_step", step_of)
     VQModel.from_pretrained(train_tokenizer.train_tokenizer(config))
+
+
+def everything(learners) -> dict[str, torch.Tensor]:
+    """All that training carries from step to step, but for the metrics' window."""
+    groups = {
+        "model": learners.model.module.state_dict(),
+        "moments": optimizer_tensors(learners.model.optimizer, learners.model.module),
+        "discriminator": learners.discriminator.module.state_dict(),
+        "its moments": optimizer_tensors(learners.discriminator.optimizer, learners.discriminator.module),
+        "average": learners.ema.weights,
+        "running logits": learners.running_logits,
+    }
+    return {f"{group} {name}": value.clone() for group, state in groups.items() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("fault", ["reconstruction_terms", "discriminator_terms", "images"])
+def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
+    fault, norm, tokenizer_config, tmp_path, monkeypatch, read_metrics
+):
+    """NaN in the generator's terms alone, in the discriminator's alone, or in what both see, at the third of five."""
+    changed, now = [], [0]
+    step_of = train_tokenizer.train_step
+
+    def watched(learners, config, micro_batches, step, accelerator):
+        now[0], before = step, everything(learners)
+        if fault == "images" and step == 2:
+            micro_batches = [images * math.nan for images in micro_batches]
+        values = step_of(learners, config, micro_batches, step, accelerator)
+        after = everything(learners)
+        same = [name for name in after if name in before and torch.equal(after[name], before[name])]
+        changed.append(len(same) < len(after))
+        return values
+
+    monkeypatch.setattr(train_tokenizer, "train_step", watched)
+    if fault != "images":
+        original = getattr(tokenizer_step, fault)
+
+        def broken(*args):
+            terms = original(*args)
+            spoilt = terms[0] if isinstance(terms, tuple) else terms
+            if now[0] == 2:
+                spoilt.update({name: term * math.nan for name, term in spoilt.items()})
+            return terms
+
+        monkeypatch.setattr(tokenizer_step, fault, broken)
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 0, "lecam_weight": 0.1}
+    objective["discriminator"] = PatchGANConfig(8, 2, norm)
+    config = tokenizer_config(tmp_path / "run", max_steps=5, log_every=2, ema_decay=0.9, objective=objective)
+    lines = [line for line in read_metrics(train_tokenizer.train_tokenizer(config)) if line["kind"] == "train"]
+    assert changed == [True, True, False, True, True]
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 0]
+    assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+
+
+def test_a_window_of_skipped_steps_alone_says_so(tokenizer_config, tmp_path, monkeypatch, read_metrics):
+    original = tokenizer_step.reconstruction_terms
+    broken = lambda *args: {name: term * math.inf for name, term in original(*args).items()}  # noqa: E731
+    monkeypatch.setattr(tokenizer_step, "reconstruction_terms", broken)
+    (line, _) = read_metrics(train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run")))
+    assert line == {"step": 2, "kind": "train", "skipped_steps": 2, "learning_rate": line["learning_rate"]}
 
 
 def test_gradient_accumulation_gives_the_gradient_of_the_whole_batch(tokenizer_config, tmp_path, monkeypatch):
