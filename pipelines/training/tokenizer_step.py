@@ -19,7 +19,7 @@ from pipelines.training.optim import OptimizerConfig
 from pipelines.training.randomness import torch_generator
 from pipelines.training.run import TrainingError
 from tokenizer import VQModel
-from tokenizer.discriminators import PatchGAN
+from tokenizer.discriminators import make_discriminator
 from tokenizer.losses import ObjectiveConfig, make_perceptual, reconstruction_terms, warmup_factor
 
 # Features that dead codes may be moved onto, from each rank and step: enough, and little to send around.
@@ -54,8 +54,8 @@ def make_learners(
         raise TrainingError(str(error)) from error
     discriminator = None
     if objective.adversarial_weight:
-        patchgan = PatchGAN(objective.discriminator, model.config.backbone_config.in_channels)
-        discriminator = Learner.make(patchgan, discriminator_optimizer, accelerator)
+        judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels)
+        discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
     if perceptual is not None:
         perceptual.to(accelerator.device)

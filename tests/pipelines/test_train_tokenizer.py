@@ -259,7 +259,7 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
 
         monkeypatch.setattr(tokenizer_step, fault, broken)
     objective = {"adversarial_weight": 0.5, "adversarial_start": 0, "lecam_weight": 0.1}
-    objective["discriminator"] = PatchGANConfig(8, 2, norm)
+    objective["discriminator"] = PatchGANConfig(ndf=8, n_layers=2, norm=norm)
     config = tokenizer_config(tmp_path / "run", max_steps=5, log_every=2, ema_decay=0.9, objective=objective)
     lines = [line for line in read_metrics(train_tokenizer.train_tokenizer(config)) if line["kind"] == "train"]
     assert changed == [True, True, False, True, True]

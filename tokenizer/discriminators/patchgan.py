@@ -23,6 +23,7 @@ class PatchGANConfig:
             images of the batch.
     """
 
+    type: Literal["patchgan"] = "patchgan"
     ndf: int = 64
     n_layers: int = 3
     norm: Literal["group", "batch", "none"] = "group"

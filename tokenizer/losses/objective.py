@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from tokenizer.discriminators import PatchGANConfig
+from tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
 from tokenizer.fields import require
 from tokenizer.losses.adversarial import GANLoss
 from tokenizer.losses.perceptual import LPIPS, PerceptualNet
@@ -41,7 +41,7 @@ class ObjectiveConfig:
         r1_every: steps between those with that penalty, which is then so many times as heavy.
         lecam_weight: of `lecam_penalty`, which holds the logits near the other kind's running mean.
         lecam_decay: of these running means, a step.
-        discriminator: its shape.
+        discriminator: which one, and its shape.
     """
 
     l1_weight: float = 1.0
@@ -63,7 +63,7 @@ class ObjectiveConfig:
     r1_every: int = 1
     lecam_weight: float = 0.0
     lecam_decay: float = 0.999
-    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    discriminator: AnyDiscriminatorConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:
         for name in (*RECONSTRUCTION_WEIGHTS, *_NOT_NEGATIVE):
