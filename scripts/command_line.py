@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from pipelines.console import guarded
-from pipelines.training.presets import with_quantizer
+from pipelines.training.presets import CHOICES, with_choice
 
 
 def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any], Any], description: str) -> None:
@@ -19,21 +19,23 @@ def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any
 
     def parse() -> Any:
         choices = {
-            name: ((preset.__doc__ or name).strip(), _chosen_quantizer(preset(tyro.MISSING, tyro.MISSING)))
+            name: ((preset.__doc__ or name).strip(), _with_choices(preset(tyro.MISSING, tyro.MISSING)))
             for name, preset in presets.items()
         }
-        flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _chosen_quantizer
+        flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _with_choices
         return tyro.extras.overridable_config_cli(choices, description=description, config=flags)
 
     config = _parse(parse)
     guarded(lambda: run(config))
 
 
-def _chosen_quantizer(config: Any) -> Any:
-    """The preset's config, with the quantizer that `--quantizer.type NAME` names."""
+def _with_choices(config: Any) -> Any:
+    """The preset's config, with the parts that `--quantizer.type NAME` and the like name."""
     arguments = [part for argument in sys.argv[1:] for part in argument.split("=", 1)]
-    named = [value for flag, value in itertools.pairwise(arguments) if flag == "--quantizer.type"]
-    return with_quantizer(config, named[-1]) if named and hasattr(config, "quantizer") else config
+    for path in CHOICES if hasattr(config, "quantizer") else ():
+        named = [value for flag, value in itertools.pairwise(arguments) if flag == f"--{path}.type"]
+        config = with_choice(config, path, named[-1]) if named else config
+    return config
 
 
 def run_config(kind: type, run: Callable[[Any], Any], description: str) -> None:

@@ -112,11 +112,22 @@ def test_the_whole_way(main, image_folder, tmp_path):
     assert Image.open(tmp_path / "reconstructions" / "reconstructions.png").width > 64
 
 
+def test_the_discriminator_is_chosen_by_its_type(main, image_folder, tmp_path):
+    arguments = ["--data.source", image_folder, "--output-dir", tmp_path / "run", "--max-steps", 1, *TINY]
+    arguments += ["--objective.adversarial-weight", 0.5, "--objective.adversarial-start", 0]
+    arguments += ["--objective.discriminator.type", "stylegan", "--objective.discriminator.num-blocks", 2]
+    main("train_tokenizer", "quickstart", *arguments)
+    written = json.loads((tmp_path / "run" / "training_config.json").read_text())["objective"]["discriminator"]
+    assert (written["type"], written["num_blocks"]) == ("stylegan", 2)
+
+
 def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no picture")
     out = ["--output-dir", tmp_path / "out"]
     assert "must be one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
+    unknown = ["--objective.discriminator.type", "patch"]
+    assert "must be one of 'patchgan', 'stylegan'" in fails("train_tokenizer", "quickstart", *out, *unknown)
     no_images = ["quickstart", "--data.source", tmp_path / "nothing", *out]
     assert "No images in" in fails("train_tokenizer", *no_images)
     missing = ["quickstart", "--data.source", tmp_path / "missing", *out]
@@ -202,7 +213,8 @@ config = replace(
     mixed_precision="no", ema_decay=0.9, log_every=1, tracking=(), preprocessing=Preprocessing(image_size=16),
     backbone=backbone, quantizer=VectorQuantizerConfig(codebook_size=32, code_dim=4, revive_below=0.99),
     objective=ObjectiveConfig(perceptual_weight=0.0, adversarial_weight=0.5, adversarial_start=1, adversarial_warmup=0,
-                              discriminator=PatchGANConfig(8, 1)))
+                              gan_loss="non_saturating", gradient_penalty_weight=1.0, r1_weight=1.0, lecam_weight=0.1,
+                              discriminator=PatchGANConfig(ndf=8, n_layers=1)))
 
 def digest(*states):
     found = hashlib.sha256()
@@ -220,7 +232,8 @@ def watch(module, tensors):
     module._save = saved
 
 watch(train_tokenizer, lambda learners, done: [
-    learners.model.module.state_dict(), learners.discriminator.module.state_dict(), learners.ema.weights])
+    learners.model.module.state_dict(), learners.discriminator.module.state_dict(), learners.ema.weights,
+    learners.running_logits])
 watch(train_prior, lambda learner, *rest: [learner.module.state_dict()])
 train_tokenizer.train_tokenizer(config)
 model = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
@@ -248,7 +261,10 @@ def test_two_ranks_train_one_model(image_folder, tiny_vqmodel, tmp_path):
         assert digests.pop().startswith("2 ")  # processes
     VQModel.from_pretrained(tmp_path / "tokenizer")
     lines = [json.loads(line) for line in (tmp_path / "tokenizer" / "metrics.jsonl").read_text().splitlines()]
-    assert ["adversarial" in line for line in lines if line["kind"] == "train"] == [False, True, True]
+    train = [line for line in lines if line["kind"] == "train"]
+    for name in ("adversarial", "gradient_penalty", "r1"):
+        assert [name in line for line in train] == [False, True, True]
+    assert ["lecam" in line for line in train] == [False, False, True]  # its means begin with the first logits
 
     # What two ranks trained is what one trains on the same batches.
     model = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)

@@ -101,6 +101,9 @@ class TokenizerTrainingConfig(TrainingConfig):
 
     Args:
         revive_until: share of the run after which dead codes stay where they are, so that the end of training settles.
+        onset_bound: the run warns when a reconstruction term rises, after the discriminator's start, above so many
+            times its mean of the last window before.
+        usage_warning: the run warns when a window uses less than this share of the codes that it could use; 0 never.
         num_pictures: held-out images in the picture of an evaluation; 0 for no picture.
     """
 
@@ -113,11 +116,15 @@ class TokenizerTrainingConfig(TrainingConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     revive_until: float = 0.6
+    onset_bound: float = 1.5
+    usage_warning: float = 0.2
     num_pictures: int = 8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(0 <= self.revive_until <= 1, f"revive_until is {self.revive_until}: it must lie in [0, 1].")
+        require(self.onset_bound >= 1, f"onset_bound is {self.onset_bound}: it must be at least 1.")
+        require(0 <= self.usage_warning < 1, f"usage_warning is {self.usage_warning}: it must lie in [0, 1).")
         require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}: it must not be negative.")
 
 

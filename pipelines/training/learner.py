@@ -30,18 +30,32 @@ class Learner:
         wrapped = accelerator.prepare_model(module)
         return cls(module, wrapped, optimizer, config)
 
-    def update(self, step: int, max_steps: int) -> float:
-        """Clip, step, clear; gives the gradients' norm before clipping. A norm that is not finite changes no weight."""
+    def clip(self) -> float:
+        """Scale gradients down to `max_grad_norm`; gives their norm before."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
-        norm = float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf")))
-        if math.isfinite(norm):
-            set_learning_rate(self.optimizer, learning_rate(self.config, step, max_steps))
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
+        return float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf")))
+
+    def update(self, step: int, max_steps: int) -> None:
+        """One step of the optimizer."""
+        set_learning_rate(self.optimizer, learning_rate(self.config, step, max_steps))
+        self.optimizer.step()
 
     @contextlib.contextmanager
     def exchanging_gradients(self, accelerator: Accelerator, exchange: bool) -> Iterator[None]:
         """Within, backward passes exchange gradients between the ranks, or keep them to themselves."""
         with contextlib.nullcontext() if exchange else accelerator.no_sync(self.wrapped):
             yield
+
+
+def update_together(learners: list[Learner], step: int, max_steps: int) -> list[float]:
+    """Clip, step and clear all of them, or only clear: one norm that is not finite changes no weight of any.
+
+    Returns:
+        the gradients' norms before clipping.
+    """
+    norms = [learner.clip() for learner in learners]
+    for learner in learners:
+        if all(map(math.isfinite, norms)):
+            learner.update(step, max_steps)
+        learner.optimizer.zero_grad(set_to_none=True)
+    return norms

@@ -13,7 +13,7 @@ from pipelines.training.config import AugmentationConfig, PriorTrainingConfig, T
 from pipelines.training.optim import OptimizerConfig
 from prior import PriorConfig
 from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
-from tokenizer.discriminators import PatchGANConfig
+from tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig
 from tokenizer.fields import require
 from tokenizer.losses import ObjectiveConfig
 from tokenizer.quantizers import QUANTIZERS
@@ -161,14 +161,31 @@ def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
     )
 
 
-def with_quantizer(config: TokenizerTrainingConfig, name: str) -> TokenizerTrainingConfig:
-    """The config with the quantizer `name` of the registry, at its defaults if it is another than the config's.
+# The parts of a config that are told apart by `type`, by the path of their fields, with their registries.
+CHOICES: dict[str, dict[str, tuple[type, type]]] = {"quantizer": QUANTIZERS, "objective.discriminator": DISCRIMINATORS}
+
+
+def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> TokenizerTrainingConfig:
+    """The config with the member `name` of a registry at `path`, at its defaults if it is another than the config's.
+
+    Args:
+        path: one of `CHOICES`.
 
     Raises:
-        ValueError: there is no quantizer of this name.
+        ValueError: the registry has none of this name.
     """
-    require(name in QUANTIZERS, f"quantizer.type is {name!r}: it must be one of {', '.join(map(repr, QUANTIZERS))}.")
-    return config if name == config.quantizer.type else replace(config, quantizer=QUANTIZERS[name][0]())
+    known = CHOICES[path]
+    require(name in known, f"{path}.type is {name!r}: it must be one of {', '.join(map(repr, known))}.")
+    parents = [config]
+    *outer, last = path.split(".")
+    for field in outer:
+        parents.append(getattr(parents[-1], field))
+    if getattr(parents[-1], last).type == name:
+        return config
+    value = known[name][0]()
+    for parent, field in zip(reversed(parents), (last, *reversed(outer)), strict=True):
+        value = replace(parent, **{field: value})
+    return value
 
 
 TOKENIZER_PRESETS: dict[str, Callable[[str, str], TokenizerTrainingConfig]] = {

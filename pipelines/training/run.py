@@ -36,6 +36,8 @@ _MAY_CHANGE = {
     "save_every",
     "keep_last",
     "keep_every",
+    "onset_bound",
+    "usage_warning",
     "device",
 }
 # The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
@@ -132,6 +134,13 @@ class Run:
             except (ValueError, KeyError, TypeError):  # torn
                 continue
         write_text(path, "".join(line + "\n" for line in kept))
+
+    def earlier_metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, on the main process; none on the others, which write no lines either."""
+        path = self.folder / "metrics.jsonl"
+        if not self.is_main or not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
     def progress(self, start: int, unit: str = "step") -> tqdm:
         """The progress bar over optimizer steps, with rate and time left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 
@@ -10,24 +11,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.training.adversarial_step import discriminator_terms, generator_terms, update_running_logits
 from pipelines.training.config import TokenizerTrainingConfig
 from pipelines.training.ema import EMA
-from pipelines.training.learner import Learner
+from pipelines.training.learner import Learner, update_together
 from pipelines.training.optim import OptimizerConfig
 from pipelines.training.randomness import torch_generator
 from pipelines.training.run import TrainingError
 from tokenizer import VQModel
-from tokenizer.discriminators import PatchGAN
-from tokenizer.losses import (
-    ObjectiveConfig,
-    adaptive_weight,
-    clamped_ratio,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-    make_perceptual,
-    reconstruction_terms,
-    warmup_factor,
-)
+from tokenizer.discriminators import make_discriminator
+from tokenizer.losses import ObjectiveConfig, make_perceptual, reconstruction_terms, warmup_factor
 from tokenizer.quantizers import Quantizer
 
 # Features that dead codes may be moved onto, from each rank and step: enough, and little to send around.
@@ -42,6 +35,8 @@ class TokenizerLearners:
     discriminator: Learner | None
     ema: EMA
     perceptual: nn.Module | None
+    # Running means of the logits, "real" and "fake", where LeCAM needs them; empty before its first step.
+    running_logits: dict[str, Tensor] = field(default_factory=dict)
     # Sums since the last line of metrics: part of the checkpoint, so that a resumed run writes the same lines.
     window: dict[str, Tensor] = field(default_factory=dict)
 
@@ -60,8 +55,8 @@ def make_learners(
         raise TrainingError(str(error)) from error
     discriminator = None
     if objective.adversarial_weight:
-        patchgan = PatchGAN(objective.discriminator, model.config.backbone_config.in_channels)
-        discriminator = Learner.make(patchgan, discriminator_optimizer, accelerator)
+        judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels)
+        discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
     if perceptual is not None:
         perceptual.to(accelerator.device)
@@ -82,84 +77,74 @@ def train_step(
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
+    active = [model, discriminator] if factor else [model]
+    draws = torch_generator(config.seed, "gradient penalty", step, accelerator.process_index)
     values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     all_codes, all_features = [], []
     for index, images in enumerate(micro_batches):
         share = 1 / len(micro_batches)
         last = index == len(micro_batches) - 1
         with contextlib.ExitStack() as stack:
-            for learner in (model, discriminator) if factor else (model,):
+            for learner in active:
                 stack.enter_context(learner.exchanging_gradients(accelerator, last))
             with accelerator.autocast():
                 output = model.wrapped(images)
             terms = reconstruction_terms(objective, learners.perceptual, images, output.reconstruction)
-            losses = {**terms, **output.losses}
+            losses, judged, notes, logits = {**terms, **output.losses}, {}, {}, {}
             if factor:
-                losses.update(
-                    _adversarial_terms(
-                        learners, objective, sum(terms.values()), output.reconstruction, factor, accelerator
-                    )
+                adversarial, notes = generator_terms(
+                    model, discriminator, objective, sum(terms.values()), output.reconstruction, factor, accelerator
                 )
-            accelerator.backward(sum(losses[name] for name in losses if name != "adaptive_weight") * share)
+                losses.update(adversarial)
+            accelerator.backward(sum(losses.values()) * share)
             if factor:
-                judged = _discriminator_terms(discriminator, images, output.reconstruction.detach(), accelerator)
-                accelerator.backward(judged["discriminator"] * share)
-                losses.update(judged)
-        for name, value in losses.items():
+                judged, logits = discriminator_terms(
+                    discriminator,
+                    objective,
+                    learners.running_logits,
+                    images,
+                    output.reconstruction,
+                    step,
+                    draws,
+                    accelerator,
+                )
+                accelerator.backward(sum(judged.values()) * share)
+        for name, value in {**losses, **notes, **judged, **logits}.items():
             values[name] = values[name] + value.detach().float() * share
         all_codes.append(output.codes)
         all_features.append(output.features.detach())
-    values["grad_norm"] = torch.tensor(model.update(step, config.max_steps), device=accelerator.device)
-    if factor:
-        values["discriminator_grad_norm"] = torch.tensor(
-            discriminator.update(step, config.max_steps), device=accelerator.device
-        )
-    codes, features = torch.cat(all_codes), torch.cat(all_features)
-    if values["grad_norm"].isfinite():  # else features may be NaN, and no weight is to change
-        _update_quantizer(model.module.quantize, codes, features, accelerator)
-        if step < config.revive_until * config.max_steps:
-            _revive_codes(learners, codes, features, step, config.seed, accelerator)
-    learners.ema.update(step)
+    codes = torch.cat(all_codes)
+    _finish_step(learners, active, values, codes, torch.cat(all_features), step, config, accelerator)
     values["code_counts"] = torch.bincount(
         codes.flatten(), minlength=model.module.config.quantizer_config.codebook_size
     )
     return dict(values)
 
 
-def _adversarial_terms(
+def _finish_step(
     learners: TokenizerLearners,
-    objective: ObjectiveConfig,
-    reconstruction_loss: Tensor,
-    reconstruction: Tensor,
-    factor: float,
+    active: list[Learner],
+    values: dict[str, Tensor],
+    codes: Tensor,
+    features: Tensor,
+    step: int,
+    config: TokenizerTrainingConfig,
     accelerator: Accelerator,
-) -> dict[str, Tensor]:
-    """The generator's term: weight * warm-up * lambda * -E[D(x_hat)], with D frozen.
-
-    The bare discriminator judges: its wrapper would wait for gradients that a frozen module never gets.
-    """
-    judge = learners.discriminator.module.requires_grad_(False)
-    with accelerator.autocast():
-        logits = judge(reconstruction)
-    judge.requires_grad_(True)
-    loss = hinge_generator_loss(logits.float())
-    ratio = torch.ones((), device=reconstruction.device)
-    if objective.adaptive_weight:
-        norms = torch.stack(adaptive_weight(reconstruction_loss, loss, learners.model.module.last_layer))
-        norms = accelerator.reduce(norms, "mean")
-        ratio = clamped_ratio(norms[0], norms[1], objective.adaptive_weight_max)
-    return {"adversarial": objective.adversarial_weight * factor * ratio * loss, "adaptive_weight": ratio}
-
-
-def _discriminator_terms(
-    discriminator: Learner, images: Tensor, reconstruction: Tensor, accelerator: Accelerator
-) -> dict[str, Tensor]:
-    """Real and fake images in one call."""
-    with accelerator.autocast():
-        logits = discriminator.wrapped(torch.cat([images, reconstruction.to(images.dtype)]))
-    real, fake = logits.float().chunk(2)
-    loss = hinge_discriminator_loss(real, fake)
-    return {"discriminator": loss, "logits_real": real.mean().detach(), "logits_fake": fake.mean().detach()}
+) -> None:
+    """Change all that a step changes, or, where a gradient is not finite, nothing; `values` gets what happened."""
+    norms = update_together(active, step, config.max_steps)
+    for name, norm in zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False):
+        values[name] = torch.tensor(norm, device=accelerator.device)
+    finite = all(map(math.isfinite, norms))  # the same on all ranks, as the gradients are
+    values["skipped_steps"] = torch.tensor(float(not finite), device=accelerator.device)
+    if not finite:
+        return
+    _update_quantizer(learners.model.module.quantize, codes, features, accelerator)
+    if step < config.revive_until * config.max_steps:
+        _revive_codes(learners, codes, features, step, config.seed, accelerator)
+    if config.objective.lecam_weight and "logits_real" in values:
+        update_running_logits(learners.running_logits, values, config.objective.lecam_decay, accelerator)
+    learners.ema.update(step)
 
 
 def _update_quantizer(quantizer: Quantizer, codes: Tensor, features: Tensor, accelerator: Accelerator) -> None:

@@ -22,7 +22,7 @@ from pipelines.training.checkpoint import (
 )
 from pipelines.training.config import PriorTrainingConfig
 from pipelines.training.ema import EMA
-from pipelines.training.learner import Learner
+from pipelines.training.learner import Learner, update_together
 from pipelines.training.randomness import SampleOrder, key, seed_step, torch_generator
 from pipelines.training.run import Run, check_bad_steps, stop_run
 from prior import SequenceConfig, bits_per_code, make_prior, prior_loss
@@ -110,12 +110,13 @@ def _train(
                     )
                 accelerator.backward(part_loss / parts)
             loss += part_loss.detach() / parts
-        norm = learner.update(step, config.max_steps)
-        ema.update(step)
-        bad_steps = 0 if math.isfinite(norm) else bad_steps + 1
+        (norm,) = update_together([learner], step, config.max_steps)
+        skipped = not math.isfinite(norm)
+        if not skipped:
+            ema.update(step)
+        bad_steps = bad_steps + 1 if skipped else 0
         check_bad_steps(bad_steps, step, f"rows {batch[:8].tolist()}")
-        for name, value in {"loss": loss.cpu(), "grad_norm": torch.tensor(norm), "steps": torch.ones(())}.items():
-            window[name] = window.get(name, torch.zeros(())) + value
+        _add_to_window(window, loss.cpu(), norm, skipped)
         done = step + 1
         bar.update()
         if done % config.log_every == 0 or done == config.max_steps:
@@ -128,6 +129,16 @@ def _train(
         if stopping and done < config.max_steps:
             stop_run(run, done)
     return scores or _evaluate(run, config, codes, held_out, sequence, learner, ema, None)
+
+
+def _add_to_window(window: dict[str, Tensor], loss: Tensor, norm: float, skipped: bool) -> None:
+    """Add up a step; of a skipped one only that it was."""
+    if skipped:
+        step = {"skipped_steps": torch.ones(())}
+    else:
+        step = {"loss": loss, "grad_norm": torch.tensor(norm), "steps": torch.ones(())}
+    for name, value in step.items():
+        window[name] = window.get(name, torch.zeros(())) + value
 
 
 def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:
@@ -189,13 +200,15 @@ def _evaluate(
 
 
 def _log_window(run: Run, learner: Learner, window: dict[str, Tensor], done: int, bar, rate: float) -> None:
-    """Means since the last line, over all ranks."""
-    sums = torch.stack([window["loss"], window["grad_norm"]]).to(run.accelerator.device)
-    loss, norm = run.accelerator.reduce(sums / float(window["steps"]), "mean").tolist()
-    values = {"loss": loss, "grad_norm": norm, "learning_rate": learner.optimizer.param_groups[0]["lr"]}
+    """Means since the last line, over all ranks; skipped steps are only counted."""
+    values = {"skipped_steps": int(window.get("skipped_steps", 0))}
+    if "steps" in window:
+        sums = torch.stack([window["loss"], window["grad_norm"]]).to(run.accelerator.device)
+        values["loss"], values["grad_norm"] = run.accelerator.reduce(sums / float(window["steps"]), "mean").tolist()
+        bar.set_postfix({"loss": f"{values['loss']:.4f}"})
+    values["learning_rate"] = learner.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
     run.timing(done, {"steps_per_second": rate})
-    bar.set_postfix({"loss": f"{loss:.4f}"})
     window.clear()
 
 

@@ -26,6 +26,7 @@ from pipelines.training.checkpoint import (
     save_checkpoint,
 )
 from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.guards import replay, watch
 from pipelines.training.image_batches import AugmentedImages, image_batches
 from pipelines.training.randomness import key, seed_step
 from pipelines.training.run import Run, check_bad_steps, stop_run
@@ -35,6 +36,8 @@ from tokenizer.images import to_model, to_uint8
 from tokenizer.metrics import usage_and_perplexity
 
 _SKIPPED_NAME = "skipped.txt"
+# What the progress bar shows, where it is there.
+_IN_BAR = ("l1", "l2", "smooth_l1", "log_laplace", "code_usage")
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
@@ -95,6 +98,8 @@ def _train(
     learners.model.module.train()
     scores: dict[str, float] = {}
     bad_steps, skipped = 0, _read_skipped(run)
+    codes_per_image = math.prod(learners.model.module.config.grid_shape)
+    watched = replay(run.earlier_metrics(), config, codes_per_image)
     bar, began = run.progress(start), time.monotonic()
     for step in range(start, config.max_steps):
         micro_batches = []
@@ -103,13 +108,16 @@ def _train(
             skipped.update(batch.skipped)
         seed_step(config.seed, step, rank)
         values = train_step(learners, config, micro_batches, step, run.accelerator)
-        bad_steps = 0 if math.isfinite(float(values["grad_norm"])) else bad_steps + 1
+        bad_steps = bad_steps + 1 if values["skipped_steps"] else 0
         check_bad_steps(bad_steps, step, ", ".join(batch.source_ids[:8]))
         _add_to_window(learners.window, values)
         done = step + 1
         bar.update()
         if done % config.log_every == 0 or done == config.max_steps:
-            _log_window(run, learners, done, bar, (done - start) / (time.monotonic() - began), skipped)
+            line = _log_window(run, learners, done, bar, (done - start) / (time.monotonic() - began), skipped)
+            watched, warnings = watch(watched, {"step": done, **line}, config, codes_per_image)
+            for warning in warnings:
+                run.log(warning)
         if done % config.eval_every == 0 or done == config.max_steps:
             scores = _evaluate(run, config, learners, train_images, validation_images, done)
         stopping = run.should_stop()
@@ -121,29 +129,36 @@ def _train(
 
 
 def _add_to_window(window: dict[str, Tensor], values: dict[str, Tensor]) -> None:
-    for name, value in {**values, "steps": torch.ones(())}.items():
+    """Add up a step; of a skipped one only that it was: its terms, not finite, would make the window's means so."""
+    skipped = values["skipped_steps"]
+    for name, value in ({"skipped_steps": skipped} if skipped else {**values, "steps": torch.ones(())}).items():
         window[name] = window[name] + value.cpu() if name in window else value.cpu().clone()
 
 
-def _log_window(run: Run, learners: TokenizerLearners, done: int, bar, rate: float, skipped: dict[str, str]) -> None:
-    """Means since the last line, over all ranks, and the codes' usage in that window."""
+def _log_window(
+    run: Run, learners: TokenizerLearners, done: int, bar, rate: float, skipped: dict[str, str]
+) -> dict[str, float]:
+    """Means since the last line, over all ranks, and the codes' usage; skipped steps are only counted."""
     window = {name: value.to(run.accelerator.device) for name, value in learners.window.items()}
-    counts = run.accelerator.reduce(window.pop("code_counts"), "sum")
-    steps = window.pop("steps")
-    names = sorted(window)
-    means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
-    values = dict(zip(names, means, strict=True))
-    values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts)
+    values = {"skipped_steps": int(window.pop("skipped_steps"))}
+    if window:  # some step was not skipped
+        counts = run.accelerator.reduce(window.pop("code_counts"), "sum")
+        steps = window.pop("steps")
+        names = sorted(window)
+        means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
+        values.update(zip(names, means, strict=True))
+        values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts)
     values["learning_rate"] = learners.model.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
     run.timing(done, {"steps_per_second": rate})
-    bar.set_postfix({name: f"{values[name]:.4g}" for name in ("l1", "l2", "code_usage") if name in values})
+    bar.set_postfix({name: f"{values[name]:.4g}" for name in _IN_BAR if name in values})
     learners.window.clear()
     for found in gather_object([skipped]):
         skipped.update(found)
     if skipped and run.is_main:
         lines = [f"{name}\t{reason}\n" for name, reason in sorted(skipped.items())]
         write_text(run.folder / _SKIPPED_NAME, "".join(lines))
+    return values
 
 
 def _read_skipped(run: Run) -> dict[str, str]:
@@ -207,6 +222,8 @@ def _resume(run: Run, learners: TokenizerLearners) -> int:
     load_optimizer_tensors(learners.model.optimizer, learners.model.module, groups.get("optimizer", {}))
     learners.ema.load(groups.get("ema", {}))
     learners.window.update(groups.get("window", {}))
+    for name, mean in groups.get("running_logits", {}).items():
+        learners.running_logits[name] = mean.to(run.accelerator.device)
     if learners.discriminator is not None:
         learners.discriminator.module.load_state_dict(groups["discriminator"])
         discriminator = learners.discriminator
@@ -223,6 +240,7 @@ def _save(run: Run, learners: TokenizerLearners, done: int) -> None:
             "optimizer": optimizer_tensors(learners.model.optimizer, learners.model.module),
             "ema": learners.ema.weights,
             "window": learners.window,
+            "running_logits": learners.running_logits,
         }
         if learners.discriminator is not None:
             groups["discriminator"] = learners.discriminator.module.state_dict()

@@ -56,7 +56,11 @@ def tokenizer_config(pictures: Path) -> Callable[..., TokenizerTrainingConfig]:
     """A config of a run of stage one of seconds; `backbone`, `quantizer` and `objective` add to the tiny ones."""
 
     def make(output_dir: Path, **changes: Any) -> TokenizerTrainingConfig:
-        objective = {"perceptual_weight": 0.0, "adversarial_weight": 0.0, "discriminator": PatchGANConfig(8, 1)}
+        objective = {
+            "perceptual_weight": 0.0,
+            "adversarial_weight": 0.0,
+            "discriminator": PatchGANConfig(ndf=8, n_layers=1),
+        }
         nested = {
             "backbone": BackboneConfig(**{**BACKBONE, **changes.pop("backbone", {})}),
             "quantizer": VectorQuantizerConfig(**{**QUANTIZER, **changes.pop("quantizer", {})}),

@@ -16,11 +16,13 @@ from PIL import Image
 from pipelines.data import DataConfig, DataError
 from pipelines.training import run as run_module
 from pipelines.training import tokenizer_step, train_tokenizer
-from pipelines.training.checkpoint import load_newest_checkpoint
+from pipelines.training.checkpoint import load_newest_checkpoint, optimizer_tensors
 from pipelines.training.ema import EMA
 from pipelines.training.learner import Learner
 from pipelines.training.run import TrainingError
 from tokenizer import Preprocessing, VQModel
+from tokenizer.discriminators import PatchGANConfig
+from tokenizer.losses import GAN_LOSSES
 
 
 class Broken(Exception):  # noqa: N818
@@ -69,7 +71,16 @@ def test_a_run_that_was_broken_off_equals_one_that_was_not(
         "save_every": 2,
         "backbone": {"dropout": 0.3},
         "quantizer": {"revive_below": 0.99, "revive_decay": 0.5, "codebook_update": codebook_update},
-        "objective": {"adversarial_weight": 0.5, "adversarial_start": 3, "adversarial_warmup": 1},
+        "objective": {
+            "adversarial_weight": 0.5,
+            "adversarial_start": 3,
+            "adversarial_warmup": 1,
+            "lecam_weight": 0.1,
+            "lecam_decay": 0.5,
+            "gradient_penalty_weight": 1.0,
+            "r1_weight": 1.0,
+            "r1_every": 2,
+        },
     }
     moved = []
     copy_rows = EMA.copy_rows
@@ -102,7 +113,9 @@ def test_a_run_that_was_broken_off_equals_one_that_was_not(
     one, other = (load_newest_checkpoint(folder / "checkpoints") for folder in (whole, parts))
     assert one.step == other.step == 9
     assert set(one.groups) == set(other.groups)
-    assert {"model", "optimizer", "ema", "discriminator", "discriminator_optimizer"} <= set(one.groups)
+    assert {"model", "optimizer", "ema", "discriminator", "discriminator_optimizer", "running_logits"} <= set(
+        one.groups
+    )
     for group, tensors in one.groups.items():
         assert all(torch.equal(tensor, other.groups[group][name]) for name, tensor in tensors.items()), group
 
@@ -114,6 +127,30 @@ def test_the_discriminator_starts_at_its_step(tokenizer_config, tmp_path, read_m
     assert ["adversarial" in line for line in lines] == [False, False, True, True]
     assert ["discriminator" in line for line in lines] == [False, False, True, True]
     assert lines[2]["discriminator"] == pytest.approx(1.0, abs=0.2)  # hinge of logits near 0
+
+
+@pytest.mark.parametrize("gan_loss", GAN_LOSSES)
+def test_every_gan_loss_trains_with_the_terms_that_are_on(gan_loss, tokenizer_config, tmp_path, read_metrics):
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 0, "gan_loss": gan_loss}
+    objective |= {"gradient_penalty_weight": 10.0} if gan_loss == "wasserstein" else {"r1_weight": 2.0, "r1_every": 2}
+    objective |= {"lecam_weight": 0.1} if gan_loss == "hinge" else {}
+    config = tokenizer_config(tmp_path / "run", max_steps=3, log_every=1, objective=objective)
+    lines = [line for line in read_metrics(train_tokenizer.train_tokenizer(config)) if line["kind"] == "train"]
+    assert [line["skipped_steps"] for line in lines] == [0, 0, 0]
+    assert ["gradient_penalty" in line for line in lines] == [gan_loss == "wasserstein"] * 3
+    assert ["r1" in line for line in lines] == ([False] * 3 if gan_loss == "wasserstein" else [True, False, True])
+    assert ["lecam" in line for line in lines] == [False, gan_loss == "hinge", gan_loss == "hinge"]
+
+
+def test_lecams_running_means_are_those_of_the_logged_logits(tokenizer_config, tmp_path, read_metrics):
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 1, "lecam_weight": 0.1, "lecam_decay": 0.75}
+    config = tokenizer_config(tmp_path / "run", max_steps=4, log_every=1, objective=objective)
+    lines = [line for line in read_metrics(train_tokenizer.train_tokenizer(config)) if "logits_real" in line]
+    running = load_newest_checkpoint(tmp_path / "run" / "checkpoints").groups["running_logits"]
+    for name in ("real", "fake"):
+        first, second, third = (line[f"logits_{name}"] for line in lines)
+        expected = 0.75 * (0.75 * first + 0.25 * second) + 0.25 * third
+        assert running[name].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_bad_images_are_skipped_and_listed(tokenizer_config, pictures, tmp_path):
@@ -178,15 +215,76 @@ def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(tokenize
     VQModel.from_pretrained(train_tokenizer.train_tokenizer(config))
 
 
+def everything(learners) -> dict[str, torch.Tensor]:
+    """All that training carries from step to step, but for the metrics' window."""
+    groups = {
+        "model": learners.model.module.state_dict(),
+        "moments": optimizer_tensors(learners.model.optimizer, learners.model.module),
+        "discriminator": learners.discriminator.module.state_dict(),
+        "its moments": optimizer_tensors(learners.discriminator.optimizer, learners.discriminator.module),
+        "average": learners.ema.weights,
+        "running logits": learners.running_logits,
+    }
+    return {f"{group} {name}": value.clone() for group, state in groups.items() for name, value in state.items()}
+
+
+@pytest.mark.parametrize("norm", ["group", "batch"])
+@pytest.mark.parametrize("fault", ["reconstruction_terms", "discriminator_terms", "images"])
+def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
+    fault, norm, tokenizer_config, tmp_path, monkeypatch, read_metrics
+):
+    """NaN in the generator's terms alone, in the discriminator's alone, or in what both see, at the third of five."""
+    changed, now = [], [0]
+    step_of = train_tokenizer.train_step
+
+    def watched(learners, config, micro_batches, step, accelerator):
+        now[0], before = step, everything(learners)
+        if fault == "images" and step == 2:
+            micro_batches = [images * math.nan for images in micro_batches]
+        values = step_of(learners, config, micro_batches, step, accelerator)
+        after = everything(learners)
+        same = [name for name in after if name in before and torch.equal(after[name], before[name])]
+        changed.append(len(same) < len(after))
+        return values
+
+    monkeypatch.setattr(train_tokenizer, "train_step", watched)
+    if fault != "images":
+        original = getattr(tokenizer_step, fault)
+
+        def broken(*args):
+            terms = original(*args)
+            spoilt = terms[0] if isinstance(terms, tuple) else terms
+            if now[0] == 2:
+                spoilt.update({name: term * math.nan for name, term in spoilt.items()})
+            return terms
+
+        monkeypatch.setattr(tokenizer_step, fault, broken)
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 0, "lecam_weight": 0.1}
+    objective["discriminator"] = PatchGANConfig(ndf=8, n_layers=2, norm=norm)
+    config = tokenizer_config(tmp_path / "run", max_steps=5, log_every=2, ema_decay=0.9, objective=objective)
+    lines = [line for line in read_metrics(train_tokenizer.train_tokenizer(config)) if line["kind"] == "train"]
+    assert changed == [True, True, False, True, True]
+    assert [line["skipped_steps"] for line in lines] == [0, 1, 0]
+    assert all(math.isfinite(value) for line in lines for value in line.values() if isinstance(value, float))
+
+
+def test_a_window_of_skipped_steps_alone_says_so(tokenizer_config, tmp_path, monkeypatch, read_metrics):
+    original = tokenizer_step.reconstruction_terms
+    broken = lambda *args: {name: term * math.inf for name, term in original(*args).items()}  # noqa: E731
+    monkeypatch.setattr(tokenizer_step, "reconstruction_terms", broken)
+    (line, _) = read_metrics(train_tokenizer.train_tokenizer(tokenizer_config(tmp_path / "run")))
+    assert line == {"step": 2, "kind": "train", "skipped_steps": 2, "learning_rate": line["learning_rate"]}
+
+
 def test_gradient_accumulation_gives_the_gradient_of_the_whole_batch(tokenizer_config, tmp_path, monkeypatch):
     gradients = []
-    update = Learner.update
+    clip = Learner.clip
 
-    def watched(learner, step, max_steps):
+    def watched(learner):
         gradients.append({name: p.grad.clone() for name, p in learner.module.named_parameters()})
-        return update(learner, step, max_steps)
+        return clip(learner)
 
-    monkeypatch.setattr(Learner, "update", watched)
+    monkeypatch.setattr(Learner, "clip", watched)
     for parts in (1, 2):
         config = tokenizer_config(
             tmp_path / str(parts), max_steps=1, batch_size=8, gradient_accumulation_steps=parts, quantizer={}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import urllib.error
 from pathlib import Path
 
@@ -15,13 +16,16 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from tokenizer.discriminators import PatchGAN, PatchGANConfig
 from tokenizer.losses import (
+    GAN_LOSSES,
     LPIPS,
     ObjectiveConfig,
     adaptive_weight,
     clamped_ratio,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
+    gradient_penalty,
+    lecam_penalty,
+    log_laplace_loss,
     make_perceptual,
+    r1_penalty,
     reconstruction_terms,
     warmup_factor,
 )
@@ -47,6 +51,44 @@ def test_reconstruction_terms():
     assert set(only) == {"l2"}
 
 
+def test_smooth_l1_is_quadratic_and_then_linear():
+    real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    config = ObjectiveConfig(l1_weight=0.0, smooth_l1_weight=3.0, smooth_l1_beta=0.4, perceptual_weight=0.0)
+    errors = (real - fake).abs().flatten().tolist()
+    assert min(errors) < 0.4 < max(errors)
+    expected = [error**2 / 0.8 if error < 0.4 else error - 0.2 for error in errors]
+    terms = reconstruction_terms(config, None, real, fake)
+    assert set(terms) == {"smooth_l1"}
+    assert terms["smooth_l1"].item() == pytest.approx(3 * sum(expected) / len(expected), rel=1e-5)
+
+
+def test_log_laplace_is_the_likelihood_at_its_best_scale():
+    real, fake = images(3, 1, 8, 8), images(3, 1, 8, 8)
+    fake[2] = real[2] + 0.1 * fake[2]
+    scales = torch.linspace(0.01, 1.5, 3000)[:, None, None, None]
+    best = []
+    for x, y in zip(real, fake, strict=True):
+        best.append(-torch.distributions.Laplace(y, scales).log_prob(x).flatten(1).mean(1).max())
+    config = ObjectiveConfig(l1_weight=0.0, log_laplace_weight=2.0, perceptual_weight=0.0)
+    terms = reconstruction_terms(config, None, real, fake)
+    assert set(terms) == {"log_laplace"}
+    torch.testing.assert_close(terms["log_laplace"], 2 * torch.stack(best).mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_log_laplace_has_a_gradient_of_each_images_own_and_a_bound():
+    real = images(2, 1, 4, 4)
+    signs = torch.where(images(2, 1, 4, 4) > 0, 1.0, -1.0)
+    errors = torch.tensor([0.5, 0.05]).view(2, 1, 1, 1)
+    fake = (real + errors * signs).requires_grad_()
+    log_laplace_loss(real, fake).backward()
+    torch.testing.assert_close(fake.grad, signs / errors / fake.numel(), rtol=1e-4, atol=1e-6)
+    exact = real.clone().requires_grad_()
+    loss = log_laplace_loss(real, exact)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(2 / 255), rel=1e-5)
+    assert exact.grad.isfinite().all()
+
+
 def test_terms_are_computed_in_float32():
     real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
     config = ObjectiveConfig(perceptual_weight=0.0)
@@ -61,6 +103,11 @@ def test_terms_are_computed_in_float32():
         ({"l1_weight": -1.0}, r"objective\.l1_weight is -1\.0"),
         ({"adaptive_weight_max": -1.0}, r"objective\.adaptive_weight_max"),
         ({"adversarial_start": -1}, r"objective\.adversarial_start is -1"),
+        ({"gan_loss": "wasserstein"}, r"objective\.gradient_penalty_weight \(10 is published\)"),
+        ({"r1_every": 0}, r"objective\.r1_every is 0"),
+        ({"lecam_decay": 1.0}, r"objective\.lecam_decay is 1\.0"),
+        ({"smooth_l1_weight": -1.0}, r"objective\.smooth_l1_weight"),
+        ({"smooth_l1_beta": 0.0}, r"objective\.smooth_l1_beta is 0\.0"),
         ({"l1_weight": 0.0, "perceptual_weight": 0.0}, "Every reconstruction term is off"),
     ],
 )
@@ -78,10 +125,81 @@ def test_no_perceptual_net_where_its_weight_is_0():
 
 def test_hinge():
     real, fake = torch.tensor([[2.0, 0.5], [-1.0, 1.0]]), torch.tensor([[-2.0, 0.5], [-1.0, 3.0]])
+    of_discriminator, of_generator = GAN_LOSSES["hinge"]
     # real: 0, .5, 2, 0 -> mean .625; fake: 0, 1.5, 0, 4 -> mean 1.375
-    assert hinge_discriminator_loss(real, fake).item() == pytest.approx(0.5 * (0.625 + 1.375))
-    assert hinge_discriminator_loss(torch.tensor([5.0]), torch.tensor([-5.0])).item() == 0
-    assert hinge_generator_loss(fake).item() == pytest.approx(-0.125)
+    assert of_discriminator(real, fake).item() == pytest.approx(0.5 * (0.625 + 1.375))
+    assert of_discriminator(torch.tensor([5.0]), torch.tensor([-5.0])).item() == 0
+    assert of_generator(fake).item() == pytest.approx(-0.125)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "non_saturating"])
+def test_cross_entropy_is_torchs_own(name):
+    real, fake = torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3)
+    of_discriminator, of_generator = GAN_LOSSES[name]
+    entropy = F.binary_cross_entropy_with_logits
+    expected = 0.5 * (entropy(real, torch.ones_like(real)) + entropy(fake, torch.zeros_like(fake)))
+    torch.testing.assert_close(of_discriminator(real, fake), expected)
+    expected = -fake.mean() if name == "vanilla" else entropy(fake, torch.ones_like(fake))
+    torch.testing.assert_close(of_generator(fake), expected)
+    assert of_discriminator(torch.tensor([1e4]), torch.tensor([-1e4])).item() == 0  # nothing overflows
+
+
+def test_least_squares_and_wasserstein():
+    real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-2.0, 1.0]])
+    of_discriminator, of_generator = GAN_LOSSES["least_squares"]
+    assert of_discriminator(real, fake).item() == pytest.approx(0.5 * ((1 + 0.25) / 2 + (4 + 1) / 2))
+    assert of_generator(fake).item() == pytest.approx(0.5 * 9 / 2)
+    of_discriminator, of_generator = GAN_LOSSES["wasserstein"]
+    assert of_discriminator(real, fake).item() == pytest.approx(-0.5 - 1.25)
+    assert of_generator(fake).item() == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", GAN_LOSSES)
+def test_both_sides_pull_the_logits_apart(name):
+    """The discriminator wants real logits up and fake ones down, the generator fake ones up."""
+    real, fake = torch.zeros(3, requires_grad=True), torch.full((3,), 0.1, requires_grad=True)
+    of_discriminator, of_generator = GAN_LOSSES[name]
+    by_real, by_fake = torch.autograd.grad(of_discriminator(real, fake), (real, fake))
+    (by_generator,) = torch.autograd.grad(of_generator(fake), fake)
+    assert (by_real < 0).all()
+    assert (by_fake > 0).all()
+    assert (by_generator < 0).all()
+
+
+def test_gradient_penalties_of_a_net_whose_gradients_are_known():
+    """D(x) = sum of a x^2 / 2 over 4 patches, whose mean has the gradient a x / 4."""
+    a = torch.tensor(2.0, requires_grad=True)
+    judge = lambda x: (a / 2 * x.square()).sum(1).unfold(1, 2, 2).unfold(2, 2, 2).sum((3, 4))  # noqa: E731
+    real, fake = images(3, 2, 4, 4), images(3, 2, 4, 4)
+    share = torch.rand(3, 1, 1, 1, generator=torch.Generator().manual_seed(5))
+    between = share * real + (1 - share) * fake
+    lengths = between.flatten(1).square().sum(1).sqrt() * 2 / 4
+    penalty = gradient_penalty(judge, real, fake, torch.Generator().manual_seed(5))
+    torch.testing.assert_close(penalty, (lengths - 1).square().mean())
+    (slope,) = torch.autograd.grad(penalty, a)  # d/da mean (a |x| / 4 - 1)^2
+    torch.testing.assert_close(slope, (2 * (lengths - 1) * lengths / 2).mean())
+    penalty = r1_penalty(judge, real)
+    torch.testing.assert_close(penalty, 0.5 * (real * 2 / 4).square().sum() / 3)
+    (slope,) = torch.autograd.grad(penalty, a)
+    torch.testing.assert_close(slope, 2 * penalty.detach() / 2)
+
+
+def test_r1_of_a_patchgan_equals_finite_differences():
+    net = PatchGAN(PatchGANConfig(ndf=4, n_layers=1), 1).double()
+    judge = lambda x: net(x.double())  # noqa: E731
+    real = images(2, 1, 8, 8)
+    squares, width = 0.0, 1e-3
+    for place in range(64):
+        step = torch.zeros(64).index_fill_(0, torch.tensor(place), width).view(1, 1, 8, 8)
+        slope = (judge(real + step) - judge(real - step)).flatten(1).mean(1) / (2 * width)  # [B]
+        squares += slope.square().mean().item()
+    assert r1_penalty(judge, real).item() == pytest.approx(squares / 2, rel=1e-3)
+
+
+def test_lecam():
+    real, fake = torch.tensor([1.0, 3.0]), torch.tensor([-1.0, 0.0])
+    penalty = lecam_penalty(real, fake, torch.tensor(2.0), torch.tensor(-0.5))
+    assert penalty.item() == pytest.approx((1.5**2 + 3.5**2) / 2 + (3**2 + 2**2) / 2)
 
 
 def test_adaptive_weight_is_the_ratio_of_gradient_norms():

@@ -20,9 +20,10 @@ class PatchGANConfig:
         ndf: channels after the first convolution.
         n_layers: stride-2 convolutions; each doubles the field of view of a verdict.
         norm: "group" judges every image by itself; "batch" is the published one, whose verdict depends on the other
-            images of the batch and on their share of real ones.
+            images of the batch.
     """
 
+    type: Literal["patchgan"] = "patchgan"
     ndf: int = 64
     n_layers: int = 3
     norm: Literal["group", "batch", "none"] = "group"
@@ -38,6 +39,7 @@ class PatchGAN(nn.Module):
 
     def __init__(self, config: PatchGANConfig, in_channels: int) -> None:
         super().__init__()
+        self.judges_alone = config.norm != "batch"
         widths = [config.ndf * min(2**index, 8) for index in range(config.n_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for index, (before, after) in enumerate(itertools.pairwise(widths), start=1):
@@ -58,7 +60,8 @@ class PatchGAN(nn.Module):
 
 def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
-        return nn.BatchNorm2d(channels)
+        # A discriminator is never evaluated: running statistics would be state that nothing reads.
+        return nn.BatchNorm2d(channels, track_running_stats=False)
     return nn.GroupNorm(min(32, channels), channels) if name == "group" else nn.Identity()
 
 

@@ -1,23 +1,23 @@
 """Losses: pure terms, each weighted and named by `ObjectiveConfig`."""
 
-from tokenizer.losses.adversarial import (
-    adaptive_weight,
-    clamped_ratio,
-    hinge_discriminator_loss,
-    hinge_generator_loss,
-    warmup_factor,
-)
-from tokenizer.losses.objective import ObjectiveConfig, make_perceptual, reconstruction_terms
+from tokenizer.losses.adversarial import GAN_LOSSES, adaptive_weight, clamped_ratio, warmup_factor
+from tokenizer.losses.objective import RECONSTRUCTION_WEIGHTS, ObjectiveConfig, make_perceptual
 from tokenizer.losses.perceptual import LPIPS
+from tokenizer.losses.reconstruction import log_laplace_loss, reconstruction_terms
+from tokenizer.losses.regularization import gradient_penalty, lecam_penalty, r1_penalty
 
 __all__ = [
+    "GAN_LOSSES",
     "LPIPS",
+    "RECONSTRUCTION_WEIGHTS",
     "ObjectiveConfig",
     "adaptive_weight",
     "clamped_ratio",
-    "hinge_discriminator_loss",
-    "hinge_generator_loss",
+    "gradient_penalty",
+    "lecam_penalty",
+    "log_laplace_loss",
     "make_perceptual",
+    "r1_penalty",
     "reconstruction_terms",
     "warmup_factor",
 ]

@@ -1,10 +1,15 @@
-"""Adversarial terms: pure functions of logits."""
+"""Adversarial terms: pure functions of logits, which are large for what is judged real."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+GANLoss = Literal["hinge", "vanilla", "non_saturating", "least_squares", "wasserstein"]
 
 
 def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -12,9 +17,46 @@ def hinge_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor
     return 0.5 * (F.relu(1.0 - real_logits).mean() + F.relu(1.0 + fake_logits).mean())
 
 
-def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
+def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """-1/2 (E[log s(D(x))] + E[log(1 - s(D(x_hat)))]), s the sigmoid (Goodfellow 2014, arXiv:1406.2661, eq. 1)."""
+    return 0.5 * (F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean())
+
+
+def least_squares_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """1/2 (E[(D(x) - 1)^2] + E[D(x_hat)^2]) (Mao 2016, https://arxiv.org/abs/1611.04076, eq. 9)."""
+    return 0.5 * ((real_logits - 1.0).square().mean() + fake_logits.square().mean())
+
+
+def wasserstein_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """E[D(x_hat)] - E[D(x)] (Arjovsky 2017, https://arxiv.org/abs/1701.07875). Unbounded: D needs a penalty."""
+    return fake_logits.mean() - real_logits.mean()
+
+
+def linear_generator_loss(fake_logits: Tensor) -> Tensor:
     """-E[D(x_hat)]."""
     return -fake_logits.mean()
+
+
+def non_saturating_generator_loss(fake_logits: Tensor) -> Tensor:
+    """-E[log s(D(x_hat))], s the sigmoid (Goodfellow 2014, arXiv:1406.2661, section 3)."""
+    return F.softplus(-fake_logits).mean()
+
+
+def least_squares_generator_loss(fake_logits: Tensor) -> Tensor:
+    """1/2 E[(D(x_hat) - 1)^2] (Mao 2016, https://arxiv.org/abs/1611.04076, eq. 9)."""
+    return 0.5 * (fake_logits - 1.0).square().mean()
+
+
+# The discriminator's loss, of real and fake logits, and the generator's, of fake ones. "vanilla" is what
+# taming-transformers calls so: cross-entropy for the discriminator, but -E[D(x_hat)] for the generator, whose gradient
+# does not fade where the discriminator is fooled. "non_saturating" has the cross-entropy on both sides.
+GAN_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "hinge": (hinge_discriminator_loss, linear_generator_loss),
+    "vanilla": (cross_entropy_discriminator_loss, linear_generator_loss),
+    "non_saturating": (cross_entropy_discriminator_loss, non_saturating_generator_loss),
+    "least_squares": (least_squares_discriminator_loss, least_squares_generator_loss),
+    "wasserstein": (wasserstein_discriminator_loss, linear_generator_loss),
+}
 
 
 def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:

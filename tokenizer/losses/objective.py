@@ -1,15 +1,18 @@
-"""What the tokenizer minimises: the weighted terms of one batch, by name. No loop, no optimizer, no ranks."""
+"""What the tokenizer minimises: the terms' weights, and the nets that they need."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-from tokenizer.discriminators import PatchGANConfig
+from tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
 from tokenizer.fields import require
+from tokenizer.losses.adversarial import GANLoss
 from tokenizer.losses.perceptual import LPIPS, PerceptualNet
+
+# The weights of the terms that compare a reconstruction with its image; one of them is above 0.
+RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_laplace_weight", "perceptual_weight")
+_NOT_NEGATIVE = ("adversarial_weight", "adversarial_start", "adversarial_warmup", "adaptive_weight_max")
+_NOT_NEGATIVE += ("gradient_penalty_weight", "r1_weight", "lecam_weight")
 
 
 @dataclass(frozen=True)
@@ -19,55 +22,66 @@ class ObjectiveConfig:
     Args:
         l1_weight: mean absolute error of the pixels in [-1, 1].
         l2_weight: mean squared error of the pixels in [-1, 1].
+        smooth_l1_weight: Huber's error of the pixels: quadratic where it is small, linear where it is large.
+        smooth_l1_beta: the error, in units of [-1, 1], where its quadratic part ends.
+        log_laplace_weight: negative log-likelihood of the pixels, in nats each, under a Laplace distribution whose
+            scale is each image's own (see `log_laplace_loss`).
         perceptual_weight: LPIPS.
         perceptual_net: trunk of LPIPS.
         perceptual_weights: local file of the trunk's torchvision weights; none downloads them.
         adversarial_weight: of the GAN term, times the adaptive weight.
+        gan_loss: which pair of losses discriminator and generator have (`GAN_LOSSES`).
         adversarial_start: step at which the discriminator starts to train and its verdict to count.
         adversarial_warmup: steps over which the verdict's weight rises from 0 after the start.
         adaptive_weight: scale the GAN term by the ratio of gradient norms on the last layer (VQGAN, eq. 7).
         adaptive_weight_max: bound of that ratio.
-        discriminator: its shape.
+        gradient_penalty_weight: of `gradient_penalty`, which holds the discriminator's gradients between real and fake
+            images near length 1; 10 is published for "wasserstein".
+        r1_weight: gamma of `r1_penalty`, of the discriminator's gradients on real images.
+        r1_every: steps between those with that penalty, which is then so many times as heavy.
+        lecam_weight: of `lecam_penalty`, which holds the logits near the other kind's running mean.
+        lecam_decay: of these running means, a step.
+        discriminator: which one, and its shape.
     """
 
     l1_weight: float = 1.0
     l2_weight: float = 0.0
+    smooth_l1_weight: float = 0.0
+    smooth_l1_beta: float = 0.1
+    log_laplace_weight: float = 0.0
     perceptual_weight: float = 1.0
     perceptual_net: PerceptualNet = "vgg"
     perceptual_weights: str | None = None
     adversarial_weight: float = 0.5
+    gan_loss: GANLoss = "hinge"
     adversarial_start: int = 20_000
     adversarial_warmup: int = 1_000
     adaptive_weight: bool = True
     adaptive_weight_max: float = 1e4
-    discriminator: PatchGANConfig = field(default_factory=PatchGANConfig)
+    gradient_penalty_weight: float = 0.0
+    r1_weight: float = 0.0
+    r1_every: int = 1
+    lecam_weight: float = 0.0
+    lecam_decay: float = 0.999
+    discriminator: AnyDiscriminatorConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:
-        for name in ("l1_weight", "l2_weight", "perceptual_weight", "adversarial_weight", "adaptive_weight_max"):
+        for name in (*RECONSTRUCTION_WEIGHTS, *_NOT_NEGATIVE):
             require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}: it must not be negative.")
-        for name in ("adversarial_start", "adversarial_warmup"):
-            require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}: it must not be negative.")
+        require(self.smooth_l1_beta > 0, f"objective.smooth_l1_beta is {self.smooth_l1_beta}: it must be positive.")
+        require(self.r1_every >= 1, f"objective.r1_every is {self.r1_every}: it must be at least 1.")
+        require(0 <= self.lecam_decay < 1, f"objective.lecam_decay is {self.lecam_decay}: it must lie in [0, 1).")
         require(
-            self.l1_weight + self.l2_weight + self.perceptual_weight > 0,
-            "Every reconstruction term is off: set objective.l1_weight, l2_weight or perceptual_weight above 0.",
+            self.gan_loss != "wasserstein" or self.gradient_penalty_weight + self.r1_weight > 0,
+            "objective.gan_loss wasserstein has no bound without a penalty on the discriminator's gradients: set "
+            "objective.gradient_penalty_weight (10 is published) or objective.r1_weight.",
+        )
+        require(
+            any(getattr(self, name) for name in RECONSTRUCTION_WEIGHTS),
+            f"Every reconstruction term is off: set one of objective.{', '.join(RECONSTRUCTION_WEIGHTS)} above 0.",
         )
 
 
 def make_perceptual(config: ObjectiveConfig) -> LPIPS | None:
     """The frozen perceptual net, or None where its weight is 0."""
     return LPIPS(config.perceptual_net, config.perceptual_weights) if config.perceptual_weight else None
-
-
-def reconstruction_terms(
-    config: ObjectiveConfig, perceptual: nn.Module | None, images: Tensor, reconstruction: Tensor
-) -> dict[str, Tensor]:
-    """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32."""
-    images, reconstruction = images.float(), reconstruction.float()
-    terms = {}
-    if config.l1_weight:
-        terms["l1"] = config.l1_weight * F.l1_loss(reconstruction, images)
-    if config.l2_weight:
-        terms["l2"] = config.l2_weight * F.mse_loss(reconstruction, images)
-    if perceptual is not None:
-        terms["perceptual"] = config.perceptual_weight * perceptual(images, reconstruction).mean()
-    return terms

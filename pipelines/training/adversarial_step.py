@@ -1,0 +1,95 @@
+"""The adversarial half of a tokenizer's step: what the discriminator says, and what it learns."""
+
+from __future__ import annotations
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from pipelines.training.learner import Learner
+from tokenizer.losses import (
+    GAN_LOSSES,
+    ObjectiveConfig,
+    adaptive_weight,
+    clamped_ratio,
+    gradient_penalty,
+    lecam_penalty,
+    r1_penalty,
+)
+
+Terms = dict[str, Tensor]
+
+
+def generator_terms(
+    model: Learner,
+    discriminator: Learner,
+    objective: ObjectiveConfig,
+    reconstruction_loss: Tensor,
+    reconstruction: Tensor,
+    factor: float,
+    accelerator: Accelerator,
+) -> tuple[Terms, Terms]:
+    """The generator's term, weight * warm-up * lambda * L_G with D frozen; and what else is worth logging.
+
+    The bare discriminator judges: its wrapper would wait for gradients that a frozen module never gets.
+    """
+    judge = discriminator.module.requires_grad_(False)
+    with accelerator.autocast():
+        logits = judge(reconstruction)
+    judge.requires_grad_(True)
+    loss = GAN_LOSSES[objective.gan_loss][1](logits.float())
+    ratio = torch.ones((), device=reconstruction.device)
+    if objective.adaptive_weight:
+        norms = torch.stack(adaptive_weight(reconstruction_loss, loss, model.module.last_layer))
+        norms = accelerator.reduce(norms, "mean")
+        ratio = clamped_ratio(norms[0], norms[1], objective.adaptive_weight_max)
+    return {"adversarial": objective.adversarial_weight * factor * ratio * loss}, {"adaptive_weight": ratio}
+
+
+def discriminator_terms(
+    discriminator: Learner,
+    objective: ObjectiveConfig,
+    running: Terms,
+    images: Tensor,
+    reconstruction: Tensor,
+    step: int,
+    generator: torch.Generator,
+    accelerator: Accelerator,
+) -> tuple[Terms, Terms]:
+    """The discriminator's weighted terms on real and reconstructed images [B, C, H, W]; and its mean logits.
+
+    The penalties' gradients are taken through the bare module: the wrapper's own come with the one backward pass.
+
+    Args:
+        running: means of the logits for LeCAM, "real" and "fake"; empty in the first step, which has no such term.
+        generator: for the gradient penalty's draws.
+    """
+    reconstruction = reconstruction.detach().to(images.dtype)
+    with accelerator.autocast():
+        real, fake = _judged(discriminator, images, reconstruction)
+    terms = {"discriminator": GAN_LOSSES[objective.gan_loss][0](real, fake)}
+    judge = discriminator.module
+    if objective.gradient_penalty_weight:
+        penalty = gradient_penalty(judge, images, reconstruction, generator)
+        terms["gradient_penalty"] = objective.gradient_penalty_weight * penalty
+    if objective.r1_weight and step % objective.r1_every == 0:
+        # As heavy in the mean as in every step (lazy regularization, https://arxiv.org/abs/1912.04958).
+        terms["r1"] = objective.r1_weight * objective.r1_every * r1_penalty(judge, images)
+    if objective.lecam_weight and running:
+        terms["lecam"] = objective.lecam_weight * lecam_penalty(real, fake, running["real"], running["fake"])
+    return terms, {"logits_real": real.mean(), "logits_fake": fake.mean()}
+
+
+def _judged(discriminator: Learner, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of both in one call; in two where the discriminator looks across the batch, and could compare them."""
+    if discriminator.module.judges_alone:
+        return discriminator.wrapped(torch.cat([real, fake])).float().chunk(2)
+    return discriminator.wrapped(real).float(), discriminator.wrapped(fake).float()
+
+
+@torch.no_grad()
+def update_running_logits(running: Terms, values: Terms, decay: float, accelerator: Accelerator) -> None:
+    """a <- decay a + (1 - decay) E[D], over all ranks, of the step's mean logits; the first step's are the start."""
+    means = accelerator.reduce(torch.stack([values["logits_real"], values["logits_fake"]]), "mean")
+    for name, mean in zip(("real", "fake"), means.unbind(), strict=True):
+        running[name] = torch.lerp(mean, running[name], decay) if name in running else mean.clone()

@@ -1,0 +1,52 @@
+"""Terms that compare a reconstruction with its image: pure functions, weighted by `ObjectiveConfig`."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.losses.objective import ObjectiveConfig
+
+# Smallest scale of `log_laplace_loss`: half a step of 8 bits on [-1, 1]. Rounding loses what is smaller.
+_SMALLEST_SCALE = 1 / 255
+
+
+def log_laplace_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Negative log-likelihood of pixels under p(x) = exp(-|x - x_hat| / b) / 2b, with each image's most likely b.
+
+    E[log 2b + |x - x_hat| / b] in nats a value, over images and reconstructions, both [B, C, H, W] in [-1, 1]. An
+    image's b is its mean absolute error, where the likelihood is largest (the scale that sigma-VAE calls optimal,
+    https://arxiv.org/abs/2006.13202, for Laplace's distribution), but at least half a step of 8 bits, below which the
+    term is L1 over a constant. So the term is bounded below, and may be negative.
+
+    Its gradient is that of L1 over the image's error: images that are nearly right count as much as those that are
+    not. b is an image's and not the batch's, so that neither ranks nor gradient accumulation change the term. DALL-E's
+    logit-Laplace distribution (https://arxiv.org/abs/2102.12092, appendix A.3) has a b of its own for each value and
+    its centre on the logits of [0, 1]: a decoder of twice the channels and another range of pixels.
+    """
+    error = (reconstruction - images).abs().flatten(1).mean(1)  # [B]
+    # Without its gradient, which is 0 where the likelihood is largest.
+    scale = error.detach().clamp(min=_SMALLEST_SCALE)  # [B]
+    return (math.log(2) + scale.log() + error / scale).mean()
+
+
+def reconstruction_terms(
+    config: ObjectiveConfig, perceptual: nn.Module | None, images: Tensor, reconstruction: Tensor
+) -> dict[str, Tensor]:
+    """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32."""
+    images, reconstruction = images.float(), reconstruction.float()
+    terms = {}
+    if config.l1_weight:
+        terms["l1"] = config.l1_weight * F.l1_loss(reconstruction, images)
+    if config.l2_weight:
+        terms["l2"] = config.l2_weight * F.mse_loss(reconstruction, images)
+    if config.smooth_l1_weight:  # eq. 3 of https://arxiv.org/abs/1504.08083, whose beta is 1
+        error = F.smooth_l1_loss(reconstruction, images, beta=config.smooth_l1_beta)
+        terms["smooth_l1"] = config.smooth_l1_weight * error
+    if config.log_laplace_weight:
+        terms["log_laplace"] = config.log_laplace_weight * log_laplace_loss(images, reconstruction)
+    if perceptual is not None:
+        terms["perceptual"] = config.perceptual_weight * perceptual(images, reconstruction).mean()
+    return terms

@@ -1,0 +1,52 @@
+"""Terms that keep a discriminator smooth: of its gradients on images, or of its logits.
+
+A patch discriminator's verdict on an image is here the mean of its patches' logits, as in the losses themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Judge = Callable[[Tensor], Tensor]
+
+
+def gradient_penalty(judge: Judge, real: Tensor, fake: Tensor, generator: torch.Generator) -> Tensor:
+    """E[(|grad D(x)|_2 - 1)^2], x between a real and a fake image (Gulrajani 2017, https://arxiv.org/abs/1704.00028).
+
+    Args:
+        judge: images -> logits, [B, ...].
+        real: [B, C, H, W].
+        fake: [B, C, H, W], paired with `real`.
+        generator: on the CPU; draws the share of the real image in each x.
+    """
+    share = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
+    between = share * real.float() + (1 - share) * fake.float()
+    return (_gradients(judge, between).norm(dim=1) - 1).square().mean()
+
+
+def r1_penalty(judge: Judge, real: Tensor) -> Tensor:
+    """1/2 E[|grad D(x)|_2^2] on real images [B, C, H, W] (Mescheder 2018, https://arxiv.org/abs/1801.04406, eq. 9)."""
+    return 0.5 * _gradients(judge, real).square().sum(1).mean()
+
+
+def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
+    """E[(D(x) - a_F)^2] + E[(D(x_hat) - a_R)^2] (Tseng 2021, https://arxiv.org/abs/2104.03310).
+
+    a_R and a_F are the running means of the real and the fake logits, scalars without a gradient.
+    """
+    return (real_logits - mean_fake).square().mean() + (fake_logits - mean_real).square().mean()
+
+
+def _gradients(judge: Judge, images: Tensor) -> Tensor:
+    """Gradient of each image's verdict on the image, with a graph of its own: [B, C * H * W].
+
+    In float32 whatever the autocast: it is differentiated once more.
+    """
+    images = images.detach().float().requires_grad_()
+    with torch.autocast(images.device.type, enabled=False):
+        verdicts = judge(images).flatten(1).mean(1)  # [B]
+    (gradients,) = torch.autograd.grad(verdicts.sum(), images, create_graph=True)
+    return gradients.flatten(1)
