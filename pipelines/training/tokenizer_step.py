@@ -28,8 +28,9 @@ from tokenizer.losses import (
     reconstruction_terms,
     warmup_factor,
 )
+from tokenizer.metrics import code_counts
 
-# Features that dead codes may be moved onto, from each rank and step: enough, and little to send around.
+# Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
 _REVIVAL_CANDIDATES = 1024
 
 
@@ -77,7 +78,7 @@ def train_step(
     """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, S, S] in [-1, 1].
 
     Returns:
-        scalars by name, and `code_counts` [codebook_size]; means over the micro-batches, of this rank alone.
+        scalars by name, and `code_counts` [depth * codebook_size]; means over the micro-batches, of this rank alone.
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
@@ -118,9 +119,8 @@ def train_step(
     if values["grad_norm"].isfinite() and step < config.revive_until * config.max_steps:
         _revive_codes(learners, codes, torch.cat(all_features), step, config.seed, accelerator)
     learners.ema.update(step)
-    values["code_counts"] = torch.bincount(
-        codes.flatten(), minlength=model.module.config.quantizer_config.codebook_size
-    )
+    quantizer = model.module.config.quantizer_config
+    values["code_counts"] = code_counts(codes, quantizer.codebook_size, quantizer.depth)
     return dict(values)
 
 
@@ -167,12 +167,11 @@ def _revive_codes(
     """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
     model = learners.model.module
     candidates = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
-    stride = max(1, len(candidates) // _REVIVAL_CANDIDATES)
+    stride = max(1, len(candidates) // (_REVIVAL_CANDIDATES * model.config.quantizer_config.depth))
     codes, candidates = accelerator.gather((codes.contiguous(), candidates[::stride].contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
-    if moved is None:
-        return
-    learners.ema.copy_rows("quantize.embedding.weight", moved)
-    for slot in learners.model.optimizer.state.get(model.quantize.embedding.weight, {}).values():
-        if slot.dim() == 2:
-            slot[moved] = 0.0  # the moments of a code that is no more
+    for name, rows in moved.items():
+        learners.ema.copy_rows(f"quantize.{name}", rows)
+        for slot in learners.model.optimizer.state.get(model.quantize.get_parameter(name), {}).values():
+            if slot.dim() == 2:
+                slot[rows] = 0.0  # the moments of a code that is no more

@@ -8,12 +8,23 @@ import torch.nn.functional as F
 from torch.distributions import MultivariateNormal, kl_divergence
 from vector_quantize_pytorch import VectorQuantize
 
-from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers import (
+    QUANTIZERS,
+    GroupedQuantizerConfig,
+    ResidualQuantizerConfig,
+    VectorQuantizerConfig,
+    make_quantizer,
+)
 from tokenizer.quantizers.vector import isotropy_loss, nearest_codes
 
 CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False),
+    ResidualQuantizerConfig(depth=3, inner=VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False)),
+    ResidualQuantizerConfig(
+        depth=3, shared=True, inner=VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False)
+    ),
+    GroupedQuantizerConfig(groups=2, inner=VectorQuantizerConfig(codebook_size=32, code_dim=2)),
 ]
 
 
@@ -21,8 +32,15 @@ def test_every_quantizer_of_the_registry_is_tested():
     assert {config.type for config in CONFIGS} == set(QUANTIZERS)
 
 
-@pytest.fixture(params=CONFIGS, ids=lambda config: f"{config.type}-{'sphere' if config.l2_normalize else 'plain'}")
+@pytest.fixture(params=CONFIGS, ids=lambda config: f"{CONFIGS.index(config)}-{config.type}")
 def quantizer(request):
+    torch.manual_seed(0)
+    return make_quantizer(request.param)
+
+
+@pytest.fixture(params=CONFIGS[:2], ids=["sphere", "plain"])
+def codebook(request):
+    """The quantizer of one plain codebook."""
     torch.manual_seed(0)
     return make_quantizer(request.param)
 
@@ -35,7 +53,8 @@ def features(requires_grad: bool = False) -> torch.Tensor:
 def test_shapes_and_range(quantizer):
     output = quantizer(features())
     assert output.features.shape == (3, 4, 5, 6)
-    assert output.codes.shape == (3, 5, 6)
+    depth = quantizer.config.depth
+    assert output.codes.shape == ((3, 5, 6) if depth == 1 else (3, 5, 6, depth))
     assert output.codes.dtype == torch.int64
     assert 0 <= output.codes.min() <= output.codes.max() < 32
     assert all(loss.dim() == 0 and loss.isfinite() and loss >= 0 for loss in output.losses.values())
@@ -75,36 +94,50 @@ def test_state_dict_round_trip(quantizer):
     assert torch.equal(other.encode(features()), quantizer.encode(features()))
 
 
-def test_revival_moves_the_unused_codes_onto_features_and_is_the_same_for_the_same_draw(quantizer):
+def test_revival_is_the_same_for_the_same_draw_and_names_the_rows_it_moved(quantizer):
     rows = features().permute(0, 2, 3, 1).reshape(-1, 4)
-    twin = make_quantizer(quantizer.config)
-    twin.load_state_dict(quantizer.state_dict())
+    twin, before = (make_quantizer(quantizer.config) for _ in range(2))
+    for other in (twin, before):
+        other.load_state_dict(quantizer.state_dict())
+    moved, again = (one.revive(quantizer.encode(features()), rows, torch.Generator()) for one in (quantizer, twin))
+    assert moved.keys() == again.keys() == dict(quantizer.named_parameters()).keys()
+    for name, parameter in quantizer.named_parameters():
+        assert torch.equal(parameter, twin.get_parameter(name))
+        changed = (parameter != before.get_parameter(name)).any(1).nonzero().flatten()
+        assert torch.equal(changed, moved[name])
+
+
+def test_revival_moves_the_unused_codes_onto_features_and_is_the_same_for_the_same_draw(codebook):
+    rows = features().permute(0, 2, 3, 1).reshape(-1, 4)
+    twin = make_quantizer(codebook.config)
+    twin.load_state_dict(codebook.state_dict())
     codes = torch.zeros(90, dtype=torch.int64)  # only code 0 is used
     for step in range(400):
-        moved = quantizer.revive(codes, rows, torch.Generator().manual_seed(step))
+        moved = codebook.revive(codes, rows, torch.Generator().manual_seed(step))
         twin.revive(codes, rows, torch.Generator().manual_seed(step))
-        if step > 0 and moved is not None:
+        if step > 0 and moved:
             break
+    moved = moved["embedding.weight"]
     assert sorted(moved.tolist()) == list(range(1, 32))
-    assert torch.equal(quantizer.embedding.weight, twin.embedding.weight)
-    taken = (quantizer.embedding.weight[moved][:, None] == rows).all(-1).any(1)  # each is one of the features
+    assert torch.equal(codebook.embedding.weight, twin.embedding.weight)
+    taken = (codebook.embedding.weight[moved][:, None] == rows).all(-1).any(1)  # each is one of the features
     assert taken.all()
 
 
-def test_the_first_revival_places_the_whole_codebook_on_the_features(quantizer):
+def test_the_first_revival_places_the_whole_codebook_on_the_features(codebook):
     rows = features().permute(0, 2, 3, 1).reshape(-1, 4)
-    moved = quantizer.revive(torch.arange(32), rows, torch.Generator().manual_seed(0))
-    assert moved.tolist() == list(range(32))
-    assert (quantizer.embedding.weight[:, None] == rows).all(-1).any(1).all()
+    moved = codebook.revive(torch.arange(32), rows, torch.Generator().manual_seed(0))
+    assert moved["embedding.weight"].tolist() == list(range(32))
+    assert (codebook.embedding.weight[:, None] == rows).all(-1).any(1).all()
 
 
-def test_revival_leaves_used_codes_alone(quantizer):
+def test_revival_leaves_used_codes_alone(codebook):
     codes = torch.arange(32).repeat(4)
-    quantizer.revive(codes, torch.randn(8, 4), torch.Generator())  # the first call places them
-    before = quantizer.embedding.weight.clone()
+    codebook.revive(codes, torch.randn(8, 4), torch.Generator())  # the first call places them
+    before = codebook.embedding.weight.clone()
     for step in range(300):
-        assert quantizer.revive(codes, torch.randn(8, 4), torch.Generator().manual_seed(step)) is None
-    assert torch.equal(quantizer.embedding.weight, before)
+        assert codebook.revive(codes, torch.randn(8, 4), torch.Generator().manual_seed(step)) == {}
+    assert torch.equal(codebook.embedding.weight, before)
 
 
 @pytest.mark.parametrize("on_sphere", [False, True])

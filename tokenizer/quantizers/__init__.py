@@ -6,10 +6,14 @@ from typing import Any, Union
 
 from tokenizer.fields import from_dict
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "vq": (VectorQuantizerConfig, VectorQuantizer),
+    "residual": (ResidualQuantizerConfig, ResidualQuantizer),
+    "grouped": (GroupedQuantizerConfig, GroupedQuantizer),
 }
 # Any of their configs: the type of a config's field, told apart by `type`.
 AnyQuantizerConfig = Union[tuple(config for config, _ in QUANTIZERS.values())]  # noqa: UP007
@@ -34,9 +38,11 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
 __all__ = [
     "QUANTIZERS",
     "AnyQuantizerConfig",
+    "GroupedQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
+    "ResidualQuantizerConfig",
     "VectorQuantizerConfig",
     "make_quantizer",
     "quantizer_config_from_dict",

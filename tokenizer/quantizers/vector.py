@@ -105,9 +105,9 @@ class VectorQuantizer(Quantizer):
         nn.init.zeros_(self.usage)
 
     @torch.no_grad()
-    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if not self.config.revive_below:
-            return None
+            return {}
         size, decay = self.config.codebook_size, self.config.revive_decay
         if self.usage.any():
             share = torch.bincount(codes.flatten(), minlength=size).float() * (size / codes.numel())
@@ -116,11 +116,11 @@ class VectorQuantizer(Quantizer):
         else:
             dead = torch.arange(size, device=self.usage.device)
         if len(dead) == 0:
-            return None
+            return {}
         chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
         self.embedding.weight[dead] = features[chosen].to(self.embedding.weight)
         self.usage[dead] = 1.0
-        return dead
+        return {"embedding.weight": dead}
 
     def _place(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=1) if self.config.l2_normalize else features
