@@ -6,7 +6,6 @@ import pytest
 import torch
 from vector_quantize_pytorch import ResidualVQ
 
-from tokenizer.metrics import code_counts, usage_and_perplexity
 from tokenizer.quantizers import ResidualQuantizerConfig, VectorQuantizerConfig, make_quantizer
 from tokenizer.quantizers.vector import isotropy_loss
 
@@ -144,10 +143,3 @@ def test_a_shared_codebook_counts_the_use_at_all_levels():
         if step > 0 and moved:
             break
     assert {name: found.tolist() for name, found in moved.items()} == {"levels.0.embedding.weight": [15]}
-
-
-def test_usage_is_a_mean_over_the_levels():
-    codes = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 0]])  # [N, depth]
-    counts = code_counts(codes, 4, depth=2)
-    assert counts.tolist() == [4, 0, 0, 0, 1, 1, 1, 1]
-    assert usage_and_perplexity(counts, depth=2) == pytest.approx(((1 / 4 + 1) / 2, (1 + 4) / 2))
