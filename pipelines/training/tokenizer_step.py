@@ -167,7 +167,7 @@ def _revive_codes(
     """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
     model = learners.model.module
     candidates = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
-    stride = max(1, len(candidates) // (_REVIVAL_CANDIDATES * model.config.quantizer_config.depth))
+    stride = max(1, len(candidates) // (_REVIVAL_CANDIDATES * model.quantize.config.depth))
     codes, candidates = accelerator.gather((codes.contiguous(), candidates[::stride].contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
     for name, rows in moved.items():
