@@ -105,9 +105,10 @@ class VQModel(PreTrainedModel):
 
         The preprocessing is not part of it (the code data set records that by itself), nor are training counters.
         """
+        counters = {f"quantize.{name}" for name in self.quantize.training_buffers}
         digest = hashlib.sha256(json.dumps([self.config.backbone, self.config.quantizer], sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            if not name.endswith(".usage"):
+            if name not in counters:
                 array = tensor.detach().float().cpu().contiguous().numpy()
                 digest.update(f"{name}{array.shape}".encode() + array.tobytes())
         return digest.hexdigest()

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 class EMA:
     """theta_ema <- d theta_ema + (1 - d) theta after every step, d = min(decay, (1 + step) / (10 + step)).
 
-    Buffers (codebook usage) are taken as they are. With `decay` 0 the average is the model itself and costs nothing.
+    Buffers (codebook usage, a codebook of running means) are taken as they are. With `decay` 0 the average is the model
+    itself and costs nothing.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -31,7 +32,7 @@ class EMA:
     @torch.no_grad()
     def copy_rows(self, name: str, rows: Tensor) -> None:
         """Take over rows of a parameter as they are: codes that were revived have no past worth averaging."""
-        if self.weights:
+        if name in self.weights:
             self.weights[name][rows] = self.model.get_parameter(name)[rows]
 
     @contextmanager

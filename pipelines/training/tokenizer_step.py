@@ -29,6 +29,7 @@ from tokenizer.losses import (
     warmup_factor,
 )
 from tokenizer.metrics import code_counts
+from tokenizer.quantizers import Quantizer
 
 # Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
 _REVIVAL_CANDIDATES = 1024
@@ -114,10 +115,11 @@ def train_step(
         values["discriminator_grad_norm"] = torch.tensor(
             discriminator.update(step, config.max_steps), device=accelerator.device
         )
-    codes = torch.cat(all_codes)
-    # Without finite gradients features may be NaN, and no weight is to change.
-    if values["grad_norm"].isfinite() and step < config.revive_until * config.max_steps:
-        _revive_codes(learners, codes, torch.cat(all_features), step, config.seed, accelerator)
+    codes, features = torch.cat(all_codes), torch.cat(all_features)
+    if values["grad_norm"].isfinite():  # else features may be NaN, and no weight is to change
+        _update_quantizer(model.module.quantize, codes, features, accelerator)
+        if step < config.revive_until * config.max_steps:
+            _revive_codes(learners, codes, features, step, config.seed, accelerator)
     learners.ema.update(step)
     quantizer = model.module.config.quantizer_config
     values["code_counts"] = code_counts(codes, quantizer.codebook_size, quantizer.depth)
@@ -160,6 +162,13 @@ def _discriminator_terms(
     return {"discriminator": loss, "logits_real": real.mean().detach(), "logits_fake": fake.mean().detach()}
 
 
+def _update_quantizer(quantizer: Quantizer, codes: Tensor, features: Tensor, accelerator: Accelerator) -> None:
+    """The sums of all ranks are the same on each, so that codebooks without a gradient stay the same too."""
+    statistics = quantizer.statistics(codes, features)
+    if statistics:
+        quantizer.update(accelerator.reduce(statistics, "sum"))
+
+
 @torch.no_grad()
 def _revive_codes(
     learners: TokenizerLearners, codes: Tensor, features: Tensor, step: int, seed: int, accelerator: Accelerator
@@ -170,8 +179,9 @@ def _revive_codes(
     stride = max(1, len(candidates) // (_REVIVAL_CANDIDATES * model.quantize.config.depth))
     codes, candidates = accelerator.gather((codes.contiguous(), candidates[::stride].contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
+    parameters = dict(model.quantize.named_parameters())  # a codebook of running means is none of them
     for name, rows in moved.items():
         learners.ema.copy_rows(f"quantize.{name}", rows)
-        for slot in learners.model.optimizer.state.get(model.quantize.get_parameter(name), {}).values():
+        for slot in learners.model.optimizer.state.get(parameters.get(name), {}).values():
             if slot.dim() == 2:
                 slot[rows] = 0.0  # the moments of a code that is no more

@@ -72,3 +72,14 @@ def test_weights_come_back():
     other.load(ema.weights)
     assert torch.equal(ema.weights["weight"], other.weights["weight"])
     assert ema.weights["weight"] is not other.weights["weight"]
+
+
+def test_buffers_are_taken_as_they_are():
+    model = nn.BatchNorm1d(4)
+    ema = EMA(model, 0.9)
+    model.running_mean.fill_(5.0)
+    ema.update(0)
+    ema.copy_rows("running_mean", torch.tensor([0]))
+    with ema.applied():
+        assert (model.running_mean == 5.0).all()
+    assert set(ema.weights) == {"weight", "bias"}

@@ -55,8 +55,9 @@ def test_a_finished_run_changes_nothing_when_run_again(tokenizer_config, tmp_pat
     assert before == {name: (folder / name).read_bytes() for name in before}
 
 
+@pytest.mark.parametrize("codebook_update", ["gradient", "ema"])
 def test_a_run_that_was_broken_off_equals_one_that_was_not(
-    tokenizer_config, tmp_path, at_step, monkeypatch, read_metrics
+    tokenizer_config, tmp_path, at_step, monkeypatch, read_metrics, codebook_update
 ):
     """Killed before the discriminator starts, stopped by SIGTERM after it, and gone on with by two worker processes."""
     changes = {
@@ -67,7 +68,7 @@ def test_a_run_that_was_broken_off_equals_one_that_was_not(
         "eval_every": 3,
         "save_every": 2,
         "backbone": {"dropout": 0.3},
-        "quantizer": {"revive_below": 0.99, "revive_decay": 0.5},
+        "quantizer": {"revive_below": 0.99, "revive_decay": 0.5, "codebook_update": codebook_update},
         "objective": {"adversarial_weight": 0.5, "adversarial_start": 3, "adversarial_warmup": 1},
     }
     moved = []

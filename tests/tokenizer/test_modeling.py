@@ -104,6 +104,19 @@ def test_the_fingerprint_follows_weights_and_config_but_not_training_counters(ti
     assert tiny_vqmodel.fingerprint() != before
 
 
+def test_a_codebook_of_means_is_saved_and_its_sums_are_not_in_the_fingerprint(tiny_vqmodel, tmp_path):
+    values = {**tiny_vqmodel.config.quantizer, "codebook_update": "ema"}
+    model = VQModel(VQModelConfig(backbone=tiny_vqmodel.config.backbone, quantizer=values)).eval()
+    before = model.fingerprint()
+    model.quantize.cluster_sum += 1
+    assert model.fingerprint() == before
+    model.save_pretrained(tmp_path)
+    loaded = VQModel.from_pretrained(tmp_path)
+    assert loaded.fingerprint() == before
+    assert torch.equal(loaded.quantize.cluster_sum, model.quantize.cluster_sum)
+    assert not list(loaded.quantize.parameters())
+
+
 def test_codes_of_another_codebook_are_refused(tiny_vqmodel):
     size = tiny_vqmodel.config.quantizer_config.codebook_size
     codes = torch.zeros(1, 4, 4, dtype=torch.int64)

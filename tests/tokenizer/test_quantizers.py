@@ -10,7 +10,10 @@ from vector_quantize_pytorch import VectorQuantize
 
 from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
 from tokenizer.quantizers.grouped import GroupedQuantizerConfig
+from tokenizer.quantizers.gumbel import GumbelConfig
+from tokenizer.quantizers.index_backpropagation import IBQConfig
 from tokenizer.quantizers.residual import ResidualQuantizerConfig
+from tokenizer.quantizers.simvq import SimVQConfig
 from tokenizer.quantizers.vector import isotropy_loss, nearest_codes
 
 CONFIGS = [
@@ -21,6 +24,14 @@ CONFIGS = [
         depth=3, shared=True, inner=VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False)
     ),
     GroupedQuantizerConfig(groups=2, inner=VectorQuantizerConfig(codebook_size=32, code_dim=2)),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False, gradient="rotation"),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, entropy_weight=0.1),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema"),
+    VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema", l2_normalize=False),
+    SimVQConfig(codebook_size=32, code_dim=4),
+    IBQConfig(codebook_size=32, code_dim=4),
+    GumbelConfig(codebook_size=32, code_dim=4),
+    GumbelConfig(codebook_size=32, code_dim=4, straight_through=False),
 ]
 # Those that move dead codes.
 REVIVING = [config for config in CONFIGS if config.type == "vq"]
@@ -48,7 +59,9 @@ def test_shapes_and_range(quantizer):
     assert output.codes.shape == ((3, 5, 6) if depth == 1 else (3, 5, 6, depth))
     assert output.codes.dtype == torch.int64
     assert 0 <= output.codes.min() <= output.codes.max() < 32
-    assert all(loss.dim() == 0 and loss.isfinite() and loss >= 0 for loss in output.losses.values())
+    assert all(loss.dim() == 0 and loss.isfinite() for loss in output.losses.values())
+    # An entropy term is a difference, and may be negative.
+    assert all(loss >= 0 for name, loss in output.losses.items() if name != "entropy")
 
 
 def test_codes_to_features_is_the_evaluated_output(quantizer):
@@ -70,6 +83,7 @@ def test_gradients_reach_the_encoder_and_the_codebook(quantizer):
 
 def test_bf16_features_and_autocast_change_no_code(quantizer):
     """Distances run in float32: a codebook of many close codes would be mixed up in bf16."""
+    quantizer.eval()  # in training codes may be drawn
     z = features().bfloat16()
     expected = quantizer.encode(z.float())
     assert torch.equal(quantizer.encode(z), expected)

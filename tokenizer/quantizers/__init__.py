@@ -7,13 +7,19 @@ from typing import Any, Union
 from tokenizer.fields import from_dict
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
+from tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
 from tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "vq": (VectorQuantizerConfig, VectorQuantizer),
     "residual": (ResidualQuantizerConfig, ResidualQuantizer),
     "grouped": (GroupedQuantizerConfig, GroupedQuantizer),
+    "simvq": (SimVQConfig, SimVQ),
+    "ibq": (IBQConfig, IBQ),
+    "gumbel": (GumbelConfig, GumbelQuantizer),
 }
 # Any of their configs: the type of a config's field, told apart by `type`.
 AnyQuantizerConfig = Union[tuple(config for config, _ in QUANTIZERS.values())]  # noqa: UP007

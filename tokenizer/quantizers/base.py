@@ -13,7 +13,7 @@ class Quantized(NamedTuple):
     """What a quantizer's forward pass gives.
 
     Attributes:
-        features: [B, D, h, w] float32, what the decoder gets; the gradient passes straight through to the input.
+        features: [B, D, h, w] float32, what the decoder gets; in training the gradient passes to the input.
         codes: [B, h, w] int64 in [0, codebook_size), or [B, h, w, depth] where the depth is above 1.
         losses: named scalar terms, already weighted; training adds them up and logs each under its name.
     """
@@ -52,6 +52,8 @@ class Quantizer(nn.Module):
     """
 
     config: QuantizerConfig
+    # Buffers that only training reads: they are saved, and codes do not depend on them.
+    training_buffers: tuple[str, ...] = ()
 
     def forward(self, features: Tensor) -> Quantized:
         """features: [B, code_dim, h, w] -> `Quantized`."""
@@ -71,6 +73,23 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """What `update` has to know of a step: sums over this rank's features, to be added up over the ranks.
+
+        Args:
+            codes: [N, h, w] or [N, h, w, depth], the codes just used, of this rank.
+            features: [N, code_dim, h, w], the inputs of the quantizer that got them.
+
+        Returns:
+            named sums; none where gradients alone change the quantizer.
+        """
+        return {}
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        """After an optimizer step: change what no gradient changes, by the `statistics` of all ranks."""
+
+    @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Count `codes`; move codes that lie unused onto `features` where the quantizer has a codebook to move.
 
@@ -80,6 +99,6 @@ class Quantizer(nn.Module):
             generator: draws which features are taken; seeded alike on every rank.
 
         Returns:
-            by the name of a parameter, the indices [M] of its rows that were moved; empty where none was.
+            by the name of a parameter or buffer, the indices [M] of its rows that were moved; empty where none was.
         """
         return {}

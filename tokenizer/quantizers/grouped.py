@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, moved_rows
+from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, of_level, training_buffers, update_levels
 from tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
@@ -84,11 +84,26 @@ class GroupedQuantizer(Quantizer):
         for level in self.levels:
             level.init_weights()
 
+    @property
+    def training_buffers(self) -> tuple[str, ...]:
+        return training_buffers(self.levels)
+
+    @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for index, part in enumerate(self._split(features)):
+            found |= of_level(index, self.levels[index].statistics(codes[..., index], part))
+        return found
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        update_levels(self.levels, statistics)
+
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         moved = {}
         for index, part in enumerate(self._split(features)):
-            moved |= moved_rows(index, self.levels[index].revive(codes[..., index], part, generator))
+            moved |= of_level(index, self.levels[index].revive(codes[..., index], part, generator))
         return moved
 
     def _split(self, features: Tensor) -> tuple[Tensor, ...]:

@@ -25,6 +25,18 @@ def mean_losses(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([terms[name] for terms in losses if name in terms]).mean() for name in names}
 
 
-def moved_rows(level: int, moved: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What `revive` of level number `level` gave, under the names that its parameters have in the whole."""
-    return {f"levels.{level}.{name}": rows for name, rows in moved.items()}
+def of_level(level: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What level number `level` gave by name (`revive`, `statistics`), under the names of the whole."""
+    return {f"levels.{level}.{name}": value for name, value in values.items()}
+
+
+def training_buffers(levels: nn.ModuleList) -> tuple[str, ...]:
+    return tuple(f"levels.{index}.{name}" for index, level in enumerate(levels) for name in level.training_buffers)
+
+
+def update_levels(levels: nn.ModuleList, statistics: dict[str, Tensor]) -> None:
+    """Each level's `update` by its part of the `statistics`."""
+    for index, level in enumerate(levels):
+        prefix = f"levels.{index}."
+        mine = {name.removeprefix(prefix): sums for name, sums in statistics.items() if name.startswith(prefix)}
+        level.update(mine)

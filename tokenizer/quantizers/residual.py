@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, moved_rows
+from tokenizer.quantizers.gradients import rotation, straight_through
+from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, of_level, training_buffers, update_levels
 from tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
@@ -63,7 +64,7 @@ class ResidualQuantizer(Quantizer):
     """Levels `levels.0`, ..., each an inner quantizer; only `levels.0` where the codebook is shared.
 
     r_0 = z, k_d = nearest(r_(d-1)), r_d = r_(d-1) - e(k_d); the features are the sum of the e(k_d)
-    (arXiv:2203.01941, section 3.1). The gradient passes straight through the sum.
+    (arXiv:2203.01941, section 3.1). The gradient passes through the sum.
     """
 
     def __init__(self, config: ResidualQuantizerConfig) -> None:
@@ -84,8 +85,9 @@ class ResidualQuantizer(Quantizer):
                 residual = residual - level.codes_to_features(quantized.codes).detach()
             codes = torch.stack(codes, -1)  # [B, h, w, depth]
             e = self.codes_to_features(codes)  # [B, D, h, w]
-            straight_through = z + (e - z).detach() if self.training else e
-        return Quantized(straight_through, codes, mean_losses(losses))
+            if self.training:
+                e = rotation(z, e) if self.config.inner.gradient == "rotation" else straight_through(z, e)
+        return Quantized(e, codes, mean_losses(losses))
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
@@ -99,12 +101,30 @@ class ResidualQuantizer(Quantizer):
     def codes_to_features(self, codes: Tensor) -> Tensor:
         levels = zip(self._levels(), codes.unbind(-1), strict=True)
         # One after the other, from the first: an order that gives the same bits every time.
-        return sum(level.codes_to_features(of_level) for level, of_level in levels)
+        return sum(level.codes_to_features(chosen) for level, chosen in levels)
 
     @torch.no_grad()
     def init_weights(self) -> None:
         for level in self.levels:
             level.init_weights()
+
+    @property
+    def training_buffers(self) -> tuple[str, ...]:
+        return training_buffers(self.levels)
+
+    @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Each level's, of what it quantized; a shared codebook's are the sums over the levels."""
+        residual, found = features.float(), {}
+        for index, (level, chosen) in enumerate(zip(self._levels(), codes.unbind(-1), strict=True)):
+            for name, sums in of_level(index % len(self.levels), level.statistics(chosen, residual)).items():
+                found[name] = found[name] + sums if name in found else sums
+            residual = residual - level.codes_to_features(chosen)
+        return found
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        update_levels(self.levels, statistics)
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -114,12 +134,12 @@ class ResidualQuantizer(Quantizer):
         the next, and what is left is counted after the levels before have moved.
         """
         if self.config.shared:
-            return moved_rows(0, self.levels[0].revive(codes, torch.cat(self._residuals(features)), generator))
+            return of_level(0, self.levels[0].revive(codes, torch.cat(self._residuals(features)), generator))
         number, moved = len(features), {}
         residual = features.float()[torch.randperm(number, generator=generator).to(features.device)]  # [N, D]
-        for index, (level, of_level) in enumerate(zip(self.levels, codes.unbind(-1), strict=True)):
+        for index, (level, chosen) in enumerate(zip(self.levels, codes.unbind(-1), strict=True)):
             candidates = residual[index % number :: self.config.depth]
-            moved |= moved_rows(index, level.revive(of_level, candidates, generator))
+            moved |= of_level(index, level.revive(chosen, candidates, generator))
             residual = _left_over(level, residual)
         return moved
 

@@ -1,7 +1,8 @@
 """Vector quantization with a learned codebook.
 
 van den Oord et al. 2017, https://arxiv.org/abs/1711.00937 (the codebook and the commitment term); Yu et al. 2022,
-https://arxiv.org/abs/2110.04627 (low-dimensional codes on the sphere; LlamaGen's choice).
+https://arxiv.org/abs/2110.04627 (low-dimensional codes on the sphere; LlamaGen's choice). A codebook of running means:
+appendix A.1 of the first, and Razavi et al. 2019, https://arxiv.org/abs/1906.00446.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from torch import Tensor, nn
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.entropy import entropy_loss
+from tokenizer.quantizers.gradients import rotation, straight_through
 
 # Scores held at once by the nearest-code search, in float32 numbers: 16 MB, near the size of a last-level cache.
 _SCORES_AT_ONCE = 4_194_304
+# Laplace smoothing of the running cluster sizes, as in the authors' code (Sonnet): a code nobody uses has no size 0.
+_SMOOTHING = 1e-5
 
 
 @dataclass(frozen=True)
@@ -29,11 +34,20 @@ class VectorQuantizerConfig(QuantizerConfig):
         code_dim: channels of the features that are quantized.
         l2_normalize: features and codes lie on the unit sphere, so that the nearest code is the one of the largest
             cosine. False compares plain Euclidean distances, as taming-transformers does.
-        codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2.
+        gradient: how the decoder's gradient reaches the features: "straight_through" copies it, "rotation" turns and
+            scales it as the feature would have to be to lie on its code (https://arxiv.org/abs/2410.06424).
+        codebook_update: what moves the codes: "gradient", of the codebook term and the optimizer; or "ema", which makes
+            each code the running mean of its features after every step, and needs no codebook term.
+        codebook_decay: of that running mean, a step.
+        codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2; with "gradient" only.
         commitment_weight: of the term that holds the features at their codes, beta |z - sg[e]|^2. (taming's "legacy"
             mode puts beta on the other term; that is not repeated here.)
         isotropy_weight: of `isotropy_loss`, which keeps the features from leaving all but one or two dimensions of a
             plain codebook unused; their codes are then easier to predict. 0 leaves it out.
+        entropy_weight: of `entropy_loss` over softmax(-|z - e|^2 / temperature), as in MAGVIT-v2
+            (https://arxiv.org/abs/2310.05737): features sure of their codes, all codes used alike. 0 leaves it out;
+            else it holds the whole [N, codebook_size] matrix of a micro-batch.
+        entropy_temperature: of that softmax.
         revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
             moved onto a feature of the current batch; in the first step all codes are, so that training starts from a
             codebook of the data. 0 leaves the codes where they are.
@@ -44,27 +58,37 @@ class VectorQuantizerConfig(QuantizerConfig):
     codebook_size: int = 1024
     code_dim: int = 8
     l2_normalize: bool = True
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    codebook_update: Literal["gradient", "ema"] = "gradient"
+    codebook_decay: float = 0.99
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     isotropy_weight: float = 0.0
+    entropy_weight: float = 0.0
+    entropy_temperature: float = 0.01
     revive_below: float = 0.05
     revive_decay: float = 0.95
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
             require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
-        for name in ("codebook_weight", "commitment_weight", "isotropy_weight", "revive_below"):
+        for name in ("codebook_weight", "commitment_weight", "isotropy_weight", "entropy_weight", "revive_below"):
             require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
+        temperature = self.entropy_temperature
+        require(temperature > 0, f"quantizer.entropy_temperature is {temperature}: it must be positive.")
         require(
             not (self.l2_normalize and self.isotropy_weight),
             "quantizer.isotropy_weight spreads the features in space, quantizer.l2_normalize puts them on a sphere: "
             "turn one of them off (isotropy_weight 0, or l2_normalize False).",
         )
-        require(0 <= self.revive_decay < 1, f"quantizer.revive_decay is {self.revive_decay}: it must lie in [0, 1).")
+        for name in ("codebook_decay", "revive_decay"):
+            require(0 <= getattr(self, name) < 1, f"quantizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
 
 
 class VectorQuantizer(Quantizer):
-    """Codebook `embedding.weight` [codebook_size, code_dim]; straight-through gradient."""
+    """Codebook `embedding.weight` [codebook_size, code_dim]; with codebook_update "ema" it is a buffer."""
+
+    training_buffers = ("usage", "cluster_size", "cluster_sum")
 
     def __init__(self, config: VectorQuantizerConfig) -> None:
         super().__init__()
@@ -73,6 +97,14 @@ class VectorQuantizer(Quantizer):
         # Running mean of each code's share of use, in units of the mean share; part of the checkpoint. All zeros: the
         # codebook has not been placed on the data yet.
         self.register_buffer("usage", torch.zeros(config.codebook_size))
+        self.moving_means = config.codebook_update == "ema"
+        if self.moving_means:
+            # The codebook is a buffer then. A frozen parameter would not stay one: from_pretrained makes it trainable.
+            del self.embedding.weight
+            self.embedding.register_buffer("weight", torch.empty(config.codebook_size, config.code_dim))
+            # Running number of each code's features a step, and their running sum (N_i and m_i of the paper).
+            self.register_buffer("cluster_size", torch.empty(config.codebook_size))
+            self.register_buffer("cluster_sum", torch.empty(config.codebook_size, config.code_dim))
         self.init_weights()
 
     def forward(self, features: Tensor) -> Quantized:
@@ -81,14 +113,18 @@ class VectorQuantizer(Quantizer):
             codebook = self._codebook()  # [K, D]
             codes = self._nearest(z, codebook)  # [B, h, w]
             e = F.embedding(codes, codebook).permute(0, 3, 1, 2)  # [B, D, h, w]
-            losses = {
-                "codebook": self.config.codebook_weight * F.mse_loss(e, z.detach()),
-                "commitment": self.config.commitment_weight * F.mse_loss(z, e.detach()),
-            }
+            losses = {}
+            if not self.moving_means:
+                losses["codebook"] = self.config.codebook_weight * F.mse_loss(e, z.detach())
+            losses["commitment"] = self.config.commitment_weight * F.mse_loss(z, e.detach())
             if self.config.isotropy_weight and self.training:
                 losses["isotropy"] = self.config.isotropy_weight * isotropy_loss(z)
-            straight_through = z + (e - z).detach() if self.training else e
-        return Quantized(straight_through, codes, losses)
+            if self.config.entropy_weight and self.training:
+                logits = -squared_distances(to_rows(z), codebook) / self.config.entropy_temperature  # [N, K]
+                losses["entropy"] = self.config.entropy_weight * entropy_loss(logits)
+            if self.training:
+                e = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
+        return Quantized(e, codes, losses)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
@@ -103,6 +139,28 @@ class VectorQuantizer(Quantizer):
     def init_weights(self) -> None:
         nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.usage)
+        self._forget_clusters(torch.arange(self.config.codebook_size))
+
+    @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """With "ema", `size` [K] and `sum` [K, D]: how many features each code got, and their sum."""
+        if not self.moving_means:
+            return {}
+        size = torch.bincount(codes.flatten(), minlength=self.config.codebook_size).float()
+        rows = to_rows(self._place(features.float()))
+        return {"size": size, "sum": sum_by_code(codes.flatten(), rows, self.config.codebook_size)}
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        """e_i = m_i / N_i (arXiv:1711.00937, eq. 6 to 8), N_i smoothed: (N_i + eps) n / (n + K eps), n their sum."""
+        if not self.moving_means:
+            return
+        decay = self.config.codebook_decay
+        self.cluster_size.mul_(decay).add_(statistics["size"], alpha=1 - decay)
+        self.cluster_sum.mul_(decay).add_(statistics["sum"], alpha=1 - decay)
+        total = self.cluster_size.sum()
+        smoothed = (self.cluster_size + _SMOOTHING) * total / (total + self.config.codebook_size * _SMOOTHING)
+        self.embedding.weight.copy_(self.cluster_sum / smoothed[:, None])
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
@@ -120,7 +178,14 @@ class VectorQuantizer(Quantizer):
         chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
         self.embedding.weight[dead] = features[chosen].to(self.embedding.weight)
         self.usage[dead] = 1.0
+        self._forget_clusters(dead)
         return {"embedding.weight": dead}
+
+    def _forget_clusters(self, codes: Tensor) -> None:
+        """Codes [M] that were just placed: each is the mean of one feature, itself."""
+        if self.moving_means:
+            self.cluster_size[codes] = 1.0
+            self.cluster_sum[codes] = self._codebook()[codes]
 
     def _place(self, features: Tensor) -> Tensor:
         return F.normalize(features, dim=1) if self.config.l2_normalize else features
@@ -130,9 +195,29 @@ class VectorQuantizer(Quantizer):
         return F.normalize(weight, dim=1) if self.config.l2_normalize else weight
 
     def _nearest(self, z: Tensor, codebook: Tensor) -> Tensor:
-        batch, _, height, width = z.shape
-        rows = z.detach().permute(0, 2, 3, 1).reshape(batch * height * width, -1)
-        return nearest_codes(rows, codebook.detach(), on_sphere=self.config.l2_normalize).view(batch, height, width)
+        codes = nearest_codes(to_rows(z.detach()), codebook.detach(), on_sphere=self.config.l2_normalize)
+        return codes.view(len(z), *z.shape[2:])
+
+
+def to_rows(grid: Tensor) -> Tensor:
+    """[B, D, h, w] -> [B h w, D]."""
+    return grid.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def sum_by_code(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
+    """Sum of the rows of each code: [N], [N, D] -> [codebook_size, D].
+
+    It is the gradient of a look-up. Taken so, it is added up in a fixed order on CUDA too, which `index_add_` does not
+    promise; a run that resumes depends on it.
+    """
+    with torch.enable_grad():
+        table = rows.new_zeros(codebook_size, rows.shape[1], requires_grad=True)
+        return torch.autograd.grad(F.embedding(codes, table), table, rows)[0]
+
+
+def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
+    """|z - e|^2, all at once and with a gradient: [N, D], [K, D] -> [N, K]."""
+    return torch.addmm(rows.square().sum(1)[:, None] + codebook.square().sum(1), rows, codebook.t(), alpha=-2)
 
 
 def isotropy_loss(features: Tensor) -> Tensor:
@@ -142,7 +227,7 @@ def isotropy_loss(features: Tensor) -> Tensor:
     so that the commitment term shrinks it to nothing; here log det holds against it. The aim is that of VICReg
     (Bardes et al. 2022, https://arxiv.org/abs/2105.04906), the divergence that of a VAE, taken over the batch.
     """
-    rows = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
+    rows = to_rows(features)  # [N, D]
     dim = rows.shape[1]
     mean = rows.mean(0)
     centred = rows - mean

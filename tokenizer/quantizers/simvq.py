@@ -1,0 +1,94 @@
+"""SimVQ: a frozen random codebook, seen through one learned linear layer.
+
+Zhu et al. 2024, https://arxiv.org/abs/2411.02038. The layer moves all codes at every step, so that none is left behind
+or has to be revived.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.fields import require
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.gradients import straight_through
+from tokenizer.quantizers.vector import nearest_codes, to_rows
+
+
+@dataclass(frozen=True)
+class SimVQConfig(QuantizerConfig):
+    """Config of `SimVQ`.
+
+    Args:
+        codebook_size: number of codes.
+        code_dim: channels of the features that are quantized.
+        codebook_weight: of the term that moves the codes towards the features, |sg[z] - W c|^2. Nothing else teaches
+            the layer.
+        commitment_weight: of the term that holds the features at their codes, |z - sg[W c]|^2.
+    """
+
+    type: Literal["simvq"] = "simvq"
+    codebook_size: int = 8192
+    code_dim: int = 32
+    codebook_weight: float = 1.0
+    commitment_weight: float = 0.25
+
+    def __post_init__(self) -> None:
+        for name in ("codebook_size", "code_dim"):
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
+        require(
+            self.codebook_weight > 0,
+            f"quantizer.codebook_weight is {self.codebook_weight}: it must be positive, or nothing moves the codes.",
+        )
+        require(
+            self.commitment_weight >= 0,
+            f"quantizer.commitment_weight is {self.commitment_weight}: it must not be negative.",
+        )
+
+
+class SimVQ(Quantizer):
+    """The codes are `projection(codebook)` [codebook_size, code_dim]; `codebook` is a buffer and never changes."""
+
+    def __init__(self, config: SimVQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("codebook", torch.empty(config.codebook_size, config.code_dim))
+        self.projection = nn.Linear(config.code_dim, config.code_dim, bias=False)
+        self.init_weights()
+
+    def forward(self, features: Tensor) -> Quantized:
+        with torch.autocast(features.device.type, enabled=False):
+            z = features.float()  # [B, D, h, w]
+            embedding = self._embedding()  # [K, D]
+            codes = _nearest(z, embedding)  # [B, h, w]
+            e = F.embedding(codes, embedding).permute(0, 3, 1, 2)  # [B, D, h, w]
+            losses = {
+                "codebook": self.config.codebook_weight * F.mse_loss(e, z.detach()),
+                "commitment": self.config.commitment_weight * F.mse_loss(z, e.detach()),
+            }
+        return Quantized(straight_through(z, e) if self.training else e, codes, losses)
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return _nearest(features.float(), self._embedding())
+
+    def codes_to_features(self, codes: Tensor) -> Tensor:
+        with torch.autocast(codes.device.type, enabled=False):
+            return F.embedding(codes, self._embedding()).permute(0, 3, 1, 2)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        nn.init.normal_(self.codebook, std=self.config.code_dim**-0.5)
+        self.projection.reset_parameters()
+
+    def _embedding(self) -> Tensor:
+        return F.linear(self.codebook.float(), self.projection.weight.float())
+
+
+def _nearest(z: Tensor, embedding: Tensor) -> Tensor:
+    return nearest_codes(to_rows(z.detach()), embedding.detach()).view(len(z), *z.shape[2:])
