@@ -164,7 +164,7 @@ def test_a_model_config_is_plain_json_and_comes_back(tmp_path):
         ({"colour": 1}, "Unknown keys in the tokenizer's config: colour"),
         ({"backbone": {"channels": 1}}, "Unknown keys in backbone: channels"),
         ({"backbone": {"ch": "abc"}}, "backbone.ch is 'abc'"),
-        ({"quantizer": {"type": "lfq"}}, "quantizer.type is 'lfq'"),
+        ({"quantizer": {"type": "none"}}, "quantizer.type is 'none'"),
         ({"preprocessing": {"image_size": 250}}, "250 is no multiple of the downsampling factor 16"),
         ({"preprocessing": {"fit": "zoom"}}, "preprocessing.fit is 'zoom'"),
     ],

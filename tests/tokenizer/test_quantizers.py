@@ -8,7 +8,14 @@ import torch.nn.functional as F
 from torch.distributions import MultivariateNormal, kl_divergence
 from vector_quantize_pytorch import VectorQuantize
 
-from tokenizer.quantizers import QUANTIZERS, VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers import (
+    QUANTIZERS,
+    BinarySphericalQuantizerConfig,
+    FiniteScalarQuantizerConfig,
+    LookupFreeQuantizerConfig,
+    VectorQuantizerConfig,
+    make_quantizer,
+)
 from tokenizer.quantizers.grouped import GroupedQuantizerConfig
 from tokenizer.quantizers.gumbel import GumbelConfig
 from tokenizer.quantizers.index_backpropagation import IBQConfig
@@ -32,6 +39,9 @@ CONFIGS = [
     IBQConfig(codebook_size=32, code_dim=4),
     GumbelConfig(codebook_size=32, code_dim=4),
     GumbelConfig(codebook_size=32, code_dim=4, straight_through=False),
+    FiniteScalarQuantizerConfig(levels=(3, 4, 5, 6)),
+    LookupFreeQuantizerConfig(num_bits=4),
+    BinarySphericalQuantizerConfig(num_bits=4),
 ]
 # Those that move dead codes.
 REVIVING = [config for config in CONFIGS if config.type == "vq"]
@@ -58,9 +68,9 @@ def test_shapes_and_range(quantizer):
     depth = quantizer.config.depth
     assert output.codes.shape == ((3, 5, 6) if depth == 1 else (3, 5, 6, depth))
     assert output.codes.dtype == torch.int64
-    assert 0 <= output.codes.min() <= output.codes.max() < 32
+    assert 0 <= output.codes.min() <= output.codes.max() < quantizer.config.codebook_size
     assert all(loss.dim() == 0 and loss.isfinite() for loss in output.losses.values())
-    # An entropy term is a difference, and may be negative.
+    # Errors are not negative. An entropy term is a difference of two entropies.
     assert all(loss >= 0 for name, loss in output.losses.items() if name != "entropy")
 
 

@@ -6,9 +6,12 @@ from typing import Any, Union
 
 from tokenizer.fields import from_dict
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.binary_spherical import BinarySphericalQuantizer, BinarySphericalQuantizerConfig
+from tokenizer.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
 from tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
 from tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
+from tokenizer.quantizers.lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
 from tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
@@ -20,6 +23,9 @@ QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "simvq": (SimVQConfig, SimVQ),
     "ibq": (IBQConfig, IBQ),
     "gumbel": (GumbelConfig, GumbelQuantizer),
+    "fsq": (FiniteScalarQuantizerConfig, FiniteScalarQuantizer),
+    "lfq": (LookupFreeQuantizerConfig, LookupFreeQuantizer),
+    "bsq": (BinarySphericalQuantizerConfig, BinarySphericalQuantizer),
 }
 # Any of their configs: the type of a config's field, told apart by `type`.
 AnyQuantizerConfig = Union[tuple(config for config, _ in QUANTIZERS.values())]  # noqa: UP007
@@ -44,7 +50,10 @@ def make_quantizer(config: QuantizerConfig) -> Quantizer:
 __all__ = [
     "QUANTIZERS",
     "AnyQuantizerConfig",
+    "BinarySphericalQuantizerConfig",
+    "FiniteScalarQuantizerConfig",
     "GroupedQuantizerConfig",
+    "LookupFreeQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",

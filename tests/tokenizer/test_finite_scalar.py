@@ -1,0 +1,92 @@
+"""Finite scalar quantization: the grid, its codes, its gradients."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from vector_quantize_pytorch import FSQ
+
+from tokenizer.quantizers import FiniteScalarQuantizerConfig, make_quantizer
+
+GRIDS = [(8, 5, 5, 5), (3, 4, 7), (8, 6, 5), (2000,)]
+
+
+def make(levels):
+    return make_quantizer(FiniteScalarQuantizerConfig(levels=levels))
+
+
+def features(levels, scale: float = 1.0) -> torch.Tensor:
+    return scale * torch.randn(3, len(levels), 9, 11, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
+@pytest.mark.parametrize("levels", GRIDS[:3])
+def test_codes_and_features_equal_vector_quantize_pytorch(levels, scale):
+    theirs = FSQ(list(levels))
+    z = features(levels, scale)
+    quantized, codes = theirs(z)
+    output = make(levels).eval()(z)
+    assert torch.equal(output.codes, codes.long())
+    torch.testing.assert_close(output.features, quantized, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", GRIDS[:3])
+def test_the_gradient_equals_vector_quantize_pytorchs(levels):
+    ours, theirs = features(levels).requires_grad_(), features(levels).requires_grad_()
+    towards = torch.randn(ours.shape)
+    make(levels).train()(ours).features.backward(towards)
+    FSQ(list(levels)).train()(theirs)[0].backward(towards)
+    assert ours.grad.abs().min() > 0
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", GRIDS)
+def test_every_code_is_a_point_of_the_grid_and_is_reached(levels):
+    """Codes are counted with the first channel fastest; the features that fall on each are got by inverting the bound.
+
+    (What comes out is not what goes in: tanh would squeeze the quantized features a second time.)
+    """
+    quantizer = make(levels).eval()
+    axes = [torch.arange(size) - size // 2 for size in levels]
+    points = torch.cartesian_prod(*reversed(axes)).reshape(-1, len(levels)).flip(1).double()  # [K, D]
+    sizes = torch.tensor(levels).double()
+    codes = torch.arange(len(points)).view(1, -1, 1)
+    found = quantizer.codes_to_features(codes)[0, :, :, 0].T
+    torch.testing.assert_close(found.double(), points / (sizes // 2), rtol=0, atol=1e-6)
+    half_span, offset = (sizes - 1) * 1.001 / 2, (1 - sizes % 2) / 2
+    inputs = torch.atanh((points + offset) / half_span) - torch.atanh(offset / half_span)  # [K, D]
+    assert torch.equal(quantizer.encode(inputs.T.float()[None, :, :, None]), codes)
+
+
+@pytest.mark.parametrize("levels", GRIDS)
+def test_the_ends_and_nan_stay_within_the_codebook(levels):
+    quantizer = make(levels).eval()
+    far = torch.full((1, len(levels), 1, 1), 1e4)
+    assert quantizer.encode(-far).item() == 0
+    assert quantizer.encode(far).item() == quantizer.config.codebook_size - 1
+    assert 0 <= quantizer.encode(far * torch.nan).item() < quantizer.config.codebook_size
+
+
+def test_zero_stays_zero():
+    assert torch.equal(make((8, 5, 6)).eval()(torch.zeros(1, 3, 1, 1)).features, torch.zeros(1, 3, 1, 1))
+
+
+def test_there_is_nothing_to_learn_or_to_revive():
+    quantizer = make((8, 5))
+    assert not quantizer.state_dict()
+    assert quantizer(features((8, 5))).losses == {}
+    assert quantizer.revive(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 2), torch.Generator()) is None
+
+
+def test_the_codebook_follows_from_the_levels():
+    config = FiniteScalarQuantizerConfig(levels=(8, 6, 5))
+    assert (config.codebook_size, config.code_dim) == (240, 3)
+
+
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [((), r"quantizer\.levels is \[\]"), ((8, 2), "at least 3 levels"), ((2**16, 2**16), "4294967296")],
+)
+def test_levels_that_cannot_be_are_refused(levels, message):
+    with pytest.raises(ValueError, match=message):
+        FiniteScalarQuantizerConfig(levels=levels)

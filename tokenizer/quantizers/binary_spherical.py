@@ -1,0 +1,38 @@
+"""Binary spherical quantization (BSQ): features on the unit sphere, the sign of each channel a bit of the code.
+
+Zhao et al. 2024, https://arxiv.org/abs/2406.07548.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
+
+
+@dataclass(frozen=True)
+class BinarySphericalQuantizerConfig(BinaryQuantizerConfig):
+    """Config of `BinarySphericalQuantizer`; `BinaryQuantizerConfig` says what the fields are.
+
+    The sphere bounds the error by itself, so that the commitment term is left out by default (as the authors do, whose
+    inverse temperature is 1 too).
+    """
+
+    type: Literal["bsq"] = "bsq"
+    commitment_weight: float = 0.0
+    inv_temperature: float = 1.0
+
+
+class BinarySphericalQuantizer(BinaryQuantizer):
+    """Codes are the corners of the cube that the unit sphere holds, {-1, 1}^D / sqrt(D)."""
+
+    def __init__(self, config: BinarySphericalQuantizerConfig) -> None:
+        super().__init__(config)
+        self.scale = config.num_bits**-0.5
+
+    def _place(self, features: Tensor) -> Tensor:
+        return F.normalize(features, dim=1)
