@@ -207,8 +207,8 @@ def to_rows(grid: Tensor) -> Tensor:
 def sum_by_code(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     """Sum of the rows of each code: [N], [N, D] -> [codebook_size, D].
 
-    It is the gradient of a look-up. Taken so, it is added up in a fixed order on CUDA too, which `index_add_` does not
-    promise; a run that resumes depends on it.
+    It is the gradient of a look-up, and taken as that: torch's documentation names `index_add_` among the operations
+    that have no fixed order on CUDA, on which a bitwise resume would founder, and does not name this one.
     """
     with torch.enable_grad():
         table = rows.new_zeros(codebook_size, rows.shape[1], requires_grad=True)
