@@ -15,19 +15,20 @@ from prior.codes import CodesManifest
 def tokenizer_card(config: Any, source: str, scores: Mapping[str, float]) -> str:
     """Model card of a trained tokenizer; `config` is its VQModelConfig."""
     backbone, quantizer, preprocessing = config.backbone_config, config.quantizer_config, config.preprocessing_config
-    height, width = config.grid_shape
+    shape = "x".join(map(str, config.codes_shape))
+    codes = "[B, h, w]" if quantizer.depth == 1 else f"[B, h, w, {quantizer.depth}]"
     return _card(
         {"library_name": "codegrid", "tags": ["codegrid", "vqgan", "image-tokenizer"]},
         f"""# Image tokenizer
 
 Turns images of {preprocessing.image_size}x{preprocessing.image_size} pixels ({backbone.in_channels} channels) into
-{height}x{width} codes of {quantizer.codebook_size}, and codes into images. Trained on `{source}`.
+{shape} codes of {quantizer.codebook_size}, and codes into images. Trained on `{source}`.
 
 {_table(scores, "Validation")}
 ```python
 from tokenizer import VQModel
 model = VQModel.from_pretrained("FOLDER_OR_REPO").eval()
-codes = model.encode(images)  # images float [B, {backbone.in_channels}, H, W] in [-1, 1] -> int64 [B, h, w]
+codes = model.encode(images)  # images float [B, {backbone.in_channels}, H, W] in [-1, 1] -> int64 {codes}
 images = model.decode(codes)
 ```
 """,

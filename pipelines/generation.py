@@ -44,7 +44,7 @@ class ImagePipelineOutput:
     Attributes:
         images: a list of PIL images; a uint8 array [N, H, W, C] ("np"); a float tensor [N, C, H, W] in [-1, 1] ("pt");
             None for "codes".
-        codes: int64 [N, h, w] on the CPU.
+        codes: int64 [N, h, w] on the CPU, or [N, h, w, depth] where a position has several.
         labels: the class of each image, or None.
     """
 
@@ -148,7 +148,7 @@ class ImageGenerationPipeline:
         return ImagePipelineOutput(_as_output(images, output_type), torch.cat(codes), labels)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [N, h, w] -> images float [N, C, H, W] in [-1, 1] on the CPU."""
+        """Codes as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU."""
         with evaluating(self.tokenizer):
             return self.tokenizer.decode(codes.to(self.tokenizer.device)).float().clamp(-1, 1).cpu()
 

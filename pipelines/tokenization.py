@@ -105,8 +105,8 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
         manifest = _finish(config, model, images, folder)
         _say(
             accelerator,
-            f"{manifest.num_rows} rows of {math.prod(manifest.grid_shape)} codes from {manifest.num_images} images are "
-            f"in {folder}"
+            f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
+            f"images are in {folder}"
             + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
         )
     accelerator.wait_for_everyone()
@@ -218,7 +218,7 @@ def _encode(
             pixels = torch.from_numpy(np.stack(waiting[:batch_size]))
             del waiting[:batch_size]
             with accelerator.autocast():
-                codes = model.encode(to_model(pixels).to(accelerator.device))  # [B, h, w]
+                codes = model.encode(to_model(pixels).to(accelerator.device))  # [B, h, w] or [B, h, w, depth]
             rows["codes"].append(codes.flatten(1).cpu().numpy())
 
     for image in images:
@@ -251,7 +251,7 @@ def _write_shard(
 
     Where none of its images could be used there is a record only: datasets cannot read a file of no rows.
     """
-    length, size = math.prod(model.config.grid_shape), model.config.quantizer_config.codebook_size
+    length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
     schema = code_features(size, length, images.class_names).arrow_schema
     codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
     flat = pa.array(codes.astype(code_dtype(size)).ravel())
@@ -276,11 +276,13 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
     if not num_rows:
         first = f" The first: {skipped[0]['source_id']}, {skipped[0]['detail']}" if skipped else ""
         raise DataError(f"None of the {len(skipped)} inputs could be tokenized.{first}")
+    quantizer = model.config.quantizer_config
     manifest = CodesManifest(
         tokenizer=config.tokenizer,
         tokenizer_fingerprint=model.fingerprint(),
-        codebook_size=model.config.quantizer_config.codebook_size,
+        codebook_size=quantizer.codebook_size,
         grid_shape=model.config.grid_shape,
+        depth=quantizer.depth,
         class_names=None if images.class_names is None else tuple(images.class_names),
         source=images.description,
         source_fingerprint=images.fingerprint,
@@ -291,7 +293,7 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
             for record in records
             if record["num_rows"]
         ),
-        code_dtype=code_dtype(model.config.quantizer_config.codebook_size),
+        code_dtype=code_dtype(quantizer.codebook_size),
         preprocessing=model.config.preprocessing,
         precision="bfloat16" if config.mixed_precision == "bf16" else "float32",
         flip=config.flip,

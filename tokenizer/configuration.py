@@ -127,6 +127,12 @@ class VQModelConfig(PreTrainedConfig):
         side = self.preprocessing_config.image_size // self.backbone_config.downsampling
         return side, side
 
+    @property
+    def codes_shape(self) -> tuple[int, ...]:
+        """Shape of such an image's codes: `grid_shape`, and the quantizer's depth where it is above 1."""
+        depth = self.quantizer_config.depth
+        return self.grid_shape if depth == 1 else (*self.grid_shape, depth)
+
 
 def _as_dict(value: Any, default: Any) -> dict[str, Any]:
     if value is None:

@@ -24,13 +24,26 @@ def ssim(images: Tensor, reconstruction: Tensor) -> Tensor:
     ).reshape(-1)
 
 
-def code_counts(codes: Tensor, codebook_size: int) -> Tensor:
-    """How often each code occurs: any shape of int64 -> [codebook_size] int64."""
-    return torch.bincount(codes.flatten(), minlength=codebook_size)
+def code_counts(codes: Tensor, codebook_size: int, depth: int = 1) -> Tensor:
+    """How often each code occurs: any shape of int64 -> [depth * codebook_size] int64.
+
+    Where `depth` is above 1 it is the last axis of `codes`, and each level is counted by itself, one after the other.
+    """
+    levels = torch.arange(depth, device=codes.device) * codebook_size  # [depth]
+    return torch.bincount((codes.reshape(-1, depth) + levels).flatten(), minlength=depth * codebook_size)
 
 
-def usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
-    """Share of the codes that occur, in [0, 1], and exp of the codes' entropy, in [1, codebook_size]."""
+def usage_and_perplexity(counts: Tensor, depth: int = 1) -> tuple[float, float]:
+    """Share of the codes that occur, in [0, 1], and exp of the codes' entropy, in [1, codebook_size].
+
+    counts: [depth * codebook_size], as `code_counts` gives them; both numbers are means over the levels.
+    """
+    found = [_usage_and_perplexity(level) for level in counts.chunk(depth)]
+    usages, perplexities = zip(*found, strict=True)
+    return sum(usages) / depth, sum(perplexities) / depth
+
+
+def _usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
     total = counts.sum()
     if total == 0:
         return 0.0, 1.0

@@ -25,7 +25,7 @@ class VQModelOutput(ModelOutput):
 
     Attributes:
         reconstruction: [B, C, H, W], about [-1, 1], not clamped.
-        codes: [B, h, w] int64.
+        codes: [B, h, w] int64, or [B, h, w, depth] where the quantizer's depth is above 1.
         features: [B, code_dim, h, w], what went into the quantizer.
         losses: the quantizer's own terms by name, weighted.
     """
@@ -77,18 +77,21 @@ class VQModel(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] int64 in [0, codebook_size)."""
+        """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] or [B, h, w, depth] int64 in [0, codebook_size)."""
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """codes [B, h, w] int64 -> images [B, C, H, W], about [-1, 1], not clamped.
+        """codes as `encode` gives them -> images [B, C, H, W], about [-1, 1], not clamped.
 
         Raises:
             ValueError: a code lies outside the codebook, or `codes` is no batch of grids of integers.
         """
-        size = self.config.quantizer_config.codebook_size
-        if codes.dim() != 3 or codes.is_floating_point():
-            raise ValueError(f"codes must be integers of shape [B, h, w], not {codes.dtype} {list(codes.shape)}.")
+        size, depth = self.config.quantizer_config.codebook_size, self.config.quantizer_config.depth
+        shape, fits = "[B, h, w]", codes.dim() == 3
+        if depth > 1:
+            shape, fits = f"[B, h, w, {depth}]", codes.dim() == 4 and codes.shape[3] == depth
+        if not fits or codes.is_floating_point():
+            raise ValueError(f"codes must be integers of shape {shape}, not {codes.dtype} {list(codes.shape)}.")
         codes = codes.long()
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
             raise ValueError(

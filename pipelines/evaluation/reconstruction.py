@@ -56,6 +56,7 @@ def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size:
 class ReconstructionScores:
     """Means over the images; PSNR in dB and SSIM are over the original pixels, without padding.
 
+    Usage and perplexity of the codes are means over the levels where a position has several codes.
     None where there is nothing to take a mean of: no image, or (SSIM) none of at least 11 pixels a side.
     """
 
@@ -78,9 +79,9 @@ def evaluate_reconstruction(
     """Score `model` on all images of `source`; every rank takes its share and all get the same result."""
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = (record for index, record in enumerate(source) if index % ranks == rank)
-    size, device = model.config.quantizer_config.codebook_size, accelerator.device
+    quantizer, device = model.config.quantizer_config, accelerator.device
     sums = torch.zeros(6, dtype=torch.float64)  # images, skipped, PSNR, SSIM, images with SSIM, LPIPS
-    counts = torch.zeros(size, dtype=torch.int64, device=device)
+    counts = torch.zeros(quantizer.depth * quantizer.codebook_size, dtype=torch.int64, device=device)
     with evaluating(model):
         for batch in prepared_batches(model, mine, batch_size):
             sums[1] += len(batch.skipped)
@@ -89,7 +90,7 @@ def evaluate_reconstruction(
             images = batch.images.to(device)
             with accelerator.autocast():
                 output = model(images)
-            counts += code_counts(output.codes, size)
+            counts += code_counts(output.codes, quantizer.codebook_size, quantizer.depth)
             reconstruction = to_model(to_uint8(output.reconstruction)).to(device)  # as it would be saved
             sums[0] += len(images)
             sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
@@ -97,7 +98,7 @@ def evaluate_reconstruction(
                 sums[5] += lpips(images, reconstruction).double().sum().cpu()
     sums = accelerator.reduce(sums.float().to(device), "sum").cpu() if ranks > 1 else sums
     counts = accelerator.reduce(counts, "sum")
-    usage, perplexity = usage_and_perplexity(counts)
+    usage, perplexity = usage_and_perplexity(counts, quantizer.depth)
     number, skipped, psnr_sum, ssim_sum, number_ssim, lpips_sum = sums.tolist()
     return ReconstructionScores(
         int(number),

@@ -21,9 +21,10 @@ from pipelines.training.run import TrainingError
 from tokenizer import VQModel
 from tokenizer.discriminators import make_discriminator
 from tokenizer.losses import ObjectiveConfig, make_perceptual, reconstruction_terms, warmup_factor
+from tokenizer.metrics import code_counts
 from tokenizer.quantizers import Quantizer
 
-# Features that dead codes may be moved onto, from each rank and step: enough, and little to send around.
+# Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
 _REVIVAL_CANDIDATES = 1024
 
 
@@ -73,7 +74,7 @@ def train_step(
     """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, S, S] in [-1, 1].
 
     Returns:
-        scalars by name, and `code_counts` [codebook_size]; means over the micro-batches, of this rank alone.
+        scalars by name, and `code_counts` [depth * codebook_size]; means over the micro-batches, of this rank alone.
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
@@ -115,9 +116,8 @@ def train_step(
         all_features.append(output.features.detach())
     codes = torch.cat(all_codes)
     _finish_step(learners, active, values, codes, torch.cat(all_features), step, config, accelerator)
-    values["code_counts"] = torch.bincount(
-        codes.flatten(), minlength=model.module.config.quantizer_config.codebook_size
-    )
+    quantizer = model.module.config.quantizer_config
+    values["code_counts"] = code_counts(codes, quantizer.codebook_size, quantizer.depth)
     return dict(values)
 
 
@@ -161,12 +161,12 @@ def _revive_codes(
     """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
     model = learners.model.module
     candidates = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
-    stride = max(1, len(candidates) // _REVIVAL_CANDIDATES)
+    stride = max(1, len(candidates) // (_REVIVAL_CANDIDATES * model.quantize.config.depth))
     codes, candidates = accelerator.gather((codes.contiguous(), candidates[::stride].contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
-    if moved is None:
-        return
-    learners.ema.copy_rows("quantize.embedding.weight", moved)
-    for slot in learners.model.optimizer.state.get(model.quantize.embedding.weight, {}).values():
-        if slot.dim() == 2:
-            slot[moved] = 0.0  # the moments of a code that is no more
+    parameters = dict(model.quantize.named_parameters())  # a codebook of running means is none of them
+    for name, rows in moved.items():
+        learners.ema.copy_rows(f"quantize.{name}", rows)
+        for slot in learners.model.optimizer.state.get(parameters.get(name), {}).values():
+            if slot.dim() == 2:
+                slot[rows] = 0.0  # the moments of a code that is no more

@@ -143,11 +143,11 @@ def _log_window(
     values = {"skipped_steps": int(window.pop("skipped_steps"))}
     if window:  # some step was not skipped
         counts = run.accelerator.reduce(window.pop("code_counts"), "sum")
-        steps = window.pop("steps")
+        steps, depth = window.pop("steps"), learners.model.module.config.quantizer_config.depth
         names = sorted(window)
         means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
         values.update(zip(names, means, strict=True))
-        values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts)
+        values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts, depth)
     values["learning_rate"] = learners.model.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
     run.timing(done, {"steps_per_second": rate})
@@ -261,14 +261,14 @@ def _announce(
     start: int,
 ) -> None:
     """What the run is about to do."""
-    height, width = model.config.grid_shape
-    bits = height * width * math.log2(config.quantizer.codebook_size)
+    shape, size = model.config.codes_shape, config.quantizer.codebook_size
+    bits = math.prod(shape) * math.log2(size)
     raw = config.preprocessing.image_size**2 * config.backbone.in_channels * 8
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
     run.log(
-        f"Tokenizer: {parameters:.2f}M parameters, {height}x{width} codes of {config.quantizer.codebook_size} an "
-        f"image, {raw / bits:.0f} times fewer bits than the pixels.\n"
+        f"Tokenizer: {parameters:.2f}M parameters, {'x'.join(map(str, shape))} codes of {size} an image, "
+        f"{raw / bits:.0f} times fewer bits than the pixels.\n"
         f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
         f"Training: steps {start} to {config.max_steps}, {config.batch_size} images a step on "
         f"{run.devices}, learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."

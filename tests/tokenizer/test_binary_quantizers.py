@@ -163,7 +163,7 @@ def test_zero_and_nan_have_codes_too(kind):
 def test_there_is_nothing_to_learn_or_to_revive(kind):
     quantizer = make_quantizer(kind(num_bits=3))
     assert not quantizer.state_dict()
-    assert quantizer.revive(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 3), torch.Generator()) is None
+    assert quantizer.revive(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 3), torch.Generator()) == {}
 
 
 @each_kind

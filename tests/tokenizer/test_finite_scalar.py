@@ -75,7 +75,7 @@ def test_there_is_nothing_to_learn_or_to_revive():
     quantizer = make((8, 5))
     assert not quantizer.state_dict()
     assert quantizer(features((8, 5))).losses == {}
-    assert quantizer.revive(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 2), torch.Generator()) is None
+    assert quantizer.revive(torch.zeros(4, dtype=torch.int64), torch.zeros(4, 2), torch.Generator()) == {}
 
 
 def test_the_codebook_follows_from_the_levels():

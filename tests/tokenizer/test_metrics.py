@@ -88,3 +88,10 @@ def test_counts():
 )
 def test_usage_and_perplexity(counts, usage, perplexity):
     assert usage_and_perplexity(torch.tensor(counts)) == pytest.approx((usage, perplexity))
+
+
+def test_levels_are_counted_by_themselves_and_averaged():
+    codes = torch.tensor([[0, 1], [0, 2], [0, 3], [0, 0]])  # [N, depth]
+    counts = code_counts(codes, 4, depth=2)
+    assert counts.tolist() == [4, 0, 0, 0, 1, 1, 1, 1]
+    assert usage_and_perplexity(counts, depth=2) == pytest.approx(((1 / 4 + 1) / 2, (1 + 4) / 2))

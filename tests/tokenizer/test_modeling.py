@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from tokenizer.quantizers import GroupedQuantizerConfig, ResidualQuantizerConfig
 
 
 def make(**backbone) -> VQModel:
@@ -124,6 +125,38 @@ def test_codes_of_another_codebook_are_refused(tiny_vqmodel):
         tiny_vqmodel.decode(codes)
     with pytest.raises(ValueError, match=r"\[B, h, w\]"):
         tiny_vqmodel.decode(codes.float())
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        ResidualQuantizerConfig(depth=3, inner=VectorQuantizerConfig(codebook_size=16, code_dim=4, l2_normalize=False)),
+        GroupedQuantizerConfig(groups=3, inner=VectorQuantizerConfig(codebook_size=16, code_dim=2)),
+    ],
+    ids=lambda config: config.type,
+)
+def test_several_codes_a_position(tiny_vqmodel, tmp_path, quantizer):
+    model = VQModel(VQModelConfig(backbone=tiny_vqmodel.config.backbone, quantizer=quantizer)).eval()
+    model.save_pretrained(tmp_path)
+    model = VQModel.from_pretrained(tmp_path).eval()
+    assert model.config.quantizer_config == quantizer
+    assert model.config.codes_shape == (*model.config.grid_shape, 3)
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    output = model(images)
+    assert output.codes.shape == (2, 4, 4, 3)
+    assert torch.equal(model.encode(images), output.codes)
+    assert torch.equal(model.decode(output.codes), output.reconstruction)
+    for wrong in (output.codes[..., :2], output.codes[..., 0], output.codes.flatten(1)):
+        with pytest.raises(ValueError, match=r"shape \[B, h, w, 3\], not"):
+            model.decode(wrong)
+    with pytest.raises(ValueError, match="outside the codebook"):
+        model.decode(output.codes + 16)
+    before = model.fingerprint()
+    model.quantize.levels[1].usage += 1
+    assert model.fingerprint() == before
+    with torch.no_grad():
+        model.quantize.levels[1].embedding.weight[0] += 1
+    assert model.fingerprint() != before
 
 
 def test_images_of_another_shape_are_refused(tiny_vqmodel):

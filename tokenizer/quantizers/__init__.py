@@ -8,14 +8,18 @@ from tokenizer.fields import from_dict
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from tokenizer.quantizers.binary_spherical import BinarySphericalQuantizer, BinarySphericalQuantizerConfig
 from tokenizer.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
+from tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
 from tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
 from tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
 from tokenizer.quantizers.lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
+from tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
 from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     "vq": (VectorQuantizerConfig, VectorQuantizer),
+    "residual": (ResidualQuantizerConfig, ResidualQuantizer),
+    "grouped": (GroupedQuantizerConfig, GroupedQuantizer),
     "simvq": (SimVQConfig, SimVQ),
     "ibq": (IBQConfig, IBQ),
     "gumbel": (GumbelConfig, GumbelQuantizer),
@@ -48,10 +52,12 @@ __all__ = [
     "AnyQuantizerConfig",
     "BinarySphericalQuantizerConfig",
     "FiniteScalarQuantizerConfig",
+    "GroupedQuantizerConfig",
     "LookupFreeQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
+    "ResidualQuantizerConfig",
     "VectorQuantizerConfig",
     "make_quantizer",
     "quantizer_config_from_dict",

@@ -14,7 +14,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         features: [B, D, h, w] float32, what the decoder gets; in training the gradient passes to the input.
-        codes: [B, h, w] int64 in [0, codebook_size).
+        codes: [B, h, w] int64 in [0, codebook_size), or [B, h, w, depth] where the depth is above 1.
         losses: named scalar terms, already weighted; training adds them up and logs each under its name.
     """
 
@@ -25,24 +25,30 @@ class Quantized(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """What every quantizer's config has: `type` and two numbers, which are fields of some and follow from others.
+    """What every quantizer's config has: `type` and three numbers, which are fields of some and follow from others.
 
     Args:
         type: the quantizer's name in the registry.
 
     Attributes:
-        codebook_size: number of codes K.
+        codebook_size: number of codes K that a code is one of.
         code_dim: channels D of the features that are quantized.
+        depth: codes at each position. Codes have an axis for them, the last, exactly where there are several.
     """
 
     type: str = ""
+
+    @property
+    def depth(self) -> int:
+        return 1
 
 
 class Quantizer(nn.Module):
     """Contract: `forward(features)` trains, `encode(features)` and `codes_to_features(codes)` are its two halves.
 
     `codes_to_features(forward(x).codes)` equals `forward(x).features` in evaluation, bit for bit. Distances run in
-    float32 whatever the autocast; ties go to the lower code.
+    float32 whatever the autocast; ties go to the lower code. Codes are [B, h, w], or [B, h, w, depth] where
+    `config.depth` is above 1.
     """
 
     config: QuantizerConfig
@@ -54,11 +60,11 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def encode(self, features: Tensor) -> Tensor:
-        """features: [B, code_dim, h, w] -> codes: [B, h, w] int64."""
+        """features: [B, code_dim, h, w] -> codes: [B, h, w] or [B, h, w, depth] int64."""
         raise NotImplementedError
 
     def codes_to_features(self, codes: Tensor) -> Tensor:
-        """codes: [B, h, w] int64 -> features: [B, code_dim, h, w] float32."""
+        """codes: [B, h, w] or [B, h, w, depth] int64 -> features: [B, code_dim, h, w] float32."""
         raise NotImplementedError
 
     @torch.no_grad()
@@ -71,7 +77,7 @@ class Quantizer(nn.Module):
         """What `update` has to know of a step: sums over this rank's features, to be added up over the ranks.
 
         Args:
-            codes: [N, h, w], the codes just used, of this rank.
+            codes: [N, h, w] or [N, h, w, depth], the codes just used, of this rank.
             features: [N, code_dim, h, w], the inputs of the quantizer that got them.
 
         Returns:
@@ -84,15 +90,15 @@ class Quantizer(nn.Module):
         """After an optimizer step: change what no gradient changes, by the `statistics` of all ranks."""
 
     @torch.no_grad()
-    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Count `codes`; move codes that lie unused onto `features` where the quantizer has a codebook to move.
 
         Args:
-            codes: the codes just used, of all ranks, any shape.
+            codes: the codes just used, of all ranks, any shape; where the depth is above 1 it is the last axis.
             features: [N, code_dim], inputs of the quantizer, of all ranks and the same on each.
             generator: draws which features are taken; seeded alike on every rank.
 
         Returns:
-            indices [M] of the codes that were moved, or None.
+            by the name of a parameter or buffer, the indices [M] of its rows that were moved; empty where none was.
         """
-        return None
+        return {}

@@ -162,9 +162,9 @@ class VectorQuantizer(Quantizer):
         self.embedding.weight.copy_(self.cluster_sum / smoothed[:, None])
 
     @torch.no_grad()
-    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> Tensor | None:
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if not self.config.revive_below:
-            return None
+            return {}
         size, decay = self.config.codebook_size, self.config.revive_decay
         if self.usage.any():
             share = torch.bincount(codes.flatten(), minlength=size).float() * (size / codes.numel())
@@ -173,12 +173,12 @@ class VectorQuantizer(Quantizer):
         else:
             dead = torch.arange(size, device=self.usage.device)
         if len(dead) == 0:
-            return None
+            return {}
         chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
         self.embedding.weight[dead] = features[chosen].to(self.embedding.weight)
         self.usage[dead] = 1.0
         self._forget_clusters(dead)
-        return dead
+        return {"embedding.weight": dead}
 
     def _forget_clusters(self, codes: Tensor) -> None:
         """Codes [M] that were just placed: each is the mean of one feature, itself."""

@@ -1,0 +1,95 @@
+"""Several codes a position, from the pictures to generated images, and what training does for each level."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines import ImageGenerationPipeline
+from pipelines.data import DataConfig, open_images
+from pipelines.devices import make_accelerator
+from pipelines.evaluation.reconstruction import prepared_batches
+from pipelines.generation import make_pipeline
+from pipelines.loading import load_tokenizer
+from pipelines.tokenization import TokenizationConfig, tokenize_dataset
+from pipelines.training.ema import EMA
+from pipelines.training.tokenizer_step import make_learners, train_step
+from pipelines.training.train_prior import train_prior
+from pipelines.training.train_tokenizer import train_tokenizer
+from prior import to_codes
+from prior.codes import open_codes
+from tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
+from tokenizer.quantizers import GroupedQuantizerConfig, ResidualQuantizerConfig
+
+QUANTIZERS = {
+    "residual": ResidualQuantizerConfig(
+        depth=3, inner=VectorQuantizerConfig(codebook_size=16, code_dim=4, l2_normalize=False)
+    ),
+    "grouped": GroupedQuantizerConfig(groups=3, inner=VectorQuantizerConfig(codebook_size=16, code_dim=2)),
+}
+
+
+@pytest.mark.parametrize("kind", QUANTIZERS)
+def test_the_whole_way(kind, tokenizer_config, prior_config, pictures, tmp_path, capsys):
+    config = replace(tokenizer_config(tmp_path / "tokenizer"), quantizer=QUANTIZERS[kind])
+    model = load_tokenizer(train_tokenizer(config))
+    assert "4x4x3 codes of 16" in capsys.readouterr().out
+    assert "into\n4x4x3 codes of 16" in (tmp_path / "tokenizer" / "README.md").read_text()
+
+    data = DataConfig(str(pictures))
+    folder = tokenize_dataset(TokenizationConfig(config.output_dir, data, str(tmp_path / "codes"), device="cpu"))
+    assert "rows of 48 codes" in capsys.readouterr().out
+    codes = open_codes(str(folder))
+    sequence = codes.manifest.sequence_config()
+    assert (sequence.grid_shape, sequence.depth, sequence.length, sequence.codebook_size) == ((4, 4), 3, 48, 16)
+    (batch,) = prepared_batches(model, iter(open_images(data)), 64)
+    encoded = model.encode(batch.images)  # [N, 4, 4, 3]
+    rows = torch.from_numpy(codes.codes(np.arange(18)))  # [N, 48]
+    assert torch.equal(rows[:, :3], encoded[:, 0, 0])  # all codes of the first position come first
+    assert torch.equal(rows[:, 3:6], encoded[:, 0, 1])
+    assert torch.equal(to_codes(rows, sequence), encoded)
+    assert torch.equal(model.decode(to_codes(rows, sequence)), model(batch.images).reconstruction)
+
+    prior = train_prior(prior_config(tmp_path / "prior", codes=str(folder), tokenizer=config.output_dir))
+    pipe = ImageGenerationPipeline.from_pretrained(make_pipeline(config.output_dir, str(prior), tmp_path / "pipe"))
+    output = pipe(num_images=4, seed=0, output_type="pt", progress=False)
+    assert output.codes.shape == (4, 4, 4, 3)
+    assert torch.equal(output.images, model.decode(output.codes).clamp(-1, 1))
+
+
+def test_each_level_that_was_revived_starts_anew(tokenizer_config, tmp_path, monkeypatch):
+    """Its rows of the average are the new ones, and the optimizer's moments are zero there and nowhere else."""
+    config = replace(tokenizer_config(tmp_path / "run", max_steps=100), quantizer=QUANTIZERS["residual"])
+    model = VQModel(
+        VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
+    )
+    accelerator = make_accelerator("cpu", "no")
+    learners = make_learners(
+        model, config.objective, config.optimizer, config.discriminator_optimizer, 0.9, accelerator
+    )
+    batch = [torch.rand(4, 3, 16, 16) * 2 - 1]
+    train_step(learners, config, batch, 0, accelerator)  # places all codes
+    moved = {}
+    copy_rows = EMA.copy_rows
+    monkeypatch.setattr(
+        EMA, "copy_rows", lambda ema, name, rows: (moved.update({name: rows}), copy_rows(ema, name, rows))
+    )
+    model.quantize.levels[1].usage[3:5] = -1  # dead, whatever the batch uses
+    model.quantize.levels[2].usage[7] = -1
+    monkeypatch.setattr(learners.ema, "update", lambda step: None)  # or the average would move after the revival
+    values = train_step(learners, config, batch, 1, accelerator)
+    assert values["code_counts"].shape == (3 * 16,)
+    assert values["code_counts"].view(3, 16).sum(1).tolist() == [64, 64, 64]
+    assert len(moved) == 2
+    for level, dead in ((1, [3, 4]), (2, [7])):
+        name = f"quantize.levels.{level}.embedding.weight"
+        rows = moved[name]
+        assert rows.tolist() == dead
+        assert torch.equal(learners.ema.weights[name][rows], model.get_parameter(name)[rows])
+        for slot in ("exp_avg", "exp_avg_sq"):
+            moments = learners.model.optimizer.state[model.get_parameter(name)][slot]
+            assert (moments[rows] == 0).all()
+            assert (moments != 0).any()

@@ -1,0 +1,111 @@
+"""Grouped quantization: the channels are cut into groups, and each group is quantized by itself.
+
+Product quantization, Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57; with groups on the sphere, group
+spherical quantization, Wang et al. 2024, https://arxiv.org/abs/2412.02632.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenizer.fields import require
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, of_level, training_buffers, update_levels
+from tokenizer.quantizers.vector import VectorQuantizerConfig
+
+
+@dataclass(frozen=True)
+class GroupedQuantizerConfig(QuantizerConfig):
+    """Config of `GroupedQuantizer`.
+
+    Args:
+        groups: codes at each position, one a group of channels; at least 2.
+        inner: the quantizer of a group: `code_dim` are the channels of one group. Its loss terms are averaged over the
+            groups.
+    """
+
+    type: Literal["grouped"] = "grouped"
+    groups: int = 2
+    inner: InnerConfig = field(default_factory=VectorQuantizerConfig)
+
+    def __post_init__(self) -> None:
+        require(
+            self.groups >= 2,
+            f"quantizer.groups is {self.groups}: it must be at least 2. One group is its inner quantizer: "
+            f"type {self.inner.type!r}.",
+        )
+
+    @property
+    def depth(self) -> int:
+        return self.groups
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of one group."""
+        return self.inner.codebook_size
+
+    @property
+    def code_dim(self) -> int:
+        """Channels of all groups."""
+        return self.groups * self.inner.code_dim
+
+
+class GroupedQuantizer(Quantizer):
+    """Groups `levels.0`, ...: group g quantizes the channels [g * inner.code_dim, (g + 1) * inner.code_dim)."""
+
+    def __init__(self, config: GroupedQuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = make_levels([config.inner] * config.groups)
+
+    def forward(self, features: Tensor) -> Quantized:
+        parts = [level(part) for level, part in zip(self.levels, self._split(features), strict=True)]
+        return Quantized(
+            torch.cat([part.features for part in parts], 1),  # [B, D, h, w]
+            torch.stack([part.codes for part in parts], -1),  # [B, h, w, groups]
+            mean_losses([part.losses for part in parts]),
+        )
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        codes = [level.encode(part) for level, part in zip(self.levels, self._split(features), strict=True)]
+        return torch.stack(codes, -1)
+
+    def codes_to_features(self, codes: Tensor) -> Tensor:
+        parts = [level.codes_to_features(part) for level, part in zip(self.levels, codes.unbind(-1), strict=True)]
+        return torch.cat(parts, 1)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        for level in self.levels:
+            level.init_weights()
+
+    @property
+    def training_buffers(self) -> tuple[str, ...]:
+        return training_buffers(self.levels)
+
+    @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        found = {}
+        for index, part in enumerate(self._split(features)):
+            found |= of_level(index, self.levels[index].statistics(codes[..., index], part))
+        return found
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        update_levels(self.levels, statistics)
+
+    @torch.no_grad()
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        moved = {}
+        for index, part in enumerate(self._split(features)):
+            moved |= of_level(index, self.levels[index].revive(codes[..., index], part, generator))
+        return moved
+
+    def _split(self, features: Tensor) -> tuple[Tensor, ...]:
+        """[B, D, h, w] or [N, D] -> as many of the same with inner.code_dim channels as there are groups."""
+        return features.split(self.config.inner.code_dim, dim=1)

@@ -1,0 +1,42 @@
+"""What residual and grouped quantization have in common: several inner quantizers, one for each code of a position."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.quantizers.base import Quantizer, QuantizerConfig
+from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
+
+# What an inner quantizer may be, told apart by `type`. The registry itself imports those that have inner ones.
+InnerConfig = VectorQuantizerConfig
+_INNER: dict[str, type[Quantizer]] = {"vq": VectorQuantizer}
+
+
+def make_levels(configs: Sequence[QuantizerConfig]) -> nn.ModuleList:
+    return nn.ModuleList(_INNER[config.type](config) for config in configs)
+
+
+def mean_losses(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Each named term's mean over the levels that have it."""
+    names = dict.fromkeys(name for terms in losses for name in terms)
+    return {name: torch.stack([terms[name] for terms in losses if name in terms]).mean() for name in names}
+
+
+def of_level(level: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What level number `level` gave by name (`revive`, `statistics`), under the names of the whole."""
+    return {f"levels.{level}.{name}": value for name, value in values.items()}
+
+
+def training_buffers(levels: nn.ModuleList) -> tuple[str, ...]:
+    return tuple(f"levels.{index}.{name}" for index, level in enumerate(levels) for name in level.training_buffers)
+
+
+def update_levels(levels: nn.ModuleList, statistics: dict[str, Tensor]) -> None:
+    """Each level's `update` by its part of the `statistics`."""
+    for index, level in enumerate(levels):
+        prefix = f"levels.{index}."
+        mine = {name.removeprefix(prefix): sums for name, sums in statistics.items() if name.startswith(prefix)}
+        level.update(mine)

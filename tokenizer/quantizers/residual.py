@@ -1,0 +1,160 @@
+"""Residual quantization: each level quantizes what the levels before it left over.
+
+RQ-VAE, Lee et al. 2022, https://arxiv.org/abs/2203.01941.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from tokenizer.fields import require
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.gradients import rotation, straight_through
+from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, of_level, training_buffers, update_levels
+from tokenizer.quantizers.vector import VectorQuantizerConfig
+
+
+@dataclass(frozen=True)
+class ResidualQuantizerConfig(QuantizerConfig):
+    """Config of `ResidualQuantizer`.
+
+    Args:
+        depth: codes at each position, coarse to fine; at least 2.
+        shared: one codebook for all levels, as RQ-VAE has; False gives each level its own.
+        inner: the quantizer of a level. Its loss terms are averaged over the levels, so that a weight means the same at
+            any depth; `isotropy_weight` acts on the features alone, not on what is left of them.
+    """
+
+    type: Literal["residual"] = "residual"
+    depth: int = 4
+    shared: bool = False
+    inner: InnerConfig = field(default_factory=lambda: VectorQuantizerConfig(l2_normalize=False))
+
+    def __post_init__(self) -> None:
+        require(
+            self.depth >= 2,
+            f"quantizer.depth is {self.depth}: it must be at least 2. One level is its inner quantizer: "
+            f"type {self.inner.type!r}.",
+        )
+        require(
+            not self.inner.l2_normalize,
+            "quantizer.inner.l2_normalize is True: what a level leaves over does not lie on the sphere. Turn it off.",
+        )
+        require(
+            not (self.shared and self.inner.isotropy_weight),
+            f"quantizer.inner.isotropy_weight is {self.inner.isotropy_weight}: it would spread what the levels leave "
+            "over as far as the features. Set it to 0, or quantizer.shared to False.",
+        )
+
+    @property
+    def codebook_size(self) -> int:
+        """Codes of one level."""
+        return self.inner.codebook_size
+
+    @property
+    def code_dim(self) -> int:
+        return self.inner.code_dim
+
+
+class ResidualQuantizer(Quantizer):
+    """Levels `levels.0`, ..., each an inner quantizer; only `levels.0` where the codebook is shared.
+
+    r_0 = z, k_d = nearest(r_(d-1)), r_d = r_(d-1) - e(k_d); the features are the sum of the e(k_d)
+    (arXiv:2203.01941, section 3.1). The gradient passes through the sum.
+    """
+
+    def __init__(self, config: ResidualQuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        of_residuals = replace(config.inner, isotropy_weight=0.0)
+        self.levels = make_levels([config.inner] + [of_residuals] * (0 if config.shared else config.depth - 1))
+
+    def forward(self, features: Tensor) -> Quantized:
+        with torch.autocast(features.device.type, enabled=False):
+            z = features.float()  # [B, D, h, w]
+            residual, codes, losses = z, [], []
+            for level in self._levels():
+                quantized = level(residual)
+                codes.append(quantized.codes)
+                losses.append(quantized.losses)
+                # Detached: then each level's commitment term is |z - sg[sum so far]|^2, as in arXiv:2203.01941.
+                residual = residual - level.codes_to_features(quantized.codes).detach()
+            codes = torch.stack(codes, -1)  # [B, h, w, depth]
+            e = self.codes_to_features(codes)  # [B, D, h, w]
+            if self.training:
+                e = rotation(z, e) if self.config.inner.gradient == "rotation" else straight_through(z, e)
+        return Quantized(e, codes, mean_losses(losses))
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            residual, codes = features.float(), []
+            for level in self._levels():
+                codes.append(level.encode(residual))
+                residual = residual - level.codes_to_features(codes[-1])
+        return torch.stack(codes, -1)  # [B, h, w, depth]
+
+    def codes_to_features(self, codes: Tensor) -> Tensor:
+        levels = zip(self._levels(), codes.unbind(-1), strict=True)
+        # One after the other, from the first: an order that gives the same bits every time.
+        return sum(level.codes_to_features(chosen) for level, chosen in levels)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        for level in self.levels:
+            level.init_weights()
+
+    @property
+    def training_buffers(self) -> tuple[str, ...]:
+        return training_buffers(self.levels)
+
+    @torch.no_grad()
+    def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
+        """Each level's, of what it quantized; a shared codebook's are the sums over the levels."""
+        residual, found = features.float(), {}
+        for index, (level, chosen) in enumerate(zip(self._levels(), codes.unbind(-1), strict=True)):
+            for name, sums in of_level(index % len(self.levels), level.statistics(chosen, residual)).items():
+                found[name] = found[name] + sums if name in found else sums
+            residual = residual - level.codes_to_features(chosen)
+        return found
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        update_levels(self.levels, statistics)
+
+    @torch.no_grad()
+    def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        """Each level moves its codes onto what the levels before it leave of `features`.
+
+        Levels of their own codebooks take different features: one that has become a code of a level leaves nothing to
+        the next, and what is left is counted after the levels before have moved.
+        """
+        if self.config.shared:
+            return of_level(0, self.levels[0].revive(codes, torch.cat(self._residuals(features)), generator))
+        number, moved = len(features), {}
+        residual = features.float()[torch.randperm(number, generator=generator).to(features.device)]  # [N, D]
+        for index, (level, chosen) in enumerate(zip(self.levels, codes.unbind(-1), strict=True)):
+            candidates = residual[index % number :: self.config.depth]
+            moved |= of_level(index, level.revive(chosen, candidates, generator))
+            residual = _left_over(level, residual)
+        return moved
+
+    def _levels(self) -> list[Quantizer]:
+        return list(self.levels) * (self.config.depth // len(self.levels))
+
+    def _residuals(self, features: Tensor) -> list[Tensor]:
+        """What each level gets to quantize: rows [N, D] -> depth times [N, D]."""
+        residuals = [features.float()]
+        for level in self._levels()[:-1]:
+            residuals.append(_left_over(level, residuals[-1]))
+        return residuals
+
+
+def _left_over(level: Quantizer, rows: Tensor) -> Tensor:
+    """Rows [N, D] less their codes' features."""
+    grids = rows[:, :, None, None]  # [N, D, 1, 1]
+    return (grids - level.codes_to_features(level.encode(grids))).flatten(1)
