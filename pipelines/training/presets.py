@@ -60,21 +60,21 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
 
     python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir RUN
 
-    SMALL64
+    294 s on two cores of an AMD EPYC; on emoji64's validation split then 22.7 dB, SSIM .749, all codes in use.
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
-        max_steps=1500,
+        max_steps=3300,
         batch_size=16,
-        eval_every=500,
-        save_every=500,
+        eval_every=1100,
+        save_every=550,
         data=DataConfig(source=source),
         preprocessing=Preprocessing(image_size=64, smaller="upscale"),
         backbone=BackboneConfig(
             resolution=64,
-            patch_size=2,
+            patch_size=4,
             ch=32,
-            ch_mult=(1, 2, 2),
+            ch_mult=(1, 1),
             num_res_blocks=1,
             attn_resolutions=(),
             mid_attention=False,
@@ -85,7 +85,7 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
             codebook_size=1024, code_dim=4, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
         ),
         objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.01),
+        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50, weight_decay=0.01),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from pipelines.devices import make_accelerator
-from pipelines.training.learner import Learner
+from pipelines.training.learner import Learner, update_together
 from pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer
 
 
@@ -65,9 +65,7 @@ def test_an_update_clips_and_steps_and_clears():
     for each, scale in ((one, 1.0), (other, 0.5 / math.sqrt(8 * 9))):
         for parameter in each.module.parameters():
             parameter.grad = torch.full_like(parameter, 3.0 * scale)
-    norm = one.update(0, 10)
-    assert norm == pytest.approx(math.sqrt(8 * 9))  # before clipping
-    assert other.update(0, 10) == pytest.approx(0.5)
+    assert update_together([one, other], 0, 10) == pytest.approx([math.sqrt(8 * 9), 0.5])  # before clipping
     for parameter, wanted in zip(one.module.parameters(), other.module.parameters(), strict=True):
         torch.testing.assert_close(parameter, wanted)
         assert parameter.grad is None
@@ -76,13 +74,15 @@ def test_an_update_clips_and_steps_and_clears():
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("max_grad_norm", [0.0, 1.0])
-def test_a_norm_that_is_not_finite_changes_nothing(bad, max_grad_norm):
-    made = learner(max_grad_norm=max_grad_norm)
-    before = [parameter.clone() for parameter in made.module.parameters()]
-    for parameter in made.module.parameters():
+def test_one_norm_that_is_not_finite_changes_nothing_of_any(bad, max_grad_norm):
+    learners = [learner(max_grad_norm=max_grad_norm) for _ in range(2)]
+    parameters = [parameter for each in learners for parameter in each.module.parameters()]
+    before = [parameter.clone() for parameter in parameters]
+    for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
-    made.module.bias.grad[0] = bad
-    assert not math.isfinite(made.update(0, 10))
-    assert all(torch.equal(one, two) for one, two in zip(before, made.module.parameters(), strict=True))
-    assert made.module.bias.grad is None
-    assert not made.optimizer.state
+    learners[0].module.bias.grad[0] = bad
+    norms = update_together(learners, 0, 10)
+    assert [math.isfinite(norm) for norm in norms] == [False, True]
+    assert all(torch.equal(one, two) for one, two in zip(before, parameters, strict=True))
+    assert all(parameter.grad is None for parameter in parameters)
+    assert not any(each.optimizer.state for each in learners)
