@@ -124,7 +124,7 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
 
     python scripts/train_prior.py quickstart --codes CODES --output-dir RUN
 
-    138 to 145 s on two cores of an AMD EPYC; then 4.3 bits a code held out on the quickstart's codes.
+    135 to 145 s on two cores of an AMD EPYC; then 4.3 bits a code held out on the quickstart's codes.
     """
     return PriorTrainingConfig(
         output_dir=output_dir,
