@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, of_level, training_buffers, update_levels
+from tokenizer.quantizers.base import Quantized, QuantizerConfig
+from tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
 from tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
@@ -54,7 +54,7 @@ class GroupedQuantizerConfig(QuantizerConfig):
         return self.groups * self.inner.code_dim
 
 
-class GroupedQuantizer(Quantizer):
+class GroupedQuantizer(LevelsQuantizer):
     """Groups `levels.0`, ...: group g quantizes the channels [g * inner.code_dim, (g + 1) * inner.code_dim)."""
 
     def __init__(self, config: GroupedQuantizerConfig) -> None:
@@ -80,24 +80,11 @@ class GroupedQuantizer(Quantizer):
         return torch.cat(parts, 1)
 
     @torch.no_grad()
-    def init_weights(self) -> None:
-        for level in self.levels:
-            level.init_weights()
-
-    @property
-    def training_buffers(self) -> tuple[str, ...]:
-        return training_buffers(self.levels)
-
-    @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
         found = {}
         for index, part in enumerate(self._split(features)):
             found |= of_level(index, self.levels[index].statistics(codes[..., index], part))
         return found
-
-    @torch.no_grad()
-    def update(self, statistics: dict[str, Tensor]) -> None:
-        update_levels(self.levels, statistics)
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -30,13 +30,24 @@ def of_level(level: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {f"levels.{level}.{name}": value for name, value in values.items()}
 
 
-def training_buffers(levels: nn.ModuleList) -> tuple[str, ...]:
-    return tuple(f"levels.{index}.{name}" for index, level in enumerate(levels) for name in level.training_buffers)
+class LevelsQuantizer(Quantizer):
+    """A quantizer whose state is that of its inner ones."""
 
+    levels: nn.ModuleList
 
-def update_levels(levels: nn.ModuleList, statistics: dict[str, Tensor]) -> None:
-    """Each level's `update` by its part of the `statistics`."""
-    for index, level in enumerate(levels):
-        prefix = f"levels.{index}."
-        mine = {name.removeprefix(prefix): sums for name, sums in statistics.items() if name.startswith(prefix)}
-        level.update(mine)
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        for level in self.levels:
+            level.init_weights()
+
+    @property
+    def training_buffers(self) -> tuple[str, ...]:
+        return tuple(f"levels.{i}.{name}" for i, level in enumerate(self.levels) for name in level.training_buffers)
+
+    @torch.no_grad()
+    def update(self, statistics: dict[str, Tensor]) -> None:
+        """Each level's, by its part of the `statistics`."""
+        for index, level in enumerate(self.levels):
+            prefix = f"levels.{index}."
+            mine = {name.removeprefix(prefix): sums for name, sums in statistics.items() if name.startswith(prefix)}
+            level.update(mine)

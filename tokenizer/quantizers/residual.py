@@ -14,7 +14,7 @@ from torch import Tensor
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from tokenizer.quantizers.gradients import rotation, straight_through
-from tokenizer.quantizers.levels import InnerConfig, make_levels, mean_losses, of_level, training_buffers, update_levels
+from tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
 from tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
@@ -60,7 +60,7 @@ class ResidualQuantizerConfig(QuantizerConfig):
         return self.inner.code_dim
 
 
-class ResidualQuantizer(Quantizer):
+class ResidualQuantizer(LevelsQuantizer):
     """Levels `levels.0`, ..., each an inner quantizer; only `levels.0` where the codebook is shared.
 
     r_0 = z, k_d = nearest(r_(d-1)), r_d = r_(d-1) - e(k_d); the features are the sum of the e(k_d)
@@ -104,15 +104,6 @@ class ResidualQuantizer(Quantizer):
         return sum(level.codes_to_features(chosen) for level, chosen in levels)
 
     @torch.no_grad()
-    def init_weights(self) -> None:
-        for level in self.levels:
-            level.init_weights()
-
-    @property
-    def training_buffers(self) -> tuple[str, ...]:
-        return training_buffers(self.levels)
-
-    @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Each level's, of what it quantized; a shared codebook's are the sums over the levels."""
         residual, found = features.float(), {}
@@ -121,10 +112,6 @@ class ResidualQuantizer(Quantizer):
                 found[name] = found[name] + sums if name in found else sums
             residual = residual - level.codes_to_features(chosen)
         return found
-
-    @torch.no_grad()
-    def update(self, statistics: dict[str, Tensor]) -> None:
-        update_levels(self.levels, statistics)
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
