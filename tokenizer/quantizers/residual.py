@@ -76,18 +76,18 @@ class ResidualQuantizer(LevelsQuantizer):
     def forward(self, features: Tensor) -> Quantized:
         with torch.autocast(features.device.type, enabled=False):
             z = features.float()  # [B, D, h, w]
-            residual, codes, losses = z, [], []
+            residual, codes, chosen, losses = z, [], [], []
             for level in self._levels():
                 quantized = level(residual)
                 codes.append(quantized.codes)
+                chosen.append(level.codes_to_features(quantized.codes))
                 losses.append(quantized.losses)
                 # Detached: then each level's commitment term is |z - sg[sum so far]|^2, as in arXiv:2203.01941.
-                residual = residual - level.codes_to_features(quantized.codes).detach()
-            codes = torch.stack(codes, -1)  # [B, h, w, depth]
-            e = self.codes_to_features(codes)  # [B, D, h, w]
+                residual = residual - chosen[-1].detach()
+            e = sum(chosen)  # [B, D, h, w], added up in the order of `codes_to_features`
             if self.training:
                 e = rotation(z, e) if self.config.inner.gradient == "rotation" else straight_through(z, e)
-        return Quantized(e, codes, mean_losses(losses))
+        return Quantized(e, torch.stack(codes, -1), mean_losses(losses))  # codes: [B, h, w, depth]
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
