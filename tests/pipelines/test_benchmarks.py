@@ -1,13 +1,57 @@
-"""The benchmarks' command: that it runs, and that what it compares gives the same."""
+"""The benchmarks: that each runs, and that what is compared gives the same."""
 
 from __future__ import annotations
 
-from pipelines import benchmarks
+import json
+import time
+from typing import get_args, get_type_hints
+
+import pytest
+import torch
+
+from pipelines.benchmarks import BENCHMARKS, benchmark, nearest_codes
+from pipelines.benchmarks.memory import peak_extra_bytes
+from pipelines.benchmarks.report import in_turn
 
 
-def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, capsys):
-    monkeypatch.setattr(benchmarks, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
-    benchmarks.benchmark("nearest-codes", repeats=1)
-    _, _, *rows = capsys.readouterr().out.splitlines()
-    assert [row.split()[:3] for row in rows] == [["30", "700", "3"], ["5", "20", "8"]]
-    assert all(row.endswith("100.00%") for row in rows)
+def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(nearest_codes, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
+    benchmark("nearest-codes", repeats=1, output=str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {(row["rows"], row["codes"], row["width"]) for row in report["rows"]} == {(30, 700, 3), (5, 20, 8)}
+    assert {row["search"] for row in report["rows"]} >= {"all at once", "ours"}
+    assert all(row["same codes"] == 1 for row in report["rows"])
+    assert report["settings"]["repeats"] == 1
+    printed = capsys.readouterr().out
+    assert all(f"{row['search']}" in printed for row in report["rows"])
+
+
+def test_every_benchmark_can_be_asked_for():
+    assert set(get_args(get_type_hints(benchmark)["what"])) == set(BENCHMARKS)
+
+
+def test_runs_take_turns_and_are_compared_with_the_first():
+    order = []
+
+    def sleeping(name: str, seconds: float):
+        return lambda: (order.append(name), time.sleep(seconds))
+
+    timings = in_turn({"slow": sleeping("slow", 0.03), "fast": sleeping("fast", 0.003)}, repeats=3)
+    assert order == ["slow", "fast"] * 4  # once untimed
+    assert timings["slow"].ratio == 1
+    assert timings["slow"].seconds >= 0.03
+    assert timings["fast"].ratio > 1
+
+
+def test_no_rounds_are_refused():
+    with pytest.raises(ValueError, match="repeats is 0"):
+        benchmark("nearest-codes", repeats=0)
+
+
+def test_extra_memory_is_what_a_call_takes_at_its_peak():
+    held = torch.ones(30_000_000)  # 120 MB that are there before
+    for count in (5_000_000, 20_000_000):
+        taken = peak_extra_bytes(lambda count=count: torch.ones(count).mul_(2).sum() + held[0])
+        if taken is None:
+            pytest.skip("this system does not tell a process's peak")
+        assert taken == pytest.approx(4 * count, rel=0.2)

@@ -1,0 +1,42 @@
+"""How much memory a call needs beyond what is held already."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_RESET_PEAK = "5"  # proc(5): sets VmHWM, the peak, back to what is resident now
+
+
+def peak_extra_bytes(run: Callable[[], object]) -> int | None:
+    """Peak of the memory that `run` takes beyond what was held before it; None where the system does not say.
+
+    With CUDA it is what torch allocated there; else the process's resident memory, which counts what libraries take
+    for themselves too. What an earlier call left for reuse is given back first.
+    """
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        run()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    if not _CLEAR.exists():
+        return None
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+    _CLEAR.write_text(_RESET_PEAK)
+    before = _read("VmRSS")
+    run()
+    return max(0, _read("VmHWM") - before)
+
+
+def _read(name: str) -> int:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(name + ":"):
+            return int(line.split()[1]) * 1024
+    return 0
