@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -65,6 +65,7 @@ class ReconstructionScores:
     psnr: float | None
     ssim: float | None
     lpips: float | None
+    feature_distance: float | None
     code_usage: float
     code_perplexity: float
 
@@ -74,13 +75,20 @@ def evaluate_reconstruction(
     source: ImageStream,
     accelerator: Accelerator,
     batch_size: int,
-    lpips: nn.Module | None = None,
+    distances: Mapping[str, nn.Module] | None = None,
 ) -> ReconstructionScores:
-    """Score `model` on all images of `source`; every rank takes its share and all get the same result."""
+    """Score `model` on all images of `source`; every rank takes its share and all get the same result.
+
+    Args:
+        distances: nets that compare images [B, C, S, S] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
+            them: "perceptual" is LPIPS.
+    """
+    nets = list((distances or {}).items())
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = (record for index, record in enumerate(source) if index % ranks == rank)
     quantizer, device = model.config.quantizer_config, accelerator.device
-    sums = torch.zeros(6, dtype=torch.float64)  # images, skipped, PSNR, SSIM, images with SSIM, LPIPS
+    # images, skipped, PSNR, SSIM, images with SSIM, then each net's distance
+    sums = torch.zeros(5 + len(nets), dtype=torch.float64)
     counts = torch.zeros(quantizer.depth * quantizer.codebook_size, dtype=torch.int64, device=device)
     with evaluating(model):
         for batch in prepared_batches(model, mine, batch_size):
@@ -94,18 +102,20 @@ def evaluate_reconstruction(
             reconstruction = to_model(to_uint8(output.reconstruction)).to(device)  # as it would be saved
             sums[0] += len(images)
             sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
-            if lpips is not None:
-                sums[5] += lpips(images, reconstruction).double().sum().cpu()
+            for place, (_, net) in enumerate(nets, start=5):
+                sums[place] += net(images, reconstruction).double().sum().cpu()
     sums = accelerator.reduce(sums.float().to(device), "sum").cpu() if ranks > 1 else sums
     counts = accelerator.reduce(counts, "sum")
     usage, perplexity = usage_and_perplexity(counts, quantizer.depth)
-    number, skipped, psnr_sum, ssim_sum, number_ssim, lpips_sum = sums.tolist()
+    number, skipped, psnr_sum, ssim_sum, number_ssim, *distance_sums = sums.tolist()
+    means = {name: total / number for (name, _), total in zip(nets, distance_sums, strict=True)} if number else {}
     return ReconstructionScores(
         int(number),
         int(skipped),
         psnr_sum / number if number else None,
         ssim_sum / number_ssim if number_ssim else None,
-        lpips_sum / number if number and lpips is not None else None,
+        means.get("perceptual"),
+        means.get("feature_distance"),
         usage,
         perplexity,
     )

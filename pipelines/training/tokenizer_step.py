@@ -20,7 +20,7 @@ from pipelines.training.randomness import torch_generator
 from pipelines.training.run import TrainingError
 from tokenizer import VQModel
 from tokenizer.discriminators import make_discriminator
-from tokenizer.losses import ObjectiveConfig, make_perceptual, reconstruction_terms, warmup_factor
+from tokenizer.losses import ObjectiveConfig, make_distances, reconstruction_terms, warmup_factor
 from tokenizer.metrics import code_counts
 from tokenizer.quantizers import Quantizer
 
@@ -35,7 +35,7 @@ class TokenizerLearners:
     model: Learner
     discriminator: Learner | None
     ema: EMA
-    perceptual: nn.Module | None
+    distances: dict[str, nn.Module]  # frozen nets that compare images, by the names of their terms
     # Running means of the logits, "real" and "fake", where LeCAM needs them; empty before its first step.
     running_logits: dict[str, Tensor] = field(default_factory=dict)
     # Sums since the last line of metrics: part of the checkpoint, so that a resumed run writes the same lines.
@@ -51,7 +51,7 @@ def make_learners(
     accelerator: Accelerator,
 ) -> TokenizerLearners:
     try:
-        perceptual = make_perceptual(objective)
+        distances = make_distances(objective)
     except RuntimeError as error:  # its weights cannot be had: the message says how to get them
         raise TrainingError(str(error)) from error
     discriminator = None
@@ -59,9 +59,9 @@ def make_learners(
         judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels)
         discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
-    if perceptual is not None:
-        perceptual.to(accelerator.device)
-    return TokenizerLearners(learner, discriminator, EMA(model, ema_decay), perceptual)
+    for distance in distances.values():
+        distance.to(accelerator.device)
+    return TokenizerLearners(learner, discriminator, EMA(model, ema_decay), distances)
 
 
 def train_step(
@@ -90,7 +90,7 @@ def train_step(
                 stack.enter_context(learner.exchanging_gradients(accelerator, last))
             with accelerator.autocast():
                 output = model.wrapped(images)
-            terms = reconstruction_terms(objective, learners.perceptual, images, output.reconstruction)
+            terms = reconstruction_terms(objective, learners.distances, images, output.reconstruction)
             losses, judged, notes, logits = {**terms, **output.losses}, {}, {}, {}
             if factor:
                 adversarial, notes = generator_terms(

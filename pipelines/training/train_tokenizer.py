@@ -183,7 +183,7 @@ def _evaluate(
         scores: dict[str, float] = {}
         if validation_images is not None:
             result = evaluate_reconstruction(
-                model, validation_images, run.accelerator, run.micro_batch_size, learners.perceptual
+                model, validation_images, run.accelerator, run.micro_batch_size, learners.distances
             )
             scores = {name: value for name, value in asdict(result).items() if value is not None}
         if report:

@@ -24,7 +24,7 @@ from tokenizer.losses import (
     gradient_penalty,
     lecam_penalty,
     log_laplace_loss,
-    make_perceptual,
+    make_distances,
     r1_penalty,
     reconstruction_terms,
     warmup_factor,
@@ -42,12 +42,12 @@ def test_reconstruction_terms():
     real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
     config = ObjectiveConfig(l1_weight=0.3, l2_weight=2.0, perceptual_weight=0.7)
     net = lambda one, other: (other - one).flatten(1).amax(1)  # noqa: E731
-    terms = reconstruction_terms(config, net, real, fake)
+    terms = reconstruction_terms(config, {"perceptual": net}, real, fake)
     assert set(terms) == {"l1", "l2", "perceptual"}
     torch.testing.assert_close(terms["l1"], 0.3 * (real - fake).abs().sum() / real.numel())
     torch.testing.assert_close(terms["l2"], 2.0 * ((real - fake) ** 2).sum() / real.numel())
     torch.testing.assert_close(terms["perceptual"], 0.7 * net(real, fake).mean())
-    only = reconstruction_terms(ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0), None, real, fake)
+    only = reconstruction_terms(ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0), {}, real, fake)
     assert set(only) == {"l2"}
 
 
@@ -57,7 +57,7 @@ def test_smooth_l1_is_quadratic_and_then_linear():
     errors = (real - fake).abs().flatten().tolist()
     assert min(errors) < 0.4 < max(errors)
     expected = [error**2 / 0.8 if error < 0.4 else error - 0.2 for error in errors]
-    terms = reconstruction_terms(config, None, real, fake)
+    terms = reconstruction_terms(config, {}, real, fake)
     assert set(terms) == {"smooth_l1"}
     assert terms["smooth_l1"].item() == pytest.approx(3 * sum(expected) / len(expected), rel=1e-5)
 
@@ -70,7 +70,7 @@ def test_log_laplace_is_the_likelihood_at_its_best_scale():
     for x, y in zip(real, fake, strict=True):
         best.append(-torch.distributions.Laplace(y, scales).log_prob(x).flatten(1).mean(1).max())
     config = ObjectiveConfig(l1_weight=0.0, log_laplace_weight=2.0, perceptual_weight=0.0)
-    terms = reconstruction_terms(config, None, real, fake)
+    terms = reconstruction_terms(config, {}, real, fake)
     assert set(terms) == {"log_laplace"}
     torch.testing.assert_close(terms["log_laplace"], 2 * torch.stack(best).mean(), rtol=1e-4, atol=1e-4)
 
@@ -92,7 +92,7 @@ def test_log_laplace_has_a_gradient_of_each_images_own_and_a_bound():
 def test_terms_are_computed_in_float32():
     real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
     config = ObjectiveConfig(perceptual_weight=0.0)
-    term = reconstruction_terms(config, None, real, fake.bfloat16())["l1"]
+    term = reconstruction_terms(config, {}, real, fake.bfloat16())["l1"]
     assert term.dtype == torch.float32
     torch.testing.assert_close(term, F.l1_loss(fake.bfloat16().float(), real))
 
@@ -117,7 +117,7 @@ def test_objectives_that_make_no_sense_are_refused(values, message):
 
 
 def test_no_perceptual_net_where_its_weight_is_0():
-    assert make_perceptual(ObjectiveConfig(perceptual_weight=0.0)) is None
+    assert make_distances(ObjectiveConfig(perceptual_weight=0.0)) == {}
 
 
 # The adversarial terms
@@ -331,7 +331,7 @@ def test_safetensors_and_pth_are_the_same(lpips, trunk, tmp_path):
     one, other = images(1, 3, 32, 32), images(1, 3, 32, 32)
     assert torch.equal(LPIPS("alex", tmp_path / "trunk.safetensors")(one, other), lpips(one, other))
     config = ObjectiveConfig(perceptual_net="alex", perceptual_weights=str(trunk))
-    assert torch.equal(make_perceptual(config)(one, other), lpips(one, other))
+    assert torch.equal(make_distances(config)["perceptual"](one, other), lpips(one, other))
 
 
 def test_files_that_are_not_the_trunk_are_refused(trunk, tmp_path):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import nn
+
 from tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
 from tokenizer.fields import require
 from tokenizer.losses.adversarial import GANLoss
+from tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
 from tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
 # The weights of the terms that compare a reconstruction with its image; one of them is above 0.
 RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_laplace_weight", "perceptual_weight")
+RECONSTRUCTION_WEIGHTS += ("feature_distance_weight",)
 _NOT_NEGATIVE = ("adversarial_weight", "adversarial_start", "adversarial_warmup", "adaptive_weight_max")
 _NOT_NEGATIVE += ("gradient_penalty_weight", "r1_weight", "lecam_weight")
 
@@ -29,6 +33,8 @@ class ObjectiveConfig:
         perceptual_weight: LPIPS.
         perceptual_net: trunk of LPIPS.
         perceptual_weights: local file of the trunk's torchvision weights; none downloads them.
+        feature_distance_weight: distance of the features of any frozen net.
+        feature_distance: which net, and how (see `FeatureDistanceConfig`).
         adversarial_weight: of the GAN term, times the adaptive weight.
         gan_loss: which pair of losses discriminator and generator have (`GAN_LOSSES`).
         adversarial_start: step at which the discriminator starts to train and its verdict to count.
@@ -52,6 +58,8 @@ class ObjectiveConfig:
     perceptual_weight: float = 1.0
     perceptual_net: PerceptualNet = "vgg"
     perceptual_weights: str | None = None
+    feature_distance_weight: float = 0.0
+    feature_distance: FeatureDistanceConfig = field(default_factory=FeatureDistanceConfig)
     adversarial_weight: float = 0.5
     gan_loss: GANLoss = "hinge"
     adversarial_start: int = 20_000
@@ -82,6 +90,16 @@ class ObjectiveConfig:
         )
 
 
-def make_perceptual(config: ObjectiveConfig) -> LPIPS | None:
-    """The frozen perceptual net, or None where its weight is 0."""
-    return LPIPS(config.perceptual_net, config.perceptual_weights) if config.perceptual_weight else None
+def make_distances(config: ObjectiveConfig) -> dict[str, nn.Module]:
+    """The frozen nets that compare images, by the names of their terms; those of weight 0 are left out.
+
+    Raises:
+        FileNotFoundError, RuntimeError: a net's weights cannot be had; the message names the option.
+        ValueError: the file holds another net's weights.
+    """
+    distances: dict[str, nn.Module] = {}
+    if config.perceptual_weight:
+        distances["perceptual"] = LPIPS(config.perceptual_net, config.perceptual_weights)
+    if config.feature_distance_weight:
+        distances["feature_distance"] = FeatureDistance(config.feature_distance)
+    return distances

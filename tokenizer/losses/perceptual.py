@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-import torchvision
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from tokenizer.feature_nets.weights import download_weights, load_renamed, read_weights
+
 PerceptualNet = Literal["vgg", "alex", "squeeze"]
-_WEIGHTS = {"vgg": "VGG16_Weights", "alex": "AlexNet_Weights", "squeeze": "SqueezeNet1_1_Weights"}
+_TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
+_OPTION = "objective.perceptual_weights"
 # torchmetrics keeps the trunk in slices: `slice1.0.weight`, or `slices.0.0.weight` for squeeze, is `features.0.weight`.
 _NAME_IN_TRUNK = re.compile(r"^(slice\d+|slices\.\d+)\.")
 
@@ -41,8 +42,12 @@ class LPIPS(nn.Module):
         super().__init__()
         # use_dropout changes nothing in eval mode, and the mode never changes: see `train`.
         self.lpips = _LPIPS(net=net, pnet_rand=True)
-        trunk = _read(Path(weights)) if weights else _download(net)
-        _load_trunk(self.lpips.net, trunk, net, str(weights or "the downloaded file"))
+        if weights:
+            trunk = read_weights(Path(weights), _OPTION)
+        else:
+            trunk = download_weights(_TRUNKS[net], _OPTION, "objective.perceptual_weight 0")
+        where = str(weights or "the downloaded file")
+        load_renamed(self.lpips.net, trunk, lambda key: "features." + _NAME_IN_TRUNK.sub("", key), net, where)
         self.requires_grad_(False)
         self.eval()
 
@@ -60,37 +65,3 @@ class LPIPS(nn.Module):
             images, other = images.expand(-1, 3, -1, -1), other.expand(-1, 3, -1, -1)
         with torch.autocast(images.device.type, enabled=False):
             return self.lpips(images.float(), other.float()).flatten()
-
-
-def _download(net: str) -> dict[str, Tensor]:
-    weights = getattr(torchvision.models, _WEIGHTS[net]).DEFAULT
-    name = Path(weights.url).name
-    cached = Path(torch.hub.get_dir()) / "checkpoints" / name
-    try:
-        return weights.get_state_dict(progress=False, check_hash=True)
-    except Exception as error:
-        raise RuntimeError(
-            f"The weights of the perceptual net {net!r} could not be downloaded ({type(error).__name__}: {error}). "
-            f"Get {name} from {weights.url} on a machine with internet, then put it at {cached}, or pass its path as "
-            "objective.perceptual_weights. Without it, turn the term off: objective.perceptual_weight 0."
-        ) from error
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"The perceptual net's weights {path} do not exist (objective.perceptual_weights).")
-    return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _load_trunk(trunk: nn.Module, weights: dict[str, Tensor], net: str, where: str) -> None:
-    """torchmetrics keeps torchvision's `features.N...` in slices named `slice1.N...`: put each where it goes."""
-    wanted = trunk.state_dict()
-    names = {key: "features." + _NAME_IN_TRUNK.sub("", key) for key in wanted}
-    found = {key: weights.get(name) for key, name in names.items()}
-    wrong = [key for key, tensor in found.items() if tensor is None or tensor.shape != wanted[key].shape]
-    if wrong:
-        raise ValueError(
-            f"{where} does not hold torchvision's weights of {net!r}: {len(wrong)} tensors are missing or of another "
-            f"shape, the first is {names[wrong[0]]}."
-        )
-    trunk.load_state_dict(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -33,9 +34,12 @@ def log_laplace_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def reconstruction_terms(
-    config: ObjectiveConfig, perceptual: nn.Module | None, images: Tensor, reconstruction: Tensor
+    config: ObjectiveConfig, distances: Mapping[str, nn.Module], images: Tensor, reconstruction: Tensor
 ) -> dict[str, Tensor]:
-    """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32."""
+    """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32.
+
+    `distances`: the nets by the names of their terms, as `make_distances` gives them.
+    """
     images, reconstruction = images.float(), reconstruction.float()
     terms = {}
     if config.l1_weight:
@@ -47,6 +51,6 @@ def reconstruction_terms(
         terms["smooth_l1"] = config.smooth_l1_weight * error
     if config.log_laplace_weight:
         terms["log_laplace"] = config.log_laplace_weight * log_laplace_loss(images, reconstruction)
-    if perceptual is not None:
-        terms["perceptual"] = config.perceptual_weight * perceptual(images, reconstruction).mean()
+    for name, distance in distances.items():
+        terms[name] = getattr(config, f"{name}_weight") * distance(images, reconstruction).mean()
     return terms

@@ -1,0 +1,103 @@
+"""Frozen nets whose features losses and discriminators look at: images [B, C, H, W] in [-1, 1] -> maps [B, D, h, w]."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from tokenizer.feature_nets.convolutional import DEFAULT_LAYERS, LITE0, convolutional_features, is_known
+from tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
+from tokenizer.feature_nets.hidden_states import HiddenStates, model_folder
+
+InputConvention = Literal["auto", "imagenet", "caffe", "lite"]
+# Order of the channels; then mean and deviation of values in 0 to 255 in that order.
+INPUTS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ("rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "caffe": ("bgr", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
+    "lite": ("rgb", (127.0, 127.0, 127.0), (128.0, 128.0, 128.0)),
+}
+
+
+class FeatureNet(nn.Module):
+    """Images [B, 1 or 3, H, W] in [-1, 1] -> a list of maps [B, D, h, w], one a layer. Frozen, always in evaluation.
+
+    Grey is repeated to three channels.
+
+    Args:
+        net: a classifier of torchvision by name, "efficientnet_lite0", or a folder or Hub repository of transformers.
+        weights: local file of a torchvision net's or of efficientnet_lite0's weights; None downloads torchvision's.
+        layers: of torchvision, names of modules; of transformers, numbers of blocks. None takes the net's usual ones.
+        convention: how the net wants its input, one of `INPUTS`; "auto" goes by the weights: the layout of their
+            names, or the preprocessor_config.json of a folder, and else "imagenet".
+        revision: of a Hub repository.
+        option: the path of this config in error messages; `turn_off` says what to set where the net is not needed.
+
+    Raises:
+        FileNotFoundError, RuntimeError: the weights cannot be had; the message names the option.
+        ValueError: there is no such net or layer, or the file does not hold the net's weights.
+    """
+
+    def __init__(
+        self,
+        net: str,
+        weights: str | None = None,
+        layers: tuple[str, ...] = (),
+        convention: InputConvention = "auto",
+        revision: str | None = None,
+        option: str = "net",
+        turn_off: str = "its weight 0",
+    ) -> None:
+        super().__init__()
+        if is_known(net) and not Path(net).is_dir():
+            self.extractor, self.layers, wanted = convolutional_features(net, weights, layers, option, turn_off)
+            values = INPUTS[wanted if convention == "auto" else convention]
+        else:
+            if not Path(net).is_dir() and net.count("/") != 1:
+                raise ValueError(
+                    f"{option}.net is {net!r}: it must be a classifier of torchvision {torchvision.__version__}, "
+                    f"{LITE0!r}, or a folder or Hub repository of a model of transformers."
+                )
+            folder = model_folder(net, revision, f"{option}.net")
+            self.extractor = HiddenStates(folder, _numbers(layers, option), f"{option}.net")
+            self.layers = tuple(map(str, self.extractor.blocks))
+            values = _of_processor(self.extractor) if convention == "auto" else INPUTS[convention]
+        order, mean, std = values
+        self.is_bgr = order == "bgr"
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.requires_grad_(False)
+        self.eval()
+
+    def train(self, mode: bool = True) -> FeatureNet:
+        """Stays in evaluation: dropout or a batch's statistics between the features would make a loss noise."""
+        return super().train(False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        images = self.normalized(images)
+        found = self.extractor(images)
+        return [found[layer] for layer in self.layers] if isinstance(found, dict) else found
+
+    def normalized(self, images: Tensor) -> Tensor:
+        """What the net was trained on: order of channels, mean and deviation. [B, 3, H, W]."""
+        images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+        images = images.flip(1) if self.is_bgr else images
+        return ((images + 1) * 127.5 - self.mean) / self.std
+
+
+def _numbers(layers: tuple[str, ...], option: str) -> tuple[int, ...] | None:
+    if not all(layer.isdigit() for layer in layers):
+        raise ValueError(f"{option}.layers is {layers}: of a model of transformers they are numbers of blocks.")
+    return tuple(map(int, layers)) or None
+
+
+def _of_processor(states: HiddenStates) -> tuple[str, tuple[float, ...], tuple[float, ...]]:
+    if states.mean is None or states.std is None:
+        return INPUTS["imagenet"]
+    return "rgb", tuple(255 * value for value in states.mean), tuple(255 * value for value in states.std)
+
+
+__all__ = ["DEFAULT_LAYERS", "INPUTS", "EfficientNetLite0", "FeatureNet", "HiddenStates", "InputConvention"]
