@@ -18,10 +18,12 @@ def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any
     """Parse `PRESET [--field value ...]` and run; a preset's two arguments must be given by the user."""
 
     def parse() -> Any:
-        choices = {
-            name: ((preset.__doc__ or name).strip(), _with_choices(preset(tyro.MISSING, tyro.MISSING)))
-            for name, preset in presets.items()
-        }
+        choices = {}
+        for name, preset in presets.items():
+            config = preset(tyro.MISSING, tyro.MISSING)
+            if name in sys.argv[1:]:
+                config = _with_choices(config)
+            choices[name] = ((preset.__doc__ or name).strip(), config)
         flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _with_choices
         return tyro.extras.overridable_config_cli(choices, description=description, config=flags)
 

@@ -121,6 +121,18 @@ def test_the_discriminator_is_chosen_by_its_type(main, image_folder, tmp_path):
     assert (written["type"], written["num_blocks"]) == ("stylegan", 2)
 
 
+def test_a_quantizers_inner_one_is_chosen_by_its_type(main, fails, image_folder, tmp_path):
+    arguments = ["quickstart", "--data.source", image_folder, "--output-dir", tmp_path / "run", "--max-steps", 1]
+    arguments += [*TINY[:-4], "--quantizer.type", "residual", "--quantizer.depth", 2]
+    main("train_tokenizer", *arguments, "--quantizer.inner.type", "fsq", "--quantizer.inner.levels", 4, 3)
+    written = json.loads((tmp_path / "run" / "training_config.json").read_text())["quantizer"]
+    assert written == {"type": "residual", "depth": 2, "shared": False, "inner": {"type": "fsq", "levels": [4, 3]}}
+    assert VQModel.from_pretrained(tmp_path / "run").config.codes_shape == (4, 4, 2)
+    assert "must be one of 'vq', 'simvq'" in fails("train_tokenizer", *arguments, "--quantizer.inner.type", "bsq")
+    no_inner = ["quickstart", "--output-dir", tmp_path / "out", "--quantizer.inner.type", "fsq"]
+    assert "a quantizer of type 'vq' has no inner" in fails("train_tokenizer", *no_inner)
+
+
 def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no picture")

@@ -48,6 +48,8 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             for kind in kinds:
                 if is_dataclass(kind) and getattr(kind, "type", None) == value.get("type"):
                     return from_dict(kind, value, where)
+            known = ", ".join(repr(kind.type) for kind in kinds if hasattr(kind, "type"))
+            require(not known, f"{where} is {value!r}: its type must be one of {known}.")
         for kind in kinds:
             if isinstance(kind, type) and isinstance(value, kind):
                 return value

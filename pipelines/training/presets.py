@@ -17,6 +17,7 @@ from tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig
 from tokenizer.fields import require
 from tokenizer.losses import ObjectiveConfig
 from tokenizer.quantizers import QUANTIZERS
+from tokenizer.quantizers.levels import SINGLE
 
 
 def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
@@ -162,7 +163,12 @@ def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
 
 
 # The parts of a config that are told apart by `type`, by the path of their fields, with their registries.
-CHOICES: dict[str, dict[str, tuple[type, type]]] = {"quantizer": QUANTIZERS, "objective.discriminator": DISCRIMINATORS}
+# (An outer part is chosen before its inner one.)
+CHOICES: dict[str, dict[str, tuple[type, type]]] = {
+    "quantizer": QUANTIZERS,
+    "quantizer.inner": SINGLE,
+    "objective.discriminator": DISCRIMINATORS,
+}
 
 
 def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> TokenizerTrainingConfig:
@@ -172,7 +178,7 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
         path: one of `CHOICES`.
 
     Raises:
-        ValueError: the registry has none of this name.
+        ValueError: the registry has none of this name, or the config no such part.
     """
     known = CHOICES[path]
     require(name in known, f"{path}.type is {name!r}: it must be one of {', '.join(map(repr, known))}.")
@@ -180,6 +186,10 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
     *outer, last = path.split(".")
     for field in outer:
         parents.append(getattr(parents[-1], field))
+    if not hasattr(parents[-1], last):
+        raise ValueError(
+            f"{path}.type is {name!r}, but a {'.'.join(outer)} of type {parents[-1].type!r} has no {last}."
+        )
     if getattr(parents[-1], last).type == name:
         return config
     value = known[name][0]()

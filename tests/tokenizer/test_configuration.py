@@ -88,6 +88,7 @@ def test_plain_values_become_the_fields():
         ({"inner": {"sizes": [1, "2"]}}, "config.inner.sizes[1] is '2'"),
         ({"inner": 3}, "config.inner must be a dictionary"),
         ({"colour": {"type": "green"}}, "config.colour is {'type': 'green'}"),
+        ({"colour": {"depth": 1}}, "config.colour is {'depth': 1}: its type must be one of 'red', 'blue'"),
         ({"colour": {"type": "red", "depth": 1}}, "Unknown keys in config.colour: depth"),
         ({"either": 1.5}, "config.either is 1.5"),
     ],

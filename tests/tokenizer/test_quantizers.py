@@ -30,7 +30,13 @@ CONFIGS = [
     ResidualQuantizerConfig(
         depth=3, shared=True, inner=VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False)
     ),
+    ResidualQuantizerConfig(depth=3, inner=FiniteScalarQuantizerConfig(levels=(3, 4, 5, 6))),
+    ResidualQuantizerConfig(depth=3, inner=LookupFreeQuantizerConfig(num_bits=4)),
+    ResidualQuantizerConfig(depth=3, inner=SimVQConfig(codebook_size=32, code_dim=4)),
     GroupedQuantizerConfig(groups=2, inner=VectorQuantizerConfig(codebook_size=32, code_dim=2)),
+    GroupedQuantizerConfig(groups=2, inner=FiniteScalarQuantizerConfig(levels=(5, 4))),
+    GroupedQuantizerConfig(groups=2, inner=BinarySphericalQuantizerConfig(num_bits=2)),
+    GroupedQuantizerConfig(groups=2, inner=IBQConfig(codebook_size=32, code_dim=2)),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False, gradient="rotation"),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, entropy_weight=0.1),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema"),

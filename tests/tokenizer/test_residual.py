@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import pytest
 import torch
-from vector_quantize_pytorch import ResidualVQ
+from vector_quantize_pytorch import ResidualFSQ, ResidualLFQ, ResidualVQ
 
-from tokenizer.quantizers import ResidualQuantizerConfig, VectorQuantizerConfig, make_quantizer
+from tokenizer.quantizers import (
+    BinarySphericalQuantizerConfig,
+    FiniteScalarQuantizerConfig,
+    LookupFreeQuantizerConfig,
+    ResidualQuantizerConfig,
+    VectorQuantizerConfig,
+    make_quantizer,
+)
 from tokenizer.quantizers.vector import isotropy_loss
 
+LEVELS = (8, 5, 4, 3)
 PLAIN = VectorQuantizerConfig(codebook_size=16, code_dim=4, l2_normalize=False)
 
 
@@ -71,6 +79,46 @@ def test_codes_and_features_equal_vector_quantize_pytorch(shared):
     torch.testing.assert_close(output.features.flatten(2).mT, quantized, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("scale", [0.3, 1.0, 30.0])
+def test_codes_and_features_of_scalar_levels_equal_vector_quantize_pytorch(scale):
+    ours = make(FiniteScalarQuantizerConfig(levels=LEVELS)).eval()
+    theirs = ResidualFSQ(levels=list(LEVELS), num_quantizers=3).eval()
+    z = scale * torch.randn(2, 4, 16, 16)
+    quantized, codes = theirs(z.flatten(2).mT)
+    output = ours(z)
+    assert torch.equal(output.codes.flatten(1, 2), codes.long())
+    torch.testing.assert_close(output.features.flatten(2).mT, quantized, rtol=0, atol=1e-6)
+
+
+def test_scalar_levels_make_one_even_grid_and_the_gradient_is_that_of_the_bounded_features():
+    """Three levels of 4 steps round as one of 64 does, in a direct count."""
+    z = 2 * torch.randn(3, 1, 20, 20, requires_grad=True)
+    quantizer = make(FiniteScalarQuantizerConfig(levels=(4,)))
+    bounded = torch.tanh(z.double() / (4 / 3)) * (4 / 3)
+    step = 2 / 3 / 16
+    expected = (torch.floor(bounded / step).clamp(-32, 31) + 0.5) * step  # 64 cells side by side around zero
+    output = quantizer(z)
+    torch.testing.assert_close(output.features.double(), expected, rtol=0, atol=1e-6)
+    (found,) = torch.autograd.grad(output.features.sum(), z, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(bounded.sum(), z)[0])
+    assert len(output.codes.flatten(0, 2).unique(dim=0)) > 50
+
+
+def test_codes_features_and_losses_of_bits_equal_vector_quantize_pytorch():
+    """Theirs takes the first channel for the highest bit: it gets them reversed."""
+    config = LookupFreeQuantizerConfig(num_bits=4, commitment_weight=0.3, entropy_weight=0.2, diversity_weight=0.0)
+    theirs = ResidualLFQ(
+        dim=4, codebook_size=16, num_quantizers=3,
+        commitment_loss_weight=0.3, entropy_loss_weight=0.2, diversity_gamma=0.0,
+    ).train()  # fmt: skip
+    z = torch.randn(2, 4, 6, 6)
+    quantized, codes, losses = theirs(z.flatten(2).mT.flip(-1))
+    output = make(config).train()(z)
+    assert torch.equal(output.codes.flatten(1, 2), codes.long())
+    torch.testing.assert_close(output.features.flatten(2).mT.flip(-1), quantized, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.losses["commitment"] + output.losses["entropy"], losses.mean(), rtol=0, atol=1e-5)
+
+
 def test_losses_are_means_over_the_levels_of_the_distance_to_the_sum_so_far():
     quantizer, z = make(), torch.randn(2, 4, 3, 3, requires_grad=True)
     output = quantizer(z)
@@ -97,6 +145,8 @@ def test_isotropy_is_of_the_features_and_not_of_what_is_left():
     [
         ({"depth": 1}, r"quantizer\.depth is 1: it must be at least 2.*type 'vq'"),
         ({"inner": VectorQuantizerConfig()}, r"quantizer\.inner\.l2_normalize is True.*sphere"),
+        ({"inner": BinarySphericalQuantizerConfig()}, r"quantizer\.inner\.type is 'bsq'.*'vq', 'simvq', 'fsq', 'lfq'"),
+        ({"inner": FiniteScalarQuantizerConfig(), "shared": True}, "'fsq' has no codebook that levels could share"),
     ],
 )
 def test_what_makes_no_sense_is_refused(fields, message):

@@ -1,6 +1,7 @@
 """Finite scalar quantization (FSQ): each channel is rounded to a few levels, and the codebook is their grid.
 
-Mentzer et al. 2023, https://arxiv.org/abs/2309.15505.
+Mentzer et al. 2023, https://arxiv.org/abs/2309.15505. The symmetric grid, which falls into residual levels: Parker et al.
+2024, https://arxiv.org/abs/2411.19842; the levels are scaled as in vector-quantize-pytorch's ResidualFSQ.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.gradients import straight_through
 
 # The bounded range is wider than the span of the levels by this share, as in vector-quantize-pytorch.
 # (The paper's listing makes it narrower by as much: beyond 1,000 levels the outermost would not be reached.)
@@ -72,8 +74,7 @@ class FiniteScalarQuantizer(Quantizer):
         codes = self._codes(bounded)  # [B, h, w]
         quantized = self.codes_to_features(codes)  # [B, D, h, w]
         if self.training:
-            z = bounded / (self._levels(bounded) // 2)
-            quantized = z + (quantized - z).detach()
+            quantized = straight_through(bounded / (_levels(self.config, bounded) // 2), quantized)
         return Quantized(quantized, codes, {})
 
     @torch.no_grad()
@@ -81,22 +82,14 @@ class FiniteScalarQuantizer(Quantizer):
         return self._codes(self._bound(features))
 
     def codes_to_features(self, codes: Tensor) -> Tensor:
-        levels = self._levels(codes)
+        levels = _levels(self.config, codes)
         half_width = levels // 2
-        digits = codes[:, None] // self._place_values(codes) % levels  # [B, D, h, w]
+        digits = _to_digits(self.config, codes)  # [B, D, h, w]
         return (digits - half_width).float() / half_width
 
     @torch.no_grad()
     def init_weights(self) -> None:
         pass
-
-    def _levels(self, like: Tensor) -> Tensor:
-        return torch.tensor(self.config.levels, device=like.device).view(-1, 1, 1)  # [D, 1, 1]
-
-    def _place_values(self, like: Tensor) -> Tensor:
-        """What a step of each channel adds to the code: 1, L_1, L_1 L_2, ..."""
-        values = list(accumulate(self.config.levels[:-1], mul, initial=1))
-        return torch.tensor(values, device=like.device).view(-1, 1, 1)  # [D, 1, 1]
 
     def _bound(self, features: Tensor) -> Tensor:
         """Squeeze each channel into the span of its levels, -(L // 2) to (L - 1) // 2 (arXiv:2309.15505, appendix A.1).
@@ -104,7 +97,7 @@ class FiniteScalarQuantizer(Quantizer):
         An even number of levels has none in the middle: the offset of a half puts them on integers, and the shift
         undoes it at zero, which stays zero. (The paper's listing has tan for this shift; only atanh does it.)
         """
-        levels = self._levels(features)
+        levels = _levels(self.config, features)
         half_span = (levels - 1) * (1 + _MARGIN) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         shift = torch.atanh(offset / half_span)
@@ -112,8 +105,68 @@ class FiniteScalarQuantizer(Quantizer):
         return torch.tanh(features.float() + shift) * half_span - offset
 
     def _codes(self, bounded: Tensor) -> Tensor:
-        levels = self._levels(bounded)
-        digits = bounded.detach().round().long() + levels // 2  # [B, D, h, w]
-        # Beyond 1,000 levels the margin is more than half a level; and what is NaN must not be a code outside either.
-        digits = digits.clamp(torch.zeros_like(levels), levels - 1)
-        return (digits * self._place_values(bounded)).sum(1)
+        return _to_codes(self.config, bounded.detach().round().long() + _levels(self.config, bounded) // 2)
+
+
+class FiniteScalarLevel(Quantizer):
+    """Level number `index` of residual FSQ: an even grid of L levels a channel over [-1, 1], scaled by L^-index.
+
+    The residuals of a level lie within half a step of its grid, 1 / (L - 1), and so within half a step around the next
+    level's: n levels make one even grid of L^n steps. `soft_bound` brings the features into the first level's range.
+    (For an even L, the grid of `FiniteScalarQuantizer` is not symmetric: scaled down, it would leave gaps.)
+    """
+
+    def __init__(self, config: FiniteScalarQuantizerConfig, index: int) -> None:
+        super().__init__()
+        self.config, self.index = config, index
+
+    def forward(self, features: Tensor) -> Quantized:
+        codes = self.encode(features)
+        e = self.codes_to_features(codes)
+        return Quantized(straight_through(features, e) if self.training else e, codes, {})
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        levels = _levels(self.config, features)
+        z = (features.float() / self._scale(features)).clamp(-1, 1)  # [B, D, h, w]
+        return _to_codes(self.config, ((levels - 1) * (z + 1) / 2 + 0.5).floor().long())
+
+    def codes_to_features(self, codes: Tensor) -> Tensor:
+        steps = _levels(self.config, codes) - 1
+        return (_to_digits(self.config, codes) * (2 / steps) - 1) * self._scale(codes)
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        pass
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return _levels(self.config, like).float() ** -self.index  # [D, 1, 1]
+
+
+def soft_bound(config: FiniteScalarQuantizerConfig, features: Tensor) -> Tensor:
+    """Squeeze each channel of [B, D, h, w] into half a step around [-1, 1], the range of residual FSQ's first level."""
+    bound = 1 + 1 / (_levels(config, features) - 1)
+    return torch.tanh(features.float() / bound) * bound
+
+
+def _levels(config: FiniteScalarQuantizerConfig, like: Tensor) -> Tensor:
+    return torch.tensor(config.levels, device=like.device).view(-1, 1, 1)  # [D, 1, 1]
+
+
+def _place_values(config: FiniteScalarQuantizerConfig, like: Tensor) -> Tensor:
+    """What a step of each channel adds to the code: 1, L_1, L_1 L_2, ..."""
+    values = list(accumulate(config.levels[:-1], mul, initial=1))
+    return torch.tensor(values, device=like.device).view(-1, 1, 1)  # [D, 1, 1]
+
+
+def _to_digits(config: FiniteScalarQuantizerConfig, codes: Tensor) -> Tensor:
+    """[B, h, w] -> [B, D, h, w], from 0 to the channels' levels less 1."""
+    return codes[:, None] // _place_values(config, codes) % _levels(config, codes)
+
+
+def _to_codes(config: FiniteScalarQuantizerConfig, digits: Tensor) -> Tensor:
+    """[B, D, h, w] -> [B, h, w]."""
+    levels = _levels(config, digits)
+    # Beyond 1,000 levels the margin is more than half a level; and what is NaN must not be a code outside either.
+    digits = digits.clamp(torch.zeros_like(levels), levels - 1)
+    return (digits * _place_values(config, digits)).sum(1)

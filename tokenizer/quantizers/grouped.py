@@ -1,7 +1,7 @@
 """Grouped quantization: the channels are cut into groups, and each group is quantized by itself.
 
-Product quantization, Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57; with groups on the sphere, group
-spherical quantization, Wang et al. 2024, https://arxiv.org/abs/2412.02632.
+Product quantization, Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57; with groups on the sphere, grouped
+spherical quantization (GSQ), Wang et al. 2024, https://arxiv.org/abs/2412.02632.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class GroupedQuantizerConfig(QuantizerConfig):
 
     Args:
         groups: codes at each position, one a group of channels; at least 2.
-        inner: the quantizer of a group: `code_dim` are the channels of one group. Its loss terms are averaged over the
-            groups.
+        inner: the quantizer of a group, any of one code a position: its `code_dim` are the channels of one group. Its
+            loss terms are averaged over the groups. (GSQ is vq with `l2_normalize`.)
     """
 
     type: Literal["grouped"] = "grouped"

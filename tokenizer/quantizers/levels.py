@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Union
 
 import torch
 from torch import Tensor, nn
 
 from tokenizer.quantizers.base import Quantizer, QuantizerConfig
+from tokenizer.quantizers.binary_spherical import BinarySphericalQuantizer, BinarySphericalQuantizerConfig
+from tokenizer.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
+from tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
+from tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
+from tokenizer.quantizers.lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
+from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
 from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
-# What an inner quantizer may be, told apart by `type`. The registry itself imports those that have inner ones.
-InnerConfig = VectorQuantizerConfig
-_INNER: dict[str, type[Quantizer]] = {"vq": VectorQuantizer}
+# The quantizers of one code a position. The whole registry adds to them those that are made of several.
+SINGLE: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
+    "vq": (VectorQuantizerConfig, VectorQuantizer),
+    "simvq": (SimVQConfig, SimVQ),
+    "ibq": (IBQConfig, IBQ),
+    "gumbel": (GumbelConfig, GumbelQuantizer),
+    "fsq": (FiniteScalarQuantizerConfig, FiniteScalarQuantizer),
+    "lfq": (LookupFreeQuantizerConfig, LookupFreeQuantizer),
+    "bsq": (BinarySphericalQuantizerConfig, BinarySphericalQuantizer),
+}
+# What an inner quantizer may be, told apart by `type`.
+InnerConfig = Union[tuple(config for config, _ in SINGLE.values())]  # noqa: UP007
 
 
 def make_levels(configs: Sequence[QuantizerConfig]) -> nn.ModuleList:
-    return nn.ModuleList(_INNER[config.type](config) for config in configs)
+    return nn.ModuleList(SINGLE[config.type][1](config) for config in configs)
 
 
 def mean_losses(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
