@@ -24,9 +24,6 @@ from tokenizer.losses import ObjectiveConfig, make_distances, reconstruction_ter
 from tokenizer.metrics import code_counts
 from tokenizer.quantizers import Quantizer
 
-# Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
-_REVIVAL_CANDIDATES = 1024
-
 
 @dataclass
 class TokenizerLearners:
@@ -161,7 +158,7 @@ def _revive_codes(
     """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
     model = learners.model.module
     candidates = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
-    stride = max(1, len(candidates) // (_REVIVAL_CANDIDATES * model.quantize.config.depth))
+    stride = max(1, len(candidates) // model.quantize.revival_candidates)
     codes, candidates = accelerator.gather((codes.contiguous(), candidates[::stride].contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
     parameters = dict(model.quantize.named_parameters())  # a codebook of running means is none of them

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+# Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
+REVIVAL_CANDIDATES = 1024
+
 
 class Quantized(NamedTuple):
     """What a quantizer's forward pass gives.
@@ -88,6 +91,11 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def update(self, statistics: dict[str, Tensor]) -> None:
         """After an optimizer step: change what no gradient changes, by the `statistics` of all ranks."""
+
+    @property
+    def revival_candidates(self) -> int:
+        """Features of each rank that the next `revive` has a use for."""
+        return REVIVAL_CANDIDATES
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Finite scalar quantization (FSQ): each channel is rounded to a few levels, and the codebook is their grid.
 
-Mentzer et al. 2023, https://arxiv.org/abs/2309.15505. The symmetric grid, which falls into residual levels: Parker et al.
-2024, https://arxiv.org/abs/2411.19842; the levels are scaled as in vector-quantize-pytorch's ResidualFSQ.
+Mentzer et al. 2023, https://arxiv.org/abs/2309.15505. The symmetric grid, which falls into residual levels: Parker et
+al. 2024, https://arxiv.org/abs/2411.19842; the levels are scaled as in vector-quantize-pytorch's ResidualFSQ.
 """
 
 from __future__ import annotations

@@ -60,6 +60,11 @@ class LevelsQuantizer(Quantizer):
     def training_buffers(self) -> tuple[str, ...]:
         return tuple(f"levels.{i}.{name}" for i, level in enumerate(self.levels) for name in level.training_buffers)
 
+    @property
+    def revival_candidates(self) -> int:
+        """As many as the level that wants most, for each: levels take different features."""
+        return self.config.depth * max(level.revival_candidates for level in self.levels)
+
     @torch.no_grad()
     def update(self, statistics: dict[str, Tensor]) -> None:
         """Each level's, by its part of the `statistics`."""

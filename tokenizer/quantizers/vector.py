@@ -18,8 +18,12 @@ from tokenizer.fields import require
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from tokenizer.quantizers.entropy import entropy_loss
 from tokenizer.quantizers.gradients import rotation, straight_through
+from tokenizer.quantizers.kmeans import kmeans, sum_by_code
 from tokenizer.quantizers.nearest import nearest_codes
 
+# k-means for a codebook's start: Lloyd's iterations, and the features that it takes, a code and rank.
+_KMEANS_ITERATIONS = 10
+_KMEANS_FEATURES = 64
 # Laplace smoothing of the running cluster sizes, as in the authors' code (Sonnet): a code nobody uses has no size 0.
 _SMOOTHING = 1e-5
 
@@ -47,9 +51,12 @@ class VectorQuantizerConfig(QuantizerConfig):
             (https://arxiv.org/abs/2310.05737): features sure of their codes, all codes used alike. 0 leaves it out;
             else it holds the whole [N, codebook_size] matrix of a micro-batch.
         entropy_temperature: of that softmax.
+        codebook_init: where all codes are placed in the first step, so that training starts from a codebook of the
+            data: "data" takes features of the batch, "kmeans" their means after ten of Lloyd's iterations (on the
+            sphere spherical k-means), which fit the batch better.
         revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
-            moved onto a feature of the current batch; in the first step all codes are, so that training starts from a
-            codebook of the data. 0 leaves the codes where they are.
+            moved onto a feature of the current batch. 0 leaves the codes where they are, and with codebook_init "data"
+            also in the first step.
         revive_decay: of the running mean of use, a step.
     """
 
@@ -65,6 +72,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     isotropy_weight: float = 0.0
     entropy_weight: float = 0.0
     entropy_temperature: float = 0.01
+    codebook_init: Literal["data", "kmeans"] = "data"
     revive_below: float = 0.05
     revive_decay: float = 0.95
 
@@ -163,7 +171,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        if not self.config.revive_below:
+        if not self.config.revive_below and not self._to_be_clustered():
             return {}
         size, decay = self.config.codebook_size, self.config.revive_decay
         if self.usage.any():
@@ -174,11 +182,32 @@ class VectorQuantizer(Quantizer):
             dead = torch.arange(size, device=self.usage.device)
         if len(dead) == 0:
             return {}
-        chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
-        self.embedding.weight[dead] = features[chosen].to(self.embedding.weight)
+        if self._to_be_clustered():
+            self.embedding.weight.copy_(self._clustered(features, generator))
+        else:
+            chosen = torch.randint(len(features), (len(dead),), generator=generator).to(features.device)
+            self.embedding.weight[dead] = features[chosen].to(self.embedding.weight)
         self.usage[dead] = 1.0
         self._forget_clusters(dead)
         return {"embedding.weight": dead}
+
+    @property
+    def revival_candidates(self) -> int:
+        wanted = super().revival_candidates
+        return max(wanted, _KMEANS_FEATURES * self.config.codebook_size) if self._to_be_clustered() else wanted
+
+    def _to_be_clustered(self) -> bool:
+        """Whether the next `revive` makes the codebook by k-means."""
+        return self.config.codebook_init == "kmeans" and not self.usage.any()
+
+    def _clustered(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Features [N, code_dim] -> their means [codebook_size, code_dim], from a start on features drawn apart."""
+        rows, size = self._place(features.float()), self.config.codebook_size
+        if len(rows) >= size:
+            start = torch.randperm(len(rows), generator=generator)[:size]
+        else:
+            start = torch.randint(len(rows), (size,), generator=generator)
+        return kmeans(rows, rows[start.to(rows.device)], _KMEANS_ITERATIONS, self.config.l2_normalize)
 
     def _forget_clusters(self, codes: Tensor) -> None:
         """Codes [M] that were just placed: each is the mean of one feature, itself."""
@@ -201,17 +230,6 @@ class VectorQuantizer(Quantizer):
 def to_rows(grid: Tensor) -> Tensor:
     """[B, D, h, w] -> [B h w, D]."""
     return grid.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def sum_by_code(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
-    """Sum of the rows of each code: [N], [N, D] -> [codebook_size, D].
-
-    It is the gradient of a look-up, and taken as that: torch's documentation names `index_add_` among the operations
-    that have no fixed order on CUDA, on which a bitwise resume would founder, and does not name this one.
-    """
-    with torch.enable_grad():
-        table = rows.new_zeros(codebook_size, rows.shape[1], requires_grad=True)
-        return torch.autograd.grad(F.embedding(codes, table), table, rows)[0]
 
 
 def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
