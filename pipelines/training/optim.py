@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,9 +17,14 @@ class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a cosine to `min_learning_rate`.
 
     Args:
-        learning_rate: at its peak.
+        learning_rate: at its peak, for a batch of `base_batch_size` samples.
+        base_batch_size: the total batch (over all ranks and micro-steps) that the learning rates are meant for; a run
+            of another batch scales them, and says so. 0: they are taken as they are, whatever the batch.
+        batch_scaling: "square_root" multiplies by sqrt(batch / base), which keeps Adam's noise the same (Malladi et al.
+            2022, https://arxiv.org/abs/2205.10287); "linear" by batch / base, the rule of SGD (Goyal et al. 2017,
+            https://arxiv.org/abs/1706.02677), which taming-transformers uses with Adam too.
         warmup_steps: steps over which it rises from 0.
-        min_learning_rate: where the cosine ends, at the last step.
+        min_learning_rate: where the cosine ends, at the last step; scaled alike.
         beta1: decay of the first moment.
         beta2: decay of the second moment.
         weight_decay: on matrices and convolutions only, not on biases, norms and codebooks.
@@ -26,6 +32,8 @@ class OptimizerConfig:
     """
 
     learning_rate: float = 1e-4
+    base_batch_size: int = 0
+    batch_scaling: Literal["square_root", "linear"] = "square_root"
     warmup_steps: int = 0
     min_learning_rate: float = 0.0
     beta1: float = 0.9
@@ -35,10 +43,20 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}: it must be positive.")
-        for name in ("warmup_steps", "min_learning_rate", "weight_decay", "max_grad_norm"):
+        for name in ("base_batch_size", "warmup_steps", "min_learning_rate", "weight_decay", "max_grad_norm"):
             require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}: it must not be negative.")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
+
+    def for_batch(self, batch_size: int) -> OptimizerConfig:
+        """The config of a run of `batch_size` samples a step: its learning rates are those that are used."""
+        if not self.base_batch_size:
+            return self
+        factor = batch_size / self.base_batch_size
+        if self.batch_scaling == "square_root":
+            factor = math.sqrt(factor)
+        rates = {name: factor * getattr(self, name) for name in ("learning_rate", "min_learning_rate")}
+        return replace(self, **rates, base_batch_size=0)
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:

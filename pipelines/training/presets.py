@@ -52,7 +52,7 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
             codebook_size=768, code_dim=3, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
         ),
         objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=20, weight_decay=0.01),
+        optimizer=OptimizerConfig(learning_rate=5e-3, base_batch_size=16, warmup_steps=20, weight_decay=0.01),
     )
 
 
@@ -86,7 +86,7 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
             codebook_size=1024, code_dim=4, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
         ),
         objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=5e-3, warmup_steps=50, weight_decay=0.01),
+        optimizer=OptimizerConfig(learning_rate=5e-3, base_batch_size=16, warmup_steps=50, weight_decay=0.01),
     )
 
 
@@ -115,8 +115,8 @@ def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
         objective=ObjectiveConfig(
             adversarial_start=20_000, adversarial_warmup=1_000, discriminator=PatchGANConfig(n_layers=3)
         ),
-        optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
-        discriminator_optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
+        optimizer=OptimizerConfig(learning_rate=1e-4, base_batch_size=128, beta2=0.95, weight_decay=0.05),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-4, base_batch_size=128, beta2=0.95, weight_decay=0.05),
     )
 
 
@@ -136,7 +136,7 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
         eval_every=575,
         save_every=575,
         model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=60, weight_decay=0.1),
+        optimizer=OptimizerConfig(learning_rate=3e-3, base_batch_size=16, warmup_steps=60, weight_decay=0.1),
     )
 
 
@@ -158,7 +158,7 @@ def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
         validation_fraction=0.01,
         ema_decay=0.9999,
         model=PriorConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
-        optimizer=OptimizerConfig(learning_rate=1e-4, beta2=0.95, weight_decay=0.05),
+        optimizer=OptimizerConfig(learning_rate=1e-4, base_batch_size=256, beta2=0.95, weight_decay=0.05),
     )
 
 

@@ -273,8 +273,9 @@ def _differences(before: Any, now: Any, where: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for name in sorted(set(before) | set(now)):
-            if where or name not in _MAY_CHANGE:
-                found += _differences(before.get(name), now.get(name), f"{where}.{name}" if where else name)
+            # A field that an earlier version did not have yet is not compared: what it does by default changes nothing.
+            if name in before and (where or name not in _MAY_CHANGE):
+                found += _differences(before[name], now.get(name), f"{where}.{name}" if where else name)
         return found
     return [] if before == now else [f"{where} was {before!r}, is {now!r}"]
 

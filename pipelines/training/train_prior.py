@@ -13,6 +13,7 @@ from torch import Tensor
 from pipelines.devices import evaluating
 from pipelines.export import export_prior
 from pipelines.loading import load_tokenizer
+from pipelines.training.announcement import describe_learning_rate
 from pipelines.training.checkpoint import (
     Checkpoint,
     load_newest_checkpoint,
@@ -45,7 +46,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         model = make_prior(config.model, sequence)
-        learner = Learner.make(model, config.optimizer, run.accelerator)
+        learner = Learner.make(model, config.optimizer.for_batch(config.batch_size), run.accelerator)
         ema = EMA(model, config.ema_decay)
         rows, held_out = codes.split(config.validation_fraction)
         if not len(rows):
@@ -256,5 +257,6 @@ def _announce(
         f"{classes}.\n"
         f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
         f"Training: steps {start} to {config.max_steps}, {config.batch_size} rows a step on "
-        f"{run.devices}, learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
+        f"{run.devices}, learning rate {describe_learning_rate(config.optimizer, config.batch_size)}. "
+        f"The run goes to {run.folder}."
     )

@@ -18,6 +18,7 @@ from pipelines.devices import evaluating
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
 from pipelines.export import export_tokenizer
 from pipelines.files import write_text
+from pipelines.training.announcement import announce_tokenizer
 from pipelines.training.checkpoint import (
     Checkpoint,
     load_newest_checkpoint,
@@ -56,10 +57,15 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
             VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
         )
         learners = make_learners(
-            model, config.objective, config.optimizer, config.discriminator_optimizer, config.ema_decay, run.accelerator
+            model,
+            config.objective,
+            config.optimizer.for_batch(config.batch_size),
+            config.discriminator_optimizer.for_batch(config.batch_size),
+            config.ema_decay,
+            run.accelerator,
         )
         start = _resume(run, learners)
-        _announce(run, config, model, train_images, validation_images, start)
+        announce_tokenizer(run, config, learners, train_images, validation_images, start)
         scores = _train(run, config, learners, train_images, validation_images, start)
         if run.is_main:
             with learners.ema.applied():
@@ -250,26 +256,3 @@ def _save(run: Run, learners: TokenizerLearners, done: int) -> None:
         groups = {name: tensors for name, tensors in groups.items() if tensors}
         save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
     run.accelerator.wait_for_everyone()
-
-
-def _announce(
-    run: Run,
-    config: TokenizerTrainingConfig,
-    model: VQModel,
-    train_images: ImageSource,
-    validation_images: ImageSource | None,
-    start: int,
-) -> None:
-    """What the run is about to do."""
-    shape, size = model.config.codes_shape, config.quantizer.codebook_size
-    bits = math.prod(shape) * math.log2(size)
-    raw = config.preprocessing.image_size**2 * config.backbone.in_channels * 8
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
-    run.log(
-        f"Tokenizer: {parameters:.2f}M parameters, {'x'.join(map(str, shape))} codes of {size} an image, "
-        f"{raw / bits:.0f} times fewer bits than the pixels.\n"
-        f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
-        f"Training: steps {start} to {config.max_steps}, {config.batch_size} images a step on "
-        f"{run.devices}, learning rate {config.optimizer.learning_rate:g}. The run goes to {run.folder}."
-    )

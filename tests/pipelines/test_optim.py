@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -29,9 +30,21 @@ def test_the_learning_rate_rises_and_falls():
     assert 0 < learning_rate(short, 1, 2) < 0.1
 
 
+def test_the_learning_rates_go_with_the_batch_by_the_rule():
+    config = OptimizerConfig(learning_rate=1e-3, min_learning_rate=1e-5, base_batch_size=16)
+    assert config.for_batch(16) == replace(config, base_batch_size=0)  # bit for bit
+    square_root, linear = config.for_batch(64), replace(config, batch_scaling="linear").for_batch(64)
+    assert (square_root.learning_rate, square_root.min_learning_rate) == pytest.approx((2e-3, 2e-5))
+    assert (linear.learning_rate, linear.min_learning_rate) == pytest.approx((4e-3, 4e-5))
+    assert config.for_batch(4).learning_rate == pytest.approx(5e-4)
+    assert replace(config, base_batch_size=0).for_batch(64).learning_rate == 1e-3
+    assert square_root.for_batch(64) == square_root  # resolved once
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"base_batch_size": -1}, "base_batch_size is -1"),
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"beta2": 1.0}, "beta2 is 1.0"),

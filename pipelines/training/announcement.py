@@ -1,0 +1,113 @@
+"""What a run says of itself before it starts."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from pipelines.data import ImageSource
+from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.memory_estimate import estimate_memory
+from pipelines.training.optim import OptimizerConfig
+from pipelines.training.run import Run
+from pipelines.training.tokenizer_step import TokenizerLearners
+from tokenizer import VQModel
+
+
+def announce_tokenizer(
+    run: Run,
+    config: TokenizerTrainingConfig,
+    learners: TokenizerLearners,
+    train_images: ImageSource,
+    validation_images: ImageSource | None,
+    start: int,
+) -> None:
+    """Sizes, what a picture becomes, the data, and the values that training resolved."""
+    if not run.is_main:
+        return
+    held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
+    run.log(
+        f"Tokenizer: {_parameters(learners)}.\n"
+        f"{describe_codes(learners.model.module)}\n"
+        f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
+        f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} images a step on {run.devices}; "
+        f"{_learning_rates(config, learners)}.\n"
+        f"{_memory(run, config, learners)}\n"
+        f"The run goes to {run.folder}."
+    )
+
+
+def describe_batch(run: Run) -> str:
+    """The total batch, and what it is made of."""
+    config, ranks = run.config, run.accelerator.num_processes
+    if run.micro_batch_size == config.batch_size:
+        return str(config.batch_size)
+    parts = f"{run.micro_batch_size} x {ranks} devices x {config.gradient_accumulation_steps} micro-steps"
+    return f"{config.batch_size} ({parts})"
+
+
+def describe_learning_rate(config: OptimizerConfig, batch_size: int) -> str:
+    """The learning rate that is used, and what it comes from where the batch scaled it."""
+    used = config.for_batch(batch_size).learning_rate
+    if used == config.learning_rate:
+        return f"{used:g}"
+    rule = config.batch_scaling.replace("_", " ")
+    return f"{used:.4g} ({config.learning_rate:g} at a batch of {config.base_batch_size}, {rule} rule)"
+
+
+def describe_codes(model: VQModel) -> str:
+    """Tokens an image, bits a pixel and how many times fewer bits than the pixels have."""
+    config = model.config
+    tokens, size = math.prod(config.codes_shape), config.quantizer_config.codebook_size
+    side, channels = config.preprocessing_config.image_size, config.backbone_config.in_channels
+    bits, shape = tokens * math.log2(size), "x".join(map(str, config.codes_shape))
+    return (
+        f"An image of {side}x{side} becomes {tokens} tokens ({shape}) of {size} codes: "
+        f"{bits / side**2:.3g} bits a pixel, {8 * channels * side**2 / bits:.0f} times fewer than the pixels' "
+        f"{8 * channels}."
+    )
+
+
+def _parameters(learners: TokenizerLearners) -> str:
+    model = learners.model.module
+    parts = {"encoder": model.encoder, "decoder": model.decoder, "quantizer": model.quantize}
+    shown = ", ".join(f"{name} {_count(module)}" for name, module in parts.items())
+    text = f"{_count(model)} parameters ({shown})"
+    if learners.discriminator is not None:
+        text += f"; discriminator {_count(learners.discriminator.module)}"
+    if learners.perceptual is not None:
+        text += f"; perceptual net {_count(learners.perceptual)}, not trained"
+    return text
+
+
+def _count(module: nn.Module) -> str:
+    number = sum(parameter.numel() for parameter in module.parameters())
+    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number / 1e3:.1f}k"
+
+
+def _learning_rates(config: TokenizerTrainingConfig, learners: TokenizerLearners) -> str:
+    text = f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}"
+    if learners.discriminator is not None:
+        text += f", discriminator's {describe_learning_rate(config.discriminator_optimizer, config.batch_size)}"
+    return text
+
+
+def _memory(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearners) -> str:
+    side = config.preprocessing.image_size
+    estimate = estimate_memory(
+        learners.model.module,
+        None if learners.discriminator is None else learners.discriminator.module,
+        learners.perceptual,
+        (run.micro_batch_size, config.backbone.in_channels, side, side),
+        bool(config.ema_decay),
+        run.accelerator.mixed_precision,
+    )
+    return (
+        f"Memory, an estimate: {_size(estimate.total)} a device ({_size(estimate.weights)} weights, "
+        f"{_size(estimate.kept)} optimizer and average, {_size(estimate.step)} the step)."
+    )
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -1,0 +1,120 @@
+"""What a tokenizer's training will hold in memory: its step, walked through on tensors that have no storage."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tokenizer import VQModel
+
+_MOMENTS = 2  # of AdamW, for each weight
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on one device. `weights` are those of all nets; `kept` the moments and the average; `step` the peak of
+    activations and gradients while one micro-batch is computed.
+    """
+
+    weights: int
+    kept: int
+    step: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kept + self.step
+
+
+def estimate_memory(
+    model: VQModel,
+    discriminator: nn.Module | None,
+    perceptual: nn.Module | None,
+    images: tuple[int, int, int, int],
+    averaged: bool,
+    mixed_precision: str,
+) -> MemoryEstimate:
+    """An estimate, not a promise: what the quantizer holds, and what libraries take for themselves, is not in it.
+
+    Args:
+        images: shape of a micro-batch, [B, C, S, S].
+        averaged: whether an average of the weights is kept.
+        mixed_precision: "no" or "bf16".
+    """
+    trained = [model] if discriminator is None else [model, discriminator]
+    trained = [module for module in (model, discriminator) if module is not None]
+    weights = sum(_bytes(module) for module in (*trained, perceptual) if module is not None)
+    kept = _MOMENTS * sum(map(_bytes, trained)) + (_bytes(model) if averaged else 0)
+    device = model.device
+    autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
+    fake = FakeTensorMode()
+    model, discriminator, perceptual = (_twin(module, fake) for module in (model, discriminator, perceptual))
+    with fake, _LiveBytes() as live:
+        batch = torch.empty(images, device=device).contiguous(memory_format=torch.channels_last)
+        with autocast():
+            # Without the search for codes, whose result depends on values: features go to the decoder as they are.
+            features = model.quant_conv(model.encoder(batch)).float()
+            reconstruction = model.decoder(model.post_quant_conv(features))
+            loss = (reconstruction - batch).abs().mean()
+            if discriminator is not None:
+                loss = loss + discriminator(reconstruction).float().mean()
+        if perceptual is not None:
+            loss = loss + perceptual(batch, reconstruction).mean()
+        loss.backward()
+        del loss, features
+        if discriminator is not None:
+            with autocast():
+                judged = discriminator(torch.cat([batch, reconstruction.detach().to(batch.dtype)]))
+            judged.float().mean().backward()
+        return MemoryEstimate(weights, kept, live.peak)
+
+
+def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:
+    """A copy whose weights have shapes, and no storage."""
+    if module is None:
+        return None
+    weights = {id(t): fake.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in _tensors(module)}
+    return copy.deepcopy(module, weights).train()
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the storages that operations make and that are still there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._seen: weakref.WeakSet = weakref.WeakSet()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return result
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        size = storage.nbytes()
+        self.live += size
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._drop, size)
+
+    def _drop(self, size: int) -> None:
+        self.live -= size
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(module))
