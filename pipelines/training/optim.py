@@ -9,14 +9,17 @@ from typing import Literal
 import torch
 from torch import nn
 
+from pipelines.training.muon import Muon
 from tokenizer.fields import require
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and a cosine to `min_learning_rate`.
+    """AdamW (Loshchilov & Hutter 2019) or Muon, with linear warm-up and a cosine to `min_learning_rate`.
 
     Args:
+        type: "adamw"; or "muon" for the matrices and convolutions between the first layer and the last, with AdamW for
+            the rest. Convolutional tokenizers learn faster by Muon (docs/benchmarks.md).
         learning_rate: at its peak, for a batch of `base_batch_size` samples.
         base_batch_size: the total batch (over all ranks and micro-steps) that the learning rates are meant for; a run
             of another batch scales them, and says so. 0: they are taken as they are, whatever the batch.
@@ -25,12 +28,14 @@ class OptimizerConfig:
             https://arxiv.org/abs/1706.02677), which taming-transformers uses with Adam too.
         warmup_steps: steps over which it rises from 0.
         min_learning_rate: where the cosine ends, at the last step; scaled alike.
-        beta1: decay of the first moment.
-        beta2: decay of the second moment.
+        beta1: decay of the first moment of AdamW.
+        beta2: decay of the second moment of AdamW.
+        momentum: decay of Muon's momentum.
         weight_decay: on matrices and convolutions only, not on biases, norms and codebooks.
         max_grad_norm: gradients of a larger norm are scaled down to it; 0 for no clipping.
     """
 
+    type: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     base_batch_size: int = 0
     batch_scaling: Literal["square_root", "linear"] = "square_root"
@@ -38,6 +43,7 @@ class OptimizerConfig:
     min_learning_rate: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.95
+    momentum: float = 0.95
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
@@ -47,6 +53,7 @@ class OptimizerConfig:
             require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}: it must not be negative.")
         for name in ("beta1", "beta2"):
             require(0 <= getattr(self, name) < 1, f"optimizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
+        require(0 < self.momentum < 1, f"optimizer.momentum is {self.momentum}: it must lie between 0 and 1.")
 
     def for_batch(self, batch_size: int) -> OptimizerConfig:
         """The config of a run of `batch_size` samples a step: its learning rates are those that are used."""
@@ -59,13 +66,28 @@ class OptimizerConfig:
         return replace(self, **rates, base_batch_size=0)
 
 
+# Parts of the names of what Muon leaves to AdamW: the first and last layers, and tables (Jordan et al. 2024).
+_NOT_HIDDEN = ("embed", "lm_head", "conv_in", "conv_out", "quant_conv")
+
+
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    decayed = [p for name, p in model.named_parameters() if p.requires_grad and p.dim() >= 2 and "embed" not in name]
-    others = [
-        p for name, p in model.named_parameters() if p.requires_grad and not (p.dim() >= 2 and "embed" not in name)
+    """Matrices decay, tables and vectors do not; with "muon" the hidden matrices are a group with `momentum`."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    hidden, matrices, others = [], [], []
+    for name, parameter in trained:
+        if parameter.dim() < 2 or "embed" in name:
+            others.append(parameter)
+        elif config.type == "muon" and not any(part in name for part in _NOT_HIDDEN):
+            hidden.append(parameter)
+        else:
+            matrices.append(parameter)
+    groups = [
+        {"params": matrices, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+        {"params": hidden, "weight_decay": config.weight_decay, "momentum": config.momentum},
     ]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
+    kind = Muon if config.type == "muon" else torch.optim.AdamW
+    return kind(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),

@@ -48,6 +48,7 @@ def test_the_learning_rates_go_with_the_batch_by_the_rule():
         ({"learning_rate": 0.0}, "learning_rate is 0.0"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
         ({"beta2": 1.0}, "beta2 is 1.0"),
+        ({"momentum": 0.0}, "momentum is 0.0"),
         ({"max_grad_norm": -1.0}, "max_grad_norm is -1.0"),
     ],
 )

@@ -1,0 +1,85 @@
+"""Muon against torch's own, which takes matrices alone, and AdamW on the rest."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipelines.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from pipelines.training.muon import orthogonalized
+from pipelines.training.optim import OptimizerConfig, make_optimizer, set_learning_rate
+
+CONFIG = OptimizerConfig(type="muon", learning_rate=1e-2, weight_decay=0.1)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv_in = nn.Conv2d(3, 8, 3, padding=1)
+        self.conv = nn.Conv2d(8, 12, 3, padding=1)
+        self.linear = nn.Linear(12, 5)
+
+    def forward(self, x):
+        return self.linear(self.conv(self.conv_in(x).tanh()).mean((2, 3)))
+
+
+def net() -> Net:
+    torch.manual_seed(0)
+    return Net().to(memory_format=torch.channels_last)
+
+
+def train(model: Net, optimizer, steps: int, begin: int = 0) -> None:
+    for step in range(begin, begin + steps):
+        images = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(step))
+        model(images).square().sum().backward()
+        set_learning_rate(optimizer, 1e-2 / (step + 1))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+def test_singular_values_end_near_one_and_directions_stay():
+    matrix = torch.randn(6, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    for given, polar in ((matrix, u @ v), (matrix.t(), (u @ v).t())):
+        found = orthogonalized(given)
+        assert (torch.linalg.svdvals(found) - 1).abs().max() < 0.35
+        # The iteration is an odd polynomial of the matrix: it keeps both sets of singular vectors.
+        assert torch.allclose(polar.t() @ found, found.t() @ polar, atol=1e-8)
+
+
+def test_hidden_matrices_step_as_with_torchs_muon_and_the_rest_as_with_adamw():
+    """Gradients are drawn: of a network's, nearly singular, torch's iteration in bfloat16 is a poor measure."""
+    model, start = net(), dict(net().named_parameters())
+    ours = make_optimizer(model, CONFIG)
+    hidden = {name: nn.Parameter(start[name].detach().flatten(1).clone()) for name in ("conv.weight", "linear.weight")}
+    rest = {name: nn.Parameter(one.detach().clone()) for name, one in start.items() if name not in hidden}
+    muon = torch.optim.Muon(hidden.values(), lr=1e-2, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    vectors = [one for name, one in rest.items() if name != "conv_in.weight"]
+    groups = [{"params": [rest["conv_in.weight"]], "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=1e-2, betas=(0.9, 0.95))
+    theirs = {**hidden, **rest}
+    for step in range(3):
+        generator = torch.Generator().manual_seed(step)
+        for name, parameter in model.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            # In the parameter's memory format, as backward passes give it: the fused AdamW takes that for granted.
+            parameter.grad = torch.empty_like(parameter).copy_(drawn)
+            theirs[name].grad = torch.empty_like(theirs[name]).copy_(drawn.view(theirs[name].shape))
+        for optimizer in (ours, muon, adamw):
+            set_learning_rate(optimizer, 1e-2 / (step + 1))
+            optimizer.step()
+    for name, one in model.named_parameters():
+        two, before = (each.view(one.shape) for each in (theirs[name], start[name]))
+        bound = 0.02 if name in hidden else 1e-5
+        assert (one - two).norm() < bound * (two - before).norm(), name
+
+
+def test_the_state_goes_through_a_checkpoint_bit_for_bit():
+    straight, resumed = net(), net()
+    train(straight, make_optimizer(straight, CONFIG), 4)
+    first = make_optimizer(resumed, CONFIG)
+    train(resumed, first, 2)
+    second = make_optimizer(resumed, CONFIG)
+    load_optimizer_tensors(second, resumed, {k: v.clone() for k, v in optimizer_tensors(first, resumed).items()})
+    train(resumed, second, 2, begin=2)
+    assert all(torch.equal(one, two) for one, two in zip(straight.parameters(), resumed.parameters(), strict=True))
