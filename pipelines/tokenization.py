@@ -283,6 +283,7 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
         codebook_size=quantizer.codebook_size,
         grid_shape=model.config.grid_shape,
         depth=quantizer.depth,
+        order="grids" if quantizer.stride > 1 else "positions",
         class_names=None if images.class_names is None else tuple(images.class_names),
         source=images.description,
         source_fingerprint=images.fingerprint,

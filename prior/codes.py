@@ -47,6 +47,7 @@ class CodesManifest:
         tokenizer: where the tokenizer was loaded from, for people.
         tokenizer_fingerprint: sha256 over its weights and config.
         codebook_size, grid_shape, depth: of the codes; a row has rows * columns * depth of them.
+        order: in which a prior takes the codes of an image (`SequenceConfig`); a row has them position by position.
         code_dtype: "uint16", or "uint32" for more than 65,536 codes.
         class_names: in the order of the labels; None where the images had none.
         preprocessing: how images became square, the fields of `tokenizer.Preprocessing`.
@@ -68,6 +69,7 @@ class CodesManifest:
     num_images: int
     shards: tuple[Shard, ...]
     depth: int = 1
+    order: str = "positions"
     code_dtype: str = "uint16"
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"
@@ -84,6 +86,7 @@ class CodesManifest:
             codebook_size=self.codebook_size,
             grid_shape=self.grid_shape,
             depth=self.depth,
+            order=self.order,
             class_names=self.class_names,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
         )

@@ -88,7 +88,7 @@ def sample_codes(
         on_progress: called after every step with the number of codes done and the number of all.
 
     Returns:
-        [B, sequence.length] int64 in [0, codebook_size), on the model's device.
+        [B, sequence.length] int64 in [0, codebook_size), in the order of `sequence`, on the model's device.
 
     Raises:
         ValueError: an argument is out of its range, labels do not fit the prior, guidance is asked of an unconditional

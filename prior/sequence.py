@@ -2,18 +2,20 @@
 
 One flat vocabulary, `[codes | class tokens | null]`. A sequence is a prefix token (the class, or null) and then the
 codes of the grid in raster order; where a position has several (`depth` > 1) they follow each other, coarse to fine.
+Where they are a top code and its block of a finer grid, the whole top grid can come before the whole finer one.
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import numbers
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,6 +31,9 @@ class SequenceConfig:
         codebook_size: number of codes K; codes run from 0 to K - 1.
         grid_shape: rows and columns of the code grid.
         depth: codes at each position of the grid (above 1 for residual quantizers).
+        order: "positions": all codes of a position before the next position's. "grids": the first code of every
+            position, then the others, which are a square block of a finer grid each (depth 5: 2 x 2), row by row of
+            that grid (VQ-VAE-2's top and bottom, https://arxiv.org/abs/1906.00446).
         class_names: one unique name a class, in the order of the labels; None for an unconditional prior.
         tokenizer_fingerprint: of the tokenizer that made the codes; None if unknown.
 
@@ -39,6 +44,7 @@ class SequenceConfig:
     codebook_size: int
     grid_shape: tuple[int, int]
     depth: int = 1
+    order: Literal["positions", "grids"] = "positions"
     class_names: tuple[str, ...] | None = None
     tokenizer_fingerprint: str | None = None
 
@@ -55,12 +61,22 @@ class SequenceConfig:
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
                 f"{name} is {value!r}: it must be a whole number of at least 1.",
             )
+        self._check_order()
         if self.class_names is not None:
             self._check_class_names()
         fingerprint = self.tokenizer_fingerprint
         _require(
             fingerprint is None or isinstance(fingerprint, str),
             f"tokenizer_fingerprint is {fingerprint!r}: it must be a string or None.",
+        )
+
+    def _check_order(self) -> None:
+        _require(
+            self.order in ("positions", "grids"), f"order is {self.order!r}: it must be one of 'positions', 'grids'."
+        )
+        _require(
+            self.order == "positions" or (self.depth > 1 and math.isqrt(self.depth - 1) ** 2 == self.depth - 1),
+            f"order is 'grids', but depth is {self.depth}: it must be 1 and a square, as 5 = 1 + 2 x 2.",
         )
 
     def _check_class_names(self) -> None:
@@ -84,6 +100,16 @@ class SequenceConfig:
     def length(self) -> int:
         """Codes an image: rows * columns * depth. A sequence of tokens is one longer (the prefix)."""
         return self.grid_shape[0] * self.grid_shape[1] * self.depth
+
+    @property
+    def code_of_token(self) -> Tensor:
+        """[length] int64: the place of each token's code among an image's codes position by position."""
+        places = torch.arange(self.length).view(*self.grid_shape, self.depth)  # [h, w, depth]
+        if self.order == "positions":
+            return places.flatten()
+        side = math.isqrt(self.depth - 1)
+        blocks = places[..., 1:].unflatten(2, (side, side)).transpose(1, 2)  # [h, side, w, side]
+        return torch.cat([places[..., 0].flatten(), blocks.flatten()])
 
     @property
     def vocab_size(self) -> int:
@@ -144,7 +170,8 @@ class SequenceConfig:
 def _config_from_json(values: Any, path: Path) -> SequenceConfig:
     _require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
     known = {field.name for field in fields(SequenceConfig)}
-    unknown, missing = sorted(set(values) - known), sorted(known - set(values))
+    # `order` is younger than the first priors that were saved.
+    unknown, missing = sorted(set(values) - known), sorted(known - set(values) - {"order"})
     _require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
     _require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
     try:
@@ -159,14 +186,15 @@ def to_tokens(
     """Codes of images -> the token sequences a prior is trained on.
 
     Args:
-        codes: [B, L] or [B, h, w] or [B, h, w, depth], any integer dtype, in [0, codebook_size).
+        codes: [B, L] (position by position, as the code data set has them) or [B, h, w] or [B, h, w, depth], any
+            integer dtype, in [0, codebook_size).
         labels: [B] integers in [0, num_classes); None exactly if the prior is unconditional.
         drop: [B] bool, True where the class is replaced by null (for classifier-free guidance); None drops none.
         validate: check the ranges of `codes` and `labels`. On an accelerator this waits for it: pass False there for
             codes that were checked when they were read.
 
     Returns:
-        [B, 1 + L] int64, on the device of `codes`: the prefix and the codes in raster order, depth innermost.
+        [B, 1 + L] int64, on the device of `codes`: the prefix and the codes in the order of the config.
 
     Raises:
         ValueError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled for.
@@ -181,6 +209,8 @@ def to_tokens(
             f"drop must be bool of shape [{len(codes)}], not {drop.dtype} {list(drop.shape)}.",
         )
         prefix = prefix.masked_fill(drop.to(prefix.device), config.null_token)
+    if config.order != "positions":
+        codes = codes[:, config.code_of_token.to(codes.device)]
     return torch.cat([prefix[:, None], codes], dim=1)  # [B, 1 + L]
 
 
@@ -224,6 +254,8 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
     )
     tokens = tokens.long()
     _check_codes(tokens, config)
+    if config.order != "positions":
+        tokens = torch.empty_like(tokens).index_copy_(1, config.code_of_token.to(tokens.device), tokens)
     shape = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
     return tokens.reshape(len(tokens), *shape)
 

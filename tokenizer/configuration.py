@@ -103,7 +103,7 @@ class VQModelConfig(PreTrainedConfig):
         self.backbone = _plain(asdict(self.backbone_config))
         self.quantizer = _plain(asdict(self.quantizer_config))
         self.preprocessing = _plain(asdict(self.preprocessing_config))
-        size, factor = self.preprocessing_config.image_size, self.backbone_config.downsampling
+        size, factor = self.preprocessing_config.image_size, self.pixels_per_position
         require(
             size % factor == 0, f"preprocessing.image_size {size} is no multiple of the downsampling factor {factor}."
         )
@@ -122,9 +122,14 @@ class VQModelConfig(PreTrainedConfig):
         return from_dict(Preprocessing, self.preprocessing, where="preprocessing")
 
     @property
+    def pixels_per_position(self) -> int:
+        """Pixels of a position of the code grid, along one side."""
+        return self.backbone_config.downsampling * self.quantizer_config.stride
+
+    @property
     def grid_shape(self) -> tuple[int, int]:
-        """Rows and columns of codes for an image of `preprocessing.image_size`."""
-        side = self.preprocessing_config.image_size // self.backbone_config.downsampling
+        """Rows and columns of the code grid for an image of `preprocessing.image_size`."""
+        side = self.preprocessing_config.image_size // self.pixels_per_position
         return side, side
 
     @property

@@ -123,8 +123,7 @@ class VQModel(PreTrainedModel):
         return self.decoder(self.post_quant_conv(features))
 
     def _checked(self, images: Tensor) -> Tensor:
-        backbone = self.config.backbone_config
-        factor, channels = backbone.downsampling, backbone.in_channels
+        factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels
         if images.dim() != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
             raise ValueError(
                 f"images have shape {list(images.shape)}: this tokenizer takes [B, {channels}, H, W] with H and W "

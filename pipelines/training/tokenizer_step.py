@@ -157,9 +157,8 @@ def _revive_codes(
 ) -> None:
     """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
     model = learners.model.module
-    candidates = features.permute(0, 2, 3, 1).flatten(0, 2)  # [N, D]
-    stride = max(1, len(candidates) // model.quantize.revival_candidates)
-    codes, candidates = accelerator.gather((codes.contiguous(), candidates[::stride].contiguous()))
+    candidates = model.quantize.candidates(features)  # [M, D]
+    codes, candidates = accelerator.gather((codes.contiguous(), candidates.contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
     parameters = dict(model.quantize.named_parameters())  # a codebook of running means is none of them
     for name, rows in moved.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -19,44 +20,55 @@ from pipelines.training.ema import EMA
 from pipelines.training.tokenizer_step import make_learners, train_step
 from pipelines.training.train_prior import train_prior
 from pipelines.training.train_tokenizer import train_tokenizer
-from prior import to_codes
+from prior import to_codes, to_tokens
 from prior.codes import open_codes
 from tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.quantizers import GroupedQuantizerConfig, ResidualQuantizerConfig
+from tokenizer.quantizers import GroupedQuantizerConfig, HierarchicalQuantizerConfig, ResidualQuantizerConfig
 
 QUANTIZERS = {
     "residual": ResidualQuantizerConfig(
         depth=3, inner=VectorQuantizerConfig(codebook_size=16, code_dim=4, l2_normalize=False)
     ),
     "grouped": GroupedQuantizerConfig(groups=3, inner=VectorQuantizerConfig(codebook_size=16, code_dim=2)),
+    "hierarchical": HierarchicalQuantizerConfig(
+        channels=8, inner=VectorQuantizerConfig(codebook_size=16, code_dim=4, codebook_init="kmeans")
+    ),
 }
+# Rows, columns and codes a position of each for the tests' 4x4 features.
+SHAPES = {"residual": (4, 4, 3), "grouped": (4, 4, 3), "hierarchical": (2, 2, 5)}
 
 
 @pytest.mark.parametrize("kind", QUANTIZERS)
 def test_the_whole_way(kind, tokenizer_config, prior_config, pictures, tmp_path, capsys):
     config = replace(tokenizer_config(tmp_path / "tokenizer"), quantizer=QUANTIZERS[kind])
     model = load_tokenizer(train_tokenizer(config))
-    assert "4x4x3 codes of 16" in capsys.readouterr().out
-    assert "into\n4x4x3 codes of 16" in (tmp_path / "tokenizer" / "README.md").read_text()
+    shape = SHAPES[kind]
+    length, depth = math.prod(shape), shape[-1]
+    name = "x".join(map(str, shape))
+    assert f"{name} codes of 16" in capsys.readouterr().out
+    assert f"into\n{name} codes of 16" in (tmp_path / "tokenizer" / "README.md").read_text()
 
     data = DataConfig(str(pictures))
     folder = tokenize_dataset(TokenizationConfig(config.output_dir, data, str(tmp_path / "codes"), device="cpu"))
-    assert "rows of 48 codes" in capsys.readouterr().out
+    assert f"rows of {length} codes" in capsys.readouterr().out
     codes = open_codes(str(folder))
     sequence = codes.manifest.sequence_config()
-    assert (sequence.grid_shape, sequence.depth, sequence.length, sequence.codebook_size) == ((4, 4), 3, 48, 16)
+    assert (*sequence.grid_shape, sequence.depth) == shape
+    assert (sequence.length, sequence.codebook_size) == (length, 16)
+    assert sequence.order == ("grids" if kind == "hierarchical" else "positions")
     (batch,) = prepared_batches(model, iter(open_images(data)), 64)
-    encoded = model.encode(batch.images)  # [N, 4, 4, 3]
-    rows = torch.from_numpy(codes.codes(np.arange(18)))  # [N, 48]
-    assert torch.equal(rows[:, :3], encoded[:, 0, 0])  # all codes of the first position come first
-    assert torch.equal(rows[:, 3:6], encoded[:, 0, 1])
-    assert torch.equal(to_codes(rows, sequence), encoded)
-    assert torch.equal(model.decode(to_codes(rows, sequence)), model(batch.images).reconstruction)
+    encoded = model.encode(batch.images)  # [N, h, w, depth]
+    rows = torch.from_numpy(codes.codes(np.arange(18)))  # [N, h w depth]
+    assert torch.equal(rows[:, :depth], encoded[:, 0, 0])  # all codes of the first position come first
+    assert torch.equal(rows[:, depth : 2 * depth], encoded[:, 0, 1])
+    found = to_codes(to_tokens(rows, torch.from_numpy(codes.labels), None, sequence)[:, 1:], sequence)
+    assert torch.equal(found, encoded)
+    assert torch.equal(model.decode(found), model(batch.images).reconstruction)
 
     prior = train_prior(prior_config(tmp_path / "prior", codes=str(folder), tokenizer=config.output_dir))
     pipe = ImageGenerationPipeline.from_pretrained(make_pipeline(config.output_dir, str(prior), tmp_path / "pipe"))
     output = pipe(num_images=4, seed=0, output_type="pt", progress=False)
-    assert output.codes.shape == (4, 4, 4, 3)
+    assert output.codes.shape == (4, *shape)
     assert torch.equal(output.images, model.decode(output.codes).clamp(-1, 1))
 
 

@@ -36,6 +36,23 @@ def test_depth_is_innermost_and_comes_back():
     assert torch.equal(to_codes(tokens[:, 1:], config), codes)
 
 
+def test_the_top_grid_can_come_before_the_whole_finer_one():
+    config = conditional(codebook_size=1000, depth=5, class_names=None, grid_shape=(2, 3), order="grids")
+    top, bottom = torch.randint(1000, (7, 2, 3)), torch.randint(1000, (7, 4, 6))
+    codes = torch.empty(7, 2, 3, 5, dtype=torch.int64)  # a position's: its top code, and its 2 x 2 block row by row
+    for row in range(2):
+        for column in range(3):
+            codes[:, row, column, 0] = top[:, row, column]
+            for place in range(4):
+                codes[:, row, column, 1 + place] = bottom[:, 2 * row + place // 2, 2 * column + place % 2]
+    expected = torch.cat([top.flatten(1), bottom.flatten(1)], 1)
+    for given in (codes, codes.flatten(1)):
+        tokens = to_tokens(given, None, None, config)[:, 1:]
+        assert torch.equal(tokens, expected)
+    assert torch.equal(to_codes(tokens, config), codes)
+    assert torch.equal(codes.flatten(1)[:, config.code_of_token], tokens)
+
+
 def test_grids_come_back():
     codes = torch.randint(0, 10, (5, 2, 3))
     tokens = to_tokens(codes.flatten(1), torch.zeros(5, dtype=torch.int32), None, conditional())
@@ -120,6 +137,8 @@ def test_an_unconditional_prior_has_no_labels():
         {"class_names": ("a", "a")},
         {"class_names": ("a", 1)},
         {"tokenizer_fingerprint": 5},
+        {"order": "levels"},
+        {"order": "grids", "depth": 4},
     ],
 )
 def test_wrong_fields_are_named(changes):
@@ -127,13 +146,23 @@ def test_wrong_fields_are_named(changes):
         conditional(**changes)
 
 
-@pytest.mark.parametrize("changes", [{}, {"class_names": None}, {"depth": 3, "tokenizer_fingerprint": "ab"}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"class_names": None}, {"depth": 5, "order": "grids", "tokenizer_fingerprint": "ab"}]
+)
 def test_it_is_saved_whole_and_read_back(tmp_path, changes):
     config = conditional(**changes)
     path = config.save(tmp_path / "new")
     assert SequenceConfig.load(tmp_path / "new") == config
     config.save(tmp_path / "new")  # over the old one
     assert [file.name for file in path.parent.iterdir()] == ["sequence_config.json"]
+
+
+def test_a_file_without_the_order_is_of_the_time_when_there_was_one(tmp_path):
+    path = conditional(depth=5).save(tmp_path)
+    values = json.loads(path.read_text())
+    del values["order"]
+    path.write_text(json.dumps(values))
+    assert SequenceConfig.load(tmp_path) == conditional(depth=5, order="positions")
 
 
 def test_a_wrong_file_is_named(tmp_path):

@@ -12,6 +12,7 @@ from tokenizer.quantizers import (
     QUANTIZERS,
     BinarySphericalQuantizerConfig,
     FiniteScalarQuantizerConfig,
+    HierarchicalQuantizerConfig,
     LookupFreeQuantizerConfig,
     VectorQuantizerConfig,
     make_quantizer,
@@ -37,6 +38,10 @@ CONFIGS = [
     GroupedQuantizerConfig(groups=2, inner=FiniteScalarQuantizerConfig(levels=(5, 4))),
     GroupedQuantizerConfig(groups=2, inner=BinarySphericalQuantizerConfig(num_bits=2)),
     GroupedQuantizerConfig(groups=2, inner=IBQConfig(codebook_size=32, code_dim=2)),
+    HierarchicalQuantizerConfig(
+        channels=4, norm_groups=2, inner=VectorQuantizerConfig(codebook_size=32, code_dim=3, codebook_update="ema")
+    ),
+    HierarchicalQuantizerConfig(channels=4, norm_groups=2, inner=FiniteScalarQuantizerConfig(levels=(4, 4))),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False, gradient="rotation"),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, entropy_weight=0.1),
     VectorQuantizerConfig(codebook_size=32, code_dim=4, codebook_update="ema"),
@@ -66,14 +71,15 @@ def quantizer(request):
 
 def features(requires_grad: bool = False) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
-    return torch.randn(3, 4, 5, 6, generator=generator).requires_grad_(requires_grad)
+    return torch.randn(3, 4, 8, 6, generator=generator).requires_grad_(requires_grad)
 
 
 def test_shapes_and_range(quantizer):
     output = quantizer(features())
-    assert output.features.shape == (3, 4, 5, 6)
-    depth = quantizer.config.depth
-    assert output.codes.shape == ((3, 5, 6) if depth == 1 else (3, 5, 6, depth))
+    assert output.features.shape == (3, 4, 8, 6)
+    depth, stride = quantizer.config.depth, quantizer.config.stride
+    grid = (3, 8 // stride, 6 // stride)
+    assert output.codes.shape == (grid if depth == 1 else (*grid, depth))
     assert output.codes.dtype == torch.int64
     assert 0 <= output.codes.min() <= output.codes.max() < quantizer.config.codebook_size
     assert all(loss.dim() == 0 and loss.isfinite() for loss in output.losses.values())
@@ -142,6 +148,13 @@ def test_the_first_revival_places_the_whole_codebook_on_the_features(quantizer):
     assert (quantizer.embedding.weight[:, None] == rows).all(-1).any(1).all()
 
 
+def test_revivals_candidates_of_a_large_batch_are_from_every_column_of_the_grid():
+    columns = torch.arange(16.0).expand(8, 4, 64, 16)  # [B, D, h, w]
+    candidates = make_quantizer(CONFIGS[0]).candidates(columns)
+    assert 900 < len(candidates) <= 1024
+    assert torch.bincount(candidates[:, 0].long(), minlength=16).min() > 40
+
+
 @pytest.mark.parametrize("quantizer", REVIVING, indirect=True)
 def test_revival_leaves_used_codes_alone(quantizer):
     codes = torch.arange(32).repeat(4)
@@ -164,11 +177,11 @@ def test_codes_and_losses_equal_vector_quantize_pytorch(l2_normalize):
     codebook = ours.embedding.weight.detach()
     theirs._codebook.embed.data = (F.normalize(codebook) if l2_normalize else codebook)[None].clone()
     z = features()
-    rows = z.permute(0, 2, 3, 1).reshape(3, 30, 4)
+    rows = z.permute(0, 2, 3, 1).reshape(3, 48, 4)
     quantized, codes, _ = theirs.eval()(rows)
     output = ours.eval()(z)
-    assert torch.equal(output.codes.reshape(3, 30), codes)
-    assert torch.allclose(output.features.permute(0, 2, 3, 1).reshape(3, 30, 4), quantized, atol=1e-5)
+    assert torch.equal(output.codes.reshape(3, 48), codes)
+    assert torch.allclose(output.features.permute(0, 2, 3, 1).reshape(3, 48, 4), quantized, atol=1e-5)
     placed = F.normalize(rows, dim=-1) if l2_normalize else rows
     error = F.mse_loss(quantized, placed)
     assert torch.allclose(output.losses["codebook"], error, atol=1e-5)

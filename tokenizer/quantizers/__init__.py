@@ -9,6 +9,7 @@ from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from tokenizer.quantizers.binary_spherical import BinarySphericalQuantizerConfig
 from tokenizer.quantizers.finite_scalar import FiniteScalarQuantizerConfig
 from tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from tokenizer.quantizers.hierarchical import HierarchicalQuantizer, HierarchicalQuantizerConfig
 from tokenizer.quantizers.levels import SINGLE
 from tokenizer.quantizers.lookup_free import LookupFreeQuantizerConfig
 from tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
@@ -18,6 +19,7 @@ QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     **SINGLE,
     "residual": (ResidualQuantizerConfig, ResidualQuantizer),
     "grouped": (GroupedQuantizerConfig, GroupedQuantizer),
+    "hierarchical": (HierarchicalQuantizerConfig, HierarchicalQuantizer),
 }
 # Any of their configs: the type of a config's field, told apart by `type`.
 AnyQuantizerConfig = Union[tuple(config for config, _ in QUANTIZERS.values())]  # noqa: UP007
@@ -45,6 +47,7 @@ __all__ = [
     "BinarySphericalQuantizerConfig",
     "FiniteScalarQuantizerConfig",
     "GroupedQuantizerConfig",
+    "HierarchicalQuantizerConfig",
     "LookupFreeQuantizerConfig",
     "Quantized",
     "Quantizer",

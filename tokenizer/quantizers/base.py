@@ -28,7 +28,7 @@ class Quantized(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """What every quantizer's config has: `type` and three numbers, which are fields of some and follow from others.
+    """What every quantizer's config has: `type` and four numbers, which are fields of some and follow from others.
 
     Args:
         type: the quantizer's name in the registry.
@@ -37,6 +37,7 @@ class QuantizerConfig:
         codebook_size: number of codes K that a code is one of.
         code_dim: channels D of the features that are quantized.
         depth: codes at each position. Codes have an axis for them, the last, exactly where there are several.
+        stride: features of a position along each side. Codes are [B, h / stride, w / stride] and depth.
     """
 
     type: str = ""
@@ -45,16 +46,22 @@ class QuantizerConfig:
     def depth(self) -> int:
         return 1
 
+    @property
+    def stride(self) -> int:
+        return 1
+
 
 class Quantizer(nn.Module):
     """Contract: `forward(features)` trains, `encode(features)` and `codes_to_features(codes)` are its two halves.
 
     `codes_to_features(forward(x).codes)` equals `forward(x).features` in evaluation, bit for bit. Distances run in
     float32 whatever the autocast; ties go to the lower code. Codes are [B, h, w], or [B, h, w, depth] where
-    `config.depth` is above 1.
+    `config.depth` is above 1; h and w are `config.stride` times less than those of the features.
     """
 
     config: QuantizerConfig
+    # Whether `statistics` has sums to give.
+    moving_means: bool = False
     # Buffers that only training reads: they are saved, and codes do not depend on them.
     training_buffers: tuple[str, ...] = ()
 
@@ -98,15 +105,30 @@ class Quantizer(nn.Module):
         return REVIVAL_CANDIDATES
 
     @torch.no_grad()
+    def candidates(self, features: Tensor) -> Tensor:
+        """What `revive` may move codes onto, of inputs [N, code_dim, h, w] of this rank: rows [M, code_dim]."""
+        return spread(to_rows(features), self.revival_candidates)
+
+    @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Count `codes`; move codes that lie unused onto `features` where the quantizer has a codebook to move.
 
         Args:
             codes: the codes just used, of all ranks, any shape; where the depth is above 1 it is the last axis.
-            features: [N, code_dim], inputs of the quantizer, of all ranks and the same on each.
+            features: [N, code_dim], the `candidates` of all ranks, the same on each.
             generator: draws which features are taken; seeded alike on every rank.
 
         Returns:
             by the name of a parameter or buffer, the indices [M] of its rows that were moved; empty where none was.
         """
         return {}
+
+
+def to_rows(grid: Tensor) -> Tensor:
+    """[B, D, h, w] -> [B h w, D]."""
+    return grid.permute(0, 2, 3, 1).flatten(0, 2)
+
+
+def spread(rows: Tensor, number: int) -> Tensor:
+    """About `number` of the rows, spread over all: an odd stride does not keep to some columns of a grid."""
+    return rows[:: max(1, len(rows) // number) | 1]

@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.vector import to_rows
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 from tokenizer.quantizers.gradients import straight_through
 from tokenizer.quantizers.nearest import nearest_codes
-from tokenizer.quantizers.vector import to_rows
 
 
 @dataclass(frozen=True)

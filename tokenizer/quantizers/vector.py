@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 from tokenizer.quantizers.entropy import entropy_loss
 from tokenizer.quantizers.gradients import rotation, straight_through
 from tokenizer.quantizers.kmeans import kmeans, sum_by_code
@@ -225,11 +225,6 @@ class VectorQuantizer(Quantizer):
     def _nearest(self, z: Tensor, codebook: Tensor) -> Tensor:
         codes = nearest_codes(to_rows(z.detach()), codebook.detach(), on_sphere=self.config.l2_normalize)
         return codes.view(len(z), *z.shape[2:])
-
-
-def to_rows(grid: Tensor) -> Tensor:
-    """[B, D, h, w] -> [B h w, D]."""
-    return grid.permute(0, 2, 3, 1).flatten(0, 2)
 
 
 def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
