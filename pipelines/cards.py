@@ -16,6 +16,7 @@ def tokenizer_card(config: Any, source: str, scores: Mapping[str, float]) -> str
     """Model card of a trained tokenizer; `config` is its VQModelConfig."""
     backbone, quantizer, preprocessing = config.backbone_config, config.quantizer_config, config.preprocessing_config
     shape = "x".join(map(str, config.codes_shape))
+    labels = ", labels" if config.num_classes else ""  # int64 [B]: config.id2label names them
     codes = "[B, h, w]" if quantizer.depth == 1 else f"[B, h, w, {quantizer.depth}]"
     return _card(
         {"library_name": "codegrid", "tags": ["codegrid", "vqgan", "image-tokenizer"]},
@@ -29,7 +30,7 @@ Turns images of {preprocessing.image_size}x{preprocessing.image_size} pixels ({b
 from tokenizer import VQModel
 model = VQModel.from_pretrained("FOLDER_OR_REPO").eval()
 codes = model.encode(images)  # images float [B, {backbone.in_channels}, H, W] in [-1, 1] -> int64 {codes}
-images = model.decode(codes)
+images = model.decode(codes{labels})
 ```
 """,
     )

@@ -20,6 +20,8 @@ from tqdm import tqdm
 from transformers import LlamaForCausalLM
 
 from pipelines.cards import pipeline_card
+from pipelines.classes import decoder_classes
+from pipelines.data import DataError
 from pipelines.devices import evaluating
 from pipelines.export import export
 from pipelines.files import OutputError, replace_folder, write_json, write_text
@@ -57,7 +59,8 @@ class ImageGenerationPipeline:
     """A tokenizer and a prior on its codes.
 
     Raises:
-        LoadingError: the prior was trained on the codes of another tokenizer.
+        LoadingError: the prior was trained on the codes of another tokenizer; or the tokenizer's decoder is
+            class-conditional, and the prior has no classes, or others.
     """
 
     def __init__(
@@ -74,6 +77,10 @@ class ImageGenerationPipeline:
                 f"{sequence.tokenizer_fingerprint[:12]}; this tokenizer's is {fingerprint[:12]}. Put the prior "
                 "together with the tokenizer that made its codes."
             )
+        try:
+            self._decoder_classes = decoder_classes(tokenizer.config, sequence.class_names, "the prior")
+        except DataError as error:
+            raise LoadingError(str(error)) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
         self.sampling = sampling or SamplingConfig(guidance_scale=_GUIDANCE if sequence.num_classes else 1.0)
 
@@ -142,15 +149,25 @@ class ImageGenerationPipeline:
                 )
                 codes.append(to_codes(sampled, self.sequence).cpu())
                 if output_type != "codes":
-                    images.append(self.decode(codes[-1]))
+                    images.append(self.decode(codes[-1], None if labels is None else labels[part]))
                 bar.update(part.stop - part.start)
         bar.close()
         return ImagePipelineOutput(_as_output(images, output_type), torch.cat(codes), labels)
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """Codes as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU."""
+    def decode(self, codes: Tensor, labels: Sequence[int] | None = None) -> Tensor:
+        """Codes and labels as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU.
+
+        Only a tokenizer whose decoder is class-conditional needs and uses the labels.
+
+        Raises:
+            ValueError: it needs them, and there are none; or a label lies outside the prior's classes.
+        """
+        classes = None
+        if self._decoder_classes is not None and labels is not None:
+            labels = resolve_labels(labels, self.sequence)
+            classes = torch.tensor([self._decoder_classes[label] for label in labels])
         with evaluating(self.tokenizer):
-            return self.tokenizer.decode(codes.to(self.tokenizer.device)).float().clamp(-1, 1).cpu()
+            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1).cpu()
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the pipeline's folder: it appears whole, in place of an older pipeline of that name.

@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from pipelines.classes import decoder_classes, record_labels
 from pipelines.data import DataConfig, DataError, open_images
 from pipelines.devices import evaluating, make_accelerator
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
@@ -30,7 +31,8 @@ def reconstruct(
         num_pictures: images in the picture.
 
     Raises:
-        DataError: the images cannot be read as asked, or none of them could be used.
+        DataError: the images cannot be read as asked, or none of them could be used; or the tokenizer's decoder is
+            class-conditional, and they have no labels, or classes that it does not know.
         LoadingError: the tokenizer cannot be loaded.
     """
     accelerator = make_accelerator()
@@ -40,7 +42,8 @@ def reconstruct(
     if batch is None:
         raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
     folder = Path(output_dir)
-    picture = reconstruction_sheet(model, batch.images)
+    classes = decoder_classes(model.config, source.class_names, source.description)
+    picture = reconstruction_sheet(model, batch.images, record_labels(batch.records, classes))
     write_atomically(folder / "reconstructions.png", lambda aside: picture.save(aside, format="PNG"))
     scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size))
     write_json(folder / "scores.json", scores)
@@ -49,10 +52,13 @@ def reconstruct(
     return folder
 
 
-def reconstruction_sheet(model: VQModel, images: Tensor, columns: int = 8) -> Image.Image:
-    """Images [N, C, S, S] in [-1, 1] in lines of `columns`, each line above its reconstructions."""
+def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None = None, columns: int = 8) -> Image.Image:
+    """Images [N, C, S, S] in [-1, 1] in lines of `columns`, each line above its reconstructions.
+
+    `labels`: int64 [N], of the tokenizer's classes where its decoder is class-conditional.
+    """
     with evaluating(model):
-        reconstruction = model.decode(model.encode(images.to(model.device))).clamp(-1, 1).cpu()
+        reconstruction = model.decode(model.encode(images.to(model.device)), labels).clamp(-1, 1).cpu()
     rows = []
     for first in range(0, len(images), columns):
         for name, batch in (("image", images), ("reconstruction", reconstruction)):

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from pipelines.cards import codes_card
+from pipelines.classes import decoder_classes
 from pipelines.data import DataConfig, DataError, ImageRecord, ImageSource, ImageStream, open_image_stream
 from pipelines.devices import evaluating, make_accelerator
 from pipelines.files import OutputError, sha256, write_atomically, write_json, write_text
@@ -85,12 +86,15 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
     """Encode all images of `config.data`; gives the code data set's folder.
 
     Raises:
-        DataError: the images cannot be read as asked, or none of them could be used.
+        DataError: the images cannot be read as asked, or none of them could be used; or the tokenizer's decoder is
+            class-conditional, and they have no classes, or others.
         OutputError: the folder holds something else, or the disk is full.
     """
     accelerator = make_accelerator(config.device, config.mixed_precision)
     model = load_tokenizer(config.tokenizer).to(accelerator.device)
     images = open_image_stream(config.data)
+    # Codes of pictures without the decoder's classes could never be decoded.
+    decoder_classes(model.config, images.class_names, images.description)
     folder = Path(config.output_dir)
     plan = _plan(config, model, images)
     _claim(folder, plan, accelerator)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.configuration import BackboneConfig
-from tokenizer.layers import Downsample, Level, MidBlock, Upsample, group_norm
+from tokenizer.layers import Downsample, Level, MidBlock, Upsample, group_norm, normalize
 
 
 def _attention_at(config: BackboneConfig, level: int) -> bool:
@@ -46,29 +46,32 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Features [B, z_channels, h, w] -> images [B, in_channels, h*f, w*f]. `up` is indexed by level, as in taming."""
+    """Features [B, z_channels, h, w] -> images [B, in_channels, h*f, w*f]. `up` is indexed by level, as in taming.
 
-    def __init__(self, config: BackboneConfig) -> None:
+    With a `condition_dim`, vectors [B, condition_dim] move scale and shift of the residual blocks' and the last norm.
+    """
+
+    def __init__(self, config: BackboneConfig, condition_dim: int = 0) -> None:
         super().__init__()
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         self.patch_size = config.patch_size
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = MidBlock(widths[-1], config.norm_groups, config.dropout, config.mid_attention)
+        self.mid = MidBlock(widths[-1], config.norm_groups, config.dropout, config.mid_attention, condition_dim)
         after = [*widths[1:], widths[-1]]  # the width that each level receives, from the level below it
         self.up = nn.ModuleList()
         for index, width in enumerate(widths):
             channels = [after[index]] + [width] * (config.num_res_blocks + 1)
-            level = Level(channels, config.norm_groups, config.dropout, _attention_at(config, index))
+            level = Level(channels, config.norm_groups, config.dropout, _attention_at(config, index), condition_dim)
             if index > 0:
                 level.upsample = Upsample(width)
             self.up.append(level)
-        self.norm_out = group_norm(widths[0], config.norm_groups)
+        self.norm_out = group_norm(widths[0], config.norm_groups, condition_dim)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch_size**2, 3, padding=1)
 
-    def forward(self, features: Tensor) -> Tensor:
-        h = self.mid(self.conv_in(features))
+    def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.mid(self.conv_in(features), condition)
         for level in reversed(self.up):
-            h = level(h)
+            h = level(h, condition)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(self.norm_out(h))), self.patch_size)
+        return F.pixel_shuffle(self.conv_out(F.silu(normalize(self.norm_out, h, condition))), self.patch_size)

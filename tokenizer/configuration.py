@@ -81,6 +81,9 @@ class VQModelConfig(PreTrainedConfig):
 
     Dataclasses are taken too; they are stored as dictionaries, so that `config.json` is plain JSON.
 
+    `num_classes` above 0 makes the decoder class-conditional; `id2label` then names the classes ("0", "1", ... unless
+    given).
+
     Raises:
         ValueError: a field is unknown, of the wrong type or out of its range. The message names it.
     """
@@ -90,6 +93,7 @@ class VQModelConfig(PreTrainedConfig):
     backbone: Any = None
     quantizer: Any = None
     preprocessing: Any = None
+    num_classes: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _HUB_KEYS)
@@ -107,7 +111,30 @@ class VQModelConfig(PreTrainedConfig):
         require(
             size % factor == 0, f"preprocessing.image_size {size} is no multiple of the downsampling factor {factor}."
         )
+        require(self.num_classes >= 0, f"num_classes is {self.num_classes}: it must not be negative.")
+        if self.num_classes and self.id2label is None:
+            self.id2label = {label: str(label) for label in range(self.num_classes)}
         super().__post_init__(**kwargs)
+        if self.num_classes:
+            names = self.class_names
+            require(
+                len(set(names)) == len(self.id2label) == self.num_classes,
+                f"id2label is {self.id2label}: it must name each of num_classes = {self.num_classes} otherwise.",
+            )
+            self.label2id = {name: label for label, name in enumerate(names)}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        values = super().to_diff_dict()
+        if not self.num_classes:
+            values.pop("num_classes", None)  # an unconditional tokenizer's config.json says nothing of classes
+        return values
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """Names of the decoder's classes in the order of the labels; None where it is unconditional."""
+        if not self.num_classes:
+            return None
+        return tuple(self.id2label[label] for label in range(self.num_classes) if label in self.id2label)
 
     @property
     def backbone_config(self) -> BackboneConfig:

@@ -9,26 +9,52 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int, condition_dim: int = 0) -> nn.GroupNorm:
+    if condition_dim:
+        return ConditionalGroupNorm(channels, groups, condition_dim)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
-class ResnetBlock(nn.Module):
-    """norm, swish, 3x3 convolution, twice, around a shortcut: [B, in, H, W] -> [B, out, H, W]."""
+class ConditionalGroupNorm(nn.GroupNorm):
+    """(1 + scale) * norm(x) + shift, both linear in the class's vector [B, E]; at the start the plain norm.
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, dropout: float) -> None:
+    The adaptive group norm of Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233.
+    """
+
+    def __init__(self, channels: int, groups: int, condition_dim: int) -> None:
+        super().__init__(groups, channels, eps=1e-6)
+        self.modulation = nn.Parameter(torch.zeros(2 * channels, condition_dim))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        scale, shift = F.linear(condition, self.modulation)[:, :, None, None].chunk(2, dim=1)  # each [B, C, 1, 1]
+        return super().forward(x) * (1 + scale) + shift
+
+
+def normalize(norm: nn.GroupNorm, x: Tensor, condition: Tensor | None) -> Tensor:
+    return norm(x, condition) if isinstance(norm, ConditionalGroupNorm) else norm(x)
+
+
+class ResnetBlock(nn.Module):
+    """norm, swish, 3x3 convolution, twice, around a shortcut: [B, in, H, W] -> [B, out, H, W].
+
+    With a `condition_dim`, the class's vectors [B, condition_dim] come in beside x.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, groups: int, dropout: float, condition_dim: int = 0
+    ) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels, groups)
+        self.norm1 = group_norm(in_channels, groups, condition_dim)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels, groups)
+        self.norm2 = group_norm(out_channels, groups, condition_dim)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(F.silu(self.norm2(h))))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        h = self.conv1(F.silu(normalize(self.norm1, x, condition)))
+        h = self.conv2(self.dropout(F.silu(normalize(self.norm2, h, condition))))
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
@@ -75,30 +101,32 @@ class Upsample(nn.Module):
 class MidBlock(nn.Module):
     """The bottleneck of both halves: residual block, self-attention, residual block, all of one width."""
 
-    def __init__(self, channels: int, groups: int, dropout: float, attention: bool) -> None:
+    def __init__(self, channels: int, groups: int, dropout: float, attention: bool, condition_dim: int = 0) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels, groups, dropout)
+        self.block_1 = ResnetBlock(channels, channels, groups, dropout, condition_dim)
         self.attn_1 = AttnBlock(channels, groups) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels, groups, dropout)
+        self.block_2 = ResnetBlock(channels, channels, groups, dropout, condition_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x)))
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        return self.block_2(self.attn_1(self.block_1(x, condition)), condition)
 
 
 class Level(nn.Module):
     """The residual blocks of one resolution, each followed by self-attention where the config asks for it."""
 
-    def __init__(self, channels: list[int], groups: int, dropout: float, attention: bool) -> None:
+    def __init__(
+        self, channels: list[int], groups: int, dropout: float, attention: bool, condition_dim: int = 0
+    ) -> None:
         """`channels` are the widths walked through: input, then one a block."""
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(before, after, groups, dropout) for before, after in itertools.pairwise(channels)
+            ResnetBlock(before, after, groups, dropout, condition_dim) for before, after in itertools.pairwise(channels)
         )
         self.attn = nn.ModuleList(AttnBlock(after, groups) for after in channels[1:] if attention)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         for index, block in enumerate(self.block):
-            x = block(x)
+            x = block(x, condition)
             if self.attn:
                 x = self.attn[index](x)
         return x

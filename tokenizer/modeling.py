@@ -41,6 +41,9 @@ class VQModel(PreTrainedModel):
 
     Images go in and come out as float tensors [B, C, H, W] in [-1, 1]; H and W are multiples of the downsampling
     factor. `decode(encode(x))` is what `forward(x).reconstruction` is in evaluation.
+
+    Where `config.num_classes` is above 0, the decoder is class-conditional: `forward` and `decode` take labels, int64
+    [B] in [0, num_classes). Codes never depend on them.
     """
 
     config_class = VQModelConfig
@@ -51,10 +54,12 @@ class VQModel(PreTrainedModel):
         super().__init__(config)
         backbone, quantizer = config.backbone_config, config.quantizer_config
         self.encoder = Encoder(backbone)
-        self.decoder = Decoder(backbone)
+        self.decoder = Decoder(backbone, condition_dim=backbone.ch if config.num_classes else 0)
         self.quantize = make_quantizer(quantizer)
         self.quant_conv = nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1)
         self.post_quant_conv = nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1)
+        if config.num_classes:  # drawn last, so that a seed gives all other weights as without it
+            self.class_embedding = nn.Embedding(config.num_classes, backbone.ch)
         self.post_init()
         as_channels_last(self)
 
@@ -64,12 +69,13 @@ class VQModel(PreTrainedModel):
         # storage and would need this for weights that the file lacks; it refuses such a file.
         return
 
-    def forward(self, images: Tensor) -> VQModelOutput:
-        """images: [B, C, H, W] in [-1, 1]."""
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> VQModelOutput:
+        """images: [B, C, H, W] in [-1, 1]; labels: see the class."""
+        condition = self._condition(labels, len(images))
         features = self.quant_conv(self.encoder(self._checked(images)))
         quantized = self.quantize(features)
         return VQModelOutput(
-            reconstruction=self._decode_features(quantized.features),
+            reconstruction=self._decode_features(quantized.features, condition),
             codes=quantized.codes,
             features=features,
             losses=quantized.losses,
@@ -80,11 +86,12 @@ class VQModel(PreTrainedModel):
         """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] or [B, h, w, depth] int64 in [0, codebook_size)."""
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 
-    def decode(self, codes: Tensor) -> Tensor:
-        """codes as `encode` gives them -> images [B, C, H, W], about [-1, 1], not clamped.
+    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+        """codes as `encode` gives them -> images [B, C, H, W], about [-1, 1], not clamped; labels: see the class.
 
         Raises:
-            ValueError: a code lies outside the codebook, or `codes` is no batch of grids of integers.
+            ValueError: a code lies outside the codebook, or `codes` is no batch of grids of integers; labels are
+                missing, not wanted, or lie outside the classes.
         """
         size, depth = self.config.quantizer_config.codebook_size, self.config.quantizer_config.depth
         shape, fits = "[B, h, w]", codes.dim() == 3
@@ -98,7 +105,7 @@ class VQModel(PreTrainedModel):
                 f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the "
                 f"codebook from 0 to {size - 1}. The codes come from another tokenizer."
             )
-        return self._decode_features(self.quantize.codes_to_features(codes))
+        return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, len(codes)))
 
     def fingerprint(self) -> str:
         """sha256 over the weights and the config that codes depend on: the same fingerprint makes the same codes.
@@ -106,7 +113,9 @@ class VQModel(PreTrainedModel):
         The preprocessing is not part of it (the code data set records that by itself), nor are training counters.
         """
         counters = {f"quantize.{name}" for name in self.quantize.training_buffers}
-        digest = hashlib.sha256(json.dumps([self.config.backbone, self.config.quantizer], sort_keys=True).encode())
+        parts = [self.config.backbone, self.config.quantizer]
+        parts += [self.config.num_classes] if self.config.num_classes else []
+        digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             if name not in counters:
                 array = tensor.detach().float().cpu().contiguous().numpy()
@@ -118,9 +127,27 @@ class VQModel(PreTrainedModel):
         """The weight on which the adversarial term's adaptive weight is computed (arXiv:2012.09841, eq. 7)."""
         return self.decoder.conv_out.weight
 
-    def _decode_features(self, features: Tensor) -> Tensor:
+    def _decode_features(self, features: Tensor, condition: Tensor | None) -> Tensor:
         features = features.to(self.post_quant_conv.weight.dtype)
-        return self.decoder(self.post_quant_conv(features))
+        return self.decoder(self.post_quant_conv(features), condition)
+
+    def _condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
+        """The classes' vectors [B, E], or None where the decoder is unconditional."""
+        number = self.config.num_classes
+        if not number:
+            if labels is not None:
+                raise ValueError("This tokenizer's decoder is unconditional: it takes no labels.")
+            return None
+        if labels is None:
+            raise ValueError(f"This tokenizer's decoder is class-conditional: give labels [B] in [0, {number}).")
+        if labels.shape != (batch,) or labels.is_floating_point():
+            raise ValueError(f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.")
+        if batch and not torch.compiler.is_compiling() and not (int(labels.min()) >= 0 and int(labels.max()) < number):
+            raise ValueError(
+                f"A label lies outside the classes: they run from {int(labels.min())} to {int(labels.max())}, the "
+                f"tokenizer's from 0 to {number - 1}."
+            )
+        return self.class_embedding(labels.to(self.class_embedding.weight.device).long())
 
     def _checked(self, images: Tensor) -> Tensor:
         factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.classes import decoder_classes, record_labels
 from pipelines.data import ImageRecord, ImageStream
 from pipelines.devices import evaluating
 from tokenizer import VQModel
@@ -82,8 +83,12 @@ def evaluate_reconstruction(
     Args:
         distances: nets that compare images [B, C, S, S] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
             them: "perceptual" is LPIPS.
+
+    Raises:
+        DataError: the decoder is class-conditional, and the data has no labels, or classes that it does not know.
     """
     nets = list((distances or {}).items())
+    classes = decoder_classes(model.config, source.class_names, source.description)
     rank, ranks = accelerator.process_index, accelerator.num_processes
     mine = (record for index, record in enumerate(source) if index % ranks == rank)
     quantizer, device = model.config.quantizer_config, accelerator.device
@@ -97,7 +102,7 @@ def evaluate_reconstruction(
                 continue
             images = batch.images.to(device)
             with accelerator.autocast():
-                output = model(images)
+                output = model(images, record_labels(batch.records, classes))
             counts += code_counts(output.codes, quantizer.codebook_size, quantizer.depth)
             reconstruction = to_model(to_uint8(output.reconstruction)).to(device)  # as it would be saved
             sums[0] += len(images)

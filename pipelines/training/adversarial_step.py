@@ -26,6 +26,7 @@ def generator_terms(
     objective: ObjectiveConfig,
     reconstruction_loss: Tensor,
     reconstruction: Tensor,
+    labels: Tensor | None,
     factor: float,
     accelerator: Accelerator,
 ) -> tuple[Terms, Terms]:
@@ -35,7 +36,7 @@ def generator_terms(
     """
     judge = discriminator.module.requires_grad_(False)
     with accelerator.autocast():
-        logits = judge(reconstruction)
+        logits = judge(reconstruction, _labels_for(discriminator, labels))
     judge.requires_grad_(True)
     loss = GAN_LOSSES[objective.gan_loss][1](logits.float())
     ratio = torch.ones((), device=reconstruction.device)
@@ -52,6 +53,7 @@ def discriminator_terms(
     running: Terms,
     images: Tensor,
     reconstruction: Tensor,
+    labels: Tensor | None,
     step: int,
     generator: torch.Generator,
     accelerator: Accelerator,
@@ -61,14 +63,18 @@ def discriminator_terms(
     The penalties' gradients are taken through the bare module: the wrapper's own come with the one backward pass.
 
     Args:
+        labels: the images' classes, int64 [B]; only a class-conditional discriminator looks at them.
         running: means of the logits for LeCAM, "real" and "fake"; empty in the first step, which has no such term.
         generator: for the gradient penalty's draws.
     """
-    reconstruction = reconstruction.detach().to(images.dtype)
+    reconstruction, labels = reconstruction.detach().to(images.dtype), _labels_for(discriminator, labels)
     with accelerator.autocast():
-        real, fake = _judged(discriminator, images, reconstruction)
+        real, fake = _judged(discriminator, images, reconstruction, labels)
     terms = {"discriminator": GAN_LOSSES[objective.gan_loss][0](real, fake)}
-    judge = discriminator.module
+
+    def judge(pixels: Tensor) -> Tensor:
+        return discriminator.module(pixels, labels)
+
     if objective.gradient_penalty_weight:
         penalty = gradient_penalty(judge, images, reconstruction, generator)
         terms["gradient_penalty"] = objective.gradient_penalty_weight * penalty
@@ -80,11 +86,16 @@ def discriminator_terms(
     return terms, {"logits_real": real.mean(), "logits_fake": fake.mean()}
 
 
-def _judged(discriminator: Learner, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+def _labels_for(discriminator: Learner, labels: Tensor | None) -> Tensor | None:
+    return labels if discriminator.module.config.conditional else None
+
+
+def _judged(discriminator: Learner, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
     """Logits of both in one call; in two where the discriminator looks across the batch, and could compare them."""
     if discriminator.module.judges_alone:
-        return discriminator.wrapped(torch.cat([real, fake])).float().chunk(2)
-    return discriminator.wrapped(real).float(), discriminator.wrapped(fake).float()
+        twice = None if labels is None else labels.repeat(2)
+        return discriminator.wrapped(torch.cat([real, fake]), twice).float().chunk(2)
+    return discriminator.wrapped(real, labels).float(), discriminator.wrapped(fake, labels).float()
 
 
 @torch.no_grad()

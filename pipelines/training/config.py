@@ -100,6 +100,8 @@ class TokenizerTrainingConfig(TrainingConfig):
     """A run of stage one.
 
     Args:
+        class_conditional: the decoder knows each picture's class (see `VQModelConfig.num_classes`); the classes are the
+            data's. The discriminator's own switch is objective.discriminator.conditional.
         revive_until: share of the run after which dead codes stay where they are, so that the end of training settles.
         onset_bound: the run warns when a reconstruction term rises, after the discriminator's start, above so many
             times its mean of the last window before.
@@ -115,6 +117,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    class_conditional: bool = False
     revive_until: float = 0.6
     onset_bound: float = 1.5
     usage_warning: float = 0.2
@@ -126,6 +129,13 @@ class TokenizerTrainingConfig(TrainingConfig):
         require(self.onset_bound >= 1, f"onset_bound is {self.onset_bound}: it must be at least 1.")
         require(0 <= self.usage_warning < 1, f"usage_warning is {self.usage_warning}: it must lie in [0, 1).")
         require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}: it must not be negative.")
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the decoder or the discriminator is class-conditional."""
+        return self.class_conditional or (
+            self.objective.adversarial_weight > 0 and self.objective.discriminator.conditional
+        )
 
 
 @dataclass(frozen=True)

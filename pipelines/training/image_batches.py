@@ -22,9 +22,11 @@ _MOST_REPLACEMENTS = 100
 
 @dataclass
 class ImageBatch:
-    """pixels uint8 [B, S, S, C]; the inputs that could not be read, with their reasons; the source ids."""
+    """pixels uint8 [B, S, S, C]; labels int64 [B], -1 where there is none; the source ids; the inputs that could not be
+    read, with their reasons."""
 
     pixels: Tensor
+    labels: Tensor
     source_ids: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -43,7 +45,7 @@ class AugmentedImages(Dataset):
         self.source, self.preprocessing, self.channels = source, preprocessing, channels
         self.augmentation, self.seed = augmentation, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, str, dict[str, str]]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, str, dict[str, str]]:
         epoch, index = item
         top, left, mirror = uniforms(3, self.seed, "augmentation", epoch, index)
         skipped: dict[str, str] = {}
@@ -54,7 +56,7 @@ class AugmentedImages(Dataset):
                 crop = (top, left) if self.augmentation.random_crop else "center"
                 mirrored = mirror < 0.5 and self.augmentation.flip
                 pixels = prepare(image, self.preprocessing, self.channels, crop=crop, flip=mirrored)
-                return pixels, record.source_id, skipped
+                return pixels, -1 if record.label is None else record.label, record.source_id, skipped
             except BadImage as error:
                 skipped[record.source_id] = f"{error.reason}: {error}"
                 (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
@@ -104,8 +106,7 @@ class _Batches:
         return self._make()
 
 
-def _collate(items: list[tuple[np.ndarray, str, dict[str, str]]]) -> ImageBatch:
-    skipped = {name: reason for _, _, bad in items for name, reason in bad.items()}
-    return ImageBatch(
-        torch.from_numpy(np.stack([pixels for pixels, _, _ in items])), [name for _, name, _ in items], skipped
-    )
+def _collate(items: list[tuple[np.ndarray, int, str, dict[str, str]]]) -> ImageBatch:
+    pixels, labels, names, bad = zip(*items, strict=True)
+    skipped = {name: reason for each in bad for name, reason in each.items()}
+    return ImageBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), list(names), skipped)

@@ -46,14 +46,16 @@ def make_learners(
     discriminator_optimizer: OptimizerConfig,
     ema_decay: float,
     accelerator: Accelerator,
+    num_classes: int = 0,
 ) -> TokenizerLearners:
+    """`num_classes`: of the data, which a class-conditional discriminator knows."""
     try:
         distances = make_distances(objective)
     except RuntimeError as error:  # its weights cannot be had: the message says how to get them
         raise TrainingError(str(error)) from error
     discriminator = None
     if objective.adversarial_weight:
-        judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels)
+        judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
         discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
     for distance in distances.values():
@@ -67,8 +69,12 @@ def train_step(
     micro_batches: list[Tensor],
     step: int,
     accelerator: Accelerator,
+    labels: list[Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, S, S] in [-1, 1].
+
+    Args:
+        labels: of each micro-batch, int64 [B]; where decoder or discriminator are class-conditional.
 
     Returns:
         scalars by name, and `code_counts` [depth * codebook_size]; means over the micro-batches, of this rank alone.
@@ -85,13 +91,21 @@ def train_step(
         with contextlib.ExitStack() as stack:
             for learner in active:
                 stack.enter_context(learner.exchanging_gradients(accelerator, last))
+            classes = labels[index] if labels else None
             with accelerator.autocast():
-                output = model.wrapped(images)
+                output = model.wrapped(images, classes if model.module.config.num_classes else None)
             terms = reconstruction_terms(objective, learners.distances, images, output.reconstruction)
             losses, judged, notes, logits = {**terms, **output.losses}, {}, {}, {}
             if factor:
                 adversarial, notes = generator_terms(
-                    model, discriminator, objective, sum(terms.values()), output.reconstruction, factor, accelerator
+                    model,
+                    discriminator,
+                    objective,
+                    sum(terms.values()),
+                    output.reconstruction,
+                    classes,
+                    factor,
+                    accelerator,
                 )
                 losses.update(adversarial)
             accelerator.backward(sum(losses.values()) * share)
@@ -102,6 +116,7 @@ def train_step(
                     learners.running_logits,
                     images,
                     output.reconstruction,
+                    classes,
                     step,
                     draws,
                     accelerator,

@@ -13,7 +13,8 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from pipelines.data import ImageSource, split_images
+from pipelines.classes import decoder_classes, record_labels
+from pipelines.data import DataError, ImageSource, split_images
 from pipelines.devices import evaluating
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
 from pipelines.export import export_tokenizer
@@ -28,7 +29,7 @@ from pipelines.training.checkpoint import (
 )
 from pipelines.training.config import TokenizerTrainingConfig
 from pipelines.training.guards import replay, watch
-from pipelines.training.image_batches import AugmentedImages, image_batches
+from pipelines.training.image_batches import AugmentedImages, ImageBatch, image_batches
 from pipelines.training.randomness import key, seed_step
 from pipelines.training.run import Run, check_bad_steps, stop_run
 from pipelines.training.tokenizer_step import TokenizerLearners, make_learners, train_step
@@ -53,9 +54,8 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     with Run(config, stage="tokenizer") as run:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
-        model = VQModel(
-            VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
-        )
+        classes = _classes(config, train_images)
+        model = VQModel(_model_config(config, classes))
         learners = make_learners(
             model,
             config.objective,
@@ -63,6 +63,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
             config.discriminator_optimizer.for_batch(config.batch_size),
             config.ema_decay,
             run.accelerator,
+            len(classes),
         )
         start = _resume(run, learners)
         announce_tokenizer(run, config, learners, train_images, validation_images, start)
@@ -73,6 +74,26 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         run.accelerator.wait_for_everyone()
         run.log(f"The tokenizer is in {run.folder} (VQModel.from_pretrained); pictures in {run.folder / 'pictures'}.")
     return run.folder
+
+
+def _classes(config: TokenizerTrainingConfig, images: ImageSource) -> list[str]:
+    """The data's classes where the training needs them, else none."""
+    if config.needs_labels and not images.class_names:
+        raise DataError(
+            f"{images.description}: there are no labels, and class_conditional or objective.discriminator.conditional "
+            "is set. Put the pictures into a subfolder for each class, name data.label_column, or set both off."
+        )
+    return images.class_names if config.needs_labels else []
+
+
+def _model_config(config: TokenizerTrainingConfig, classes: list[str]) -> VQModelConfig:
+    conditional = {"num_classes": len(classes), "id2label": dict(enumerate(classes))}
+    return VQModelConfig(
+        backbone=config.backbone,
+        quantizer=config.quantizer,
+        preprocessing=config.preprocessing,
+        **(conditional if config.class_conditional else {}),
+    )
 
 
 def _train(
@@ -108,12 +129,14 @@ def _train(
     watched = replay(run.earlier_metrics(), config, codes_per_image)
     bar, began = run.progress(start), time.monotonic()
     for step in range(start, config.max_steps):
-        micro_batches = []
+        micro_batches, labels = [], [] if config.needs_labels else None
         for batch in itertools.islice(batches, accumulation):
             micro_batches.append(to_model(batch.pixels).to(run.accelerator.device))
             skipped.update(batch.skipped)
+            if labels is not None:
+                labels.append(_known_labels(batch).to(run.accelerator.device))
         seed_step(config.seed, step, rank)
-        values = train_step(learners, config, micro_batches, step, run.accelerator)
+        values = train_step(learners, config, micro_batches, step, run.accelerator, labels=labels)
         bad_steps = bad_steps + 1 if values["skipped_steps"] else 0
         check_bad_steps(bad_steps, step, ", ".join(batch.source_ids[:8]))
         _add_to_window(learners.window, values)
@@ -132,6 +155,14 @@ def _train(
         if stopping and done < config.max_steps:
             stop_run(run, done)
     return scores or _evaluate(run, config, learners, train_images, validation_images, config.max_steps, report=False)
+
+
+def _known_labels(batch: ImageBatch) -> Tensor:
+    """int64 [B]."""
+    if int(batch.labels.min()) < 0:
+        name = batch.source_ids[int(batch.labels.argmin())]
+        raise DataError(f"{name} has no label, and class_conditional or objective.discriminator.conditional is set.")
+    return batch.labels
 
 
 def _add_to_window(window: dict[str, Tensor], values: dict[str, Tensor]) -> None:
@@ -210,9 +241,10 @@ def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Ten
     batch = next(prepared_batches(model, iter(source), number)) if number else None
     if batch is None or not batch.records:
         return None
+    labels = record_labels(batch.records, decoder_classes(model.config, source.class_names, source.description))
     with evaluating(model):
         images = batch.images.to(model.device)
-        both = torch.cat([images, model(images).reconstruction])
+        both = torch.cat([images, model(images, labels).reconstruction])
     pixels = to_uint8(both).permute(0, 3, 1, 2).cpu()  # [2N, C, S, S]
     return make_grid(pixels, nrow=max(1, len(images)), pad_value=255)
 

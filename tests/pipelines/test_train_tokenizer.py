@@ -189,12 +189,12 @@ def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(tokenize
     def broken(*args):
         return {name: term * math.nan for name, term in original(*args).items()}
 
-    def watched(learners, objective, micro_batches, *args):
+    def watched(learners, objective, micro_batches, *args, **labels):
         model = learners.model.module
         states.append({name: value.clone() for name, value in model.named_parameters()})
         if len(states) > 2:  # what a broken input gives: features that are NaN
             micro_batches = [images * math.nan for images in micro_batches]
-        values = step_of(learners, objective, micro_batches, *args)
+        values = step_of(learners, objective, micro_batches, *args, **labels)
         states[-1] = (states[-1], {name: value.clone() for name, value in model.named_parameters()})
         return values
 
@@ -237,7 +237,7 @@ def test_a_step_with_gradients_that_are_not_finite_changes_nothing(
     changed, now = [], [0]
     step_of = train_tokenizer.train_step
 
-    def watched(learners, config, micro_batches, step, accelerator):
+    def watched(learners, config, micro_batches, step, accelerator, labels):
         now[0], before = step, everything(learners)
         if fault == "images" and step == 2:
             micro_batches = [images * math.nan for images in micro_batches]

@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig, StyleGANConfig, make_discriminator
+from tokenizer.discriminators.projection import Projection
 from tokenizer.discriminators.stylegan import blur_down, minibatch_stddev
+from tokenizer.losses import gradient_penalty, r1_penalty
 
-CONFIGS = [
-    PatchGANConfig(ndf=8, n_layers=2),
-    PatchGANConfig(ndf=8, n_layers=2, norm="batch"),
-    StyleGANConfig(channels=8, max_channels=16, num_blocks=2),
-    StyleGANConfig(channels=8, max_channels=16, num_blocks=2, stddev_group=1),
+CLASSES = 3
+# With whether an image's logits are free of the other images.
+CASES = [
+    (PatchGANConfig(ndf=8, n_layers=2), True),
+    (PatchGANConfig(ndf=8, n_layers=2, norm="batch"), False),
+    (PatchGANConfig(ndf=8, n_layers=2, conditional=True), True),
+    (StyleGANConfig(channels=8, max_channels=16, num_blocks=2), False),
+    (StyleGANConfig(channels=8, max_channels=16, num_blocks=2, stddev_group=1), True),
+    (StyleGANConfig(channels=8, max_channels=16, num_blocks=2, stddev_group=1, conditional=True), True),
 ]
+CONFIGS = [config for config, _ in CASES]
+
+
+def make(config, channels: int = 3) -> nn.Module:
+    return make_discriminator(config, channels, CLASSES if config.conditional else 0)
+
+
+def labels_for(config, batch: int) -> torch.Tensor | None:
+    return torch.arange(batch) % CLASSES if config.conditional else None
 
 
 def images(*shape: int) -> torch.Tensor:
@@ -23,14 +41,15 @@ def images(*shape: int) -> torch.Tensor:
 
 def test_every_discriminator_of_the_registry_is_tested():
     assert {config.type for config in CONFIGS} == set(DISCRIMINATORS)
+    assert {config.type for config in CONFIGS if config.conditional} == set(DISCRIMINATORS)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize(("channels", "height", "width"), [(1, 16, 16), (3, 33, 20)])
 def test_verdicts_are_finite_and_gradients_reach_images_and_weights(config, channels, height, width):
-    net = make_discriminator(config, channels)
+    net = make(config, channels)
     pixels = images(6, channels, height, width).requires_grad_()
-    logits = net(pixels)
+    logits = net(pixels, labels_for(config, 6))
     assert logits.shape[:2] == (6, 1)
     assert logits.isfinite().all()
     logits.square().sum().backward()
@@ -38,21 +57,77 @@ def test_verdicts_are_finite_and_gradients_reach_images_and_weights(config, chan
     assert all(parameter.grad.isfinite().all() and parameter.grad.any() for parameter in net.parameters())
 
 
-@pytest.mark.parametrize(("config", "alone"), zip(CONFIGS, (True, False, False, True), strict=True))
+@pytest.mark.parametrize(("config", "alone"), CASES)
 def test_whether_an_image_is_judged_by_itself(config, alone):
-    net = make_discriminator(config, 3)
+    net, labels = make(config), labels_for(config, 4)
     assert net.judges_alone == alone
     pixels = images(4, 3, 16, 16)
     others = torch.cat([pixels[:1], 0.1 * images(3, 3, 16, 16)])
-    assert torch.allclose(net(pixels)[0], net(others)[0], atol=1e-6) == alone
+    assert torch.allclose(net(pixels, labels)[0], net(others, labels)[0], atol=1e-6) == alone
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_penalties_are_differentiated_twice(config):
+    net, labels = make(config), labels_for(config, 4)
+    real, fake = images(4, 3, 16, 16), images(4, 3, 16, 16)
+    judge = lambda pixels: net(pixels, labels)  # noqa: E731
+    for penalty in (r1_penalty(judge, real), gradient_penalty(judge, real, fake, torch.Generator().manual_seed(0))):
+        gradients = torch.autograd.grad(penalty, list(net.parameters()), allow_unused=True)
+        known = [gradient for gradient in gradients if gradient is not None]
+        assert all(gradient.isfinite().all() for gradient in known)
+        assert any(gradient.any() for gradient in known)
+
+
+@pytest.mark.parametrize("config", [config for config in CONFIGS if config.conditional])
+def test_the_class_plays_a_part_once_it_is_learned(config):
+    net, pixels, labels = make(config), images(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    plain = make(replace(config, conditional=False))
+    state = {name: value for name, value in net.state_dict().items() if "class_embedding" not in name}
+    plain.load_state_dict(state)  # the same names and shapes
+    torch.testing.assert_close(net(pixels, labels), plain(pixels))  # at the start
+    vectors = [parameter for name, parameter in net.named_parameters() if "class_embedding" in name]
+    with torch.no_grad():
+        for parameter in vectors:
+            parameter.normal_()
+    assert (net(pixels, labels) - net(pixels, (labels + 1) % CLASSES)).flatten(1).abs().amax(1).min() > 1e-4
+    # Each image's verdict goes by its own label.
+    torch.testing.assert_close(net(pixels.flip(0), labels.flip(0)), net(pixels, labels).flip(0))
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_labels_that_do_not_fit_are_refused(config):
+    net, pixels = make(config), images(2, 3, 16, 16)
+    if not config.conditional:
+        with pytest.raises(ValueError, match="takes no labels"):
+            net(pixels, torch.zeros(2, dtype=torch.int64))
+        return
+    for labels in (None, torch.zeros(3, dtype=torch.int64), torch.zeros(2)):
+        with pytest.raises(ValueError, match=r"needs labels, integers \[2\], not"):
+            net(pixels, labels)
+    with pytest.raises(ValueError, match=r"objective\.discriminator\.conditional is set, and the data has no classes"):
+        make_discriminator(config, 3)
+
+
+def test_the_projection_is_its_formula():
+    projection, features, labels = Projection(3, 5), images(2, 5, 2, 4), torch.tensor([2, 0])
+    assert not projection(features, labels).any()
+    with torch.no_grad():
+        projection.class_embedding.normal_()
+    found = projection(features, labels)
+    assert found.shape == (2, 1, 2, 4)
+    for image in range(2):
+        for row in range(2):
+            for column in range(4):
+                product = projection.class_embedding[labels[image]] @ features[image, :, row, column] / 5**0.5
+                torch.testing.assert_close(found[image, 0, row, column], product)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_weights_round_trip(config):
-    one, other = make_discriminator(config, 3), make_discriminator(config, 3)
+    one, other = make(config), make(config)
     other.load_state_dict(one.state_dict())
-    pixels = images(4, 3, 16, 16)
-    assert torch.equal(one(pixels), other(pixels))
+    pixels, labels = images(4, 3, 16, 16), labels_for(config, 4)
+    assert torch.equal(one(pixels, labels), other(pixels, labels))
     assert not list(one.buffers())  # ranks would write into them between two forward passes of one step
 
 

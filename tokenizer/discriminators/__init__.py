@@ -8,6 +8,7 @@ from torch import nn
 
 from tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
 from tokenizer.discriminators.stylegan import StyleGANConfig, StyleGANDiscriminator
+from tokenizer.fields import require
 
 DISCRIMINATORS: dict[str, tuple[type, type[nn.Module]]] = {
     "patchgan": (PatchGANConfig, PatchGAN),
@@ -17,12 +18,20 @@ DISCRIMINATORS: dict[str, tuple[type, type[nn.Module]]] = {
 AnyDiscriminatorConfig = Union[tuple(config for config, _ in DISCRIMINATORS.values())]  # noqa: UP007
 
 
-def make_discriminator(config: AnyDiscriminatorConfig, in_channels: int) -> nn.Module:
+def make_discriminator(config: AnyDiscriminatorConfig, in_channels: int, num_classes: int = 0) -> nn.Module:
     """A discriminator of images [B, in_channels, H, W] in [-1, 1]; it gives logits [B, 1, H', W'].
 
-    Its `judges_alone` says whether an image's logits are free of the other images in the batch.
+    Its `judges_alone` says whether an image's logits are free of the other images in the batch. Where
+    `config.conditional` is set, it takes labels int64 [B] in [0, num_classes) beside the images.
+
+    Raises:
+        ValueError: `config.conditional` is set and there are no classes.
     """
-    return DISCRIMINATORS[config.type][1](config, in_channels)
+    require(
+        not config.conditional or num_classes >= 1,
+        "objective.discriminator.conditional is set, and the data has no classes: use data with labels, or set it off.",
+    )
+    return DISCRIMINATORS[config.type][1](config, in_channels, num_classes)
 
 
 __all__ = [

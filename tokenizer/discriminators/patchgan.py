@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.discriminators.projection import Projection, check_labels
 from tokenizer.fields import require
 
 
@@ -21,12 +23,14 @@ class PatchGANConfig:
         n_layers: stride-2 convolutions; each doubles the field of view of a verdict.
         norm: "group" judges every image by itself; "batch" is the published one, whose verdict depends on the other
             images of the batch.
+        conditional: each patch's verdict also goes by the image's class (see `Projection`).
     """
 
     type: Literal["patchgan"] = "patchgan"
     ndf: int = 64
     n_layers: int = 3
     norm: Literal["group", "batch", "none"] = "group"
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         require(
@@ -35,10 +39,14 @@ class PatchGANConfig:
 
 
 class PatchGAN(nn.Module):
-    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, H', W'], one a patch; large means real."""
+    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, H', W'], one a patch; large means real.
 
-    def __init__(self, config: PatchGANConfig, in_channels: int) -> None:
+    Class-conditional: labels int64 [B] beside the images.
+    """
+
+    def __init__(self, config: PatchGANConfig, in_channels: int, num_classes: int = 0) -> None:
         super().__init__()
+        self.config = config
         self.judges_alone = config.norm != "batch"
         widths = [config.ndf * min(2**index, 8) for index in range(config.n_layers + 1)]
         layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
@@ -51,11 +59,19 @@ class PatchGAN(nn.Module):
             ]
         layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
         self.main = nn.Sequential(*layers)
+        if config.conditional:
+            self.projection = Projection(num_classes, widths[-1])
         self.apply(_init)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.main(images.contiguous(memory_format=torch.channels_last))
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_labels(self.config.conditional, labels, len(images))
+        features = self.main[:-1](images.contiguous(memory_format=torch.channels_last))
+        logits = self.main[-1](features)
+        if self.config.conditional:
+            # The mean over the 4x4 window that the verdict's own convolution sees.
+            logits = logits + self.projection(F.avg_pool2d(features, 4, stride=1, padding=1), labels)
+        return logits
 
 
 def _norm(name: str, channels: int) -> nn.Module:

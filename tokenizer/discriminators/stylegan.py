@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tokenizer.discriminators.projection import Projection, check_labels
 from tokenizer.fields import require
 
 
@@ -26,6 +27,7 @@ class StyleGANConfig:
         max_channels: each halving of the side doubles the channels up to this.
         num_blocks: halvings of the side.
         stddev_group: images that minibatch-stddev compares, at most; 1 judges every image by itself.
+        conditional: the verdict also goes by the image's class (see `Projection`).
     """
 
     type: Literal["stylegan"] = "stylegan"
@@ -33,6 +35,7 @@ class StyleGANConfig:
     max_channels: int = 256
     num_blocks: int = 4
     stddev_group: int = 4
+    conditional: bool = False
 
     def __post_init__(self) -> None:
         for name in ("channels", "max_channels", "num_blocks", "stddev_group"):
@@ -40,9 +43,12 @@ class StyleGANConfig:
 
 
 class StyleGANDiscriminator(nn.Module):
-    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, 1, 1]; large means real. H and W are at least 2^num_blocks."""
+    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, 1, 1]; large means real. H and W are at least 2^num_blocks.
 
-    def __init__(self, config: StyleGANConfig, in_channels: int) -> None:
+    Class-conditional: labels int64 [B] beside the images.
+    """
+
+    def __init__(self, config: StyleGANConfig, in_channels: int, num_classes: int = 0) -> None:
         super().__init__()
         self.config = config
         self.judges_alone = config.stddev_group == 1
@@ -52,17 +58,22 @@ class StyleGANDiscriminator(nn.Module):
         self.final = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
         self.hidden = nn.Conv2d(widths[-1], widths[-1], 1)
         self.verdict = nn.Conv2d(widths[-1], 1, 1)
+        if config.conditional:
+            self.projection = Projection(num_classes, widths[-1])
         self.apply(_init)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        check_labels(self.config.conditional, labels, len(images))
         features = F.leaky_relu(self.stem(images.contiguous(memory_format=torch.channels_last)), 0.2)
         features = self.blocks(features)  # [B, D, h, w]
         deviation = minibatch_stddev(features, self.config.stddev_group)  # [B, 1, h, w]
         features = F.leaky_relu(self.final(torch.cat([features, deviation], dim=1)), 0.2)
         # The published net flattens [D, 4, 4] here; the mean serves any size of image.
         features = features.mean((2, 3), keepdim=True)  # [B, D, 1, 1]
-        return self.verdict(F.leaky_relu(self.hidden(features), 0.2))
+        features = F.leaky_relu(self.hidden(features), 0.2)
+        logits = self.verdict(features)
+        return logits + self.projection(features, labels) if self.config.conditional else logits
 
 
 class _Block(nn.Module):

@@ -1,0 +1,32 @@
+"""The class in a discriminator: a projection onto the class's vector (Miyato & Koyama 2018, arXiv:1802.05637)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Projection(nn.Module):
+    """Features [B, D, h, w] and labels int64 [B] -> <v_y, features> / sqrt(D) at each place, [B, 1, h, w].
+
+    A verdict's own term, psi(features), stands beside it. The vectors start at 0: at first no class plays a part. The
+    root keeps the sum over D channels of the size of one.
+    """
+
+    def __init__(self, num_classes: int, channels: int) -> None:
+        super().__init__()
+        self.class_embedding = nn.Parameter(torch.zeros(num_classes, channels))
+
+    def forward(self, features: Tensor, labels: Tensor) -> Tensor:
+        vectors = self.class_embedding[labels][:, :, None, None]  # [B, D, 1, 1]
+        return (vectors * features).sum(1, keepdim=True) * features.shape[1] ** -0.5
+
+
+def check_labels(is_conditional: bool, labels: Tensor | None, batch: int) -> None:
+    """Raises ValueError where labels are missing, not wanted, or not [B]."""
+    if not is_conditional:
+        if labels is not None:
+            raise ValueError("This discriminator is unconditional: it takes no labels (discriminator.conditional).")
+    elif labels is None or labels.shape != (batch,) or labels.is_floating_point():
+        found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
+        raise ValueError(f"This discriminator is class-conditional: it needs labels, integers [{batch}], not {found}.")
