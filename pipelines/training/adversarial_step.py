@@ -75,13 +75,13 @@ def discriminator_terms(
     def judge(pixels: Tensor) -> Tensor:
         return discriminator.module(pixels, labels)
 
-    if objective.gradient_penalty_weight:
+    if objective.is_active("gradient_penalty", step):
         penalty = gradient_penalty(judge, images, reconstruction, generator)
         terms["gradient_penalty"] = objective.gradient_penalty_weight * penalty
-    if objective.r1_weight and step % objective.r1_every == 0:
+    if objective.is_active("r1", step) and step % objective.r1_every == 0:
         # As heavy in the mean as in every step (lazy regularization, https://arxiv.org/abs/1912.04958).
         terms["r1"] = objective.r1_weight * objective.r1_every * r1_penalty(judge, images)
-    if objective.lecam_weight and running:
+    if objective.is_active("lecam", step) and running:
         terms["lecam"] = objective.lecam_weight * lecam_penalty(real, fake, running["real"], running["fake"])
     return terms, {"logits_real": real.mean(), "logits_fake": fake.mean()}
 

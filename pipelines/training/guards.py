@@ -53,7 +53,10 @@ def watch(
     messages = []
     if config.objective.adversarial_weight:
         if line["step"] <= config.objective.adversarial_start:
-            watched = replace(watched, before_onset=reconstruction_values(line))
+            values = reconstruction_values(line)
+            # A term that started within the window has a mean over the steps without it: nothing to compare with.
+            whole = {name: values[name] for name in values if _start(config.objective, name) <= watched.last_step}
+            watched = replace(watched, before_onset=whole)
         elif not watched.onset_told:
             rise, name = largest_rise(watched.before_onset, reconstruction_values(line), config.objective)
             if rise > config.onset_bound:
@@ -98,6 +101,10 @@ def largest_rise(before: dict[str, float], now: dict[str, float], objective: Obj
             rises[name] = now[name] / before[name]
     name = max(sorted(rises), key=rises.__getitem__, default="")
     return rises.get(name, 0.0), name
+
+
+def _start(objective: ObjectiveConfig, term: str) -> int:
+    return getattr(objective, f"{term}_start")
 
 
 def possible_usage(codes_seen: int, codebook_size: int) -> float:

@@ -94,7 +94,7 @@ def train_step(
             classes = labels[index] if labels else None
             with accelerator.autocast():
                 output = model.wrapped(images, classes if model.module.config.num_classes else None)
-            terms = reconstruction_terms(objective, learners.distances, images, output.reconstruction)
+            terms = reconstruction_terms(objective, learners.distances, images, output.reconstruction, step)
             losses, judged, notes, logits = {**terms, **output.losses}, {}, {}, {}
             if factor:
                 adversarial, notes = generator_terms(

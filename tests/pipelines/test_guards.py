@@ -43,6 +43,15 @@ def test_a_rise_after_the_onset_is_told_once(config):
         assert told(config, lines[cut:], watched) == found[cut:]
 
 
+def test_a_term_that_started_within_the_last_window_before_is_not_compared(tokenizer_config, tmp_path):
+    """Its mean there is over steps without it, too: it only seems to rise."""
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 20, "l2_weight": 1.0, "l2_start": 15}
+    late = tokenizer_config(tmp_path / "run", objective=objective)
+    assert not any(told(late, lines_of("l2", [0.0, 0.5, 1.0])))
+    early = tokenizer_config(tmp_path / "run", objective={**objective, "l2_start": 10})
+    assert told(early, lines_of("l2", [0.0, 0.5, 1.0]))[2]
+
+
 def test_no_onset_no_warning(config, tokenizer_config, tmp_path):
     rising = lines_of("l1", [1.0, 2.0, 4.0, 8.0])
     assert not any(told(tokenizer_config(tmp_path / "run"), rising))  # no discriminator

@@ -18,6 +18,7 @@ from tokenizer.discriminators import PatchGAN, PatchGANConfig
 from tokenizer.losses import (
     GAN_LOSSES,
     LPIPS,
+    TERMS,
     ObjectiveConfig,
     adaptive_weight,
     clamped_ratio,
@@ -109,11 +110,39 @@ def test_terms_are_computed_in_float32():
         ({"smooth_l1_weight": -1.0}, r"objective\.smooth_l1_weight"),
         ({"smooth_l1_beta": 0.0}, r"objective\.smooth_l1_beta is 0\.0"),
         ({"l1_weight": 0.0, "perceptual_weight": 0.0}, "Every reconstruction term is off"),
+        ({"l1_start": 5, "perceptual_start": 1}, "No reconstruction term counts at step 0"),
+        ({"lecam_start": -1}, r"objective\.lecam_start is -1"),
     ],
 )
 def test_objectives_that_make_no_sense_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         ObjectiveConfig(**values)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_has_a_weight_and_a_start(term):
+    config = ObjectiveConfig(**{"l1_weight": 1.0, f"{term}_weight": 1.0, f"{term}_start": 0 if term == "l1" else 7})
+    assert config.is_active(term, 7)
+    assert config.is_active(term, 6) == (term == "l1")
+    assert not ObjectiveConfig(**{"l2_weight": 1.0, f"{term}_weight": 0.0}).is_active(term, 10**6) or term == "l2"
+
+
+@pytest.mark.parametrize("term", ["l1", "l2", "smooth_l1", "log_laplace", "perceptual", "feature_distance"])
+def test_a_term_is_not_computed_before_its_start(term):
+    base = "l2" if term == "l1" else "l1"
+    weights = {"perceptual_weight": 0.0, f"{base}_weight": 1.0, f"{term}_weight": 1.0}
+    config, runs = ObjectiveConfig(**weights, **{f"{term}_start": 3}), []
+
+    def net(real, fake):
+        runs.append(real)
+        return (real - fake).flatten(1).square().mean(1)
+
+    nets = {term: net} if term in ("perceptual", "feature_distance") else {}
+    real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    assert term not in reconstruction_terms(config, nets, real, fake, 2)
+    assert not runs
+    assert term in reconstruction_terms(config, nets, real, fake, 3)
+    assert len(runs) == len(nets)
 
 
 def test_no_perceptual_net_where_its_weight_is_0():

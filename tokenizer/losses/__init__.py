@@ -2,7 +2,7 @@
 
 from tokenizer.losses.adversarial import GAN_LOSSES, adaptive_weight, clamped_ratio, warmup_factor
 from tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
-from tokenizer.losses.objective import RECONSTRUCTION_WEIGHTS, ObjectiveConfig, make_distances
+from tokenizer.losses.objective import RECONSTRUCTION_WEIGHTS, TERMS, ObjectiveConfig, make_distances
 from tokenizer.losses.perceptual import LPIPS
 from tokenizer.losses.reconstruction import log_laplace_loss, reconstruction_terms
 from tokenizer.losses.regularization import gradient_penalty, lecam_penalty, r1_penalty
@@ -11,6 +11,7 @@ __all__ = [
     "GAN_LOSSES",
     "LPIPS",
     "RECONSTRUCTION_WEIGHTS",
+    "TERMS",
     "FeatureDistance",
     "FeatureDistanceConfig",
     "ObjectiveConfig",

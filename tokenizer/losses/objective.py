@@ -15,13 +15,17 @@ from tokenizer.losses.perceptual import LPIPS, PerceptualNet
 # The weights of the terms that compare a reconstruction with its image; one of them is above 0.
 RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_laplace_weight", "perceptual_weight")
 RECONSTRUCTION_WEIGHTS += ("feature_distance_weight",)
-_NOT_NEGATIVE = ("adversarial_weight", "adversarial_start", "adversarial_warmup", "adaptive_weight_max")
-_NOT_NEGATIVE += ("gradient_penalty_weight", "r1_weight", "lecam_weight")
+# The terms by the names under which they are logged: each has a `<term>_weight` and a `<term>_start`.
+RECONSTRUCTION_TERMS = tuple(name.removesuffix("_weight") for name in RECONSTRUCTION_WEIGHTS)
+TERMS = (*RECONSTRUCTION_TERMS, "adversarial", "gradient_penalty", "r1", "lecam")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """Weights and start steps of the terms; a weight of 0 turns a term off, and nothing of it is then computed.
+
+    `<term>_start` is the step from which a term counts; before it nothing of it is computed either. The discriminator's
+    (gradient_penalty, r1, lecam) never start before adversarial_start. One reconstruction term starts at 0.
 
     Args:
         l1_weight: mean absolute error of the pixels in [-1, 1].
@@ -51,14 +55,20 @@ class ObjectiveConfig:
     """
 
     l1_weight: float = 1.0
+    l1_start: int = 0
     l2_weight: float = 0.0
+    l2_start: int = 0
     smooth_l1_weight: float = 0.0
+    smooth_l1_start: int = 0
     smooth_l1_beta: float = 0.1
     log_laplace_weight: float = 0.0
+    log_laplace_start: int = 0
     perceptual_weight: float = 1.0
+    perceptual_start: int = 0
     perceptual_net: PerceptualNet = "vgg"
     perceptual_weights: str | None = None
     feature_distance_weight: float = 0.0
+    feature_distance_start: int = 0
     feature_distance: FeatureDistanceConfig = field(default_factory=FeatureDistanceConfig)
     adversarial_weight: float = 0.5
     gan_loss: GANLoss = "hinge"
@@ -67,14 +77,18 @@ class ObjectiveConfig:
     adaptive_weight: bool = True
     adaptive_weight_max: float = 1e4
     gradient_penalty_weight: float = 0.0
+    gradient_penalty_start: int = 0
     r1_weight: float = 0.0
+    r1_start: int = 0
     r1_every: int = 1
     lecam_weight: float = 0.0
+    lecam_start: int = 0
     lecam_decay: float = 0.999
     discriminator: AnyDiscriminatorConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:
-        for name in (*RECONSTRUCTION_WEIGHTS, *_NOT_NEGATIVE):
+        ruled = [f"{term}_{kind}" for term in TERMS for kind in ("weight", "start")]
+        for name in (*ruled, "adversarial_warmup", "adaptive_weight_max"):
             require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}: it must not be negative.")
         require(self.smooth_l1_beta > 0, f"objective.smooth_l1_beta is {self.smooth_l1_beta}: it must be positive.")
         require(self.r1_every >= 1, f"objective.r1_every is {self.r1_every}: it must be at least 1.")
@@ -88,6 +102,14 @@ class ObjectiveConfig:
             any(getattr(self, name) for name in RECONSTRUCTION_WEIGHTS),
             f"Every reconstruction term is off: set one of objective.{', '.join(RECONSTRUCTION_WEIGHTS)} above 0.",
         )
+        require(
+            any(self.is_active(term, 0) for term in RECONSTRUCTION_TERMS),
+            "No reconstruction term counts at step 0: set the start of one of them, such as objective.l1_start, to 0.",
+        )
+
+    def is_active(self, term: str, step: int) -> bool:
+        """Whether `term` of `TERMS` counts at `step` (of the discriminator's, once that has started)."""
+        return getattr(self, f"{term}_weight") > 0 and step >= getattr(self, f"{term}_start")
 
 
 def make_distances(config: ObjectiveConfig) -> dict[str, nn.Module]:

@@ -34,23 +34,27 @@ def log_laplace_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def reconstruction_terms(
-    config: ObjectiveConfig, distances: Mapping[str, nn.Module], images: Tensor, reconstruction: Tensor
+    config: ObjectiveConfig, distances: Mapping[str, nn.Module], images: Tensor, reconstruction: Tensor, step: int = 0
 ) -> dict[str, Tensor]:
     """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32.
 
-    `distances`: the nets by the names of their terms, as `make_distances` gives them.
+    Args:
+        distances: the nets by the names of their terms, as `make_distances` gives them.
+        step: terms that start later are left out, and their nets not run.
     """
     images, reconstruction = images.float(), reconstruction.float()
     terms = {}
-    if config.l1_weight:
+    if config.is_active("l1", step):
         terms["l1"] = config.l1_weight * F.l1_loss(reconstruction, images)
-    if config.l2_weight:
+    if config.is_active("l2", step):
         terms["l2"] = config.l2_weight * F.mse_loss(reconstruction, images)
-    if config.smooth_l1_weight:  # eq. 3 of https://arxiv.org/abs/1504.08083, whose beta is 1
+    if config.is_active("smooth_l1", step):  # eq. 3 of https://arxiv.org/abs/1504.08083, whose beta is 1
         error = F.smooth_l1_loss(reconstruction, images, beta=config.smooth_l1_beta)
         terms["smooth_l1"] = config.smooth_l1_weight * error
-    if config.log_laplace_weight:
+    if config.is_active("log_laplace", step):
         terms["log_laplace"] = config.log_laplace_weight * log_laplace_loss(images, reconstruction)
     for name, distance in distances.items():
+        if not config.is_active(name, step):
+            continue
         terms[name] = getattr(config, f"{name}_weight") * distance(images, reconstruction).mean()
     return terms
