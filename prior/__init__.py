@@ -1,8 +1,9 @@
 """Stage two: a transformer over sequences of codes. Knows nothing of images."""
 
+from prior.distribution import SamplingConfig
 from prior.modeling import PriorConfig, load_prior, make_prior, save_prior
 from prior.objective import bits_per_code, code_cross_entropy, prior_loss
-from prior.sampling import SamplingConfig, image_generator, sample_codes
+from prior.sampling import image_generator, iterate_codes, sample_codes
 from prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "bits_per_code",
     "code_cross_entropy",
     "image_generator",
+    "iterate_codes",
     "load_prior",
     "make_prior",
     "prior_loss",

@@ -9,6 +9,8 @@ On a CPU a row's logits do not depend on the other rows, down to the bit, if the
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,11 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM
 from transformers.activations import ACT2FN
 
-# F.linear picks its kernel by the number of rows. Those for multiples of 8 sum in one order, which
-# tests/prior/test_decoding.py holds for the machine it runs on.
-ROW_MULTIPLE = 8
-
-Linear = Callable[[Tensor], Tensor]  # [R, in] -> [R, out]
+from prior.linear_maps import Linear, WeightFormat, linear_map
 
 
 @dataclass(frozen=True)
@@ -54,22 +52,27 @@ class DecoderWeights:
     row_multiple: int  # rows to pad to on a CPU, for logits whose bits do not depend on how many rows there are
 
 
-def read_weights(model: LlamaForCausalLM, num_codes: int, length: int, pack: bool | None = None) -> DecoderWeights:
+def read_weights(
+    model: LlamaForCausalLM, num_codes: int, length: int, pack: bool | None = None, weights: WeightFormat = "exact"
+) -> DecoderWeights:
     """Lay out a model for decoding. Takes about as much memory again as the model.
 
     Args:
         num_codes: the head is cut to the tokens [0, num_codes).
         length: positions that will be decoded.
-        pack: use oneDNN's packed layout; None for wherever it is to be had (on CPUs).
+        pack: of exact weights: use oneDNN's packed layout; None for wherever it is to be had (on CPUs).
+        weights: "exact", or the linear layers' weights rounded to "float16" or "int8" (CPUs only).
 
     Raises:
-        ValueError: the model is wrapped, or holds layers other than plain linear ones (adapters, quantized weights).
+        ValueError: the model is wrapped, or holds layers other than plain linear ones (adapters, quantized weights),
+            or cannot be decoded with weights of that format here.
     """
     if not isinstance(model, LlamaForCausalLM):
         raise ValueError(f"Sampling needs the LlamaForCausalLM itself, not a {type(model).__name__}: unwrap it first.")
     config = model.config
-    layers = [_read_layer(layer, pack) for layer in model.model.layers]
-    head = _linear([model.lm_head], pack, rows=num_codes)
+    as_map = functools.partial(linear_map, pack=pack, weights=weights)
+    layers = [_read_layer(layer, as_map) for layer in model.model.layers]
+    head = _linear([model.lm_head], as_map, rows=num_codes)
     dtype = model.model.embed_tokens.weight.dtype
     positions = torch.arange(length, device=model.device)[None]
     cos, sin = model.model.rotary_emb(torch.empty(0, dtype=dtype, device=model.device), positions)  # [1, T, hd]
@@ -85,12 +88,15 @@ def read_weights(model: LlamaForCausalLM, num_codes: int, length: int, pack: boo
         num_key_value_heads=config.num_key_value_heads,
         eps=config.rms_norm_eps,
         activation=ACT2FN[config.hidden_act],
-        row_multiple=1 if all(isinstance(linear, PackedLinear) for linear in _linears(layers, head)) else ROW_MULTIPLE,
+        row_multiple=math.lcm(*(linear.row_multiple for linear in _linears(layers, head))),
     )
 
 
 class Decoder:
-    """Decodes `rows` sequences in step. Its cache is allocated once; `restart` begins the next ones."""
+    """Decodes `rows` sequences in step. Its cache is allocated once; `restart` begins the next ones.
+
+    Fed fewer tokens, it goes on with the first rows alone; the others are lost until `restart`.
+    """
 
     def __init__(self, weights: DecoderWeights, rows: int) -> None:
         self.weights = weights
@@ -101,11 +107,21 @@ class Decoder:
         self.values = torch.empty_like(self.keys)
         self.position = 0
 
+    @staticmethod
+    def bytes_a_row(weights: DecoderWeights) -> int:
+        """What the cache takes for each row."""
+        values = weights.cos.numel() * weights.num_key_value_heads * len(weights.layers)
+        return 2 * values * weights.embedding.element_size()
+
     def restart(self) -> None:
         self.position = 0
 
     def step(self, tokens: Tensor) -> Tensor:
         """The next token of every row, [R] int64 -> logits of the code after it [R, num_codes] in the model's dtype."""
+        return self.logits(self.advance(tokens))
+
+    def advance(self, tokens: Tensor) -> Tensor:
+        """The next token of every row, [R] int64 -> what `logits` takes, [R, D]: enough where the code is given."""
         weights = self.weights
         hidden = F.embedding(tokens, weights.embedding)  # [R, D]
         for index, layer in enumerate(weights.layers):
@@ -115,6 +131,10 @@ class Decoder:
             gate, up = layer.gate_up(normed).chunk(2, dim=-1)  # [R, I] each
             hidden = hidden + layer.down(weights.activation(gate) * up)
         self.position += 1
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        weights = self.weights
         return weights.head(_rms_norm(hidden, weights.norm, weights.eps))
 
     def _attend(self, index: int, qkv: Tensor) -> Tensor:
@@ -128,7 +148,7 @@ class Decoder:
         query_key = torch.addcmul(
             query_key * weights.cos[position], query_key.roll(head_dim // 2, -1), weights.signed_sin[position]
         )
-        keys, values = self.keys[index], self.values[index]
+        keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, position] = query_key[:, weights.num_heads :]
         values[:, :, position] = heads[:, turned:]
         # The query heads that share a key head stand in a group: they are that head's "positions", and nothing is
@@ -138,59 +158,19 @@ class Decoder:
         return read.reshape(rows, -1)
 
 
-class PackedLinear:
-    """A linear map by oneDNN, from a copy of the weight in oneDNN's own layout.
-
-    At a few rows it is 2 to 5 times as fast as F.linear. The calls are those that inductor compiles a linear layer to
-    (torch/_inductor/fx_passes/mkldnn_fusion.py).
-    """
-
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        # Packed for one row, the layout would suit only that (and a single row would be summed in another order).
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
-        self.bias = bias
-
-    def __call__(self, rows: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
-
-
-def pack_linear(weight: Tensor, bias: Tensor | None = None) -> Linear | None:
-    """weight [out, in] on a CPU -> its packed map, or None where there is none that computes the same.
-
-    The same also means a row's bits among any number of rows, so that an image does not depend on its batch.
-    """
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return None
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    try:
-        if weight.dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-            return None
-        packed = PackedLinear(weight, bias)
-        # oneDNN of torch 2.11 gives 8 rows other bits than 40: the largest trial is one that no kernel takes for small.
-        trial = torch.linspace(-1, 1, 5 * ROW_MULTIPLE * weight.shape[1], dtype=weight.dtype).view(5 * ROW_MULTIPLE, -1)
-        expected, actual = F.linear(trial, weight, bias), packed(trial)
-        steady = all(torch.equal(packed(trial[:rows]), actual[:rows]) for rows in (1, 2, 3, 5, 8, 16, 32))
-    except (AttributeError, RuntimeError):  # private operators: another torch may lack them or call them otherwise
-        return None
-    tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
-    close = (expected - actual).abs().max() <= tolerance * expected.abs().max().clamp(min=1e-20)
-    return packed if close and steady else None
-
-
-def _read_layer(layer: nn.Module, pack: bool | None) -> LayerWeights:
+def _read_layer(layer: nn.Module, as_map: Callable[..., Linear]) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     return LayerWeights(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=_linear([attention.q_proj, attention.k_proj, attention.v_proj], pack),
-        output=_linear([attention.o_proj], pack),
+        qkv=_linear([attention.q_proj, attention.k_proj, attention.v_proj], as_map),
+        output=_linear([attention.o_proj], as_map),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=_linear([mlp.gate_proj, mlp.up_proj], pack),
-        down=_linear([mlp.down_proj], pack),
+        gate_up=_linear([mlp.gate_proj, mlp.up_proj], as_map),
+        down=_linear([mlp.down_proj], as_map),
     )
 
 
-def _linear(modules: list[nn.Module], pack: bool | None, rows: int | None = None) -> Linear:
+def _linear(modules: list[nn.Module], as_map: Callable[..., Linear], rows: int | None = None) -> Linear:
     """Linear layers of one input as one map; of its outputs the first `rows`."""
     for module in modules:
         if type(module) is not nn.Linear or not module.weight.is_floating_point():
@@ -201,8 +181,7 @@ def _linear(modules: list[nn.Module], pack: bool | None, rows: int | None = None
     weight = torch.cat([module.weight.detach() for module in modules])[:rows]  # [out, in]
     biases = [module.bias.detach() for module in modules if module.bias is not None]
     bias = torch.cat(biases)[:rows] if biases else None
-    packed = None if pack is False else pack_linear(weight, bias)
-    return packed or (lambda inputs: F.linear(inputs, weight, bias))
+    return as_map(weight, bias)
 
 
 def _linears(layers: list[LayerWeights], head: Linear) -> list[Linear]:

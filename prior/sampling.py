@@ -8,47 +8,20 @@ same bits in any batch: see `sample_codes`.
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from prior.decoding import Decoder, read_weights
-from prior.sequence import SequenceConfig, prefix_tokens
+from prior.decoding import Decoder, DecoderWeights, read_weights
+from prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
+from prior.linear_maps import WeightFormat
+from prior.memory import batch_that_fits
+from prior.sequence import SequenceConfig, flat_rows, prefix_tokens
 
-
-@dataclass(frozen=True)
-class SamplingConfig:
-    """How a code is drawn from the logits: guidance first, then temperature, then top-k, then top-p.
-
-    Args:
-        guidance_scale: s in u + s (c - u) of the class's logits c and the null class's u (arXiv:2207.12598, where the
-            weight w is s - 1). At least 0; 1 is no guidance, and costs half.
-        temperature: divides the logits. At least 0; 0 takes the most likely code (greedy).
-        top_k: keep the k most likely codes, and those as likely as the last of them. At least 0; 0 keeps all.
-        top_p: keep the fewest most likely codes whose probabilities sum to at least top_p. In (0, 1]; 1 keeps all.
-
-    Raises:
-        ValueError: a value is out of its range. The message names it.
-    """
-
-    guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("guidance_scale", "temperature"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} is {value}: it must be a number of at least 0.")
-        if isinstance(self.top_k, bool) or not isinstance(self.top_k, int) or self.top_k < 0:
-            raise ValueError(f"top_k is {self.top_k!r}: it must be a whole number of at least 0 (0 keeps all codes).")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p is {self.top_p}: it must lie in (0, 1] (1 keeps all codes).")
+_MOST_ON_A_CPU, _MOST_ELSEWHERE = 16, 32  # images at once, by default
 
 
 def sample_codes(
@@ -56,23 +29,23 @@ def sample_codes(
     sequence: SequenceConfig,
     labels: Tensor | Sequence[int] | None = None,
     *,
-    guidance_scale: float = 1.0,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     generators: Sequence[torch.Generator] | None = None,
+    prefix_codes: Tensor | None = None,
     batch_size: int | None = None,
+    weights: WeightFormat = "exact",
     on_progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> Tensor:
     """Draw the codes of B images.
 
-    An image depends on the model, its label, its seed or generator and the settings. Its place and its company in the
-    batch do not enter: the random numbers are its own, and on a CPU the logits are the same bits for any `batch_size`
-    (oneDNN's packed products, or products padded to 8 rows; tests/prior/test_sampling.py holds both). On an accelerator
-    the matrix products choose their order of summation by the number of rows, so the rows are padded to `batch_size`
-    always: there an image is the same among any number of images, for one `batch_size`. On another kind of device, or
-    with another version of torch, logits differ in their last bits, and about one image in thousands by that.
+    An image depends on the model, its label, its seed or generator, its given codes and the settings. Its place and its
+    company in the batch do not enter: the random numbers are its own, and on a CPU the logits are the same bits for any
+    `batch_size` (oneDNN's packed products, or products padded to 8 rows; tests/prior/test_sampling.py holds both). On
+    an accelerator the matrix products choose their order of summation by the number of rows, so the rows are padded to
+    `batch_size` always: there an image is the same among any number of images, for one `batch_size`. On another kind of
+    device, or with another version of torch, logits differ in their last bits, and by that about one image in
+    thousands.
 
     The model's mode (training or evaluation) neither matters nor changes: dropout is never applied.
 
@@ -80,36 +53,81 @@ def sample_codes(
         model: the bare LlamaForCausalLM, float weights, any device and float dtype.
         labels: [B] integers in [0, num_classes); None for an unconditional prior, and for a conditional one to draw
             from its null class.
-        guidance_scale, temperature, top_k, top_p: see `SamplingConfig`.
         seeds: one number an image, or
         generators: one generator an image (`image_generator` makes them); each gives its next `sequence.length`
             numbers. Neither: seeds are drawn from torch's global generator.
-        batch_size: images decoded at once (guidance doubles the rows); None for 16 on a CPU and 32 elsewhere.
+        prefix_codes: the codes that each image begins with, which are kept: [B, P] with P below `sequence.length`, or
+            the grid's upper rows [B, r, w(, depth)]. A position's random number is the same whatever was given before
+            it, so that an image's own first codes are completed to that image.
+        batch_size: images decoded at once (guidance doubles the rows); None for 16 on a CPU and 32 elsewhere, or fewer
+            where the free memory asks for it.
+        weights: "exact"; or rounded to "float16" or "int8", on CPUs: faster, and other codes.
         on_progress: called after every step with the number of codes done and the number of all.
+        settings: fields of `SamplingConfig`.
 
     Returns:
         [B, sequence.length] int64 in [0, codebook_size), in the order of `sequence`, on the model's device.
 
     Raises:
-        ValueError: an argument is out of its range, labels do not fit the prior, guidance is asked of an unconditional
-            prior or without labels, or the logits are not finite.
+        ValueError: an argument is out of its range, labels or given codes do not fit the prior, guidance is asked of an
+            unconditional prior or without labels, or the logits are not finite.
+        TypeError: a setting is unknown.
     """
-    settings = SamplingConfig(guidance_scale, temperature, top_k, top_p)
+    batches = list(
+        iterate_codes(
+            model,
+            sequence,
+            labels,
+            seeds=seeds,
+            generators=generators,
+            prefix_codes=prefix_codes,
+            batch_size=batch_size,
+            weights=weights,
+            on_progress=on_progress,
+            **settings,
+        )
+    )
+    if not batches:
+        return torch.empty(0, sequence.length, dtype=torch.int64, device=model.device)
+    return torch.cat(batches)
+
+
+def iterate_codes(
+    model: LlamaForCausalLM,
+    sequence: SequenceConfig,
+    labels: Tensor | Sequence[int] | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    generators: Sequence[torch.Generator] | None = None,
+    prefix_codes: Tensor | None = None,
+    batch_size: int | None = None,
+    weights: WeightFormat = "exact",
+    on_progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
+) -> Iterator[Tensor]:
+    """As `sample_codes`, but gives each batch's codes, [n, sequence.length], as soon as they are drawn.
+
+    What is wrong with the arguments is raised by the call itself; the next batch is begun when it is asked for.
+    """
+    config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1.")
-    if guidance_scale != 1 and sequence.class_names is None:
-        raise ValueError(f"guidance_scale is {guidance_scale}, but this prior is unconditional: leave it at 1.")
-    if guidance_scale != 1 and labels is None:
-        raise ValueError(
-            f"guidance_scale is {guidance_scale}, but no labels are given: guidance leads towards a class."
-        )
+    scale = config.guidance_scale
+    if scale != 1 and sequence.class_names is None:
+        raise ValueError(f"guidance_scale is {scale}, but this prior is unconditional: leave it at 1.")
+    if scale != 1 and labels is None:
+        raise ValueError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
     generators = _one_stream_an_image(labels, seeds, generators)
-    if not generators:
-        return torch.empty(0, sequence.length, dtype=torch.int64, device=model.device)
     prefixes = _prefixes(labels, len(generators), sequence)  # [B]
-    with torch.inference_mode(), torch.autocast(model.device.type, enabled=False):
-        codes = _sample_in_chunks(model, sequence, prefixes, generators, settings, batch_size, on_progress)
-    return codes.clone()  # outside of inference mode: a tensor that autograd takes
+    given = _given(prefix_codes, len(generators), sequence)  # [B, P]
+    if not generators:
+        return iter(())
+    read = read_weights(model, sequence.codebook_size, sequence.length, weights=weights)
+    if batch_size is None:
+        most = _MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE
+        branches = 1 if scale == 1 else 2
+        batch_size = batch_that_fits(branches * Decoder.bytes_a_row(read), most, model.device)
+    return _batches(read, sequence, prefixes, given, generators, config, batch_size, on_progress)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -122,73 +140,24 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((int.from_bytes(start, "big") + int(index)) % 2**32)
 
 
-def guided_logits(logits: Tensor, images: int, guidance_scale: float) -> Tensor:
-    """Logits [R, K] of the class branch, then (if guided) the null branch, then padding -> [images, K] float64."""
-    conditional = logits[:images].double()
-    if guidance_scale == 1:
-        return conditional
-    unconditional = logits[images : 2 * images].double()
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
-def filter_logits(logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logits [B, K] -> log-probabilities up to a constant, -inf for the codes left out. temperature is above 0."""
-    # Against the largest first, so that a small temperature overflows to -inf and never to NaN.
-    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
-    if 0 < top_k < logits.shape[-1]:
-        kth = logits.topk(top_k, dim=-1).values[:, -1:]  # [B, 1]
-        logits = logits.masked_fill(logits < kth, -math.inf)
-    if top_p < 1:
-        logits = logits.masked_fill(logits < _last_of_top_p(logits, top_p), -math.inf)
-    return logits
-
-
-def _last_of_top_p(logits: Tensor, top_p: float, few: int = 1024) -> Tensor:
-    """Logits [B, K] -> [B, 1]: the last of the fewest largest ones whose probabilities sum to at least top_p."""
-    codes = logits.shape[-1]
-    total = logits.logsumexp(-1, keepdim=True)
-    # Ranking a large codebook takes a CPU longer than all the rest, and a few codes mostly hold enough. An accelerator
-    # ranks them all at once, and would be stalled by the question.
-    for count in (min(few, codes), codes) if logits.device.type == "cpu" else (codes,):
-        ranked = logits.topk(count, dim=-1).values
-        probabilities = (ranked - total).exp()
-        collected = probabilities.cumsum(-1)
-        if count == codes or bool((collected[:, -1] >= top_p).all()):
-            break
-    # Kept: those before which less than top_p has been collected. The first always is.
-    kept = (collected - probabilities < top_p).sum(-1, keepdim=True)
-    return ranked.gather(-1, kept - 1)
-
-
-def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Log-probabilities up to a constant [B, K] float64, numbers in [0, 1) [B] float64 -> codes [B] int64."""
-    cumulative = logits.softmax(-1).cumsum(-1)  # [B, K]
-    total = cumulative[:, -1:]
-    # Strictly below the total, which u * total may be rounded to: the first sum above it is then that of a code with a
-    # probability above 0.
-    wanted = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
-
-
-def _sample_in_chunks(
-    model: LlamaForCausalLM,
+def _batches(
+    weights: DecoderWeights,
     sequence: SequenceConfig,
     prefixes: Tensor,
+    given: Tensor,
     generators: Sequence[torch.Generator],
     settings: SamplingConfig,
-    batch_size: int | None,
+    batch_size: int,
     on_progress: Callable[[int, int], None] | None,
-) -> Tensor:
-    on_cpu = model.device.type == "cpu"
-    batch_size = batch_size or (16 if on_cpu else 32)
-    weights = read_weights(model, sequence.codebook_size, sequence.length)
-    branches = 1 if settings.guidance_scale == 1 else 2
-    total, chunks = len(prefixes) * sequence.length, []
+) -> Iterator[Tensor]:
+    device = weights.embedding.device
+    total = len(prefixes) * sequence.length
     decoder: Decoder | None = None
     for start in range(0, len(prefixes), batch_size):
-        chunk = slice(start, start + batch_size)
-        images = len(prefixes[chunk])
-        rows = _round_up(branches * images, weights.row_multiple) if on_cpu else branches * batch_size
+        part = slice(start, start + batch_size)
+        images = len(prefixes[part])
+        rows = _rows(images, settings.guidance_scale != 1, batch_size, weights)
+        after = _rows(images, False, batch_size, weights)
         if decoder is None or decoder.rows != rows:
             decoder = Decoder(weights, rows)
         done = start * sequence.length
@@ -197,36 +166,50 @@ def _sample_in_chunks(
             if on_progress is not None:
                 on_progress(done + position * images, total)
 
-        uniforms = None if settings.temperature == 0 else _uniforms(generators[chunk], sequence.length, model.device)
-        chunks.append(_sample_chunk(decoder, sequence, prefixes[chunk].to(model.device), uniforms, settings, report))
-    return torch.cat(chunks)
+        uniforms = None if settings.temperature == 0 else _uniforms(generators[part], sequence.length, device)
+        # Entered for a batch at a time: around a `yield` the modes would reach into the caller's own code.
+        with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+            codes = _sample_batch(
+                decoder, sequence, prefixes[part].to(device), given[part].to(device), uniforms, settings, report, after
+            )
+        yield codes.clone()  # outside of inference mode: a tensor that autograd takes
 
 
-def _sample_chunk(
+def _sample_batch(
     decoder: Decoder,
     sequence: SequenceConfig,
     prefixes: Tensor,
+    given: Tensor,
     uniforms: Tensor | None,
     settings: SamplingConfig,
     report: Callable[[int], None],
+    rows_unguided: int,
 ) -> Tensor:
-    """prefixes [n], uniforms [n, L] (None: greedy) -> codes [n, L]."""
+    """prefixes [n], given [n, P], uniforms [n, L] (None: greedy) -> codes [n, L]."""
     images = len(prefixes)
     image = torch.arange(decoder.rows, device=prefixes.device) % images  # [R], the image whose codes a row is fed
     tokens = prefixes[image]
-    if settings.guidance_scale != 1:
+    scales = settings.guidance_scales(sequence.length)
+    guided = [position for position, scale in enumerate(scales) if scale != 1]
+    if guided:
         tokens[images : 2 * images] = sequence.null_token
     codes = torch.empty(images, sequence.length, dtype=torch.int64, device=prefixes.device)
     finite = torch.ones((), dtype=torch.bool, device=prefixes.device)
     decoder.restart()
     for position in range(sequence.length):
-        logits = guided_logits(_in_double(decoder.step(tokens)), images, settings.guidance_scale)  # [n, K]
-        finite &= torch.isfinite(logits.amax(-1)).all()
-        if uniforms is None:
-            chosen = logits.argmax(-1)
+        if guided and position == guided[-1] + 1:  # the null branch is asked for nothing more
+            image, tokens = image[:rows_unguided], tokens[:rows_unguided]
+        hidden = decoder.advance(tokens)
+        if position < given.shape[1]:
+            chosen = given[:, position]
         else:
-            kept = filter_logits(logits, settings.temperature, settings.top_k, settings.top_p)
-            chosen = inverse_cdf(kept, uniforms[:, position])
+            logits = guided_logits(_in_double(decoder.logits(hidden)), images, scales[position])  # [n, K]
+            finite &= torch.isfinite(logits.amax(-1)).all()
+            if uniforms is None:
+                chosen = logits.argmax(-1)
+            else:
+                kept = filter_logits(logits, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
+                chosen = inverse_cdf(kept, uniforms[:, position])
         codes[:, position] = chosen.to(codes.device)
         tokens = codes[image, position]  # [R]
         report(position + 1)
@@ -254,6 +237,16 @@ def _one_stream_an_image(
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
 
+def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tensor:
+    """Codes to begin with -> [B, P] int64, P 0 where there are none."""
+    if codes is None:
+        return torch.empty(images, 0, dtype=torch.int64)
+    codes = flat_rows(codes, sequence).cpu()
+    if len(codes) != images:
+        raise ValueError(f"There are prefix_codes of {len(codes)} images, but {images} are asked for: give one each.")
+    return codes
+
+
 def _prefixes(labels: Tensor | Sequence[int] | None, images: int, sequence: SequenceConfig) -> Tensor:
     """First tokens [B] int64, on the CPU."""
     if labels is None:
@@ -271,5 +264,9 @@ def _in_double(logits: Tensor) -> Tensor:
     return (logits.cpu() if logits.device.type == "mps" else logits).double()  # mps has no float64
 
 
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+def _rows(images: int, guided: bool, batch_size: int, weights: DecoderWeights) -> int:
+    """Rows to decode for a number of images, with the null branch and the padding: see `sample_codes`."""
+    branches = 2 if guided else 1
+    if weights.embedding.device.type != "cpu":
+        return branches * batch_size
+    return -(-branches * images // weights.row_multiple) * weights.row_multiple

@@ -311,6 +311,27 @@ def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
     return codes.reshape(len(codes), config.length).long()
 
 
+def flat_rows(codes: Tensor, config: SequenceConfig) -> Tensor:
+    """First codes of images, [B, P] or the grid's upper rows [B, r, w(, depth)] -> [B, P] int64, P below the length.
+
+    Raises:
+        ValueError: wrong shape, nothing left to sample, or a code beyond the codebook.
+    """
+    line = config.grid_shape[1:] if config.depth == 1 else (config.grid_shape[1], config.depth)
+    _require(
+        _is_integer(codes) and (codes.dim() == 2 or tuple(codes.shape[2:]) == line),
+        f"prefix_codes must be integers of shape [B, P] or [B, r, {', '.join(map(str, line))}], not {codes.dtype} "
+        f"{list(codes.shape)}.",
+    )
+    codes = codes.flatten(1).long()
+    _require(
+        codes.shape[1] < config.length,
+        f"prefix_codes gives {codes.shape[1]} codes of {config.length}: it must leave at least one to sample.",
+    )
+    _check_codes(codes, config)
+    return codes
+
+
 def _check_codes(codes: Tensor, config: SequenceConfig) -> None:
     if not codes.numel():
         return

@@ -1,10 +1,13 @@
+import math
+
 import pytest
 import torch
 from torch import nn
 
-import prior.decoding
+import prior.linear_maps
 from prior import PriorConfig, SequenceConfig, make_prior
-from prior.decoding import Decoder, pack_linear, read_weights
+from prior.decoding import Decoder, read_weights
+from prior.linear_maps import ROW_MULTIPLE, linear_map, pack_linear
 
 SEQUENCE = SequenceConfig(24, (4, 4), class_names=("a", "b"))
 SHAPES = {
@@ -82,6 +85,52 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(shape, pack):
 
 
 @torch.no_grad()
+def test_a_decoder_goes_on_with_its_first_rows():
+    weights = read_weights(make_model(num_key_value_heads=2), 24, 16)
+    tokens = torch.randint(0, 24, (16, 16))
+    expected, decoder = decode(weights, tokens), Decoder(weights, 16)
+    steps = [decoder.step(column)[:8] for column in tokens[:, :5].unbind(1)]
+    steps += [decoder.step(column) for column in tokens[:8, 5:].unbind(1)]
+    assert torch.equal(torch.stack(steps, 1), expected[:8])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("weights", "tolerance"), [("float16", 2e-3), ("int8", 5e-2)])
+def test_rounded_weights_give_nearly_the_same_logits(weights, tolerance):
+    model = make_model(hidden_size=64, num_key_value_heads=2)
+    tokens = torch.randint(0, SEQUENCE.vocab_size, (6, 16))
+    expected = decode(read_weights(model, 24, 16), tokens)
+    rounded = read_weights(model, 24, 16, weights=weights)
+    actual = decode(rounded, tokens, math.lcm(rounded.row_multiple, 6))
+    error = (actual - expected).norm() / expected.norm()
+    assert 0 < error < tolerance
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("weights", "tolerance"), [("float16", 1e-6), ("int8", 5e-3)])
+def test_rounded_products_are_those_of_the_rounded_weights(weights, tolerance):
+    weight, bias, rows = torch.randn(25, 64), torch.randn(25), torch.randn(6, 64)
+    if weights == "float16":
+        rounded = weight.half().float()
+    else:
+        scale = (weight.abs().amax(1, keepdim=True) / 127).bfloat16().float()
+        rounded, rows = (weight / scale).round() * scale, rows.bfloat16().float()
+    for term in (None, bias):
+        actual = linear_map(weight, term, None, weights)(rows)
+        expected = nn.functional.linear(rows, rounded, term)
+        assert (actual - expected).norm() <= tolerance * expected.norm()
+
+
+def test_weights_that_cannot_be_rounded_are_refused():
+    with pytest.raises(ValueError, match="multiples of 32, and one is 48"):
+        read_weights(make_model(hidden_size=48), 24, 16, weights="int8")
+    with pytest.raises(ValueError, match="too large for float16"):
+        linear_map(torch.full((4, 4), 1e6), None, None, "float16")
+    with pytest.raises(ValueError, match="which is for CPUs, and the prior is on meta"):
+        linear_map(torch.empty(4, 4, device="meta"), None, None, "int8")
+
+
+@torch.no_grad()
 def test_a_decoder_starts_again():
     weights = read_weights(make_model(), 24, 16)
     tokens = torch.randint(0, 24, (2, 16))
@@ -99,7 +148,7 @@ def test_packed_weights_compute_the_linear_map():
     for term in (None, bias):
         packed = pack_linear(weight, term)
         if packed is None:  # torch 2.11's, for one: no other reason excuses it
-            unsteady, many = prior.decoding.PackedLinear(weight, term), torch.randn(40, 32)
+            unsteady, many = prior.linear_maps.PackedLinear(weight, term), torch.randn(40, 32)
             assert any(not torch.equal(unsteady(many[:few]), unsteady(many)[:few]) for few in (1, 2, 3, 5, 8, 16, 32))
             pytest.skip("this torch's packed map gives a row other bits among more rows")
         torch.testing.assert_close(packed(rows), nn.functional.linear(rows, weight, term), rtol=1e-5, atol=1e-5)
@@ -110,16 +159,16 @@ def test_packing_is_left_where_it_is_missing_or_wrong(monkeypatch):
     weight = torch.randn(16, 16)
     assert pack_linear(weight.double()) is None
     assert pack_linear(weight.to("meta")) is None
-    monkeypatch.setattr(prior.decoding.PackedLinear, "__call__", lambda self, rows: torch.zeros(len(rows), 16))
+    monkeypatch.setattr(prior.linear_maps.PackedLinear, "__call__", lambda self, rows: torch.zeros(len(rows), 16))
     assert pack_linear(weight) is None
 
     def missing(*_):
         raise AttributeError("no such operator")
 
-    monkeypatch.setattr(prior.decoding.PackedLinear, "__init__", missing)
+    monkeypatch.setattr(prior.linear_maps.PackedLinear, "__init__", missing)
     assert pack_linear(weight) is None
     weights = read_weights(make_model(), 24, 16)  # falls back
-    assert weights.row_multiple == prior.decoding.ROW_MULTIPLE
+    assert weights.row_multiple == ROW_MULTIPLE
 
 
 def test_wrapped_and_adapted_models_are_refused():

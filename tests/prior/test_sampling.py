@@ -2,12 +2,12 @@ import math
 
 import pytest
 import torch
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-import prior.decoding
-from prior import PriorConfig, SequenceConfig, make_prior
+import prior.linear_maps
+import prior.memory
+from prior import PriorConfig, SamplingConfig, SequenceConfig, iterate_codes, make_prior
 from prior.modeling import generation_config
-from prior.sampling import filter_logits, guided_logits, image_generator, inverse_cdf, sample_codes
+from prior.sampling import image_generator, sample_codes
 
 SEQUENCE = SequenceConfig(24, (3, 4), class_names=("a", "b", "c"))
 FREE = SequenceConfig(24, (3, 4))
@@ -43,28 +43,50 @@ def test_greedy_codes_are_those_of_generate(key_heads):
     assert torch.equal(sample_codes(model, SEQUENCE, labels, top_p=1e-9), expected)
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
-def test_guided_greedy_codes_are_those_of_whole_forward_passes(scale):
-    model, labels = make_model(num_key_value_heads=2), torch.tensor([0, 1, 2, 0, 1])
-    conditional, unconditional = (labels + 24)[:, None], torch.full((5, 1), SEQUENCE.null_token)
-    codes = torch.empty(5, 0, dtype=torch.int64)
-    for _ in range(SEQUENCE.length):  # no cache, no packing, each branch alone
+def greedy_by_whole_passes(model, labels, scales, given=None):
+    """No cache, no packing, each branch alone; `given` [B, P] is kept."""
+    conditional, unconditional = (labels + 24)[:, None], torch.full((len(labels), 1), SEQUENCE.null_token)
+    codes = torch.empty(len(labels), 0, dtype=torch.int64) if given is None else given
+    for scale in scales[codes.shape[1] :]:
         c, u = (
             model(torch.cat([prefix, codes], 1), use_cache=False).logits[:, -1, :24]
             for prefix in (conditional, unconditional)
         )
         codes = torch.cat([codes, (u + scale * (c - u)).argmax(-1, keepdim=True)], 1)
-    assert torch.equal(sample_codes(model, SEQUENCE, labels, temperature=0, guidance_scale=scale), codes)
+    return codes
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_guided_greedy_codes_are_those_of_whole_forward_passes(scale):
+    model, labels = make_model(num_key_value_heads=2), torch.tensor([0, 1, 2, 0, 1])
+    expected = greedy_by_whole_passes(model, labels, [scale] * 12)
+    assert torch.equal(sample_codes(model, SEQUENCE, labels, temperature=0, guidance_scale=scale), expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "power"])
+@pytest.mark.parametrize("part", [(0.0, 1.0), (0.25, 0.75)])
+@pytest.mark.parametrize("rows_given", [0, 1])
+def test_scheduled_guidance_and_given_codes_are_those_of_whole_forward_passes(schedule, part, rows_given):
+    model, labels = make_model(), torch.tensor([0, 1, 2, 0, 1])
+    settings = {"guidance_scale": 4.0, "guidance_schedule": schedule, "guidance_range": part}
+    given = torch.randint(0, 24, (5, rows_given, 4))
+    scales = SamplingConfig(**settings).guidance_scales(12)
+    expected = greedy_by_whole_passes(model, labels, scales, given.flatten(1))
+    actual = sample_codes(model, SEQUENCE, labels, temperature=0, prefix_codes=given, **settings)
+    assert torch.equal(actual, expected)
+    assert not torch.equal(actual, greedy_by_whole_passes(model, labels, [1.0] * 12, given.flatten(1)))
 
 
 @pytest.mark.parametrize("packed", [True, False])
 def test_an_image_does_not_depend_on_its_batch(packed, monkeypatch):
     if not packed:
-        monkeypatch.setattr(prior.decoding, "pack_linear", lambda *_: None)
+        monkeypatch.setattr(prior.linear_maps, "pack_linear", lambda *_: None)
     model, number = make_model(hidden_size=64), 300
     labels = torch.arange(number) % 3
-    settings = {"guidance_scale": 1.5, "top_p": 0.95}
+    settings = {"guidance_scale": 1.5, "top_p": 0.95, "min_p": 0.001}
+    settings |= {"guidance_schedule": "power", "guidance_range": (0.1, 0.7)}
 
     def sample(order, batch_size):
         generators = [image_generator(7, index) for index in order]
@@ -79,6 +101,76 @@ def test_an_image_does_not_depend_on_its_batch(packed, monkeypatch):
     assert torch.equal(sample(everything[:20], 1), expected[:20])
     backwards = everything[::-1]
     assert torch.equal(sample(backwards, 17), expected.flip(0))
+
+
+@pytest.mark.parametrize("weights", ["float16", "int8"])
+def test_an_image_of_rounded_weights_does_not_depend_on_its_batch_either(weights):
+    model = make_model(hidden_size=64)
+    arguments = {"weights": weights, "guidance_scale": 1.5, "guidance_range": (0.0, 0.5)}
+
+    def sample(number, batch_size):
+        return sample_codes(
+            model, SEQUENCE, torch.arange(number) % 3, generators=streams(number), batch_size=batch_size, **arguments
+        )
+
+    expected = sample(70, 70)
+    for batch_size in (7, 16, 33):
+        assert torch.equal(sample(70, batch_size), expected), batch_size
+    assert torch.equal(sample(5, 1), expected[:5])
+
+
+def test_the_first_codes_of_an_image_are_completed_to_that_image():
+    model, labels = make_model(), torch.arange(6) % 3
+    settings = {"guidance_scale": 2.0, "seeds": range(6)}
+    whole = sample_codes(model, SEQUENCE, labels, **settings)
+    for first in (1, 4, 11):
+        completed = sample_codes(model, SEQUENCE, labels, prefix_codes=whole[:, :first], batch_size=4, **settings)
+        assert torch.equal(completed, whole)
+    upper = whole.view(6, 3, 4)[:, :2]
+    assert torch.equal(sample_codes(model, SEQUENCE, labels, prefix_codes=upper, **settings), whole)
+    deep = SequenceConfig(24, (3, 2), depth=2)
+    codes = sample_codes(make_model(deep), deep, prefix_codes=torch.ones(2, 1, 2, 2, dtype=torch.int32), seeds=[0, 1])
+    assert (codes[:, :4] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(2, 12, dtype=torch.int64), "12 codes of 12"),
+        (torch.zeros(2, 1, 3, dtype=torch.int64), r"shape \[B, P\] or \[B, r, 4\]"),
+        (torch.zeros(2, 4), "must be integers"),
+        (torch.full((2, 4), 24), "outside the codebook"),
+        (torch.zeros(3, 4, dtype=torch.int64), "of 3 images, but 2"),
+    ],
+)
+def test_wrong_given_codes_are_named(codes, message):
+    with pytest.raises(ValueError, match=message):
+        sample_codes(make_model(), SEQUENCE, [0, 1], prefix_codes=codes)
+
+
+def test_codes_come_batch_by_batch():
+    model, labels = make_model(), [0, 1, 2, 0, 1]
+    expected = sample_codes(model, SEQUENCE, labels, seeds=range(5))
+    batches = iterate_codes(model, SEQUENCE, labels, seeds=range(5), batch_size=2)
+    first = next(batches)
+    assert not torch.is_inference_mode_enabled()  # the caller's own code is not in the sampler's mode
+    assert torch.is_grad_enabled()
+    rest = list(batches)
+    assert [len(batch) for batch in (first, *rest)] == [2, 2, 1]
+    assert torch.equal(torch.cat([first, *rest]), expected)
+    with pytest.raises(ValueError, match="no class 3"):
+        iterate_codes(model, SEQUENCE, [3])  # at the call, before any batch is asked for
+    with pytest.raises(TypeError, match="guidance"):
+        sample_codes(model, SEQUENCE, labels, guidance=2.0)
+
+
+def test_the_batch_is_as_large_as_memory_allows(monkeypatch):
+    model, sizes = make_model(), []
+    row = 2 * 2 * 4 * 12 * 8 * 4  # keys and values; layers, heads, positions, dimensions, bytes
+    for free in (10**9, 2 * 2 * 5 * row, 0, None):
+        monkeypatch.setattr(prior.memory, "free_memory", lambda device, free=free: free)
+        sizes.append([len(batch) for batch in iterate_codes(model, SEQUENCE, [0] * 18, guidance_scale=2.0)])
+    assert sizes == [[16, 2], [4, 4, 4, 4, 2], [1] * 18, [16, 2]]
 
 
 def test_seeds_and_generators_are_streams_of_their_own():
@@ -175,67 +267,6 @@ def test_progress_counts_codes():
     assert seen[-1] == (60, 60)
     assert len(seen) == 36
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-
-
-def kept(logits):
-    return logits > -math.inf
-
-
-@pytest.mark.parametrize("top_k", [0, 1, 7, 50, 100])
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999, 1.0])
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_filters_are_those_of_transformers(top_k, top_p, temperature):
-    logits = torch.randn(20, 50, dtype=torch.float64) * 3
-    expected = TemperatureLogitsWarper(temperature)(None, logits)
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(None, expected)
-    if top_p < 1:
-        expected = TopPLogitsWarper(top_p)(None, expected)
-    actual = filter_logits(logits, temperature, top_k, top_p)
-    assert torch.equal(kept(actual), kept(expected))
-    torch.testing.assert_close(actual.softmax(-1), expected.softmax(-1))
-
-
-@pytest.mark.parametrize("spread", [0.1, 5.0])
-def test_top_p_of_a_large_codebook_is_that_of_transformers(spread):
-    logits = torch.randn(4, 3000, dtype=torch.float64) * spread  # flat: most codes are kept; peaked: a few
-    logits[0] *= 3  # one row alone is peaked
-    expected = kept(TopPLogitsWarper(0.9)(None, logits))
-    assert torch.equal(kept(filter_logits(logits, top_p=0.9)), expected)
-    assert torch.equal(kept(filter_logits(logits[:1], top_p=0.9)), expected[:1])
-    assert (expected.sum(-1).max() > 1024) == (spread == 0.1)
-
-
-def test_codes_as_likely_as_the_last_one_kept_are_kept():
-    logits = torch.tensor([[1.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
-    assert kept(filter_logits(logits, top_k=2)).tolist() == [[True, True, True, False]]
-    assert kept(filter_logits(logits, top_p=0.6)).tolist() == [[True, True, True, False]]
-
-
-def test_guidance_is_a_line_through_both_branches():
-    logits = torch.randn(7, 5)  # two images, two null branches, padding
-    c, u = logits[:2].double(), logits[2:4].double()
-    torch.testing.assert_close(guided_logits(logits, 2, 2.5), 2.5 * c - 1.5 * u)
-    assert torch.equal(guided_logits(logits, 2, 1.0), c)
-
-
-def test_codes_follow_their_probabilities():
-    logits = torch.tensor([0.1, 0.0, 0.4, 0.2, 0.3, 0.0], dtype=torch.float64).log()
-    number = 60_000
-    uniforms = torch.rand(number, dtype=torch.float64)
-    codes = inverse_cdf(logits.expand(number, -1), uniforms)
-    counts = codes.bincount(minlength=6)
-    assert counts[1] == counts[5] == 0
-    expected = number * logits.exp()
-    likely = expected > 0
-    chi_square = ((counts - expected)[likely] ** 2 / expected[likely]).sum()
-    assert chi_square < 21.1  # 3 degrees of freedom: 1 in 10,000
-
-
-def test_the_ends_of_the_distribution_are_codes_of_positive_probability():
-    logits = torch.tensor([[-math.inf, 0.0, -math.inf, 1.0, -math.inf]], dtype=torch.float64)
-    ends = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
-    assert inverse_cdf(logits.expand(2, -1), ends).tolist() == [1, 3]
 
 
 def test_the_whole_chain_follows_the_model():

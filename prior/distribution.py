@@ -1,0 +1,144 @@
+"""From logits to a code: guidance, temperature, top-k, top-p, min-p, and the draw."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+GuidanceSchedule = Literal["constant", "linear", "cosine", "power"]
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How a code is drawn from the logits: guidance first, then temperature, top-k, top-p and min-p.
+
+    Args:
+        guidance_scale: s in u + s (c - u) of the class's logits c and the null class's u (arXiv:2207.12598, where the
+            weight w is s - 1). At least 0; 1 is no guidance, and costs half.
+        temperature: divides the logits. At least 0; 0 takes the most likely code (greedy).
+        top_k: keep the k most likely codes, and those as likely as the last of them. At least 0; 0 keeps all.
+        top_p: keep the fewest most likely codes whose probabilities sum to at least top_p. In (0, 1]; 1 keeps all.
+        min_p: keep the codes at least min_p times as likely as the most likely one (arXiv:2407.01082). In [0, 1]; 0
+            keeps all.
+        guidance_schedule: the scale at a position, t of the way (0 to 1) through the guided ones: "constant" is
+            guidance_scale; the others grow from 1 to it, as 1 + (guidance_scale - 1) f(t): "linear" f = t, "cosine"
+            f = (1 - cos(pi t)) / 2, "power" f = (1 - cos(pi t^guidance_power)) / 2 (arXiv:2303.14389).
+        guidance_power: above 0; the higher, the later guidance sets in.
+        guidance_range: the part of the positions that is guided, as fractions of the sequence (first included, last
+            not); the others are drawn as with scale 1 (arXiv:2404.07724). After the last one decoding costs half.
+
+    Raises:
+        ValueError: a value is out of its range. The message names it.
+    """
+
+    guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    guidance_schedule: GuidanceSchedule = "constant"
+    guidance_power: float = 2.0
+    guidance_range: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        for name in ("guidance_scale", "temperature"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"{name} is {value}: it must be a number of at least 0.")
+        _require(
+            isinstance(self.top_k, int) and not isinstance(self.top_k, bool) and self.top_k >= 0,
+            f"top_k is {self.top_k!r}: it must be a whole number of at least 0 (0 keeps all codes).",
+        )
+        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1] (1 keeps all codes).")
+        _require(0 <= self.min_p <= 1, f"min_p is {self.min_p}: it must lie in [0, 1] (0 keeps all codes).")
+        schedules = get_args(GuidanceSchedule)
+        _require(
+            self.guidance_schedule in schedules,
+            f"guidance_schedule is {self.guidance_schedule!r}: it must be one of {', '.join(schedules)}.",
+        )
+        power = self.guidance_power
+        _require(math.isfinite(power) and power > 0, f"guidance_power is {power}: it must be a number above 0.")
+        parts = tuple(self.guidance_range)
+        _require(
+            len(parts) == 2 and 0 <= parts[0] < parts[1] <= 1,
+            f"guidance_range is {self.guidance_range}: it must be two fractions with 0 <= first < last <= 1.",
+        )
+        object.__setattr__(self, "guidance_range", parts)
+
+    def guidance_scales(self, length: int) -> list[float]:
+        """The scale at each of `length` positions."""
+        first, last = (math.ceil(part * length) for part in self.guidance_range)
+        scales = [1.0] * length
+        for position in range(first, last):
+            way = (position - first) / max(1, last - first - 1)
+            scales[position] = 1 + (self.guidance_scale - 1) * self._share(way)
+        # Exactly, where nothing is scheduled: 1 + (s - 1) is rounded.
+        if self.guidance_schedule == "constant":
+            scales[first:last] = [self.guidance_scale] * (last - first)
+        return scales
+
+    def _share(self, way: float) -> float:
+        if self.guidance_schedule == "linear":
+            return way
+        power = self.guidance_power if self.guidance_schedule == "power" else 1.0
+        return (1 - math.cos(math.pi * way**power)) / 2
+
+
+def guided_logits(logits: Tensor, images: int, guidance_scale: float) -> Tensor:
+    """Logits [R, K] of the class branch, then (if guided) the null branch, then padding -> [images, K] float64."""
+    conditional = logits[:images].double()
+    if guidance_scale == 1:
+        return conditional
+    unconditional = logits[images : 2 * images].double()
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def filter_logits(
+    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+) -> Tensor:
+    """Logits [B, K] -> log-probabilities up to a constant, -inf for the codes left out. temperature is above 0."""
+    # Against the largest first, so that a small temperature overflows to -inf and never to NaN.
+    logits = (logits - logits.amax(-1, keepdim=True)) / temperature
+    if 0 < top_k < logits.shape[-1]:
+        kth = logits.topk(top_k, dim=-1).values[:, -1:]  # [B, 1]
+        logits = logits.masked_fill(logits < kth, -math.inf)
+    if top_p < 1:
+        logits = logits.masked_fill(logits < _last_of_top_p(logits, top_p), -math.inf)
+    if min_p > 0:  # the largest is 0, so no softmax is needed
+        logits = logits.masked_fill(logits < math.log(min_p), -math.inf)
+    return logits
+
+
+def _last_of_top_p(logits: Tensor, top_p: float, few: int = 1024) -> Tensor:
+    """Logits [B, K] -> [B, 1]: the last of the fewest largest ones whose probabilities sum to at least top_p."""
+    codes = logits.shape[-1]
+    total = logits.logsumexp(-1, keepdim=True)
+    # Ranking a large codebook takes a CPU longer than all the rest, and a few codes mostly hold enough. An accelerator
+    # ranks them all at once, and would be stalled by the question.
+    for count in (min(few, codes), codes) if logits.device.type == "cpu" else (codes,):
+        ranked = logits.topk(count, dim=-1).values
+        probabilities = (ranked - total).exp()
+        collected = probabilities.cumsum(-1)
+        if count == codes or bool((collected[:, -1] >= top_p).all()):
+            break
+    # Kept: those before which less than top_p has been collected. The first always is.
+    kept = (collected - probabilities < top_p).sum(-1, keepdim=True)
+    return ranked.gather(-1, kept - 1)
+
+
+def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
+    """Log-probabilities up to a constant [B, K] float64, numbers in [0, 1) [B] float64 -> codes [B] int64."""
+    cumulative = logits.softmax(-1).cumsum(-1)  # [B, K]
+    total = cumulative[:, -1:]
+    # Strictly below the total, which u * total may be rounded to: the first sum above it is then that of a code with a
+    # probability above 0.
+    wanted = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
