@@ -1,81 +1,115 @@
-"""Model cards and data set cards: what a folder is, how it was made, and a snippet that runs."""
+"""Model cards and data set cards: what a folder is, how it was made, and a snippet that runs.
+
+A card is YAML for the Hub and a few sections, each made by one function. It is written with the folder; a push
+completes the copy that it sends (`completed`).
+"""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import yaml
 
 from prior import SequenceConfig
 from prior.codes import CodesManifest
+from tokenizer.card import PLACEHOLDER, description, usage
+
+TRAINING = "Training"
+_REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
-def tokenizer_card(config: Any, source: str, scores: Mapping[str, float]) -> str:
-    """Model card of a trained tokenizer; `config` is its VQModelConfig."""
-    backbone, quantizer, preprocessing = config.backbone_config, config.quantizer_config, config.preprocessing_config
-    shape = "x".join(map(str, config.codes_shape))
-    labels = ", labels" if config.num_classes else ""  # int64 [B]: config.id2label names them
-    codes = "[B, h, w]" if quantizer.depth == 1 else f"[B, h, w, {quantizer.depth}]"
+@dataclass(frozen=True)
+class CardFacts:
+    """What only a push knows: where it goes, under which licence, on which tokenizer, with which pictures.
+
+    `license` is the Hub's identifier, `base_tokenizer` a repository's name, `pictures` are names of files.
+    """
+
+    repo_id: str
+    subfolder: str | None = None
+    license: str | None = None
+    base_tokenizer: str | None = None
+    pictures: tuple[str, ...] = ()
+
+
+def tokenizer_card(config: Any, source: str | None = None, scores: Mapping[str, float] | None = None) -> str:
+    """Model card of a tokenizer; `config` is its VQModelConfig, `source` what it was trained on."""
     return _card(
         {"library_name": "codegrid", "tags": ["codegrid", "vqgan", "image-tokenizer"]},
-        f"""# Image tokenizer
-
-Turns images of {preprocessing.image_size}x{preprocessing.image_size} pixels ({backbone.in_channels} channels) into
-{shape} codes of {quantizer.codebook_size}, and codes into images. Trained on `{source}`.
-
-{_table(scores, "Validation")}
-```python
-from tokenizer import VQModel
-model = VQModel.from_pretrained("FOLDER_OR_REPO").eval()
-codes = model.encode(images)  # images float [B, {backbone.in_channels}, H, W] in [-1, 1] -> int64 {codes}
-images = model.decode(codes{labels})
-```
-""",
+        "Image tokenizer",
+        description(config),
+        training_section(f"Trained on the images `{source}`." if source else "", scores, "Validation"),
+        usage(config),
     )
 
 
-def prior_card(sequence: SequenceConfig, codes: str, scores: Mapping[str, float]) -> str:
-    """Model card of a trained prior."""
+def prior_card(
+    sequence: SequenceConfig,
+    codes: str | None = None,
+    scores: Mapping[str, float] | None = None,
+    tokenizer: str | None = None,
+) -> str:
+    """Model card of a prior; `codes` is what it was trained on, `tokenizer` where these codes' tokenizer was found."""
     classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes"
     return _card(
-        {"library_name": "codegrid", "tags": ["codegrid", "llama", "image-prior"]},
-        f"""# Prior of image codes
+        {
+            "library_name": "codegrid",
+            "tags": ["codegrid", "llama", "image-prior"],
+            **_base_model(tokenizer),
+        },
+        "Prior of image codes",
+        f"A Llama that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
+        f"{classes}.\nIts codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
+        training_section(_trained_on_codes(codes, tokenizer), scores, "Held-out codes"),
+        f"""## Use
 
-A Llama that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with {classes}.
-Trained on the codes `{codes}`, made by the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.
-
-{_table(scores, "Held-out codes")}
 ```python
-from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained("FOLDER_OR_REPO")  # sequence_config.json says what its tokens mean
+from prior import load_prior, sample_codes, to_codes
+
+model, sequence = load_prior("{PLACEHOLDER}")
+sampled = sample_codes(model, sequence, seeds=[0])
+codes = to_codes(sampled, sequence)  # a grid for the tokenizer's decode
 ```
+
+`AutoModelForCausalLM.from_pretrained("{PLACEHOLDER}")` gives the same model; `sequence_config.json` says what its
+tokens mean.
 """,
     )
 
 
-def pipeline_card(sequence: SequenceConfig) -> str:
-    """Model card of a generation pipeline."""
+def pipeline_card(sequence: SequenceConfig, cards: Mapping[str, str] | None = None) -> str:
+    """Model card of a generation pipeline; `cards` are those of its parts "tokenizer" and "prior"."""
     labels = (
         f"class_labels=[{sequence.class_names[0]!r}], num_images_per_label=4"
         if sequence.class_names
         else "num_images=4"
     )
     names = f"Classes: {', '.join(sequence.class_names)}.\n" if sequence.class_names else ""
+    parts = [
+        f"## The {part}'s training\n\n{text}\n" for part, card in (cards or {}).items() if (text := _training_of(card))
+    ]
     return _card(
         {
             "library_name": "codegrid",
             "pipeline_tag": "unconditional-image-generation",
             "tags": ["codegrid", "image-generation"],
+            **_base_model_of((cards or {}).get("prior", "")),
         },
-        f"""# Image generation from codes
+        "Image generation from codes",
+        f"A prior samples {sequence.length} codes, a tokenizer's decoder turns them into an image. {names}",
+        *parts,
+        f"""## Use
 
-A prior samples {sequence.length} codes, a tokenizer's decoder turns them into an image. {names}
 ```python
 from pipelines import ImageGenerationPipeline
-pipe = ImageGenerationPipeline.from_pretrained("FOLDER_OR_REPO")
-images = pipe({labels}, seed=0).images
+
+pipe = ImageGenerationPipeline.from_pretrained("{PLACEHOLDER}")
+images = pipe({labels}, seed=0).images  # PIL images
 ```
 """,
     )
@@ -90,22 +124,99 @@ def codes_card(manifest: CodesManifest) -> str:
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
             "tags": ["codegrid", "image-codes"],
         },
-        f"""# Image codes
-
-{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`, {manifest.num_skipped} left out,
-{classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order ({manifest.depth} a position),
-made by the tokenizer `{manifest.tokenizer}` with fingerprint `{manifest.tokenizer_fingerprint}`.
+        "Image codes",
+        f"""{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`,
+{manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
+({manifest.depth} a position), made by the tokenizer `{manifest.tokenizer}` with fingerprint
+`{manifest.tokenizer_fingerprint}`.
 `manifest.json` has the rest.
+""",
+        f"""## Use
 
 ```python
 from datasets import load_dataset
-codes = load_dataset("FOLDER_OR_REPO", split="train")
+
+codes = load_dataset("{PLACEHOLDER}", split="train")
 ```
 """,
     )
 
 
-def _card(metadata: dict[str, Any], text: str) -> str:
+def training_section(text: str, scores: Mapping[str, float] | None, title: str) -> str:
+    """What the thing was trained on and how well, or nothing where neither is known."""
+    table = _table(scores or {}, title)
+    return f"## {TRAINING}\n\n{text}\n\n{table}".rstrip() + "\n" if text or table else ""
+
+
+def completed(card: str, facts: CardFacts) -> str:
+    """The card as it is published: its snippet names the repository; licence, tokenizer and pictures are in."""
+    metadata, text = _split(card)
+    if "configs" not in metadata:
+        metadata.setdefault("library_name", "codegrid")
+    if facts.license:
+        metadata["license"] = facts.license
+    if facts.base_tokenizer and "configs" not in metadata:  # a data set has no base model
+        metadata["base_model"] = facts.base_tokenizer
+    text = _naming(text, facts)
+    shown = [f"![{Path(name).stem}]({name})" for name in facts.pictures if f"({name})" not in text]
+    if shown:
+        head, mark, rest = text.partition("\n## ")  # behind the first paragraph
+        text = f"{head.rstrip()}\n\n" + "\n\n".join(shown) + f"\n{mark}{rest}"
+    sections = [text.rstrip()]
+    if facts.base_tokenizer:
+        sections.append(f"The tokenizer is [{facts.base_tokenizer}](https://huggingface.co/{facts.base_tokenizer}).")
+    if "\n## Licence" not in text:
+        stated = f"`{metadata['license']}`." if metadata.get("license") else "Not stated."
+        sections.append(f"## Licence\n\n{stated}")
+    return _with_metadata(metadata, "\n\n".join(sections) + "\n")
+
+
+def _naming(text: str, facts: CardFacts) -> str:
+    """The text with the repository in its snippets; a subfolder is named as each library wants it."""
+    data_files = f', data_files="{facts.subfolder}/data/*.parquet"' if facts.subfolder else ""
+    text = text.replace(f'load_dataset("{PLACEHOLDER}"', f'load_dataset("{facts.repo_id}"{data_files}')
+    subfolder = f', subfolder="{facts.subfolder}"' if facts.subfolder else ""
+    return text.replace(f'"{PLACEHOLDER}"', f'"{facts.repo_id}"{subfolder}')
+
+
+def _trained_on_codes(codes: str | None, tokenizer: str | None) -> str:
+    if codes is None:
+        return ""
+    return f"Trained on the codes `{codes}`" + (f", made by the tokenizer `{tokenizer}`." if tokenizer else ".")
+
+
+def _training_of(card: str) -> str:
+    """The text of a card's section on training."""
+    _, mark, rest = card.partition(f"\n## {TRAINING}\n")
+    return rest.split("\n## ")[0].strip() if mark else ""
+
+
+def _base_model(tokenizer: str | None) -> dict[str, str]:
+    """The Hub's link to the tokenizer, where its name is a repository's and no folder here has it."""
+    on_hub = tokenizer is not None and _REPO_NAME.fullmatch(tokenizer) and not Path(tokenizer).exists()
+    return {"base_model": tokenizer} if on_hub else {}
+
+
+def _base_model_of(card: str) -> dict[str, str]:
+    base_model = _split(card)[0].get("base_model")
+    return {"base_model": base_model} if base_model else {}
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    """A card's metadata and its text."""
+    found = re.match(r"---\n(.*?)\n---\n+", card, re.DOTALL)
+    if not found:
+        return {}, card
+    metadata = yaml.safe_load(found[1])
+    return (metadata if isinstance(metadata, dict) else {}), card[found.end() :]
+
+
+def _card(metadata: dict[str, Any], title: str, *sections: str) -> str:
+    text = "\n".join(section for section in sections if section)
+    return _with_metadata(metadata, f"# {title}\n\n{text}")
+
+
+def _with_metadata(metadata: dict[str, Any], text: str) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}"
 
 

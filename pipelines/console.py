@@ -15,9 +15,10 @@ from pipelines.files import OutputError
 from pipelines.loading import LoadingError
 from pipelines.training.run import TrainingError
 from prior.codes import CodesError
+from tokenizer.hub import PublishingError
 
 # The errors whose message is meant for the user. Anything else is a defect and shows its traceback.
-_FOR_USERS = (DataError, OutputError, LoadingError, CodesError, TrainingError, ValueError, OSError)
+_FOR_USERS = (DataError, OutputError, LoadingError, CodesError, TrainingError, PublishingError, ValueError, OSError)
 
 
 def guarded(run: Callable[[], Any]) -> None:

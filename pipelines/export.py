@@ -28,13 +28,18 @@ def export_tokenizer(model: VQModel, folder: Path, source: str, scores: Mapping[
 
 
 def export_prior(
-    model: LlamaForCausalLM, sequence: SequenceConfig, folder: Path, codes: str, scores: Mapping[str, float]
+    model: LlamaForCausalLM,
+    sequence: SequenceConfig,
+    folder: Path,
+    codes: str,
+    scores: Mapping[str, float],
+    tokenizer: str | None = None,
 ) -> None:
-    """Write a prior, its sequence config and its card into `folder`."""
+    """Write a prior, its sequence config and its card into `folder`; `tokenizer` made the codes."""
 
     def write(aside: Path) -> None:
         save_prior(model, sequence, aside)
-        (aside / "README.md").write_text(prior_card(sequence, codes, scores), encoding="utf-8")
+        (aside / "README.md").write_text(prior_card(sequence, codes, scores, tokenizer), encoding="utf-8")
 
     export(folder, write)
 

@@ -9,11 +9,11 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 import numpy as np
 import torch
-from huggingface_hub import HfApi
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -25,8 +25,8 @@ from pipelines.data import DataError
 from pipelines.devices import evaluating
 from pipelines.export import export
 from pipelines.files import OutputError, replace_folder, write_json, write_text
-from pipelines.loading import LoadingError, load_tokenizer, local_folder
-from prior import SequenceConfig, load_prior, resolve_labels, save_prior, to_codes
+from pipelines.loading import LoadingError, load_prior_and_sequence, load_tokenizer, local_folder
+from prior import SequenceConfig, resolve_labels, save_prior, to_codes
 from prior.sampling import SamplingConfig, image_generator, sample_codes
 from tokenizer import VQModel
 from tokenizer.fields import from_dict, require
@@ -58,6 +58,8 @@ class ImagePipelineOutput:
 class ImageGenerationPipeline:
     """A tokenizer and a prior on its codes.
 
+    `cards` are the model cards of the two, where they have any; `save_pretrained` writes them with the parts.
+
     Raises:
         LoadingError: the prior was trained on the codes of another tokenizer; or the tokenizer's decoder is
             class-conditional, and the prior has no classes, or others.
@@ -83,6 +85,7 @@ class ImageGenerationPipeline:
             raise LoadingError(str(error)) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
         self.sampling = sampling or SamplingConfig(guidance_scale=_GUIDANCE if sequence.num_classes else 1.0)
+        self.cards: dict[str, str] = {}
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -186,7 +189,9 @@ class ImageGenerationPipeline:
         try:
             export(aside / "tokenizer", lambda part: self.tokenizer.save_pretrained(part))
             export(aside / "prior", lambda part: save_prior(self.prior, self.sequence, part))
-            write_text(aside / "README.md", pipeline_card(self.sequence))
+            for part, card in self.cards.items():
+                write_text(aside / part / "README.md", card)
+            write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
             index = {"_class_name": type(self).__name__, **_COMPONENTS, "sampling": asdict(self.sampling)}
             write_json(aside / MODEL_INDEX_NAME, index)
             replace_folder(aside, folder)
@@ -195,25 +200,59 @@ class ImageGenerationPipeline:
         return folder
 
     @classmethod
-    def from_pretrained(cls, folder_or_repo: str | Path, revision: str | None = None) -> ImageGenerationPipeline:
+    def from_pretrained(
+        cls,
+        folder_or_repo: str | Path,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+    ) -> ImageGenerationPipeline:
         """Load a pipeline's folder or Hub repository.
+
+        Args:
+            revision: branch, tag or commit on the Hub.
+            subfolder: where in the folder or repository the pipeline lies; None is its root.
+            token: None takes HF_TOKEN or the one that `hf auth login` stored.
 
         Raises:
             LoadingError: it is no pipeline, names a class outside the allow-list, or its parts do not fit together.
         """
-        folder = local_folder(folder_or_repo, "pipeline", revision)
+        # `*` of a download's patterns matches slashes too: the parts come with it.
+        folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token)
         sampling = _read_index(folder)
-        return cls(load_tokenizer(folder / "tokenizer"), *_load_prior(folder / "prior"), sampling)
+        pipe = cls(load_tokenizer(folder / "tokenizer"), *load_prior_and_sequence(folder / "prior"), sampling)
+        pipe.cards = _cards({part: folder / part for part in _COMPONENTS})
+        return pipe
 
-    def push_to_hub(self, repo_id: str, *, private: bool | None = None, token: str | None = None) -> str:
-        """Upload the pipeline's folder in one commit; gives its address. The repository is made where it is missing."""
-        from tempfile import TemporaryDirectory
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+        base_tokenizer: str | None = None,
+    ) -> str:
+        """Save and upload in one commit, with a card and samples; gives its address. See `publishing.push_folder`."""
+        from pipelines.publishing import push_folder  # which loads pipelines
 
-        api = HfApi(token=token)
         with TemporaryDirectory() as parent:
-            folder = self.save_pretrained(Path(parent) / "pipeline")
-            api.create_repo(repo_id, private=private, exist_ok=True)
-            return str(api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Upload pipeline"))
+            return push_folder(
+                self.save_pretrained(Path(parent) / "pipeline"),
+                repo_id,
+                private=private,
+                revision=revision,
+                subfolder=subfolder,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                license=license,
+                base_tokenizer=base_tokenizer,
+            )
 
     def _labels(
         self, class_labels: Sequence[int | str] | int | str | None, per_label: int, num_images: int | None
@@ -258,19 +297,20 @@ def make_pipeline(
     Raises:
         LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
     """
-    model = load_tokenizer(tokenizer)
-    prior_model, sequence = _load_prior(local_folder(prior, "prior"))
+    folders = {"tokenizer": local_folder(tokenizer, "tokenizer"), "prior": local_folder(prior, "prior")}
+    model = load_tokenizer(folders["tokenizer"])
+    prior_model, sequence = load_prior_and_sequence(folders["prior"])
     if guidance_scale is None:
         guidance_scale = _GUIDANCE if sequence.num_classes else 1.0
     sampling = SamplingConfig(guidance_scale, temperature, top_k, top_p)
-    return ImageGenerationPipeline(model, prior_model, sequence, sampling).save_pretrained(output_dir)
+    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling)
+    pipe.cards = _cards(folders)
+    return pipe.save_pretrained(output_dir)
 
 
-def _load_prior(folder: Path) -> tuple[LlamaForCausalLM, SequenceConfig]:
-    try:
-        return load_prior(folder)
-    except Exception as error:  # transformers, safetensors and json have each their own
-        raise LoadingError(f"The prior in {folder} cannot be loaded: {error}") from error
+def _cards(folders: dict[str, Path]) -> dict[str, str]:
+    files = {part: folder / "README.md" for part, folder in folders.items()}
+    return {part: file.read_text(encoding="utf-8") for part, file in files.items() if file.is_file()}
 
 
 def _read_index(folder: Path) -> SamplingConfig:

@@ -186,33 +186,54 @@ class CodeDataset:
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
-def open_codes(folder_or_repo: str | Path, verify: bool = True) -> CodeDataset:
+def open_codes(
+    folder_or_repo: str | Path,
+    verify: bool = True,
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    token: str | bool | None = None,
+) -> CodeDataset:
     """Open the code data set in a folder or Hub repository.
 
     Args:
         verify: compare each shard's sha256 with the manifest; its size is always compared.
+        revision, token: for a Hub repository, as in `huggingface_hub.snapshot_download`.
+        subfolder: where in the folder or repository the data set lies; None is its root.
 
     Raises:
         CodesError: it is no code data set, unfinished, or a shard is missing or changed.
     """
     folder = Path(folder_or_repo)
     if not folder.is_dir():
-        folder = _download(str(folder_or_repo))
+        folder = _download(str(folder_or_repo), revision, subfolder, token)
+    folder = folder / (subfolder or "")
     manifest = read_manifest(folder)
+    files = shard_files(folder, manifest, verify)
+    if not manifest.num_rows:
+        raise CodesError(f"{folder} holds no codes: none of its {manifest.num_skipped} inputs could be used.")
+    return CodeDataset(manifest, files)
+
+
+def shard_files(folder: Path, manifest: CodesManifest, verify: bool = True) -> list[Path]:
+    """The data set's Parquet files in order.
+
+    Raises:
+        CodesError: one is missing, or not as the manifest describes it (its sha256 is compared if `verify`).
+    """
     files = [folder / shard.file for shard in manifest.shards]
     for file, shard in zip(files, manifest.shards, strict=True):
         if not file.is_file():
             raise CodesError(f"The shard {file} is missing: run scripts/tokenize_dataset.py again.")
         if file.stat().st_size != shard.num_bytes or (verify and _sha256(file) != shard.sha256):
             raise CodesError(f"The shard {file} is not the one that the manifest describes: make the codes again.")
-    if not manifest.num_rows:
-        raise CodesError(f"{folder} holds no codes: none of its {manifest.num_skipped} inputs could be used.")
-    return CodeDataset(manifest, files)
+    return files
 
 
-def _download(repo: str) -> Path:
+def _download(repo: str, revision: str | None, subfolder: str | None, token: str | bool | None) -> Path:
+    wanted = None if subfolder is None else f"{subfolder}/*"
     try:
-        return Path(snapshot_download(repo, repo_type="dataset"))
+        return Path(snapshot_download(repo, repo_type="dataset", revision=revision, token=token, allow_patterns=wanted))
     except Exception as error:
         raise CodesError(
             f"{repo!r} is neither a folder here nor a data set that the Hub gives ({type(error).__name__}: {error})."

@@ -135,6 +135,7 @@ def load_prior(
     folder_or_repo: str | Path,
     *,
     revision: str | None = None,
+    subfolder: str | None = None,
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
@@ -144,6 +145,7 @@ def load_prior(
 
     Args:
         revision, token, cache_dir, local_files_only: for a Hub repository, as in `huggingface_hub.snapshot_download`.
+        subfolder: where in the folder or repository the prior lies; None is its root.
         kwargs: for `LlamaForCausalLM.from_pretrained`, such as `dtype` and `device_map`.
 
     Returns:
@@ -155,10 +157,11 @@ def load_prior(
     """
     folder = Path(folder_or_repo)
     if not folder.is_dir():
-        folder = _download(str(folder_or_repo), revision, token, cache_dir, local_files_only)
+        folder = _download(str(folder_or_repo), revision, subfolder, token, cache_dir, local_files_only)
+    folder = folder / (subfolder or "")
     sequence = SequenceConfig.load(folder)
     _check_architecture(folder)
-    _check_weight_files(folder)
+    check_weight_files(folder)
     kwargs.setdefault("attn_implementation", "sdpa")
     config = LlamaConfig.from_pretrained(folder)
     _check_fit(config, sequence, str(folder / "config.json"))
@@ -176,11 +179,37 @@ def load_prior(
     return model.eval(), sequence
 
 
+def check_weight_files(folder: Path) -> None:
+    """Refuse weights that are not safetensors in the folder itself.
+
+    transformers would follow an index's `../elsewhere.safetensors`.
+
+    Raises:
+        FileNotFoundError: there are none, or the index names a file that is not there.
+        ValueError: the index is damaged, or names something else.
+    """
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if not index.is_file():
+        if not single.is_file():
+            raise FileNotFoundError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
+        return
+    weight_map = _read_json(index).get("weight_map")
+    _require(isinstance(weight_map, dict) and bool(weight_map), f"{index} has no weight_map.")
+    for name in sorted({str(value) for value in weight_map.values()}):
+        plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
+        _require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{index} names {name}, which is not in the folder.")
+
+
 def _default_intermediate_size(hidden_size: int, multiple: int = 64) -> int:
     return -(-8 * hidden_size // (3 * multiple)) * multiple
 
 
-def _download(repo: str, revision: str | None, token: Any, cache_dir: Any, local_files_only: bool) -> Path:
+def _download(
+    repo: str, revision: str | None, subfolder: str | None, token: Any, cache_dir: Any, local_files_only: bool
+) -> Path:
     # A local path that does not exist would otherwise be asked of the Hub, with a puzzling answer.
     if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
         raise FileNotFoundError(f"There is no folder {repo}.")
@@ -191,7 +220,7 @@ def _download(repo: str, revision: str | None, token: Any, cache_dir: Any, local
             token=token,
             cache_dir=cache_dir,
             local_files_only=local_files_only,
-            allow_patterns=["*.json", "*.safetensors"],
+            allow_patterns=[f"{subfolder}/{kind}" if subfolder else kind for kind in ("*.json", "*.safetensors")],
         )
     )
 
@@ -215,23 +244,6 @@ def _check_architecture(folder: Path) -> None:
         config.get("quantization_config") is None,
         f"{path} has a quantization_config: load_prior reads float weights only.",
     )
-
-
-def _check_weight_files(folder: Path) -> None:
-    """Weights are safetensors in the folder itself: transformers would follow an index's `../elsewhere.safetensors`."""
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if not index.is_file():
-        if not single.is_file():
-            raise FileNotFoundError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
-        return
-    weight_map = _read_json(index).get("weight_map")
-    _require(isinstance(weight_map, dict) and bool(weight_map), f"{index} has no weight_map.")
-    for name in sorted({str(value) for value in weight_map.values()}):
-        plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        _require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{index} names {name}, which is not in the folder.")
 
 
 def _check_fit(config: LlamaConfig, sequence: SequenceConfig, where: str) -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from tokenizer.backbone import Decoder, Encoder
+from tokenizer.card import PLACEHOLDER, model_card
 from tokenizer.configuration import VQModelConfig
+from tokenizer.hub import WEIGHT_FILES, in_subfolder, push_files
 from tokenizer.layers import as_channels_last
 from tokenizer.quantizers import make_quantizer
 
@@ -174,3 +177,36 @@ class VQModel(PreTrainedModel):
             raise ValueError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
         model = as_channels_last(model)
         return (model, info) if wants_info else model
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+    ) -> str:
+        """Save and upload in one commit, with a card of the config alone; gives the commit's address.
+
+        `scripts/push_to_hub.py` sends a run's folder with the card that says what the tokenizer was trained on.
+
+        Raises:
+            PublishingError: the Hub refuses, or cannot be reached.
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            files: dict[str, Path | bytes] = {path.name: path for path in Path(folder).iterdir()}
+            files["README.md"] = model_card(self.config).replace(PLACEHOLDER, repo_id).encode()
+            return push_files(
+                in_subfolder(files, subfolder),
+                repo_id,
+                replaces=tuple(in_subfolder(dict.fromkeys(WEIGHT_FILES), subfolder)),
+                private=private,
+                revision=revision,
+                token=token,
+                commit_message=commit_message or "Upload tokenizer",
+                create_pr=create_pr,
+            )

@@ -57,7 +57,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         scores = _train(run, config, codes, rows, held_out, sequence, learner, ema, window, start)
         if run.is_main:
             with ema.applied():
-                export_prior(model, sequence, run.folder, config.codes, scores)
+                export_prior(model, sequence, run.folder, config.codes, scores, codes.manifest.tokenizer)
         run.accelerator.wait_for_everyone()
         run.log(f"The prior is in {run.folder}.")
     return run.folder

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data import DataConfig
+from pipelines.generation import make_pipeline
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 from pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
 from pipelines.training.optim import OptimizerConfig
@@ -147,3 +151,38 @@ def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(module, name, counted)
 
     return plant
+
+
+def _helper(name: str) -> ModuleType:
+    """A module beside conftest.py: tests/ is on no path, where it would hide the package `tokenizer`."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[1] / f"{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def hub_and_client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
+    with _helper("hub_server").hub_server() as server:
+        client = _helper("hub_client").HubClient(server.url, tmp_path_factory.mktemp("hub"))
+        yield server, client
+        client.close()
+
+
+@pytest.fixture
+def hub(hub_and_client: tuple[Any, Any]) -> Any:
+    """A stand-in for the Hub (tests/hub_server.py) that holds nothing."""
+    hub_and_client[0].clear()
+    return hub_and_client[0]
+
+
+@pytest.fixture
+def client(hub_and_client: tuple[Any, Any]) -> Any:
+    """A process whose Hub is `hub` (tests/hub_client.py)."""
+    return hub_and_client[1]
+
+
+@pytest.fixture(scope="session")
+def pipeline_folder(tokenizer_folder: Path, prior_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline with the classes gradient, noise and stripes."""
+    return make_pipeline(str(tokenizer_folder), str(prior_folder), str(tmp_path_factory.mktemp("pipeline") / "pipe"))

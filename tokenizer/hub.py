@@ -1,0 +1,169 @@
+"""A push to the Hub: all of its files in one commit or none, with patience for a busy server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError
+
+T = TypeVar("T")
+WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+
+# Seconds before the second try and on. huggingface_hub tries an upload again by itself, but no commit.
+_WAITS = (1.0, 4.0, 15.0, 30.0)
+_LONGEST_WAIT = 120.0
+_NO_ANSWER = 0
+# 409 and 412: somebody else committed meanwhile. The rest: the server is busy or down.
+_WORTH_ANOTHER_TRY = {_NO_ANSWER, 408, 409, 412, 429, 500, 502, 503, 504}
+_HTTP_ERROR = HfHubHTTPError.__mro__[1]  # the HTTPError of httpx or httpx2, whichever huggingface_hub uses
+
+_logger = logging.getLogger(__name__)
+
+
+class PublishingError(RuntimeError):
+    """The Hub did not take something; the message says why and what to do."""
+
+
+def in_subfolder(files: Mapping[str, T], subfolder: str | None) -> dict[str, T]:
+    """The same files (or patterns) with their paths in `subfolder` of the repository.
+
+    Raises:
+        PublishingError: `subfolder` leaves the repository.
+    """
+    inside = PurePosixPath(subfolder or ".")
+    if inside.is_absolute() or ".." in inside.parts or "\\" in str(inside):
+        raise PublishingError(f"subfolder is {subfolder!r}: it must lie in the repository, such as 'tokenizer'.")
+    return {str(inside / path): value for path, value in files.items()}
+
+
+def push_files(
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    *,
+    commit_message: str,
+    repo_type: str = "model",
+    replaces: tuple[str, ...] = (),
+    private: bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    token: str | bool | None = None,
+) -> str:
+    """Put files into a repository in one commit; the repository and the branch are made where they are missing.
+
+    Unlike `HfApi.upload_folder`, which cuts a large folder into several commits, this never shows half of one. A push
+    that was interrupted is repeated with the same call; large files that had arrived are not sent again.
+
+    Args:
+        files: by their path in the repository.
+        replaces: patterns of paths that belong to the pushed thing: files there that `files` lacks are deleted in the
+            same commit, such as the seventh shard of an older version that had more.
+        private: whether a new repository is private; None leaves it to the account's default.
+        revision: branch; None is the main one.
+        create_pr: open a pull request instead of changing the branch.
+        token: None takes HF_TOKEN or the one that `hf auth login` stored. It is never printed.
+
+    Returns:
+        The address of the commit, or of the pull request.
+
+    Raises:
+        PublishingError: the Hub refuses, or could not be reached again and again.
+    """
+    api = HfApi(token=token)
+    for attempt, wait in enumerate((*_WAITS, None), start=1):
+        try:
+            return _push_once(
+                api, files, repo_id, repo_type, replaces, private, revision, create_pr, commit_message=commit_message
+            )
+        except Exception as error:  # huggingface_hub lets those of httpx, json and its threads through
+            status = _status(error)
+            # A lost answer may hide a commit. The second try finds it and adds none, but would open a second request.
+            retried = status in _WORTH_ANOTHER_TRY and not (create_pr and status == _NO_ANSWER)
+            if wait is None or not retried:
+                raise PublishingError(_sentence(error, status, repo_id, token)) from None
+            wait = _wait(error, wait)
+            _logger.warning("The Hub %s; try %d in %.0f s.", _what_happened(status), attempt + 1, wait)
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def _push_once(
+    api: HfApi,
+    files: Mapping[str, Path | bytes],
+    repo_id: str,
+    repo_type: str,
+    replaces: tuple[str, ...],
+    private: bool | None,
+    revision: str | None,
+    create_pr: bool,
+    commit_message: str,
+) -> str:
+    repo_id = api.create_repo(repo_id, private=private, repo_type=repo_type, exist_ok=True).repo_id
+    if revision is not None and not create_pr and not revision.startswith("refs/"):
+        api.create_branch(repo_id, branch=revision, repo_type=repo_type, exist_ok=True)
+    head = api.repo_info(repo_id, repo_type=repo_type, revision=revision).sha
+    present = api.list_repo_files(repo_id, repo_type=repo_type, revision=head)
+    gone = [path for path in present if path not in files and any(fnmatchcase(path, each) for each in replaces)]
+    added = [CommitOperationAdd(path, content) for path, content in files.items()]
+    commit = api.create_commit(
+        repo_id,
+        [*added, *map(CommitOperationDelete, gone)],
+        commit_message=commit_message,
+        repo_type=repo_type,
+        revision=revision,
+        create_pr=create_pr,
+        parent_commit=head,  # what is deleted was decided by this state
+    )
+    return str(commit.pr_url if create_pr else commit.commit_url)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status that ended a try, 0 where no answer came, None where it was not the Hub's doing."""
+    for cause in _chain(error):
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return response.status_code
+        # A proxy's page of HTML where huggingface_hub reads JSON is no answer either.
+        if isinstance(cause, (_HTTP_ERROR, json.JSONDecodeError)):
+            return _NO_ANSWER
+    return None
+
+
+def _wait(error: BaseException, wait: float) -> float:
+    """Seconds to wait: at least what the Hub asks for in Retry-After, up to two minutes."""
+    for cause in _chain(error):
+        asked = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
+        if asked.isdigit():
+            return min(max(wait, float(asked)), _LONGEST_WAIT)
+    return wait
+
+
+def _what_happened(status: int | None) -> str:
+    return "gave no answer" if status == _NO_ANSWER else f"answered {status}"
+
+
+def _sentence(error: BaseException, status: int | None, repo_id: str, token: str | bool | None) -> str:
+    remedy = "A push is one commit: all of it is there or nothing. Run it again; what has arrived is not sent again."
+    if status in (401, 403, 404):
+        remedy = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there."
+    elif status is None or (400 <= status < 500 and status not in _WORTH_ANOTHER_TRY):
+        remedy = "Nothing was committed."
+    cause = list(_chain(error))[-1] if status == _NO_ANSWER else error
+    reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(". ")
+    message = f"The Hub did not take {repo_id}: {reason}. {remedy}"
+    for secret in (token, get_token()):
+        if isinstance(secret, str) and secret:
+            message = message.replace(secret, "(token)")
+    return message
