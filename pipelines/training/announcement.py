@@ -76,8 +76,8 @@ def _parameters(learners: TokenizerLearners) -> str:
     text = f"{_count(model)} parameters ({shown})"
     if learners.discriminator is not None:
         text += f"; discriminator {_count(learners.discriminator.module)}"
-    if learners.perceptual is not None:
-        text += f"; perceptual net {_count(learners.perceptual)}, not trained"
+    for name, net in learners.distances.items():
+        text += f"; net of the {name} term {_count(net)}, not trained"
     return text
 
 
@@ -98,7 +98,7 @@ def _memory(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearne
     estimate = estimate_memory(
         learners.model.module,
         None if learners.discriminator is None else learners.discriminator.module,
-        learners.perceptual,
+        learners.distances.values(),
         (run.micro_batch_size, config.backbone.in_channels, side, side),
         bool(config.ema_decay),
         run.accelerator.mixed_precision,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -36,7 +37,7 @@ class MemoryEstimate:
 def estimate_memory(
     model: VQModel,
     discriminator: nn.Module | None,
-    perceptual: nn.Module | None,
+    distances: Iterable[nn.Module],
     images: tuple[int, int, int, int],
     averaged: bool,
     mixed_precision: str,
@@ -44,34 +45,39 @@ def estimate_memory(
     """An estimate, not a promise: what the quantizer holds, and what libraries take for themselves, is not in it.
 
     Args:
+        distances: the frozen nets that compare images, as `TokenizerLearners` has them.
         images: shape of a micro-batch, [B, C, S, S].
         averaged: whether an average of the weights is kept.
         mixed_precision: "no" or "bf16".
     """
-    trained = [model] if discriminator is None else [model, discriminator]
     trained = [module for module in (model, discriminator) if module is not None]
-    weights = sum(_bytes(module) for module in (*trained, perceptual) if module is not None)
+    nets = list(distances)
+    weights = sum(map(_bytes, (*trained, *nets)))
     kept = _MOMENTS * sum(map(_bytes, trained)) + (_bytes(model) if averaged else 0)
     device = model.device
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     fake = FakeTensorMode()
-    model, discriminator, perceptual = (_twin(module, fake) for module in (model, discriminator, perceptual))
+    model, discriminator, *nets = (_twin(module, fake) for module in (model, discriminator, *nets))
     with fake, _LiveBytes() as live:
         batch = torch.empty(images, device=device).contiguous(memory_format=torch.channels_last)
+        labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
         with autocast():
             # Without the search for codes, whose result depends on values: features go to the decoder as they are.
             features = model.quant_conv(model.encoder(batch)).float()
-            reconstruction = model.decoder(model.post_quant_conv(features))
+            condition = model.class_embedding(labels) if model.config.num_classes else None
+            reconstruction = model.decoder(model.post_quant_conv(features), condition)
             loss = (reconstruction - batch).abs().mean()
             if discriminator is not None:
-                loss = loss + discriminator(reconstruction).float().mean()
-        if perceptual is not None:
-            loss = loss + perceptual(batch, reconstruction).mean()
+                known = (labels,) if discriminator.config.conditional else ()
+                loss = loss + discriminator(reconstruction, *known).float().mean()
+        for net in nets:
+            loss = loss + net(batch, reconstruction).mean()
         loss.backward()
         del loss, features
         if discriminator is not None:
             with autocast():
-                judged = discriminator(torch.cat([batch, reconstruction.detach().to(batch.dtype)]))
+                known = tuple(torch.cat([each, each]) for each in known)
+                judged = discriminator(torch.cat([batch, reconstruction.detach().to(batch.dtype)]), *known)
             judged.float().mean().backward()
         return MemoryEstimate(weights, kept, live.peak)
 

@@ -35,7 +35,7 @@ def test_the_estimate_is_near_the_peak_of_a_step(adversarial, tokenizer_config, 
         model, config.objective, OptimizerConfig(), OptimizerConfig(), config.ema_decay, accelerator
     )
     discriminator = learners.discriminator and learners.discriminator.module
-    estimate = estimate_memory(model, discriminator, None, shape, averaged=True, mixed_precision="no")
+    estimate = estimate_memory(model, discriminator, [], shape, averaged=True, mixed_precision="no")
     weights = sum(t.numel() * 4 for t in (*model.parameters(), *model.buffers()))
     judge = sum(t.numel() * 4 for t in discriminator.parameters()) if adversarial else 0
     assert estimate.weights == weights + judge
@@ -56,7 +56,7 @@ def test_an_estimate_computes_nothing_and_changes_nothing(precision, tiny_vqmode
     before = {name: tensor.clone() for name, tensor in tiny_vqmodel.state_dict().items()}
     state = torch.get_rng_state()
     small, large = (
-        estimate_memory(tiny_vqmodel, None, None, (batch, 3, 16, 16), averaged=False, mixed_precision=precision)
+        estimate_memory(tiny_vqmodel, None, [], (batch, 3, 16, 16), averaged=False, mixed_precision=precision)
         for batch in (1, 1 << 20)  # terabytes, if they were there
     )
     assert large.step > 1e5 * small.step > 0
@@ -67,7 +67,7 @@ def test_an_estimate_computes_nothing_and_changes_nothing(precision, tiny_vqmode
 
 def test_half_precision_is_estimated_to_take_less(tiny_vqmodel):
     whole, half = (
-        estimate_memory(tiny_vqmodel, None, None, (64, 3, 16, 16), averaged=False, mixed_precision=precision)
+        estimate_memory(tiny_vqmodel, None, [], (64, 3, 16, 16), averaged=False, mixed_precision=precision)
         for precision in ("no", "bf16")
     )
     assert 0.4 < half.step / whole.step < 0.9
