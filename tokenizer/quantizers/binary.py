@@ -86,7 +86,7 @@ class BinaryQuantizer(Quantizer):
 
 
 def bits_to_codes(bits: Tensor) -> Tensor:
-    """[B, D, h, w] bool -> [B, h, w] int64: sum_i 2^(i - 1) [z_i > 0], as in arXiv:2310.05737, section 3.1."""
+    """[B, D, h, w] bool -> [B, h, w] int64: sum_i 2^(i - 1) [z_i > 0], as in arXiv:2310.05737."""
     weights = 2 ** torch.arange(bits.shape[1], device=bits.device)
     return (bits * weights.view(-1, 1, 1)).sum(1)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 def entropy_loss(logits: Tensor) -> Tensor:
     """Mean of the rows' entropies less the entropy of the mean row, of p = softmax(logits): [N, K] -> scalar.
 
-    E[H(p)] - H(E[p]) lies in [-log K, 0] (Yu et al. 2023, arXiv:2310.05737, eq. 4). All runs on logarithms: at low
+    E[H(p)] - H(E[p]) lies in [-log K, 0] (Yu et al. 2023, arXiv:2310.05737). All runs on logarithms: at low
     temperatures most p are 0 in float32, where the gradient of p log p is not finite.
     """
     log_p = logits.log_softmax(1)  # [N, K]

@@ -99,7 +99,7 @@ def _most_similar(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _through_the_index(logits: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
-    """The codes' features, through the one-hot choice with the gradient of the softmax (arXiv:2412.02692, sec. 3.2).
+    """The codes' features, through the one-hot choice with the gradient of the softmax (arXiv:2412.02692).
 
     Args:
         logits: [B h w, K], z.e.

@@ -20,4 +20,4 @@ class LookupFreeQuantizerConfig(BinaryQuantizerConfig):
 
 
 class LookupFreeQuantizer(BinaryQuantizer):
-    """Codes are the corners of the cube {-1, 1}^D (arXiv:2310.05737, section 3.1)."""
+    """Codes are the corners of the cube {-1, 1}^D (arXiv:2310.05737)."""

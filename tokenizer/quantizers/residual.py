@@ -87,7 +87,7 @@ class ResidualQuantizer(LevelsQuantizer):
     """Levels `levels.0`, ..., each an inner quantizer; only `levels.0` where the codebook is shared.
 
     r_0 = z, k_d = nearest(r_(d-1)), r_d = r_(d-1) - e(k_d); the features are the sum of the e(k_d)
-    (arXiv:2203.01941, section 3.1). The gradient passes through the sum.
+    (arXiv:2203.01941). The gradient passes through the sum.
     """
 
     def __init__(self, config: ResidualQuantizerConfig) -> None:
