@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
@@ -13,6 +13,24 @@ def require(condition: bool, message: str) -> None:
     """Raise ValueError(message) unless `condition` holds."""
     if not condition:
         raise ValueError(message)
+
+
+def younger(default: Any) -> Any:
+    """A config's field that was added when configs had been saved already; see `established`."""
+    return field(default=default, metadata={"younger": True})
+
+
+def established(config: Any) -> dict[str, Any]:
+    """A dataclass's fields as a dictionary, without the `younger` ones that have their default.
+
+    So what is computed from a config, like a fingerprint, stays the same when a field is added to it.
+    """
+    found = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        if not (entry.metadata.get("younger") and value == entry.default):
+            found[entry.name] = established(value) if is_dataclass(value) else value
+    return found
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
@@ -26,7 +44,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     """
     require(isinstance(values, dict), f"{where} must be a dictionary of fields, not {type(values).__name__}.")
     hints = get_type_hints(cls)
-    known = {field.name for field in fields(cls) if field.init}
+    known = {entry.name for entry in fields(cls) if entry.init}
     unknown = sorted(set(values) - known)
     require(
         not unknown, f"Unknown keys in {where}: {', '.join(unknown)}. {cls.__name__} knows {', '.join(sorted(known))}."

@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from tokenizer.backbone import Decoder, Encoder
 from tokenizer.card import PLACEHOLDER, model_card
 from tokenizer.configuration import VQModelConfig
+from tokenizer.fields import established
 from tokenizer.hub import WEIGHT_FILES, in_subfolder, push_files
 from tokenizer.layers import as_channels_last
 from tokenizer.quantizers import make_quantizer
@@ -116,7 +117,7 @@ class VQModel(PreTrainedModel):
         The preprocessing is not part of it (the code data set records that by itself), nor are training counters.
         """
         counters = {f"quantize.{name}" for name in self.quantize.training_buffers}
-        parts = [self.config.backbone, self.config.quantizer]
+        parts = [established(part) for part in (self.config.backbone_config, self.config.quantizer_config)]
         parts += [self.config.num_classes] if self.config.num_classes else []
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):

@@ -147,7 +147,7 @@ def test_wrong_fields_are_named(changes):
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"class_names": None}, {"depth": 5, "order": "grids", "tokenizer_fingerprint": "ab"}]
+    "changes", [{}, {"class_names": None}, {"depth": 3, "tokenizer_fingerprint": "ab"}, {"depth": 5, "order": "grids"}]
 )
 def test_it_is_saved_whole_and_read_back(tmp_path, changes):
     config = conditional(**changes)

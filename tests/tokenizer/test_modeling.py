@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,30 @@ def test_the_fingerprint_follows_weights_and_config_but_not_training_counters(ti
     with torch.no_grad():
         tiny_vqmodel.decoder.conv_out.bias[0] += 1e-3
     assert tiny_vqmodel.fingerprint() != before
+
+
+def test_the_fingerprint_of_a_config_stays_when_fields_are_added_to_it():
+    """Both were written by the commit ef4593a, before `codebook_init` was there."""
+    backbone = BackboneConfig(
+        resolution=16, ch=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(), z_channels=8, patch_size=2,
+        norm_groups=4,
+    )  # fmt: skip
+    plain = VectorQuantizerConfig(codebook_size=8, code_dim=2, l2_normalize=False)
+    configs = {
+        replace(plain, l2_normalize=True): "425b58b3091fe4e033b3655a2c30363c2f956438169bc141463f08654f4766c4",
+        ResidualQuantizerConfig(
+            depth=2, inner=plain
+        ): "3dd6a3532876f68c6c53326e6efbdd089a3f3e69c1bffa8c1dbcdff25cee47fc",
+    }
+    for config, expected in configs.items():
+        model = VQModel(VQModelConfig(backbone=backbone, quantizer=config))
+        for tensor in model.state_dict().values():
+            tensor.fill_(0.5)
+        assert model.fingerprint() == expected
+    other = VQModel(VQModelConfig(backbone=backbone, quantizer=replace(plain, codebook_init="kmeans")))
+    before = other.fingerprint()
+    other.config.quantizer = {**other.config.quantizer, "codebook_init": "data"}
+    assert other.fingerprint() != before
 
 
 def test_a_codebook_of_means_is_saved_and_its_sums_are_not_in_the_fingerprint(tiny_vqmodel, tmp_path):

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.fields import require
+from tokenizer.fields import require, younger
 from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 from tokenizer.quantizers.entropy import entropy_loss
 from tokenizer.quantizers.gradients import rotation, straight_through
@@ -72,7 +72,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     isotropy_weight: float = 0.0
     entropy_weight: float = 0.0
     entropy_temperature: float = 0.01
-    codebook_init: Literal["data", "kmeans"] = "data"
+    codebook_init: Literal["data", "kmeans"] = younger("data")
     revive_below: float = 0.05
     revive_decay: float = 0.95
 
