@@ -57,8 +57,8 @@ def sample_codes(
         generators: one generator an image (`image_generator` makes them); each gives its next `sequence.length`
             numbers. Neither: seeds are drawn from torch's global generator.
         prefix_codes: the codes that each image begins with, which are kept: [B, P] with P below `sequence.length`, or
-            the grid's upper rows [B, r, w(, depth)]. A position's random number is the same whatever was given before
-            it, so that an image's own first codes are completed to that image.
+            the grid's upper rows [B, r, w(, depth)] (where the order is "positions"). A position's random number is the
+            same whatever was given before it, so that an image's own first codes are completed to that image.
         batch_size: images decoded at once (guidance doubles the rows); None for 16 on a CPU and 32 elsewhere, or fewer
             where the free memory asks for it.
         weights: "exact"; or rounded to "float16" or "int8", on CPUs: faster, and other codes.

@@ -314,9 +314,17 @@ def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
 def flat_rows(codes: Tensor, config: SequenceConfig) -> Tensor:
     """First codes of images, [B, P] or the grid's upper rows [B, r, w(, depth)] -> [B, P] int64, P below the length.
 
+    [B, P] are in the order of the config. Upper rows are for the order "positions" alone: they are not what comes first
+    in "grids", where the top grid is, flat.
+
     Raises:
         ValueError: wrong shape, nothing left to sample, or a code beyond the codebook.
     """
+    _require(
+        codes.dim() == 2 or config.order == "positions",
+        f"prefix_codes has the shape {list(codes.shape)}, but the prior's order is {config.order!r}: give the first "
+        "codes in that order, [B, P] (the top grid first).",
+    )
     line = config.grid_shape[1:] if config.depth == 1 else (config.grid_shape[1], config.depth)
     _require(
         _is_integer(codes) and (codes.dim() == 2 or tuple(codes.shape[2:]) == line),

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
+from prior.sequence import SequenceConfig, flat_rows, resolve_labels, to_codes, to_tokens
 
 CLASSES = ("cat", "dog", "7", "Ankle boot")
 
@@ -51,6 +51,15 @@ def test_the_top_grid_can_come_before_the_whole_finer_one():
         assert torch.equal(tokens, expected)
     assert torch.equal(to_codes(tokens, config), codes)
     assert torch.equal(codes.flatten(1)[:, config.code_of_token], tokens)
+
+
+def test_first_codes_of_grids_are_given_in_their_order():
+    config = conditional(depth=5, order="grids")
+    codes = torch.zeros(3, 6, dtype=torch.int64)
+    assert torch.equal(flat_rows(codes, config), codes)
+    with pytest.raises(ValueError, match=r"order is 'grids': give the first codes in that order, \[B, P\]"):
+        flat_rows(torch.zeros(3, 1, 3, 5, dtype=torch.int64), config)
+    assert flat_rows(torch.zeros(3, 1, 3, 5, dtype=torch.int64), conditional(depth=5)).shape == (3, 15)
 
 
 def test_grids_come_back():
