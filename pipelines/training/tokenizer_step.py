@@ -51,11 +51,12 @@ def make_learners(
     """`num_classes`: of the data, which a class-conditional discriminator knows."""
     try:
         distances = make_distances(objective)
+        if objective.adversarial_weight:
+            judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
     except RuntimeError as error:  # its weights cannot be had: the message says how to get them
         raise TrainingError(str(error)) from error
     discriminator = None
     if objective.adversarial_weight:
-        judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
         discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
     for distance in distances.values():

@@ -2,19 +2,35 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import ViTConfig, ViTModel
 
-from tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig, StyleGANConfig, make_discriminator
+from tokenizer.discriminators import DISCRIMINATORS, DinoConfig, PatchGANConfig, StyleGANConfig, make_discriminator
 from tokenizer.discriminators.projection import Projection
 from tokenizer.discriminators.stylegan import blur_down, minibatch_stddev
 from tokenizer.losses import gradient_penalty, r1_penalty
 
 CLASSES = 3
+_FOLDER = tempfile.TemporaryDirectory(prefix="codegrid-vit-")  # removed when the process ends
+
+
+def tiny_vit(seed: int) -> str:
+    """The folder of a vision transformer of random weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+        model = ViTModel(ViTConfig(**sizes, image_size=32, patch_size=8))
+    model.save_pretrained(f"{_FOLDER.name}/{seed}")
+    return f"{_FOLDER.name}/{seed}"
+
+
+DINO = DinoConfig(net=tiny_vit(0), layers=("1", "2"), image_size=32, channels=8)
 # With whether an image's logits are free of the other images.
 CASES = [
     (PatchGANConfig(ndf=8, n_layers=2), True),
@@ -23,6 +39,8 @@ CASES = [
     (StyleGANConfig(channels=8, max_channels=16, num_blocks=2), False),
     (StyleGANConfig(channels=8, max_channels=16, num_blocks=2, stddev_group=1), True),
     (StyleGANConfig(channels=8, max_channels=16, num_blocks=2, stddev_group=1, conditional=True), True),
+    (DINO, True),
+    (replace(DINO, conditional=True, image_size=0), True),
 ]
 CONFIGS = [config for config, _ in CASES]
 
@@ -152,3 +170,48 @@ def test_minibatch_stddev_of_groups():
 def test_a_discriminator_of_no_blocks_is_refused():
     with pytest.raises(ValueError, match=r"discriminator\.num_blocks is 0"):
         StyleGANConfig(num_blocks=0)
+
+
+# Of the frozen net's own
+
+
+def test_the_frozen_net_is_neither_trained_nor_saved_but_known():
+    net = make(DINO).train()
+    assert not net.frozen.training
+    assert {name.split(".")[0] for name, _ in net.named_parameters()} == {"heads"}
+    assert not any(parameter.requires_grad for parameter in net.frozen.parameters())
+    state = net.state_dict()
+    assert {name.split(".")[0] for name in state} == {"heads", "_extra_state"}
+    assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())  # safetensors takes nothing else
+    other = make(replace(DINO, net=tiny_vit(1)))
+    with pytest.raises(ValueError, match=r"another frozen net than .*objective\.discriminator\.net"):
+        other.load_state_dict(state)
+    net.double()
+    assert next(net.frozen.parameters()).dtype == torch.float64  # it moves with the heads
+    assert net(images(2, 3, 16, 16).double()).dtype == torch.float64
+
+
+def test_the_heads_see_every_place_of_every_block():
+    net, pixels = make(DINO), images(2, 3, 16, 24)
+    logits = net(pixels)
+    assert logits.shape == (2, 1, 1, 2 * 4 * 4)  # two blocks, 32 / 8 patches a side
+    resized = F.interpolate(pixels, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+    first, second = net.frozen(resized)
+    for block, (head, features) in enumerate(zip(net.heads, (first, second), strict=True)):
+        expected = head(features, None).flatten(1)
+        torch.testing.assert_close(logits[:, 0, 0, 16 * block : 16 * block + 16], expected)
+    net.requires_grad_(False)  # as in the generator's pass
+    pixels.requires_grad_()
+    net(pixels).sum().backward()
+    assert pixels.grad.any()
+
+
+def test_a_frozen_net_that_cannot_be_had_is_named():
+    with pytest.raises(
+        RuntimeError, match=r"objective\.discriminator\.net 'facebook/dinov2-small' is neither a folder"
+    ):
+        make(DinoConfig())
+    with pytest.raises(ValueError, match=r"grey or colour, not 4 channels"):
+        make(DINO, 4)
+    with pytest.raises(ValueError, match=r"discriminator\.image_size is -1"):
+        DinoConfig(image_size=-1)

@@ -197,7 +197,7 @@ def test_the_identity_follows_the_weights(tmp_path):
         torch.manual_seed(seed)
         folder = tmp_path / str(len(found))
         ViTModel(ViTConfig(**TINY, image_size=16, patch_size=4)).save_pretrained(folder)
-        found.append(HiddenStates(folder, None, "net").identity)
+        found.append(FeatureNet(str(folder)).identity())
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
 

@@ -6,6 +6,7 @@ from typing import Union
 
 from torch import nn
 
+from tokenizer.discriminators.dino import DinoConfig, DinoDiscriminator
 from tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
 from tokenizer.discriminators.stylegan import StyleGANConfig, StyleGANDiscriminator
 from tokenizer.fields import require
@@ -13,6 +14,7 @@ from tokenizer.fields import require
 DISCRIMINATORS: dict[str, tuple[type, type[nn.Module]]] = {
     "patchgan": (PatchGANConfig, PatchGAN),
     "stylegan": (StyleGANConfig, StyleGANDiscriminator),
+    "dino": (DinoConfig, DinoDiscriminator),
 }
 # Any of their configs: the type of a config's field, told apart by `type`.
 AnyDiscriminatorConfig = Union[tuple(config for config, _ in DISCRIMINATORS.values())]  # noqa: UP007
@@ -25,6 +27,7 @@ def make_discriminator(config: AnyDiscriminatorConfig, in_channels: int, num_cla
     `config.conditional` is set, it takes labels int64 [B] in [0, num_classes) beside the images.
 
     Raises:
+        FileNotFoundError, RuntimeError: a frozen net's weights cannot be had; the message names the option.
         ValueError: `config.conditional` is set and there are no classes.
     """
     require(
@@ -37,6 +40,8 @@ def make_discriminator(config: AnyDiscriminatorConfig, in_channels: int, num_cla
 __all__ = [
     "DISCRIMINATORS",
     "AnyDiscriminatorConfig",
+    "DinoConfig",
+    "DinoDiscriminator",
     "PatchGAN",
     "PatchGANConfig",
     "StyleGANConfig",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Literal
 
@@ -80,6 +81,15 @@ class FeatureNet(nn.Module):
         images = self.normalized(images)
         found = self.extractor(images)
         return [found[layer] for layer in self.layers] if isinstance(found, dict) else found
+
+    def identity(self) -> Tensor:
+        """sha256 of the weights that are used, uint8 [32]."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.extractor.state_dict().items()):
+            if "pooler" not in name:  # of no features, and drawn where a folder lacks it
+                digest.update(f"{name}{tuple(tensor.shape)}".encode())
+                digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
+        return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
     def normalized(self, images: Tensor) -> Tensor:
         """What the net was trained on: order of channels, mean and deviation. [B, 3, H, W]."""

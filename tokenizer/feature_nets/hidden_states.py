@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import json
 from pathlib import Path
@@ -48,7 +47,6 @@ class HiddenStates(nn.Module):
 
     Attributes:
         mean, std: of the model's input in [0, 1], from preprocessor_config.json; None where there is none.
-        identity: sha256 [32] uint8 over the config and the weights' files.
 
     Raises:
         RuntimeError: the folder holds no such model.
@@ -69,7 +67,6 @@ class HiddenStates(nn.Module):
         processor = folder / "preprocessor_config.json"
         values = json.loads(processor.read_text(encoding="utf-8")) if processor.is_file() else {}
         self.mean, self.std = values.get("image_mean"), values.get("image_std")
-        self.identity = _identity(folder)
         self.requires_grad_(False).eval()
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -106,13 +103,3 @@ def _load(folder: Path, option: str) -> Any:
     if missing:
         raise RuntimeError(f"{option}: {folder} lacks {len(missing)} weights, the first is {missing[0]}.")
     return model
-
-
-def _identity(folder: Path) -> Tensor:
-    digest = hashlib.sha256()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        digest.update(path.name.encode())
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return torch.tensor(list(digest.digest()), dtype=torch.uint8)
