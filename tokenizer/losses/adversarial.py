@@ -23,7 +23,7 @@ def cross_entropy_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -
 
 
 def least_squares_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """1/2 (E[(D(x) - 1)^2] + E[D(x_hat)^2]) (Mao 2016, https://arxiv.org/abs/1611.04076, eq. 9)."""
+    """1/2 (E[(D(x) - 1)^2] + E[D(x_hat)^2]) (Mao 2016, https://arxiv.org/abs/1611.04076)."""
     return 0.5 * ((real_logits - 1.0).square().mean() + fake_logits.square().mean())
 
 
@@ -43,7 +43,7 @@ def non_saturating_generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def least_squares_generator_loss(fake_logits: Tensor) -> Tensor:
-    """1/2 E[(D(x_hat) - 1)^2] (Mao 2016, https://arxiv.org/abs/1611.04076, eq. 9)."""
+    """1/2 E[(D(x_hat) - 1)^2] (Mao 2016, https://arxiv.org/abs/1611.04076)."""
     return 0.5 * (fake_logits - 1.0).square().mean()
 
 
