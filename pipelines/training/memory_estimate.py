@@ -52,7 +52,7 @@ def estimate_memory(
     """
     trained = [module for module in (model, discriminator) if module is not None]
     nets = list(distances)
-    weights = sum(map(_bytes, (*trained, *nets)))
+    weights = sum(map(_bytes, (*trained, *nets, *_frozen(discriminator))))
     kept = _MOMENTS * sum(map(_bytes, trained)) + (_bytes(model) if averaged else 0)
     device = model.device
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
@@ -86,8 +86,14 @@ def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:
     """A copy whose weights have shapes, and no storage."""
     if module is None:
         return None
-    weights = {id(t): fake.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in _tensors(module)}
+    tensors = [tensor for part in (module, *_frozen(module)) for tensor in _tensors(part)]
+    weights = {id(t): fake.from_tensor(t.detach()).requires_grad_(t.requires_grad) for t in tensors}
     return copy.deepcopy(module, weights).train()
+
+
+def _frozen(module: nn.Module | None) -> list[nn.Module]:
+    """The net that a discriminator looks through without owning it (`DinoDiscriminator.frozen`), where it has one."""
+    return [module.frozen] if hasattr(module, "frozen") else []
 
 
 class _LiveBytes(TorchDispatchMode):
