@@ -45,8 +45,8 @@ def test_the_whole_way(kind, tokenizer_config, prior_config, pictures, tmp_path,
     shape = SHAPES[kind]
     length, depth = math.prod(shape), shape[-1]
     name = "x".join(map(str, shape))
-    assert f"{name} codes of 16" in capsys.readouterr().out
-    assert f"into\n{name} codes of 16" in (tmp_path / "tokenizer" / "README.md").read_text()
+    assert f"{length} tokens ({name}) of 16 codes" in capsys.readouterr().out
+    assert f"into {name} codes of 16 ({kind})" in (tmp_path / "tokenizer" / "README.md").read_text()
 
     data = DataConfig(str(pictures))
     folder = tokenize_dataset(TokenizationConfig(config.output_dir, data, str(tmp_path / "codes"), device="cpu"))
