@@ -1,0 +1,106 @@
+"""What the demo page does, without the page."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipelines import ImageGenerationPipeline, demo, demo_page
+from pipelines.demo import Cell
+from pipelines.loading import LoadingError
+from tokenizer.images import BadImage, to_pil
+
+
+@pytest.fixture(scope="module")
+def pipe(pipeline_folder):
+    return ImageGenerationPipeline.from_pretrained(pipeline_folder)
+
+
+@pytest.fixture
+def model(pipe):
+    return pipe.tokenizer
+
+
+def test_samples_are_the_pipelines_with_their_class(pipe):
+    pictures = demo.generate(pipe, "noise", 3, guidance_scale=1.5, temperature=0.8, seed=4)
+    expected = pipe("noise", num_images_per_label=3, guidance_scale=1.5, temperature=0.8, seed=4, progress=False).images
+    assert [caption for _, caption in pictures] == ["noise"] * 3
+    for (picture, _), image in zip(pictures, expected, strict=True):
+        assert picture.size == (128, 128)
+        np.testing.assert_array_equal(np.asarray(picture)[::8, ::8], np.asarray(image))
+    captions = [caption for _, caption in demo.generate(pipe, None, 4, 2.0, 1.0, 0)]
+    assert captions == ["gradient", "noise", "stripes", "gradient"]
+    with pytest.raises(ValueError, match="temperature is -1"):
+        demo.generate(pipe, None, 4, 2.0, -1.0, 0)
+
+
+def test_a_picture_is_encoded_changed_and_decoded(model, pictures, tmp_path):
+    image = demo.read_image(model, pictures / "noise" / "0.png")
+    assert image.shape == (1, 3, 16, 16)
+    codes = demo.encode(model, image)
+    with torch.no_grad():
+        torch.testing.assert_close(demo.decode(model, codes), model(image).reconstruction.clamp(-1, 1))
+    cell = Cell(2, 1)
+    other = (demo.code_at(codes, cell) + 1) % 32
+    changed = demo.with_code(codes, cell, other, codebook_size=32)
+    assert demo.code_at(changed, cell) == other
+    assert (changed != codes).nonzero().tolist() == [[2, 1]]
+    assert not torch.equal(demo.decode(model, changed), demo.decode(model, codes))
+    for code in (-1, 32):
+        with pytest.raises(ValueError, match=f"The code is {code}: this codebook's run from 0 to 31"):
+            demo.with_code(codes, cell, code, codebook_size=32)
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(BadImage):
+        demo.read_image(model, tmp_path / "broken.png")
+
+
+def test_codes_of_several_levels():
+    codes = torch.arange(32).reshape(4, 4, 2)
+    changed = demo.with_code(codes, Cell(3, 0), 7, codebook_size=32, level=1)
+    assert (changed != codes).nonzero().tolist() == [[3, 0, 1]]
+    assert (demo.code_at(changed, Cell(3, 0), 0), demo.code_at(changed, Cell(3, 0), 1)) == (24, 7)
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 5), (16, 16), (64, 64)])
+def test_a_click_on_a_cell_of_the_map_finds_it(shape):
+    codes = torch.arange(shape[0] * shape[1]).reshape(shape)
+    picture = demo.codes_map(codes)
+    height, width = picture.height / shape[0], picture.width / shape[1]
+    for row, column in ((0, 0), (shape[0] - 1, shape[1] - 1), (1, 2)):
+        x, y = (column + 0.5) * width, (row + 0.5) * height
+        assert demo.cell_at(x, y, codes) == (row, column)
+        corner = picture.getpixel((int(column * width) + 1, int(row * height) + 1))
+        assert corner == demo.colour_of(int(codes[row, column]))
+    assert demo.cell_at(picture.width, -1, codes) == (0, shape[1] - 1)
+
+
+def test_changed_cells_are_framed():
+    own = torch.zeros(4, 4, dtype=torch.int64)
+    changed = demo.with_code(own, Cell(1, 3), 5, codebook_size=8)
+    before, after = np.asarray(demo.codes_map(own)).astype(int), np.asarray(demo.codes_map(changed, changed=own))
+    rows, columns = np.nonzero(np.abs(before - after).any(-1))
+    side = before.shape[0] // 4
+    assert (rows // side == 1).all()
+    assert (columns // side == 3).all()
+    assert after[side + 1, 3 * side + 1].tolist() == [0, 0, 0]
+    assert demo.colour_of(3) == demo.colour_of(3) != demo.colour_of(4)
+
+
+def test_the_difference_is_black_where_images_agree():
+    image, other = torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)
+    other[..., 0, 0], other[..., 0, 1] = 0.1, -1.0
+    pixels = np.asarray(demo.difference(image, other).resize((8, 8), Image.Resampling.NEAREST))
+    assert pixels[1:].max() == 0
+    assert pixels[0, 0].tolist() == [51] * 3  # 0.1 of the range of 2, times 4, of 255
+    assert pixels[0, 1].tolist() == [255] * 3
+    picture = demo.picture(image)
+    assert picture.size == (384, 384)
+    np.testing.assert_array_equal(np.asarray(picture)[::48, ::48], np.asarray(to_pil(image)[0]))
+
+
+def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    with pytest.raises(LoadingError, match=r"pip install 'codegrid\[demo\]'"):
+        demo_page.run_demo("anything")

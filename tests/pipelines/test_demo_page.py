@@ -1,0 +1,146 @@
+"""The demo in a browser: real clicks make real images. Skipped without Gradio, Playwright or Chromium."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines import ImageGenerationPipeline, demo
+
+pytest.importorskip("gradio", reason="needs the extra demo")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser-tests")
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (apt install chromium)")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking"]
+FLAGS += ["--disable-component-update", "--disable-sync", "--no-first-run"]
+ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 90  # seconds; a loaded machine is slow
+
+
+@pytest.fixture(scope="module")
+def address(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page of scripts/demo.py, served by a process of its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = found.getsockname()[1]
+    log = tmp_path_factory.mktemp("demo") / "log.txt"
+    arguments = ["--pipeline", str(pipeline_folder), "--port", str(port)]
+    environment = {**os.environ, "GRADIO_TEMP_DIR": str(log.parent / "files"), "NO_PROXY": "127.0.0.1"}
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [sys.executable, ROOT / "scripts" / "demo.py", *arguments], stdout=output, stderr=output, env=environment
+        )
+    try:
+        url, end = f"http://127.0.0.1:{port}", time.monotonic() + PATIENCE
+        while not _answers(url):
+            assert server.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.2)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(timeout=PATIENCE)
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
+            return answer.status == 200
+    except OSError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def page(address: str):
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(1000 * PATIENCE)
+        page.goto(address, wait_until="domcontentloaded")
+        page.wait_for_selector("#generate")
+        yield page
+        browser.close()
+
+
+def pixels(page, selector: str) -> list[np.ndarray]:
+    """The pictures that the browser shows there, as it got them: uint8 [H, W, 3] each."""
+    urls = [image.evaluate("node => node.src") for image in page.locator(f"{selector} img").all()]
+    bodies = [page.request.get(url).body() for url in urls]
+    return [np.asarray(Image.open(io.BytesIO(body)).convert("RGB")) for body in bodies]
+
+
+def test_a_click_makes_the_images_of_the_seed_and_class(page, pipeline_folder):
+    page.get_by_role("tab", name="Generate").click()
+    page.locator("#class input").click()
+    page.get_by_role("option", name="stripes").click()
+    page.locator("#seed input").fill("5")
+    page.locator("#seed input").press("Tab")
+    page.click("#generate")
+    page.wait_for_function("document.querySelectorAll('#samples img').length == 16")
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline_folder)
+    expected = demo.generate(pipe, "stripes", 16, pipe.sampling.guidance_scale, pipe.sampling.temperature, 5)
+    for shown, (picture, _) in zip(pixels(page, "#samples"), expected, strict=True):
+        np.testing.assert_array_equal(shown, np.asarray(picture))
+
+
+def test_an_uploaded_image_its_codes_and_a_click_on_one(page, pipeline_folder, pictures):
+    model = ImageGenerationPipeline.from_pretrained(pipeline_folder).tokenizer
+    file = pictures / "noise" / "1.png"
+    image = demo.read_image(model, file)
+    own = demo.encode(model, image)
+
+    def as_expected(codes) -> bool:
+        decoded = demo.decode(model, codes)
+        for name, expected in {
+            "image": demo.picture(image),
+            "map": demo.codes_map(codes, changed=own),
+            "reconstruction": demo.picture(decoded),
+            "difference": demo.difference(image, decoded),
+        }.items():
+            shown = pixels(page, f"#{name}")
+            # another process rounds pixels otherwise; the gain multiplies that
+            most = demo.DIFFERENCE_GAIN if name == "difference" else int(name != "map")
+            if not shown or np.abs(shown[0].astype(int) - np.asarray(expected)).max() > most:
+                return False
+        return True
+
+    def becomes(codes) -> None:
+        """Wait until the pictures are those of `codes`."""
+        end = time.monotonic() + PATIENCE
+        while not as_expected(codes):
+            assert time.monotonic() < end, "the page never showed the pictures of these codes"
+            page.wait_for_timeout(200)
+
+    def click_cell(row: int, column: int) -> None:
+        box = page.locator("#map img").bounding_box()
+        page.mouse.click(box["x"] + (column + 0.5) * box["width"] / 4, box["y"] + (row + 0.5) * box["height"] / 4)
+
+    page.get_by_role("tab", name="Codes").click()
+    page.set_input_files("#upload input[type=file]", str(file))
+    becomes(own)
+
+    code = (demo.code_at(own, demo.Cell(2, 1)) + 7) % 32
+    page.locator("#code input").fill(str(code))
+    page.locator("#code input").press("Tab")
+    click_cell(2, 1)
+    becomes(demo.with_code(own, demo.Cell(2, 1), code, 32))
+
+    page.get_by_label("pick up its code").click()
+    click_cell(0, 3)
+    picked = str(demo.code_at(own, demo.Cell(0, 3)))
+    page.wait_for_function("code => document.querySelector('#code input').value == code", arg=picked)
+
+    page.click("#back")
+    becomes(own)
