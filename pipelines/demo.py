@@ -72,10 +72,13 @@ def encode(model: VQModel, image: Tensor) -> Tensor:
         return model.encode(image.to(model.device))[0].cpu()
 
 
-def decode(model: VQModel, codes: Tensor) -> Tensor:
-    """Codes [h, w] or [h, w, depth] -> [1, C, S, S] in [-1, 1] on the CPU."""
-    with evaluating(model):
-        return model.decode(codes[None].to(model.device)).float().clamp(-1, 1).cpu()
+def decode(pipe: ImageGenerationPipeline, codes: Tensor, class_name: str | None = None) -> Tensor:
+    """Codes [h, w] or [h, w, depth] -> [1, C, S, S] in [-1, 1] on the CPU.
+
+    `class_name` is for a tokenizer whose decoder is class-conditional; None is the first class there.
+    """
+    labels = None if pipe.class_names is None else [class_name or pipe.class_names[0]]
+    return pipe.decode(codes[None], labels)
 
 
 def with_code(codes: Tensor, cell: Cell, code: int, codebook_size: int, level: int = 0) -> Tensor:

@@ -80,14 +80,14 @@ class _Codes:
     """The tab where an image's codes are seen and changed. A session's state is (image, its codes, changed codes)."""
 
     def __init__(self, gradio: Any, pipe: ImageGenerationPipeline) -> None:
-        self.gradio, self.model = gradio, pipe.tokenizer
+        self.gradio, self.pipe, self.model = gradio, pipe, pipe.tokenizer
         quantizer = self.model.config.quantizer_config
         self.size, depth = quantizer.codebook_size, quantizer.depth
         state = gradio.State(None)
         gradio.Markdown("Upload an image. A click on the map changes the code there, and the image is decoded again.")
         with gradio.Row():
             upload = gradio.Image(type="filepath", sources=["upload"], label="Your image", elem_id="upload", height=190)
-            with gradio.Column():
+            with gradio.Column() as settings:
                 code = gradio.Number(0, precision=0, minimum=0, maximum=self.size - 1, label="Code", elem_id="code")
                 action = gradio.Radio([_PUT, _PICK], value=_PUT, label="A click on the map will", elem_id="action")
                 level = gradio.Slider(0, max(1, depth - 1), 0, step=1, label="Level", visible=depth > 1)
@@ -97,13 +97,18 @@ class _Codes:
             grid = self.picture("Its codes", "map")
             result = self.picture("Decoded", "reconstruction")
             apart = self.picture(f"Difference x {demo.DIFFERENCE_GAIN}", "difference")
+        names, conditional = list(pipe.class_names or ()), bool(self.model.config.num_classes)
+        with settings:
+            class_name = gradio.Dropdown(names, label="Its class, for the decoder", visible=conditional)
+        view = [level, class_name]
         shown = [state, image, grid, result, apart]
-        upload.upload(self.read, [upload, level], shown)
+        upload.upload(self.read, [upload, *view], shown)
         # `SelectData` is told apart by its annotation, which must be the class itself.
         self.click.__func__.__annotations__["event"] = gradio.SelectData
-        grid.select(self.click, [state, code, action, level], [code, *shown])
-        back.click(lambda kept, depth_: kept and self.show(kept[0], kept[1], kept[1], depth_), [state, level], shown)
-        level.change(lambda kept, depth_: kept and self.show(*kept, depth_), [state, level], shown)
+        grid.select(self.click, [state, code, action, *view], [code, *shown])
+        back.click(self.restore, [state, *view], shown)
+        for choice in view:
+            choice.change(self.again, [state, *view], shown)
 
     def picture(self, title: str, name: str) -> Any:
         """A picture with its title above it: Gradio's own label covers a corner."""
@@ -111,15 +116,21 @@ class _Codes:
             self.gradio.Markdown(f"**{title}**")
             return self.gradio.Image(show_label=False, interactive=False, format="png", buttons=[], elem_id=name)
 
-    def read(self, file: str, level: int) -> list[Any]:
+    def read(self, file: str, *view: Any) -> list[Any]:
         try:
             image = demo.read_image(self.model, file)
         except BadImage as error:
             raise self.gradio.Error(str(error)) from error
         codes = demo.encode(self.model, image)
-        return self.show(image, codes, codes, level)
+        return self.show(image, codes, codes, *view)
 
-    def click(self, kept: Any, code: int, action: str, level: int, event: Any) -> list[Any]:
+    def restore(self, kept: Any, *view: Any) -> list[Any]:
+        return self.again(kept and (kept[0], kept[1], kept[1]), *view)
+
+    def again(self, kept: Any, *view: Any) -> list[Any]:
+        return self.show(*kept, *view) if kept else [None] * 5
+
+    def click(self, kept: Any, code: int, action: str, level: int, class_name: str | None, event: Any) -> list[Any]:
         if kept is None:
             raise self.gradio.Error("Upload an image first.")
         image, own, codes = kept
@@ -131,10 +142,10 @@ class _Codes:
                 codes = demo.with_code(codes, cell, int(code or 0), self.size, level)
             except ValueError as error:
                 raise self.gradio.Error(str(error)) from error
-        return [code, *self.show(image, own, codes, level)]
+        return [code, *self.show(image, own, codes, level, class_name)]
 
-    def show(self, image: Tensor, own: Tensor, codes: Tensor, level: int) -> list[Any]:
-        decoded = demo.decode(self.model, codes)
+    def show(self, image: Tensor, own: Tensor, codes: Tensor, level: int, class_name: str | None) -> list[Any]:
+        decoded = demo.decode(self.pipe, codes, class_name)
         return [
             (image, own, codes),
             demo.picture(image),

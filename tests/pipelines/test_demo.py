@@ -36,18 +36,18 @@ def test_samples_are_the_pipelines_with_their_class(pipe):
         demo.generate(pipe, None, 4, 2.0, -1.0, 0)
 
 
-def test_a_picture_is_encoded_changed_and_decoded(model, pictures, tmp_path):
+def test_a_picture_is_encoded_changed_and_decoded(pipe, model, pictures, tmp_path):
     image = demo.read_image(model, pictures / "noise" / "0.png")
     assert image.shape == (1, 3, 16, 16)
     codes = demo.encode(model, image)
     with torch.no_grad():
-        torch.testing.assert_close(demo.decode(model, codes), model(image).reconstruction.clamp(-1, 1))
+        torch.testing.assert_close(demo.decode(pipe, codes), model(image).reconstruction.clamp(-1, 1))
     cell = Cell(2, 1)
     other = (demo.code_at(codes, cell) + 1) % 32
     changed = demo.with_code(codes, cell, other, codebook_size=32)
     assert demo.code_at(changed, cell) == other
     assert (changed != codes).nonzero().tolist() == [[2, 1]]
-    assert not torch.equal(demo.decode(model, changed), demo.decode(model, codes))
+    assert not torch.equal(demo.decode(pipe, changed), demo.decode(pipe, codes))
     for code in (-1, 32):
         with pytest.raises(ValueError, match=f"The code is {code}: this codebook's run from 0 to 31"):
             demo.with_code(codes, cell, code, codebook_size=32)

@@ -96,13 +96,14 @@ def test_a_click_makes_the_images_of_the_seed_and_class(page, pipeline_folder):
 
 
 def test_an_uploaded_image_its_codes_and_a_click_on_one(page, pipeline_folder, pictures):
-    model = ImageGenerationPipeline.from_pretrained(pipeline_folder).tokenizer
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline_folder)
+    model = pipe.tokenizer
     file = pictures / "noise" / "1.png"
     image = demo.read_image(model, file)
     own = demo.encode(model, image)
 
     def as_expected(codes) -> bool:
-        decoded = demo.decode(model, codes)
+        decoded = demo.decode(pipe, codes)
         for name, expected in {
             "image": demo.picture(image),
             "map": demo.codes_map(codes, changed=own),
