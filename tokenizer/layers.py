@@ -7,6 +7,7 @@ import itertools
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def group_norm(channels: int, groups: int, condition_dim: int = 0) -> nn.GroupNorm:
@@ -34,7 +35,7 @@ def normalize(norm: nn.GroupNorm, x: Tensor, condition: Tensor | None) -> Tensor
     return norm(x, condition) if isinstance(norm, ConditionalGroupNorm) else norm(x)
 
 
-class ResnetBlock(nn.Module):
+class ResnetBlock(GradientCheckpointingLayer):
     """norm, swish, 3x3 convolution, twice, around a shortcut: [B, in, H, W] -> [B, out, H, W].
 
     With a `condition_dim`, the class's vectors [B, condition_dim] come in beside x.
@@ -58,7 +59,7 @@ class ResnetBlock(nn.Module):
         return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
 
 
-class AttnBlock(nn.Module):
+class AttnBlock(GradientCheckpointingLayer):
     """Single-head self-attention over all positions, with 1x1 convolutions: [B, C, H, W] -> [B, C, H, W]."""
 
     def __init__(self, channels: int, groups: int) -> None:
@@ -132,6 +133,10 @@ class Level(nn.Module):
         return x
 
 
-def as_channels_last(module: nn.Module) -> nn.Module:
-    """Lay the convolutions' weights out as the fast kernels want them; results are the same (docs/benchmarks.md)."""
-    return module.to(memory_format=torch.channels_last)
+def lay_out(module: nn.Module, channels_last: bool = True) -> nn.Module:
+    """Lay the convolutions' weights out, and have the module lay out its images alike (`module.memory_format`).
+
+    Channels-last is what the fast kernels want; results are the same but for rounding (docs/architecture.md).
+    """
+    module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return module.to(memory_format=module.memory_format)

@@ -19,7 +19,7 @@ from tokenizer.card import PLACEHOLDER, model_card
 from tokenizer.configuration import VQModelConfig
 from tokenizer.fields import established
 from tokenizer.hub import WEIGHT_FILES, in_subfolder, push_files
-from tokenizer.layers import as_channels_last
+from tokenizer.layers import lay_out
 from tokenizer.quantizers import make_quantizer
 
 
@@ -52,6 +52,7 @@ class VQModel(PreTrainedModel):
 
     config_class = VQModelConfig
     main_input_name = "images"
+    supports_gradient_checkpointing = True
     base_model_prefix = ""
 
     def __init__(self, config: VQModelConfig) -> None:
@@ -65,7 +66,7 @@ class VQModel(PreTrainedModel):
         if config.num_classes:  # drawn last, so that a seed gives all other weights as without it
             self.class_embedding = nn.Embedding(config.num_classes, backbone.ch)
         self.post_init()
-        as_channels_last(self)
+        lay_out(self)
 
     def _init_weights(self, module: nn.Module) -> None:
         # transformers would draw every weight from N(0, 0.02). Each layer keeps the initialisation that its constructor
@@ -160,7 +161,7 @@ class VQModel(PreTrainedModel):
                 f"images have shape {list(images.shape)}: this tokenizer takes [B, {channels}, H, W] with H and W "
                 f"multiples of {factor}."
             )
-        return images.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return images.to(self.dtype).contiguous(memory_format=self.memory_format)
 
     @classmethod
     def from_pretrained(cls, folder_or_repo: str | Path, **kwargs: Any) -> VQModel:
@@ -176,7 +177,7 @@ class VQModel(PreTrainedModel):
         wrong = {key: names for key, names in wrong.items() if names}
         if wrong:
             raise ValueError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
-        model = as_channels_last(model)
+        model = lay_out(model)
         return (model, info) if wants_info else model
 
     def push_to_hub(

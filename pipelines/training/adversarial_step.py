@@ -29,22 +29,31 @@ def generator_terms(
     labels: Tensor | None,
     factor: float,
     accelerator: Accelerator,
-) -> tuple[Terms, Terms]:
+) -> tuple[Terms, Terms, Tensor]:
     """The generator's term, weight * warm-up * lambda * L_G with D frozen; and what else is worth logging.
 
     The bare discriminator judges: its wrapper would wait for gradients that a frozen module never gets.
+
+    Returns:
+        the term, the notes, and the gradient of it and of `reconstruction_loss` together at the reconstruction, of the
+        reconstruction's shape: perceptual net and discriminator are gone back through once, for the adaptive weight and
+        for the update.
     """
     judge = discriminator.module.requires_grad_(False)
     with accelerator.autocast():
         logits = judge(reconstruction, _labels_for(discriminator, labels))
     judge.requires_grad_(True)
     loss = GAN_LOSSES[objective.gan_loss][1](logits.float())
+    (by_reconstruction,) = torch.autograd.grad(reconstruction_loss, reconstruction)
+    (by_adversary,) = torch.autograd.grad(loss, reconstruction)
     ratio = torch.ones((), device=reconstruction.device)
     if objective.adaptive_weight:
-        norms = torch.stack(adaptive_weight(reconstruction_loss, loss, model.module.last_layer))
-        norms = accelerator.reduce(norms, "mean")
+        norms = adaptive_weight(reconstruction, by_reconstruction, by_adversary, model.module.last_layer)
+        norms = accelerator.reduce(torch.stack(norms), "mean")
         ratio = clamped_ratio(norms[0], norms[1], objective.adaptive_weight_max)
-    return {"adversarial": objective.adversarial_weight * factor * ratio * loss}, {"adaptive_weight": ratio}
+    weight = objective.adversarial_weight * factor * ratio
+    gradient = by_reconstruction + (weight * by_adversary).to(by_reconstruction)
+    return {"adversarial": weight * loss.detach()}, {"adaptive_weight": ratio}, gradient
 
 
 def discriminator_terms(

@@ -98,7 +98,7 @@ def train_step(
             terms = reconstruction_terms(objective, learners.distances, images, output.reconstruction, step)
             losses, judged, notes, logits = {**terms, **output.losses}, {}, {}, {}
             if factor:
-                adversarial, notes = generator_terms(
+                adversarial, notes, gradient = generator_terms(
                     model,
                     discriminator,
                     objective,
@@ -109,7 +109,11 @@ def train_step(
                     accelerator,
                 )
                 losses.update(adversarial)
-            accelerator.backward(sum(losses.values()) * share)
+                # Its gradient at the reconstruction is `gradient`: what is above it has been gone back through.
+                loss = sum(output.losses.values()) + (gradient * output.reconstruction).sum()
+            else:
+                loss = sum(losses.values())
+            accelerator.backward(loss * share)
             if factor:
                 judged, logits = discriminator_terms(
                     discriminator,

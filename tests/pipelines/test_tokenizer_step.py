@@ -1,12 +1,20 @@
-"""What happens to the codebook after a step, on two ranks."""
+"""A step's gradients, and what happens to the codebook after it, on two ranks."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
+import pytest
 import torch
+
+from pipelines.devices import make_accelerator
+from pipelines.training.learner import Learner
+from pipelines.training.tokenizer_step import make_learners, train_step
+from tokenizer import VQModel, VQModelConfig
+from tokenizer.losses import GAN_LOSSES, clamped_ratio
 
 STEPS_OF_TWO_RANKS = """
 import sys
@@ -72,3 +80,58 @@ def test_two_ranks_keep_one_codebook_of_means_through_updates_and_revivals(tmp_p
         assert not torch.equal(first[f"{prefix}embedding.weight"], first["start"])
         # The running sizes count both ranks' features: 100 a step, where the sum goes but for what revival sets.
         assert first[f"{prefix}cluster_size"].sum() > 75
+
+
+class Distance(torch.nn.Module):
+    """Stands for the perceptual net; counts how often it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.calls = torch.nn.Conv2d(3, 4, 3).requires_grad_(False), 0
+
+    def forward(self, images, other):
+        self.calls += 1
+        return (self.layer(images).tanh() - self.layer(other).tanh()).square().flatten(1).mean(1)
+
+
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_the_gradients_are_those_of_all_terms_added_up(adaptive, tokenizer_config, tmp_path, monkeypatch):
+    """Against one backward pass of the whole sum, and the adaptive weight by two whole ones."""
+    objective = {"adversarial_weight": 0.5, "adversarial_start": 0, "adaptive_weight": adaptive}
+    config = tokenizer_config(tmp_path, objective=objective)
+    accelerator, parts = make_accelerator("cpu"), (config.optimizer, config.discriminator_optimizer, 0.0)
+    model = VQModel(VQModelConfig(backbone=config.backbone, quantizer=config.quantizer)).train()
+    learners = make_learners(model, config.objective, *parts, accelerator)
+    learners.distances["perceptual"], judge = Distance(), learners.discriminator.module
+    config = replace(config, objective=replace(config.objective, perceptual_weight=1.0))  # of the net just put there
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+
+    output = model(images)
+    logits = judge(output.reconstruction)
+    adversarial = GAN_LOSSES["hinge"][1](logits)
+    reconstruction = (images - output.reconstruction).abs().mean()
+    reconstruction = reconstruction + learners.distances["perceptual"](images, output.reconstruction).mean()
+    weight = 0.5 / 1001  # of the first of 1,000 steps of warm-up
+    if adaptive:
+        (one,) = torch.autograd.grad(reconstruction, model.last_layer, retain_graph=True)
+        (other,) = torch.autograd.grad(adversarial, model.last_layer, retain_graph=True)
+        weight = weight * clamped_ratio(one.norm(), other.norm(), 1e4)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    total = reconstruction + sum(output.losses.values()) + weight * adversarial
+    expected = dict(zip(names, torch.autograd.grad(total, parameters, allow_unused=True), strict=True))
+
+    found, counts, clip = {}, {"generator": 0, "judge": 0}, Learner.clip
+
+    def watched(learner):
+        found.update({name: parameter.grad.clone() for name, parameter in learner.module.named_parameters()})
+        return clip(learner)
+
+    monkeypatch.setattr(Learner, "clip", watched)
+    for name, module in (("generator", model), ("judge", judge)):
+        module.register_forward_pre_hook(lambda *_, name=name: counts.__setitem__(name, counts[name] + 1))
+    learners.distances["perceptual"].calls = 0
+    values = train_step(learners, config, [images], 0, accelerator)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-7)
+    assert values["adversarial"].item() == pytest.approx((weight * adversarial).item(), rel=1e-5)
+    assert (counts["generator"], learners.distances["perceptual"].calls, counts["judge"]) == (1, 1, 2)

@@ -6,12 +6,12 @@ import itertools
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.discriminators.projection import Projection, check_labels
 from tokenizer.fields import require
+from tokenizer.layers import lay_out
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,11 @@ class PatchGAN(nn.Module):
         if config.conditional:
             self.projection = Projection(num_classes, widths[-1])
         self.apply(_init)
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         check_labels(self.config.conditional, labels, len(images))
-        features = self.main[:-1](images.contiguous(memory_format=torch.channels_last))
+        features = self.main[:-1](images.contiguous(memory_format=self.memory_format))
         logits = self.main[-1](features)
         if self.config.conditional:
             # The mean over the 4x4 window that the verdict's own convolution sees.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tokenizer.discriminators.projection import Projection, check_labels
 from tokenizer.fields import require
+from tokenizer.layers import lay_out
 
 
 @dataclass(frozen=True)
@@ -61,11 +62,11 @@ class StyleGANDiscriminator(nn.Module):
         if config.conditional:
             self.projection = Projection(num_classes, widths[-1])
         self.apply(_init)
-        self.to(memory_format=torch.channels_last)
+        lay_out(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         check_labels(self.config.conditional, labels, len(images))
-        features = F.leaky_relu(self.stem(images.contiguous(memory_format=torch.channels_last)), 0.2)
+        features = F.leaky_relu(self.stem(images.contiguous(memory_format=self.memory_format)), 0.2)
         features = self.blocks(features)  # [B, D, h, w]
         deviation = minibatch_stddev(features, self.config.stddev_group)  # [B, 1, h, w]
         features = F.leaky_relu(self.final(torch.cat([features, deviation], dim=1)), 0.2)

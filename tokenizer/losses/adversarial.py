@@ -59,16 +59,27 @@ GAN_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor
 }
 
 
-def adaptive_weight(reconstruction_loss: Tensor, adversarial_loss: Tensor, last_layer: Tensor) -> tuple[Tensor, Tensor]:
+def adaptive_weight(
+    reconstruction: Tensor, by_reconstruction: Tensor, by_adversary: Tensor, last_layer: Tensor
+) -> tuple[Tensor, Tensor]:
     """Norms of the two losses' gradients on the decoder's last layer; their ratio weighs the adversarial term.
 
     lambda = |grad_L(L_rec)| / (|grad_L(L_GAN)| + delta), eq. 7 of https://arxiv.org/abs/2012.09841. Both norms are
     returned, so that ranks can average them before `clamped_ratio` divides: a weight of one rank alone would let the
     ranks' models drift apart in what they optimise.
+
+    Args:
+        reconstruction: [B, C, H, W], the last layer's output with its graph, which is kept.
+        by_reconstruction: gradient of the reconstruction's loss at the reconstruction, of its shape. From there on the
+            chain rule needs neither the perceptual net nor the discriminator again.
+        by_adversary: gradient of the GAN loss, likewise.
+        last_layer: the weight.
     """
-    (by_reconstruction,) = torch.autograd.grad(reconstruction_loss, last_layer, retain_graph=True)
-    (by_adversary,) = torch.autograd.grad(adversarial_loss, last_layer, retain_graph=True)
-    return by_reconstruction.float().norm(), by_adversary.float().norm()
+    norms = []
+    for gradient in (by_reconstruction, by_adversary):
+        (at_layer,) = torch.autograd.grad(reconstruction, last_layer, gradient, retain_graph=True)
+        norms.append(at_layer.float().norm())
+    return norms[0], norms[1]
 
 
 def clamped_ratio(numerator: Tensor, denominator: Tensor, largest: float) -> Tensor:
