@@ -139,4 +139,10 @@ def lay_out(module: nn.Module, channels_last: bool = True) -> nn.Module:
     Channels-last is what the fast kernels want; results are the same but for rounding (docs/architecture.md).
     """
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return module.to(memory_format=module.memory_format)
+    module.to(memory_format=module.memory_format)
+    if not channels_last:
+        for (
+            weight
+        ) in module.parameters():  # `to` leaves the strides of 1x1 convolutions, which would spread channels-last
+            weight.data = weight.data.clone(memory_format=torch.contiguous_format)
+    return module

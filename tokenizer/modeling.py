@@ -133,7 +133,7 @@ class VQModel(PreTrainedModel):
         return self.decoder.conv_out.weight
 
     def _decode_features(self, features: Tensor, condition: Tensor | None) -> Tensor:
-        features = features.to(self.post_quant_conv.weight.dtype)
+        features = features.to(self.post_quant_conv.weight.dtype).contiguous(memory_format=self.memory_format)
         return self.decoder(self.post_quant_conv(features), condition)
 
     def _condition(self, labels: Tensor | None, batch: int) -> Tensor | None:

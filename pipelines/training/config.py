@@ -107,6 +107,11 @@ class TokenizerTrainingConfig(TrainingConfig):
             times its mean of the last window before.
         usage_warning: the run warns when a window uses less than this share of the codes that it could use; 0 never.
         num_pictures: held-out images in the picture of an evaluation; 0 for no picture.
+        channels_last: lay out convolutions and images channels-last, which is the faster layout where it was measured.
+        gradient_checkpointing: compute the residual and attention blocks again in the backward pass instead of keeping
+            what is inside them: less memory, a slower step, the same gradients.
+        compile: compile encoder, decoder and perceptual net by torch.compile: minutes at the start, then faster steps.
+            Evaluation stays as it is, and so do the names in a checkpoint: these three may change when a run resumes.
     """
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -122,6 +127,9 @@ class TokenizerTrainingConfig(TrainingConfig):
     onset_bound: float = 1.5
     usage_warning: float = 0.2
     num_pictures: int = 8
+    channels_last: bool = True
+    gradient_checkpointing: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -27,7 +27,7 @@ from tokenizer.fields import require
 logger = logging.getLogger("codegrid")
 
 CONFIG_NAME = "training_config.json"
-# Fields that may change between the two commands of one run, because no weight depends on them.
+# Fields that may change between the two commands of one run, because no weight depends on them but for rounding.
 _MAY_CHANGE = {
     "output_dir",
     "num_workers",
@@ -39,6 +39,9 @@ _MAY_CHANGE = {
     "onset_bound",
     "usage_warning",
     "device",
+    "channels_last",
+    "gradient_checkpointing",
+    "compile",
 }
 # The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
 EXIT_STOPPED = 143

@@ -32,6 +32,7 @@ from pipelines.training.guards import replay, watch
 from pipelines.training.image_batches import AugmentedImages, ImageBatch, image_batches
 from pipelines.training.randomness import key, seed_step
 from pipelines.training.run import Run, check_bad_steps, stop_run
+from pipelines.training.switches import compile_learners, not_compiled, prepare_learners
 from pipelines.training.tokenizer_step import TokenizerLearners, make_learners, train_step
 from tokenizer import VQModel, VQModelConfig
 from tokenizer.images import to_model, to_uint8
@@ -65,8 +66,11 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
             run.accelerator,
             len(classes),
         )
+        prepare_learners(learners, config)
         start = _resume(run, learners)
         announce_tokenizer(run, config, learners, train_images, validation_images, start)
+        if config.compile:
+            compile_learners(learners)
         scores = _train(run, config, learners, train_images, validation_images, start)
         if run.is_main:
             with learners.ema.applied():
@@ -216,7 +220,7 @@ def _evaluate(
 ) -> dict[str, float]:
     """Scores of the averaged weights on the validation images, and a picture: originals above reconstructions."""
     model = learners.model.module
-    with learners.ema.applied():
+    with learners.ema.applied(), not_compiled():
         scores: dict[str, float] = {}
         if validation_images is not None:
             result = evaluate_reconstruction(

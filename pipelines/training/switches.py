@@ -1,0 +1,60 @@
+"""How stage one's nets are run: layout, recomputation, compiling. No name in a checkpoint depends on it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from functools import partial
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.run import TrainingError
+from pipelines.training.tokenizer_step import TokenizerLearners
+from tokenizer.layers import lay_out
+
+
+def prepare_learners(learners: TokenizerLearners, config: TokenizerTrainingConfig) -> None:
+    """The layout of all nets, and whether blocks are computed again in the backward pass. Before weights are loaded."""
+    nets = [learner.module for learner in (learners.model, learners.discriminator) if learner is not None]
+    for module in (*nets, *learners.distances.values()):
+        lay_out(module, config.channels_last)
+    if config.gradient_checkpointing:
+        checkpoint_blocks(learners.model.module)
+
+
+def checkpoint_blocks(model: torch.nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.gradient_checkpointing = True
+            module._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)
+
+
+def compile_learners(learners: TokenizerLearners) -> None:
+    """Compile what takes the time, in place: no module is wrapped, so that no name changes.
+
+    The quantizer stays as it is: its search is a loop over chunks. So does the decoder's last layer: the adaptive
+    weight takes gradients at it, and a compiled decoder would go back through all of itself for them. The discriminator
+    stays too: penalties on its gradients are differentiated twice, which compiled code cannot be.
+
+    Raises:
+        TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
+    """
+    model = learners.model.module
+    if model.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise TrainingError(
+            "compile is on and there is no C++ compiler (g++, or what CXX names), which torch.compile needs on a CPU: "
+            "install one, or set compile off."
+        )
+    last = model.decoder.conv_out
+    last.forward = torch.compiler.disable(last.forward)
+    for module in (model.encoder, model.decoder, *learners.distances.values()):
+        module.compile()
+
+
+def not_compiled() -> contextlib.AbstractContextManager:
+    """Within, compiled modules run as they are written: evaluation's batches are not worth compiling for."""
+    return torch.compiler.set_stance("force_eager")
