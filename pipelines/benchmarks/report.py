@@ -24,12 +24,14 @@ class Settings:
     what: the benchmark's name.
     taming: folder of a clone of taming-transformers; None leaves it out.
     llamagen: folder of a clone of LlamaGen; None leaves it out.
+    compile: whether ours is timed compiled as well.
     repeats: rounds.
     """
 
     what: str
     taming: str | None = None
     llamagen: str | None = None
+    compile: bool = False
     repeats: int = 9
 
     def __post_init__(self) -> None:

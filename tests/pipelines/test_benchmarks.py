@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from pipelines.benchmarks import BENCHMARKS, benchmark, nearest_codes
+from pipelines.benchmarks import BENCHMARKS, autoencoding, benchmark, nearest_codes, train_step
 from pipelines.benchmarks.memory import peak_extra_bytes
 from pipelines.benchmarks.report import in_turn
 
@@ -24,6 +24,36 @@ def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, 
     assert report["settings"]["repeats"] == 1
     printed = capsys.readouterr().out
     assert all(f"{row['search']}" in printed for row in report["rows"])
+
+
+@pytest.mark.parametrize("what", ["encode", "decode"])
+def test_encoding_and_decoding_are_timed(what, monkeypatch, tmp_path):
+    for name, value in {"_CH": 32, "_SIDE": 32, "_CODES": 16, "_WIDTH": 8, "_BATCHES": (1, 2)}.items():
+        monkeypatch.setattr(autoencoding, name, value)
+    benchmark(what, repeats=1, output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    ours = [row for row in rows if row["model"] == "ours"]
+    assert [(row["batch"], row["ratio"], row["same"]) for row in ours] == [
+        (1, 1, what == "encode"),
+        (2, 1, what == "encode"),
+    ]
+
+
+def test_a_training_step_is_timed(monkeypatch, tmp_path):
+    for name, value in {"_CH": 32, "_SIDE": 32, "_BATCH": 1, "_CODES": 16}.items():
+        monkeypatch.setattr(train_step, name, value)
+    benchmark("train-step", repeats=1, output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"ours"}
+    assert all(row["images/s"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("peer", "url"), [("taming", "CompVis/taming-transformers"), ("llamagen", "FoundationVision/LlamaGen")]
+)
+def test_a_folder_that_is_no_clone_of_a_peer_is_named(peer, url, tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path} holds no .*: clone https://github.com/{url}"):
+        benchmark("encode", repeats=1, **{peer: str(tmp_path)})
 
 
 def test_every_benchmark_can_be_asked_for():

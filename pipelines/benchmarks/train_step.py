@@ -1,0 +1,128 @@
+"""A training step of stage one beside the peers' own, at equal losses: L1, LPIPS (random trunk), hinge, codebook."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipelines.benchmarks.peers import llamagen_loss, llamagen_model, random_trunk, taming_model
+from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from pipelines.data import DataConfig
+from pipelines.devices import computes_bf16, make_accelerator
+from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.switches import compile_learners, prepare_learners
+from pipelines.training.tokenizer_step import make_learners, train_step
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from tokenizer.losses import ObjectiveConfig
+
+_CH, _SIDE, _BATCH, _CODES, _WIDTH = 64, 128, 4, 16_384, 8
+_RATE = 1e-4
+_WIDTHS = {"model": 14, "precision": 9, "ms": 9, "images/s": 8, "ratio": 6}
+
+Step = Callable[[], object]
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Gives a row for each model and precision; a ratio is to the first model's time in the same precision."""
+    images = torch.rand(_BATCH, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    print_row({}, _WIDTHS, header=True)
+    rows = []
+    for precision in ("no", "bf16") if computes_bf16(cpu=True) else ("no",):
+        for name, timing in in_turn(_steps(settings, images, precision), settings.repeats).items():
+            rate = _BATCH / timing.seconds
+            row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "images/s": rate}
+            rows.append({**row, "ratio": timing.ratio})
+            print_row(rows[-1], _WIDTHS)
+    return rows
+
+
+def _steps(settings: Settings, images: Tensor, precision: str) -> dict[str, Step]:
+    trunk, steps = random_trunk(), {}
+    if settings.taming:
+        steps["taming"] = _taming_step(
+            taming_model(settings.taming, _CH, _SIDE, _CODES, _WIDTH, trunk), images, precision
+        )
+    if settings.llamagen:
+        model, loss = llamagen_model(settings.llamagen, _CH, _CODES), llamagen_loss(settings.llamagen, _SIDE, trunk)
+        steps["LlamaGen"] = _llamagen_step(model, loss, images, precision)
+    steps["ours"] = our_step(trunk, images, precision, compiled=False)
+    if settings.compile:
+        steps["ours compiled"] = our_step(trunk, images, precision, compiled=True)
+    return steps
+
+
+def our_step(trunk: dict[str, Tensor], images: Tensor, precision: str, compiled: bool) -> Step:
+    """`train_step` of a preset-like config whose discriminator is on."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(trunk, Path(folder) / "trunk.safetensors")
+        objective = ObjectiveConfig(
+            perceptual_weights=f"{folder}/trunk.safetensors", adversarial_start=0, adversarial_warmup=0
+        )
+        config = TokenizerTrainingConfig(
+            data=DataConfig("none: one batch again and again"),
+            backbone=BackboneConfig(resolution=_SIDE, ch=_CH, attn_resolutions=(_SIDE // 16,)),
+            quantizer=VectorQuantizerConfig(codebook_size=_CODES, code_dim=_WIDTH, l2_normalize=False),
+            preprocessing=Preprocessing(image_size=_SIDE),
+            objective=objective,
+        )
+        torch.manual_seed(0)
+        parts = {"backbone": config.backbone, "quantizer": config.quantizer, "preprocessing": config.preprocessing}
+        model, accelerator = VQModel(VQModelConfig(**parts)).train(), make_accelerator("cpu", precision)
+        optimizers = (config.optimizer, config.discriminator_optimizer)
+        learners = make_learners(model, objective, *optimizers, 0.0, accelerator)
+    prepare_learners(learners, config)
+    if compiled:
+        compile_learners(learners)
+    return lambda: train_step(learners, config, [images], 1, accelerator)
+
+
+def _taming_step(model: nn.Module, images: Tensor, precision: str) -> Step:
+    """Lightning's loop over taming's two optimizers, each with the other's weights frozen."""
+    model.learning_rate = _RATE
+    optimizers, _ = model.train().configure_optimizers()
+    owned = [[weight for group in optimizer.param_groups for weight in group["params"]] for optimizer in optimizers]
+    batch = {"image": images.permute(0, 2, 3, 1)}
+
+    def step() -> None:
+        for index, optimizer in enumerate(optimizers):
+            for other, weights in enumerate(owned):
+                for weight in weights:
+                    weight.requires_grad_(other == index)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = model.training_step(batch, 0, index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return step
+
+
+def _llamagen_step(model: nn.Module, loss: nn.Module, images: Tensor, precision: str) -> Step:
+    """The body of the loop in LlamaGen's vq_train.py, which is in no function of its own."""
+    model.train(), loss.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, betas=(0.9, 0.95))
+    discriminator_optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=_RATE, betas=(0.9, 0.95))
+    options = {"global_step": 1, "last_layer": model.decoder.last_layer, "logger": SimpleNamespace(), "log_every": 2}
+
+    def step() -> None:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            reconstruction, codebook_loss = model(images)
+            of_generator = loss(codebook_loss, images, reconstruction, optimizer_idx=0, **options)
+        of_generator.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        discriminator_optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            of_discriminator = loss(codebook_loss, images, reconstruction, optimizer_idx=1, **options)
+        of_discriminator.backward()
+        nn.utils.clip_grad_norm_(loss.discriminator.parameters(), 1.0)
+        discriminator_optimizer.step()
+
+    return step
