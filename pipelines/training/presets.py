@@ -120,6 +120,86 @@ def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     )
 
 
+def vqvae_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
+    """A plain VQ-VAE: colour 128x128 -> 16x16 codes of 4096, L1 and L2 alone; no discriminator, no perceptual net.
+
+    accelerate launch scripts/train_tokenizer.py vqvae-128 --data.source IMAGES --output-dir RUN
+
+    This project has not trained it: it wants one GPU. Any preset becomes a plain VQ-VAE with
+    `--objective.perceptual-weight 0 --objective.adversarial-weight 0`.
+    """
+    return TokenizerTrainingConfig(
+        output_dir=output_dir,
+        max_steps=100_000,
+        batch_size=64,
+        num_workers=8,
+        ema_decay=0.999,
+        log_every=100,
+        eval_every=5_000,
+        save_every=5_000,
+        data=DataConfig(source=source),
+        preprocessing=Preprocessing(image_size=128, smaller="upscale"),
+        backbone=_backbone_128(),
+        quantizer=VectorQuantizerConfig(codebook_size=4096, code_dim=8),
+        objective=ObjectiveConfig(l1_weight=0.2, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
+        optimizer=OptimizerConfig(learning_rate=5e-4, base_batch_size=64, warmup_steps=1_000, weight_decay=0.01),
+    )
+
+
+def vqgan_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
+    """Colour 128x128 -> 16x16 codes of 4096 (width 8, on the sphere), LPIPS and PatchGAN.
+
+    accelerate launch scripts/train_tokenizer.py vqgan-128 --data.source IMAGES --output-dir RUN
+
+    This project has not trained it: it wants one GPU.
+    """
+    config = vqvae_128(source, output_dir)
+    return replace(
+        config,
+        max_steps=200_000,
+        objective=ObjectiveConfig(
+            adversarial_start=20_000, adversarial_warmup=1_000, discriminator=PatchGANConfig(n_layers=3)
+        ),
+        optimizer=OptimizerConfig(learning_rate=1e-4, base_batch_size=64, beta2=0.95, weight_decay=0.05),
+        discriminator_optimizer=OptimizerConfig(learning_rate=1e-4, base_batch_size=64, beta2=0.95, weight_decay=0.05),
+    )
+
+
+def _backbone_128() -> BackboneConfig:
+    """Three levels over patches of 2x2: f8 without a residual block at full resolution."""
+    return BackboneConfig(resolution=128, patch_size=2, ch=96, ch_mult=(1, 2, 4), attn_resolutions=(), z_channels=256)
+
+
+def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
+    """taming-transformers' shape: colour 256x256 -> 16x16 codes of 16384 (width 256, plain distances).
+
+    accelerate launch scripts/train_tokenizer.py taming-f16-256 --data.source IMAGES --output-dir RUN
+
+    Layers, losses and learning rate are those of its imagenet_vqgan.yaml (https://arxiv.org/abs/2012.09841): 4.5e-6 an
+    image, so 5.4e-5 at its batch of 12, by its linear rule; the codebook is its larger one. Kept from this project: AdamW with clipping,
+    group norm in the discriminator, and revival of dead codes. It needs days on several GPUs and was not trained here.
+    """
+    optimizer = OptimizerConfig(
+        learning_rate=5.4e-5, min_learning_rate=5.4e-5, base_batch_size=12, batch_scaling="linear", beta1=0.5, beta2=0.9
+    )
+    return TokenizerTrainingConfig(
+        output_dir=output_dir,
+        max_steps=1_000_000,
+        batch_size=12,
+        num_workers=8,
+        log_every=100,
+        eval_every=10_000,
+        save_every=5_000,
+        data=DataConfig(source=source),
+        preprocessing=Preprocessing(image_size=256, smaller="upscale"),
+        backbone=BackboneConfig(),
+        quantizer=VectorQuantizerConfig(codebook_size=16_384, code_dim=256, l2_normalize=False),
+        objective=ObjectiveConfig(adversarial_weight=0.8, adversarial_start=250_001, adversarial_warmup=0),
+        optimizer=optimizer,
+        discriminator_optimizer=optimizer,
+    )
+
+
 def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     """A small Llama for the quickstart's 64 codes an image.
 
@@ -201,7 +281,10 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
 TOKENIZER_PRESETS: dict[str, Callable[[str, str], TokenizerTrainingConfig]] = {
     "quickstart": quickstart_tokenizer,
     "small64": small64_tokenizer,
+    "vqvae-128": vqvae_128,
+    "vqgan-128": vqgan_128,
     "vqgan-f16-256": vqgan_f16_256,
+    "taming-f16-256": taming_f16_256,
 }
 PRIOR_PRESETS: dict[str, Callable[[str, str], PriorTrainingConfig]] = {
     "quickstart": quickstart_prior,
