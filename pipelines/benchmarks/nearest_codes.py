@@ -5,21 +5,27 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from pipelines.benchmarks.memory import peak_extra_bytes
 from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from tokenizer.quantizers import nearest
+from tokenizer.quantizers import VectorQuantizerConfig, nearest
+from tokenizer.quantizers.vector import VectorQuantizer
 
 # Rows, codes, width: LlamaGen's, taming's, and a codebook of 2^18.
 _SHAPES = ((4096, 16_384, 8), (4096, 16_384, 256), (1024, 262_144, 8))
-_WIDTHS = {"rows": 6, "codes": 7, "width": 6, "search": 16, "ms": 8, "ratio": 6, "same codes": 10, "extra MB": 8}
+# Of forward and backward together.
+_TRAINED_SHAPES = ((4096, 16_384, 8),)
+_WIDTHS = {"rows": 6, "codes": 7, "width": 6, "search": 24, "ms": 8, "ratio": 6, "same codes": 10, "extra MB": 8}
 
 
 def measure(settings: Settings) -> list[Row]:
-    """Gives a row for each shape and search."""
+    """Gives a row for each shape and search; of training, "same codes" is the share of equal gradients."""
     print_row({}, _WIDTHS, header=True)
     rows = []
+    for shape in _TRAINED_SHAPES:
+        rows += _measured_training(*shape, settings)
     for shape in _SHAPES:
         found = _measured(*shape, settings)
         for row in found:
@@ -51,7 +57,45 @@ def _measured(number: int, size: int, width: int, settings: Settings) -> list[Ro
     ]
 
 
+def _measured_training(number: int, size: int, width: int, settings: Settings) -> list[Row]:
+    """Forward and backward of a plain quantizer: codebook and commitment terms, and the decoder's gradient."""
+    generator = torch.Generator().manual_seed(0)
+    z, codebook = (torch.randn(count, width, generator=generator) for count in (number, size))
+    quantizer = VectorQuantizer(VectorQuantizerConfig(codebook_size=size, code_dim=width, l2_normalize=False)).train()
+    quantizer.embedding.weight.data.copy_(codebook)
+    weight = codebook.clone().requires_grad_()
+
+    def ours() -> tuple[Tensor, Tensor]:
+        features = z.t().reshape(1, width, number, 1).requires_grad_()  # [1, D, N, 1]
+        output = quantizer(features)
+        loss = output.features.sum() + sum(output.losses.values())
+        at_features, at_codes = torch.autograd.grad(loss, (features, quantizer.embedding.weight))
+        return at_features[0, :, :, 0].t(), at_codes
+
+    def whole() -> tuple[Tensor, Tensor]:
+        rows = z.clone().requires_grad_()
+        found = F.embedding(_all_distances(rows, weight).argmin(1), weight)
+        loss = (found - rows.detach()).square().mean() + 0.25 * (found.detach() - rows).square().mean()
+        loss = loss + (rows + (found - rows).detach()).sum()
+        return torch.autograd.grad(loss, (rows, weight))
+
+    runs = {"all at once, trained": whole, "ours, trained": ours}
+    expected, rows = whole(), []
+    for name, timing in in_turn(runs, settings.repeats).items():
+        pairs = zip(runs[name](), expected, strict=True)
+        equal = [torch.isclose(one, other, rtol=1e-4, atol=1e-7).double().mean() for one, other in pairs]
+        shape = {"rows": number, "codes": size, "width": width, "search": name}
+        extra = (peak_extra_bytes(runs[name]) or 0) / 1e6
+        measured = {"ms": timing.seconds * 1e3, "ratio": timing.ratio, "same codes": float(min(equal))}
+        rows.append({**shape, **measured, "extra MB": extra})
+        print_row(rows[-1], _WIDTHS)
+    return rows
+
+
 def all_at_once(z: Tensor, codebook: Tensor) -> Tensor:
     """argmin |z|^2 + |e|^2 - 2 z.e over the whole matrix of distances: [N, D], [K, D] -> [N]."""
-    distances = z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * z @ codebook.t()
-    return distances.argmin(1)
+    return _all_distances(z, codebook).argmin(1)
+
+
+def _all_distances(z: Tensor, codebook: Tensor) -> Tensor:
+    return z.square().sum(1, keepdim=True) + codebook.square().sum(1) - 2 * z @ codebook.t()

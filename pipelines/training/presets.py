@@ -176,8 +176,9 @@ def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     accelerate launch scripts/train_tokenizer.py taming-f16-256 --data.source IMAGES --output-dir RUN
 
     Layers, losses and learning rate are those of its imagenet_vqgan.yaml (https://arxiv.org/abs/2012.09841): 4.5e-6 an
-    image, so 5.4e-5 at its batch of 12, by its linear rule; the codebook is its larger one. Kept from this project: AdamW with clipping,
-    group norm in the discriminator, and revival of dead codes. It needs days on several GPUs and was not trained here.
+    image, so 5.4e-5 at its batch of 12, by its linear rule; the codebook is its larger one. Kept from this project:
+    AdamW with clipping, group norm in the discriminator, and revival of dead codes. It needs days on several GPUs and
+    was not trained here.
     """
     optimizer = OptimizerConfig(
         learning_rate=5.4e-5, min_learning_rate=5.4e-5, base_batch_size=12, batch_scaling="linear", beta1=0.5, beta2=0.9
