@@ -141,8 +141,7 @@ def lay_out(module: nn.Module, channels_last: bool = True) -> nn.Module:
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.to(memory_format=module.memory_format)
     if not channels_last:
-        for (
-            weight
-        ) in module.parameters():  # `to` leaves the strides of 1x1 convolutions, which would spread channels-last
+        # `to` leaves the strides of 1x1 convolutions, which would spread channels-last.
+        for weight in module.parameters():
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)
     return module
