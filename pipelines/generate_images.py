@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm import tqdm
 
@@ -19,6 +21,8 @@ from pipelines.files import OutputError, write_atomically, write_json
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.pictures import grid, labelled_rows
 from prior import resolve_labels
+from prior.distribution import GuidanceSchedule
+from prior.linear_maps import WeightFormat
 from prior.sampling import image_generator
 from tokenizer.fields import require
 
@@ -36,7 +40,12 @@ def generate_images(
     temperature: float | None = None,
     top_k: int | None = None,
     top_p: float | None = None,
-    batch_size: int = 64,
+    min_p: float | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
+    guidance_power: float | None = None,
+    guidance_range: tuple[float, float] | None = None,
+    batch_size: int | None = None,
+    weights: WeightFormat = "exact",
 ) -> Path:
     """Sample images: one PNG each, samples.png with all of them by class, and generation.json.
 
@@ -50,28 +59,34 @@ def generate_images(
         temperature: the logits are divided by it; 0 takes the likeliest code.
         top_k: only the k likeliest codes; 0 for all.
         top_p: only the likeliest codes that together reach this probability; 1 for all.
-        batch_size: images at a time.
+        min_p: only codes at least this share as likely as the likeliest; 0 for all.
+        guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
+        guidance_power: of the schedule "power"; the higher, the later guidance sets in.
+        guidance_range: the part of the positions that is guided, as fractions.
+        batch_size: images at a time, which are written before the next are sampled; None for 64, or fewer where the
+            free memory asks for it.
+        weights: the prior's own, or rounded to 16 or 8 bits on a CPU: faster, and other images.
 
     Raises:
         LoadingError: the pipeline cannot be loaded.
         OutputError: the folder holds something else.
         ValueError: a class is unknown, or a number out of range.
     """
-    require(num_images >= 1 and batch_size >= 1, "num_images and batch_size must be at least 1.")
+    require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
-    given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    pipe.sampling = replace(pipe.sampling, **{name: value for name, value in given.items() if value is not None})
+    pipe.sampling = replace(
+        pipe.sampling,
+        **_given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule),
+        **_given(guidance_power=guidance_power, guidance_range=guidance_range),
+        **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
+    )
     labels = _labels(pipe, class_labels, num_images)
     folder = Path(output_dir)
     settings = {
-        "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
-        "prior_fingerprint": _fingerprint(pipe.prior),
-        "pipeline": pipeline,
-        "labels": labels,
-        "num_images": num_images,
-        "seed": seed,
-        "sampling": asdict(pipe.sampling),
+        **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": _fingerprint(pipe.prior)},
+        **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
+        **{"sampling": asdict(pipe.sampling), "weights": weights},
     }
     if accelerator.is_main_process:
         _claim(folder, settings)
@@ -79,31 +94,52 @@ def generate_images(
     names = [
         _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
     ]
-    # A batch is decoded whole, as in an undisturbed run, because rounding depends on the company.
-    batches = [range(first, min(first + batch_size, num_images)) for first in range(0, num_images, batch_size)]
-    unfinished = [batch for batch in batches if not all((folder / names[index]).is_file() for index in batch)]
-    mine = unfinished[accelerator.process_index :: accelerator.num_processes]
-    bar = tqdm(total=sum(map(len, mine)), unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True)
-    for part in mine:
-        output = pipe(
-            None if labels is None else [labels[index] for index in part],
-            num_images=len(part) if labels is None else None,
-            generator=[image_generator(seed, index) for index in part],
-            batch_size=batch_size,
-            progress=False,
-        )
-        for index, image in zip(part, output.images, strict=True):
-            if not (folder / names[index]).is_file():
-                write_atomically(folder / names[index], lambda aside, image=image: image.save(aside, format="PNG"))
-        bar.update(len(part))
-    bar.close()
+    # All ranks cut the same batches, whatever memory each has.
+    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
+    _write_missing(pipe, accelerator, [folder / name for name in names], labels, seed, batch_size, weights)
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        images = [Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]]
-        sheet = class_sheet(images, None if labels is None else [pipe.class_names[label] for label in labels])
-        write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
+        _write_sheet(folder, names, None if labels is None else [pipe.class_names[label] for label in labels])
         tqdm.write(f"{num_images} images and samples.png are in {folder}.")
     return folder
+
+
+def _write_missing(
+    pipe: ImageGenerationPipeline,
+    accelerator: Accelerator,
+    paths: list[Path],
+    labels: list[int] | None,
+    seed: int,
+    batch_size: int,
+    weights: WeightFormat,
+) -> None:
+    """Make this rank's share of the images that are not there, each batch written before the next is sampled."""
+    # A batch is decoded whole, as in an undisturbed run, because rounding depends on the company.
+    batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
+    unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
+    mine = [index for batch in unfinished[accelerator.process_index :: accelerator.num_processes] for index in batch]
+    if not mine:
+        return
+    made = pipe.stream(
+        None if labels is None else [labels[index] for index in mine],
+        num_images=len(mine) if labels is None else None,
+        generator=[image_generator(seed, index) for index in mine],
+        batch_size=batch_size,
+        weights=weights,
+        progress=accelerator.is_main_process,
+    )
+    for index, image in zip(mine, (image for part in made for image in part.images), strict=True):
+        if not paths[index].is_file():
+            write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None) -> None:
+    sheet = class_sheet([Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]], class_names)
+    write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
 
 
 def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:

@@ -6,11 +6,11 @@ import json
 import numbers
 import shutil
 import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,17 +26,23 @@ from pipelines.devices import evaluating
 from pipelines.export import export
 from pipelines.files import OutputError, replace_folder, write_json, write_text
 from pipelines.loading import LoadingError, load_prior_and_sequence, load_tokenizer, local_folder
-from prior import SequenceConfig, resolve_labels, save_prior, to_codes
-from prior.sampling import SamplingConfig, image_generator, sample_codes
+from prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior, to_codes
+from prior.linear_maps import WeightFormat
+from prior.memory import batch_that_fits
+from prior.sampling import image_generator, iterate_codes
 from tokenizer import VQModel
 from tokenizer.fields import from_dict, require
-from tokenizer.images import to_pil, to_uint8
+from tokenizer.images import prepare, to_model, to_pil, to_uint8
 
 MODEL_INDEX_NAME = "model_index.json"
 # The only classes a pipeline folder may name; nothing is ever imported because a file says so.
 _COMPONENTS = {"tokenizer": ["tokenizer", "VQModel"], "prior": ["transformers", "LlamaForCausalLM"]}
 # Default of class-conditional pipelines whose folder names none.
-_GUIDANCE = 2.0
+DEFAULT_GUIDANCE = 2.0
+_MOST_AT_ONCE = 64  # images, by default
+_KEPT = 8  # full-size feature maps that decoding an image holds at its peak, roughly
+
+OutputType = Literal["pil", "np", "pt", "codes"]
 
 
 @dataclass
@@ -84,7 +90,7 @@ class ImageGenerationPipeline:
         except DataError as error:
             raise LoadingError(str(error)) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
-        self.sampling = sampling or SamplingConfig(guidance_scale=_GUIDANCE if sequence.num_classes else 1.0)
+        self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.num_classes else 1.0)
         self.cards: dict[str, str] = {}
 
     @property
@@ -104,58 +110,111 @@ class ImageGenerationPipeline:
         self,
         class_labels: Sequence[int | str] | int | str | None = None,
         *,
-        num_images_per_label: int = 1,
-        num_images: int | None = None,
-        guidance_scale: float | None = None,
-        temperature: float | None = None,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        seed: int | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
-        batch_size: int = 64,
-        output_type: Literal["pil", "np", "pt", "codes"] = "pil",
+        output_type: OutputType = "pil",
         progress: bool = True,
+        **options: Any,
     ) -> ImagePipelineOutput:
-        """Sample images. What is not given is the pipeline's default (`self.sampling`).
+        """Sample images.
 
         Args:
             class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
                 pipeline takes all classes in turn.
-            num_images: how many images in all, where `class_labels` is None.
-            seed: image i is drawn from its own stream, keyed by seed and i; None draws one from torch's own.
-            generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
-            batch_size: images at a time; it changes no code (on a CPU), and pixels by the last bit of rounding only.
             output_type: what `.images` holds; "codes" does not decode.
+            options: those of `stream`.
 
         Raises:
             ValueError: an argument is out of its range, or a class is unknown (the message lists the classes).
+            TypeError: an option is unknown.
+        """
+        parts = list(self.stream(class_labels, output_type=output_type, progress=progress, **options))
+        codes = torch.cat([part.codes for part in parts])
+        labels = None if parts[0].labels is None else [label for part in parts for label in part.labels]
+        if output_type == "codes":
+            return ImagePipelineOutput(None, codes, labels)
+        images = [part.images for part in parts]
+        if output_type == "pil":
+            return ImagePipelineOutput([image for batch in images for image in batch], codes, labels)
+        return ImagePipelineOutput(np.concatenate(images) if output_type == "np" else torch.cat(images), codes, labels)
+
+    def stream(
+        self,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        *,
+        num_images_per_label: int = 1,
+        num_images: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        prefix_codes: Tensor | None = None,
+        batch_size: int | None = None,
+        weights: WeightFormat = "exact",
+        output_type: OutputType = "pil",
+        progress: bool = True,
+        **settings: Any,
+    ) -> Iterator[ImagePipelineOutput]:
+        """Sample images and give each batch as soon as it is decoded, while the later ones are still to be sampled.
+
+        Args:
+            class_labels, output_type: see `__call__`.
+            num_images: how many images in all, where `class_labels` is None.
+            seed: image i is drawn from its own stream, keyed by seed and i; None draws one from torch's own.
+            generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
+            prefix_codes: codes that the images begin with, one row an image: [N, P], or upper rows of the grid
+                [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`: the rest is drawn.
+            batch_size: images at a time; None for 64, or fewer where the free memory asks for it. It changes no code
+                (on a CPU), and pixels by the last bit of rounding only.
+            weights: "exact"; or the prior's rounded to "float16" or "int8", on CPUs: faster, and other images.
+            settings: fields of `SamplingConfig`; what is None or not given is the pipeline's (`self.sampling`).
         """
         require(output_type in ("pil", "np", "pt", "codes"), f"output_type is {output_type!r}: pil, np, pt or codes.")
-        require(batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
-        given = {"guidance_scale": guidance_scale, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        sampling = SamplingConfig(**{**asdict(self.sampling), **{k: v for k, v in given.items() if v is not None}})
+        require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
+        sampling = replace(self.sampling, **{name: value for name, value in settings.items() if value is not None})
         labels = self._labels(class_labels, num_images_per_label, num_images)
         number = len(labels) if labels is not None else (num_images or num_images_per_label)
-        generators = _generators(seed, generator, number)
-        bar = tqdm(total=number, unit="image", disable=not progress, dynamic_ncols=True)
-        codes, images = [], []
+        batches = iterate_codes(
+            self.prior,
+            self.sequence,
+            None if labels is None else torch.tensor(labels),
+            generators=_generators(seed, generator, number),
+            prefix_codes=prefix_codes,
+            batch_size=batch_size or self.default_batch_size(output_type != "codes"),
+            weights=weights,
+            **asdict(sampling),
+        )
+        return self._decoded(batches, labels, number, output_type, progress)
+
+    def _decoded(
+        self, batches: Iterator[Tensor], labels: list[int] | None, number: int, output_type: OutputType, progress: bool
+    ) -> Iterator[ImagePipelineOutput]:
+        done = 0
+        with tqdm(total=number, unit="image", disable=not progress, dynamic_ncols=True) as bar:
+            for batch in batches:
+                codes = to_codes(batch, self.sequence).cpu()
+                part = None if labels is None else labels[done : done + len(codes)]
+                images = None if output_type == "codes" else _as_output(self.decode(codes, part), output_type)
+                done += len(codes)
+                bar.update(len(codes))
+                yield ImagePipelineOutput(images, codes, part)
+
+    def default_batch_size(self, decodes: bool = True) -> int:
+        """Images at a time for which there is memory, at most 64."""
+        config = self.prior.config
+        width = config.head_dim * config.num_key_value_heads * config.num_hidden_layers
+        cache = 2 * 2 * width * self.sequence.length * self.prior.dtype.itemsize  # keys, values; two branches
+        backbone = self.tokenizer.config.backbone_config
+        pixels = backbone.resolution**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
+        return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
+
+    def encode(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Pictures (prepared as the tokenizer's own) or float [N, C, H, W] in [-1, 1] -> codes as in the output.
+
+        Raises:
+            BadImage: a picture is too small, or otherwise not to be used.
+        """
+        if not isinstance(images, Tensor):
+            preprocessing = self.tokenizer.config.preprocessing_config
+            images = to_model(np.stack([prepare(image, preprocessing) for image in images]))
         with evaluating(self.tokenizer):
-            for first in range(0, number, batch_size):
-                part = slice(first, min(number, first + batch_size))
-                sampled = sample_codes(
-                    self.prior,
-                    self.sequence,
-                    None if labels is None else torch.tensor(labels[part]),
-                    generators=generators[part],
-                    batch_size=batch_size,
-                    **asdict(sampling),
-                )
-                codes.append(to_codes(sampled, self.sequence).cpu())
-                if output_type != "codes":
-                    images.append(self.decode(codes[-1], None if labels is None else labels[part]))
-                bar.update(part.stop - part.start)
-        bar.close()
-        return ImagePipelineOutput(_as_output(images, output_type), torch.cat(codes), labels)
+            return self.tokenizer.encode(images.to(self.tokenizer.device)).cpu()
 
     def decode(self, codes: Tensor, labels: Sequence[int] | None = None) -> Tensor:
         """Codes and labels as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU.
@@ -221,7 +280,7 @@ class ImageGenerationPipeline:
         folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token)
         sampling = _read_index(folder)
         pipe = cls(load_tokenizer(folder / "tokenizer"), *load_prior_and_sequence(folder / "prior"), sampling)
-        pipe.cards = _cards({part: folder / part for part in _COMPONENTS})
+        pipe.cards = cards_of({part: folder / part for part in _COMPONENTS})
         return pipe
 
     def push_to_hub(
@@ -273,42 +332,7 @@ class ImageGenerationPipeline:
         return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
 
 
-def make_pipeline(
-    tokenizer: str,
-    prior: str,
-    output_dir: str,
-    guidance_scale: float | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> Path:
-    """Put a tokenizer and a prior together into a pipeline folder, with the sampling settings that it has by default.
-
-    Args:
-        tokenizer: folder or Hub name.
-        prior: folder or Hub name.
-        output_dir: the pipeline's folder.
-        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance. None is 2 where
-            there are classes.
-        temperature: the logits are divided by it; 0 takes the likeliest code.
-        top_k: only the k likeliest codes; 0 for all.
-        top_p: only the likeliest codes that together reach this probability; 1 for all.
-
-    Raises:
-        LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
-    """
-    folders = {"tokenizer": local_folder(tokenizer, "tokenizer"), "prior": local_folder(prior, "prior")}
-    model = load_tokenizer(folders["tokenizer"])
-    prior_model, sequence = load_prior_and_sequence(folders["prior"])
-    if guidance_scale is None:
-        guidance_scale = _GUIDANCE if sequence.num_classes else 1.0
-    sampling = SamplingConfig(guidance_scale, temperature, top_k, top_p)
-    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling)
-    pipe.cards = _cards(folders)
-    return pipe.save_pretrained(output_dir)
-
-
-def _cards(folders: dict[str, Path]) -> dict[str, str]:
+def cards_of(folders: dict[str, Path]) -> dict[str, str]:
     files = {part: folder / "README.md" for part, folder in folders.items()}
     return {part: file.read_text(encoding="utf-8") for part, file in files.items() if file.is_file()}
 
@@ -345,10 +369,7 @@ def _generators(
     return list(generator)
 
 
-def _as_output(images: list[Tensor], output_type: str) -> list[Image.Image] | np.ndarray | Tensor | None:
-    if output_type == "codes":
-        return None
-    batch = torch.cat(images)
+def _as_output(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
     if output_type == "pt":
-        return batch
-    return to_pil(batch) if output_type == "pil" else to_uint8(batch).numpy()
+        return images
+    return to_pil(images) if output_type == "pil" else to_uint8(images).numpy()

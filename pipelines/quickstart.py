@@ -21,7 +21,8 @@ from pipelines.evaluation.class_agreement import class_agreement, diversity_rati
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
 from pipelines.files import write_atomically, write_json
 from pipelines.generate_images import class_sheet
-from pipelines.generation import ImageGenerationPipeline, make_pipeline
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.make_pipeline import make_pipeline
 from pipelines.reconstruction import reconstruction_sheet
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 from pipelines.training.presets import quickstart_prior, quickstart_tokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from command_line import run_function
 
-from pipelines.generation import make_pipeline
+from pipelines.make_pipeline import make_pipeline
 
 if __name__ == "__main__":
     run_function(make_pipeline)

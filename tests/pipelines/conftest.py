@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from pipelines.data import DataConfig
-from pipelines.generation import make_pipeline
+from pipelines.make_pipeline import make_pipeline
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 from pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
 from pipelines.training.optim import OptimizerConfig

@@ -13,8 +13,9 @@ from pipelines.classes import decoder_classes
 from pipelines.data import DataConfig, DataError, open_images
 from pipelines.devices import make_accelerator
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
-from pipelines.generation import ImageGenerationPipeline, make_pipeline
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.loading import LoadingError
+from pipelines.make_pipeline import make_pipeline
 from pipelines.reconstruction import reconstruct
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 from pipelines.training import train_tokenizer

@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
+import prior.memory
 from pipelines import ImageGenerationPipeline, SamplingConfig
 from pipelines.files import OutputError
 from pipelines.generate_images import generate_images
-from pipelines.generation import make_pipeline
 from pipelines.loading import LoadingError
+from pipelines.make_pipeline import make_pipeline
 from prior import PriorConfig, SequenceConfig, make_prior
 from prior.sampling import image_generator
-from tokenizer.images import to_pil, to_uint8
+from tokenizer.images import prepare, to_model, to_pil, to_uint8
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +36,8 @@ def pipe(folder):
 @pytest.fixture
 def unconditional(tiny_vqmodel):
     sequence = SequenceConfig(32, (4, 4), tokenizer_fingerprint=tiny_vqmodel.fingerprint())
-    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
-    return ImageGenerationPipeline(tiny_vqmodel, prior, sequence)
+    model = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
+    return ImageGenerationPipeline(tiny_vqmodel, model, sequence)
 
 
 def codes_of(pipe, *args, **options):
@@ -122,6 +123,53 @@ def test_an_image_depends_on_the_seed_and_its_place_alone(pipe):
     assert torch.equal(third[0], whole.codes[2])
 
 
+def test_batches_come_while_later_ones_are_still_to_be_sampled(pipe, monkeypatch):
+    whole = pipe([0, 1, 2, 0, 1], seed=7, batch_size=2, progress=False)
+    decoded = []
+    original = pipe.decode
+    monkeypatch.setattr(pipe, "decode", lambda codes, labels: (decoded.append(len(codes)), original(codes, labels))[1])
+    stream = pipe.stream([0, 1, 2, 0, 1], seed=7, batch_size=2, progress=False)
+    first = next(stream)
+    assert decoded == [2]
+    assert first.labels == [0, 1]
+    assert not torch.is_inference_mode_enabled()
+    parts = [first, *stream]
+    assert decoded == [2, 2, 1]
+    assert torch.equal(torch.cat([part.codes for part in parts]), whole.codes)
+    pictures = [image for part in parts for image in part.images]
+    assert all(np.array_equal(one, other) for one, other in zip(pictures, whole.images, strict=True))
+
+
+def test_an_upper_part_is_completed(pipe):
+    own = codes_of(pipe, [0, 1], seed=7)
+    assert torch.equal(codes_of(pipe, [0, 1], seed=7, prefix_codes=own[:, :2]), own)
+    pictures = [Image.fromarray(np.full((24, 20, 3), shade, np.uint8)) for shade in (40, 200)]
+    prefix = pipe.encode(pictures)[:, :3]
+    prepared = [prepare(picture, pipe.tokenizer.config.preprocessing_config) for picture in pictures]
+    assert torch.equal(prefix, pipe.encode(to_model(np.stack(prepared)))[:, :3])
+    completed = codes_of(pipe, [0, 1], seed=7, prefix_codes=prefix)
+    assert torch.equal(completed[:, :3], prefix)
+    with pytest.raises(ValueError, match="prefix_codes of 2 images, but 1"):
+        pipe(0, prefix_codes=prefix, progress=False)
+
+
+def test_a_call_changes_the_settings_that_it_names(pipe):
+    options = {"guidance_schedule": "linear", "guidance_range": (0.0, 0.5), "min_p": 0.3, "seed": 0}
+    changed = ImageGenerationPipeline(
+        pipe.tokenizer, pipe.prior, pipe.sequence, SamplingConfig(2.0, 1.0, 0, 1.0, 0.3, "linear", 2.0, (0.0, 0.5))
+    )
+    assert torch.equal(codes_of(pipe, [0, 1], **options), codes_of(changed, [0, 1], seed=0))
+    assert not torch.equal(codes_of(pipe, [0, 1], **options), codes_of(pipe, [0, 1], seed=0))
+    with pytest.raises(TypeError, match="guidance"):
+        pipe(0, guidance=2.0)
+
+
+def test_batches_are_as_large_as_memory_allows(pipe, monkeypatch):
+    assert pipe.default_batch_size() == 64
+    monkeypatch.setattr(prior.memory, "free_memory", lambda device: 2_000_000)
+    assert 1 <= pipe.default_batch_size() < pipe.default_batch_size(decodes=False)
+
+
 def test_one_generator_for_all_and_none(pipe):
     one, other = (codes_of(pipe, [0, 0], generator=torch.Generator().manual_seed(4)) for _ in range(2))
     assert torch.equal(one, other)
@@ -170,6 +218,11 @@ def test_a_saved_pipeline_is_the_same(pipe, tmp_path):
     one, other = (which(["noise", 0], seed=2, output_type="pt", progress=False) for which in (pipe, loaded))
     assert torch.equal(one.codes, other.codes)
     assert torch.equal(one.images, other.images)
+    index = json.loads((folder / "model_index.json").read_text())
+    index["sampling"] = {"guidance_scale": 1.5, "temperature": 0.9, "top_k": 20, "top_p": 0.95}  # as once written
+    older = shutil.copytree(folder, tmp_path / "older")
+    (older / "model_index.json").write_text(json.dumps(index))
+    assert ImageGenerationPipeline.from_pretrained(older).sampling == pipe.sampling
     before = files_of(folder)
     loaded.save_pretrained(folder)  # a pipeline may take the place of a pipeline
     assert files_of(folder) == before
@@ -237,8 +290,8 @@ def test_images_of_a_stopped_command_are_completed(folder, pipe, tmp_path):
 def test_images_of_another_prior_in_the_same_place_are_not_mixed_in(folder, pipe, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "pipeline")
     generate_images(str(copy), str(tmp_path / "images"), num_images=2)
-    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), pipe.sequence)
-    ImageGenerationPipeline(pipe.tokenizer, prior, replace(pipe.sequence)).save_pretrained(copy)
+    other = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), pipe.sequence)
+    ImageGenerationPipeline(pipe.tokenizer, other, replace(pipe.sequence)).save_pretrained(copy)
     with pytest.raises(OutputError, match="images of other settings"):
         generate_images(str(copy), str(tmp_path / "images"), num_images=2)
 

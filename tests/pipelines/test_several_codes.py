@@ -13,8 +13,8 @@ from pipelines import ImageGenerationPipeline
 from pipelines.data import DataConfig, open_images
 from pipelines.devices import make_accelerator
 from pipelines.evaluation.reconstruction import prepared_batches
-from pipelines.generation import make_pipeline
 from pipelines.loading import load_tokenizer
+from pipelines.make_pipeline import make_pipeline
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 from pipelines.training.ema import EMA
 from pipelines.training.tokenizer_step import make_learners, train_step
