@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from pipelines.benchmarks import autoencoding, nearest_codes, train_step
+from pipelines.benchmarks import autoencoding, nearest_codes, rounded_weights, sampling, train_step
 from pipelines.benchmarks.report import Row, Settings, machine, write_report
 
 # What `--what` takes: each gives its rows, which it has printed. A new benchmark is a file, a name and a line here.
@@ -16,16 +16,20 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "train-step": train_step.measure,
     "encode": autoencoding.measure_encoding,
     "decode": autoencoding.measure_decoding,
+    "sampling": sampling.measure,
+    "rounded-weights": rounded_weights.measure,
 }
 
 
 def benchmark(
-    what: Literal["nearest-codes", "train-step", "encode", "decode"],
+    what: Literal["nearest-codes", "train-step", "encode", "decode", "sampling", "rounded-weights"],
     taming: str | None = None,
     llamagen: str | None = None,
     compile: bool = False,
     threads: int = 0,
     repeats: int = 9,
+    prior: str | None = None,
+    codes: str | None = None,
     output: str | None = None,
 ) -> None:
     """Time a part of the project beside other ways of computing the same, and print a table.
@@ -35,17 +39,21 @@ def benchmark(
 
     Args:
         what: "nearest-codes": the nearest code of each feature; "train-step": a step of stage one at 128x128;
-            "encode", "decode": images of 256x256 to codes, f16, and back.
+            "encode", "decode": images of 256x256 to codes, f16, and back;
+            "sampling": codes of images of a class, with guidance; "rounded-weights": held-out cross-entropy of a prior
+            whose weights are rounded to 16 and 8 bits (no times).
         taming: folder of a clone of https://github.com/CompVis/taming-transformers, to run its own code beside ours.
         llamagen: folder of a clone of https://github.com/FoundationVision/LlamaGen, likewise.
         compile: time ours compiled as well; compiling takes minutes.
         threads: of the CPU; 0 leaves torch's own choice.
         repeats: rounds.
+        prior: of "rounded-weights": folder of a prior.
+        codes: and of the codes that it was trained on.
         output: JSON file for the machine, the settings and the rows; none writes no file.
     """
     if threads:
         torch.set_num_threads(threads)
-    settings = Settings(what, taming, llamagen, compile, repeats)
+    settings = Settings(what, taming, llamagen, compile, repeats, prior, codes)
     print(machine())
     print(f"medians of {repeats} rounds")
     rows = BENCHMARKS[what](settings)

@@ -26,6 +26,8 @@ class Settings:
     llamagen: folder of a clone of LlamaGen; None leaves it out.
     compile: whether ours is timed compiled as well.
     repeats: rounds.
+    prior: folder of a prior, where the benchmark is of one.
+    codes: folder of the codes that it was trained on.
     """
 
     what: str
@@ -33,6 +35,8 @@ class Settings:
     llamagen: str | None = None
     compile: bool = False
     repeats: int = 9
+    prior: str | None = None
+    codes: str | None = None
 
     def __post_init__(self) -> None:
         require(self.repeats >= 1, f"repeats is {self.repeats}: it must be at least 1.")

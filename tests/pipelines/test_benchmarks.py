@@ -9,9 +9,19 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from pipelines.benchmarks import BENCHMARKS, autoencoding, benchmark, nearest_codes, train_step
+from pipelines.benchmarks import (
+    BENCHMARKS,
+    autoencoding,
+    benchmark,
+    nearest_codes,
+    rounded_weights,
+    sampling,
+    train_step,
+)
 from pipelines.benchmarks.memory import peak_extra_bytes
 from pipelines.benchmarks.report import in_turn
+from prior import PriorConfig, SequenceConfig, make_prior, prior_loss, sample_codes, to_tokens
+from prior.decoding import read_weights
 
 
 def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, tmp_path, capsys):
@@ -55,6 +65,50 @@ def test_a_training_step_is_timed(monkeypatch, tmp_path):
 def test_a_folder_that_is_no_clone_of_a_peer_is_named(peer, url, tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no .*: clone https://github.com/{url}"):
         benchmark("encode", repeats=1, **{peer: str(tmp_path)})
+
+
+def test_sampling_is_compared_with_generate(monkeypatch, tmp_path):
+    monkeypatch.setattr(sampling, "_SHAPES", (sampling.Shape("tiny", 32, 1, 2, 16, 2),))
+    monkeypatch.setattr(sampling, "_BATCHES", (1, 3))
+    benchmark("sampling", repeats=1, output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    float32 = [row for row in rows if row["dtype"] == "float32"]
+    samplers = {row["sampler"] for row in float32}
+    assert samplers >= {"transformers, dynamic", "transformers, static", "ours"}
+    assert len(float32) == 2 * len(samplers)
+    assert all(row["tokens/s"] == pytest.approx(4 * row["images/s"]) for row in rows)
+    assert all(0 < row["of bound"] < 1 and row["GB/s"] > 0 for row in rows)
+    with pytest.raises(ValueError, match="is no clone of LlamaGen"):
+        benchmark("sampling", llamagen=str(tmp_path), repeats=1)
+
+
+@torch.no_grad()
+def test_generate_is_guided_as_ours():
+    sequence = SequenceConfig(16, (2, 2), class_names=tuple("abc"))
+    config = PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.5)
+    model, labels = make_prior(config, sequence).eval(), torch.tensor([0, 1, 2, 1])
+    expected = sample_codes(model, sequence, labels, guidance_scale=4.0, temperature=0)
+    assert not torch.equal(sample_codes(model, sequence, labels, temperature=0), expected)
+    for cache in ("dynamic", "static"):
+        assert torch.equal(sampling.generate(model, sequence, labels, cache), expected)
+
+
+@torch.no_grad()
+def test_the_cost_of_rounded_weights_is_their_cross_entropy():
+    sequence = SequenceConfig(16, (2, 3), class_names=tuple("abc"))
+    config = PriorConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=2, initializer_range=0.3)
+    model = make_prior(config, sequence).eval()
+    codes, labels = torch.randint(0, 16, (7, 6)), torch.arange(7) % 3
+    expected = float(prior_loss(model, codes, labels, None, sequence))
+    tokens = to_tokens(codes, labels, None, sequence)
+    for weights, tolerance in (("exact", 1e-6), ("float16", 1e-3), ("int8", 0.1)):
+        nats = rounded_weights.cross_entropy(read_weights(model, 16, 6, weights=weights), tokens)
+        assert nats == pytest.approx(expected, rel=tolerance), weights
+
+
+def test_rounded_weights_are_of_a_prior_and_its_codes():
+    with pytest.raises(ValueError, match="needs --prior and --codes"):
+        benchmark("rounded-weights")
 
 
 def test_every_benchmark_can_be_asked_for():

@@ -1,0 +1,51 @@
+"""What rounding a prior's weights costs: the cross-entropy of held-out codes, decoded step by step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipelines.benchmarks.report import Row, Settings, print_row
+from pipelines.loading import load_prior_and_sequence, local_folder
+from prior.codes import open_codes
+from prior.decoding import Decoder, DecoderWeights, read_weights
+from prior.sequence import to_tokens
+from tokenizer.fields import require
+
+_WIDTHS = {"weights": 8, "nats a code": 12, "change": 10, "images": 7}
+_FRACTION = 0.05  # held out, as by the presets of train_prior.py
+_MOST_IMAGES = 240
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Gives a row for each format of the weights."""
+    require(bool(settings.prior and settings.codes), "rounded-weights needs --prior and --codes.")
+    model, sequence = load_prior_and_sequence(local_folder(settings.prior, "prior"))
+    data = open_codes(settings.codes)
+    require(data.manifest.sequence_config() == sequence, f"{settings.codes} are not the codes of {settings.prior}.")
+    rows = data.split(_FRACTION)[1][:_MOST_IMAGES]
+    require(len(rows) > 0, f"{settings.codes} has too few images to hold any out.")
+    labels = None if data.labels is None else torch.as_tensor(data.labels[rows])
+    tokens = to_tokens(torch.as_tensor(data.codes(rows).astype("int64")), labels, None, sequence)
+    print_row({}, _WIDTHS, header=True)
+    report: list[Row] = []
+    for name in ("exact", "float16", "int8"):
+        weights = read_weights(model, sequence.codebook_size, sequence.length, weights=name)
+        nats = cross_entropy(weights, tokens)
+        change = nats - (report[0]["nats a code"] if report else nats)
+        report.append({"weights": name, "nats a code": nats, "change": change, "images": len(rows)})
+        print_row(report[-1], _WIDTHS)
+    return report
+
+
+@torch.inference_mode()
+def cross_entropy(weights: DecoderWeights, tokens: Tensor) -> float:
+    """Of the codes of tokens [B, 1 + L], prefix first, in nats a code."""
+    padding = -len(tokens) % weights.row_multiple
+    fed = torch.cat([tokens, tokens[:1].expand(padding, -1)])
+    decoder, total = Decoder(weights, len(fed)), 0.0
+    for column, wanted in zip(fed.unbind(1), tokens.unbind(1)[1:], strict=False):
+        logits = decoder.step(column)[: len(tokens)].double()
+        total += float(F.cross_entropy(logits, wanted))
+    return total / (tokens.shape[1] - 1)

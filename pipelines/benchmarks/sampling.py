@@ -1,0 +1,187 @@
+"""Sampling codes with guidance, beside transformers' `generate` and LlamaGen's, on nets of equal shapes."""
+
+from __future__ import annotations
+
+import importlib
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
+
+from pipelines.benchmarks.memory import peak_extra_bytes
+from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from pipelines.devices import computes_bf16
+from prior import PriorConfig, SequenceConfig, make_prior, sample_codes
+from tokenizer.fields import require
+
+_SCALE, _CLASSES = 4.0, 1000
+_WIDTHS = {"shape": 5, "dtype": 8, "batch": 5, "sampler": 24, "tokens/s": 8, "images/s": 8, "ratio": 6}
+_WIDTHS |= {"of bound": 8, "extra MB": 8}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """LlamaGen's: the MLP's width is 8/3 of the net's, rounded up to 256."""
+
+    name: str
+    hidden_size: int
+    layers: int
+    heads: int
+    codes: int
+    grid: int
+
+    @property
+    def intermediate_size(self) -> int:
+        return -(-8 * self.hidden_size // (3 * 256)) * 256
+
+
+_SHAPES = (Shape("25M", 512, 8, 8, 1024, 16), Shape("100M", 768, 12, 12, 16_384, 16))
+_BATCHES = (1, 8)
+
+
+class _Guidance(LogitsProcessor):
+    """For transformers: the first half of the rows is the class's, the second half the null class's."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        conditional, unconditional = scores.chunk(2)
+        guided = unconditional + _SCALE * (conditional - unconditional)
+        # The tokens that are no codes are at -inf already, and the difference of two such is none.
+        return guided.masked_fill(conditional.isneginf(), -torch.inf).repeat(2, 1)
+
+
+def measure(settings: Settings) -> list[Row]:
+    """Gives a row for each shape, dtype, batch and sampler; "ratio" is the peer's time (the first row's) over its own.
+
+    "of bound" is the time that reading the weights and the cache once a code would take, at the bandwidth measured
+    between the runs, over the time taken. Where weights are rounded, theirs are counted as they lie in memory.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtypes = [torch.float32] + ([torch.bfloat16] if computes_bf16(device.type == "cpu") else [])
+    print_row({}, _WIDTHS, header=True)
+    rows = []
+    for shape in _SHAPES:
+        for dtype in dtypes:
+            for batch in _BATCHES:
+                rows += _measured(shape, dtype, batch, device, settings)
+    return rows
+
+
+def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device, settings: Settings) -> list[Row]:
+    torch.manual_seed(0)
+    sequence = SequenceConfig(shape.codes, (shape.grid, shape.grid), class_names=tuple(map(str, range(_CLASSES))))
+    config = PriorConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+    )
+    model = make_prior(config, sequence).eval().to(device, dtype)
+    labels = torch.arange(batch) % _CLASSES
+    runs, formats = _runs(model, sequence, shape, labels, settings)
+    bandwidths: list[float] = []  # noted between the runs
+    timings = in_turn({**runs, "read": partial(_note_bandwidth, bandwidths, device)}, settings.repeats)
+    bandwidth = statistics.median(bandwidths)
+    rows = []
+    for name, run in runs.items():
+        seconds = timings[name].seconds
+        least = _bytes_an_image(shape, dtype, batch, formats.get(name, dtype.itemsize)) / bandwidth
+        row = {
+            "shape": shape.name,
+            "dtype": str(dtype).removeprefix("torch."),
+            "batch": batch,
+            "sampler": name,
+            "tokens/s": batch * sequence.length / seconds,
+            "images/s": batch / seconds,
+            "ratio": timings[name].ratio,
+            "of bound": least / seconds,
+            "extra MB": (peak_extra_bytes(run) or 0) / 1e6,
+            "GB/s": bandwidth / 1e9,
+        }
+        print_row(row, _WIDTHS)
+        rows.append(row)
+    return rows
+
+
+def _runs(
+    model: LlamaForCausalLM, sequence: SequenceConfig, shape: Shape, labels: torch.Tensor, settings: Settings
+) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+    """What is timed, and the bytes of a weight where they are not those of the model."""
+    runs: dict[str, Callable[[], object]] = {}
+    if settings.llamagen:
+        runs["LlamaGen"] = _llamagen(Path(settings.llamagen), shape, labels, model.device, model.dtype)
+    for cache in ("dynamic", "static"):
+        runs[f"transformers, {cache}"] = partial(generate, model, sequence, labels.to(model.device), cache)
+    arguments = {"guidance_scale": _SCALE, "seeds": range(len(labels)), "batch_size": len(labels)}
+    runs["ours"] = partial(sample_codes, model, sequence, labels, **arguments)
+    formats = {"float16": 2, "int8": 1} if model.device.type == "cpu" else {}
+    for weights in formats:
+        runs[f"ours, {weights}"] = partial(sample_codes, model, sequence, labels, weights=weights, **arguments)
+    return runs, {f"ours, {weights}": size for weights, size in formats.items()}
+
+
+def _bytes_an_image(shape: Shape, dtype: torch.dtype, batch: int, weight_bytes: int) -> int:
+    """What has to be read for a batch: at each position all linear layers and the head, and the cache so far."""
+    layer = 4 * shape.hidden_size**2 + 3 * shape.hidden_size * shape.intermediate_size
+    weights = (shape.layers * layer + shape.codes * shape.hidden_size) * weight_bytes
+    positions = shape.grid**2
+    entry = 2 * shape.layers * shape.hidden_size * dtype.itemsize * 2 * batch  # keys, values; two branches
+    return positions * weights + entry * positions * (positions + 1) // 2
+
+
+def _note_bandwidth(noted: list[float], device: torch.device, megabytes: int = 256) -> None:
+    """Bytes a second of reading memory in order, all threads: the best of three reads."""
+    values = torch.ones(megabytes * 2**20 // 4, device=device)
+    best = float("inf")
+    for _ in range(4):
+        began = time.perf_counter()
+        float(values.sum())
+        best = min(best, time.perf_counter() - began)
+    noted.append(values.nbytes / best)
+
+
+def generate(model: LlamaForCausalLM, sequence: SequenceConfig, labels: torch.Tensor, cache: str) -> torch.Tensor:
+    """By transformers: greedy codes, guided; [B, L]."""
+    null = torch.full_like(labels, sequence.null_token)
+    prefix = torch.cat([labels + sequence.codebook_size, null])[:, None]  # [2B, 1]
+    # Each branch would draw codes of its own: greedy codes keep them the same, and cost less than drawing.
+    return model.generate(
+        prefix,
+        attention_mask=torch.ones_like(prefix),
+        do_sample=False,
+        cache_implementation=None if cache == "dynamic" else "static",
+        disable_compile=True,
+        logits_processor=LogitsProcessorList([_Guidance()]),
+    )[: len(labels), 1:]
+
+
+def _llamagen(
+    folder: Path, shape: Shape, labels: torch.Tensor, device: torch.device, dtype: torch.dtype
+) -> Callable[[], Any]:
+    require(
+        (folder / "autoregressive/models/gpt.py").is_file(), f"llamagen is {folder}, which is no clone of LlamaGen."
+    )
+    sys.path.insert(0, str(folder))
+    try:
+        gpt = importlib.import_module("autoregressive.models.gpt")
+        run = importlib.import_module("autoregressive.models.generate").generate
+    finally:
+        sys.path.remove(str(folder))
+    arguments = gpt.ModelArgs(
+        dim=shape.hidden_size,
+        n_layer=shape.layers,
+        n_head=shape.heads,
+        vocab_size=shape.codes,
+        num_classes=_CLASSES,
+        block_size=shape.grid**2,
+    )
+    model = gpt.Transformer(arguments).eval().to(device, dtype)
+    nn.init.normal_(model.output.weight, std=0.02)  # its own start is zero
+    return lambda: run(model, labels.to(device), shape.grid**2, cfg_scale=_SCALE, temperature=1.0)
