@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,6 +169,32 @@ def completed(card: str, facts: CardFacts) -> str:
         stated = f"`{metadata['license']}`." if metadata.get("license") else "Not stated."
         sections.append(f"## Licence\n\n{stated}")
     return _with_metadata(metadata, "\n\n".join(sections) + "\n")
+
+
+def with_evaluation(card: str, name: str, rows: Sequence[Mapping[str, float | None]], data: str) -> str:
+    """The card with a table of an evaluation at its end, in place of an older one of that name.
+
+    Args:
+        name: of the evaluation, such as "generation"; `evaluation/NAME.json` has all that is needed to repeat it.
+        rows: one is shown as lines of name and value, several as lines of a table.
+        data: the images that it is made on.
+    """
+    begin, end = (f"<!-- codegrid evaluation: {name}{mark} -->" for mark in ("", ", end"))
+    title = f"Evaluation of {name}"
+    table = _table({key: value for key, value in rows[0].items() if value is not None}, title)
+    if len(rows) > 1:
+        table = wide_table(rows)
+    section = f"{begin}\n## {title}\n\nOn `{data}` (`evaluation/{name}.json` says how).\n\n{table}{end}\n"
+    older = re.compile(re.escape(begin) + ".*?" + re.escape(end) + r"\n?", re.DOTALL)
+    return f"{older.sub('', card).rstrip()}\n\n{section}"
+
+
+def wide_table(rows: Sequence[Mapping[str, float | None]]) -> str:
+    """A Markdown table with a line a row; what is None in all rows has no column."""
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    cells = [["-" if row[name] is None else f"{row[name]:.4g}" for name in names] for row in rows]
+    lines = [names, ["---"] * len(names), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _naming(text: str, facts: CardFacts) -> str:

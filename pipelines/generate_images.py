@@ -84,12 +84,12 @@ def generate_images(
     labels = _labels(pipe, class_labels, num_images)
     folder = Path(output_dir)
     settings = {
-        **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": _fingerprint(pipe.prior)},
+        **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
         **{"sampling": asdict(pipe.sampling), "weights": weights},
     }
     if accelerator.is_main_process:
-        _claim(folder, settings)
+        claim_images(folder, settings)
     accelerator.wait_for_everyone()
     names = [
         _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
@@ -150,7 +150,7 @@ def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Ima
     return labelled_rows([(name, row) for name, row in rows.items() if row])
 
 
-def _fingerprint(model: torch.nn.Module) -> str:
+def weights_fingerprint(model: torch.nn.Module) -> str:
     """sha256 over the weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -172,7 +172,12 @@ def _file_name(index: int, class_name: str | None) -> str:
     return f"{index:06d}{plain}.png"
 
 
-def _claim(folder: Path, settings: dict[str, Any]) -> None:
+def claim_images(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder that of images of these settings, or find that it is already.
+
+    Raises:
+        OutputError: it holds something else.
+    """
     path = folder / _SETTINGS_NAME
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 _SPACE = 2
 _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
@@ -37,3 +38,8 @@ def grid(images: Sequence[Image.Image], columns: int = 8, least_side: int = 64) 
     return labelled_rows(
         [("", images[first : first + columns]) for first in range(0, len(images), columns)], least_side
     )
+
+
+def differences(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Pictures of |image - reconstruction|, doubled; black where they are equal. [B, C, H, W] in [-1, 1] each."""
+    return (2 * (images - reconstruction).abs() - 1).clamp(-1, 1)

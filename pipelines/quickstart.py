@@ -18,7 +18,7 @@ from tqdm import tqdm
 from pipelines.data import DataConfig, ImageSource, open_images
 from pipelines.devices import make_accelerator
 from pipelines.evaluation.class_agreement import class_agreement, diversity_ratio, near_copy_share, train_classifier
-from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from pipelines.evaluation.reconstruction import all_pixels, evaluate_reconstruction, prepared_batches
 from pipelines.files import write_atomically, write_json
 from pipelines.generate_images import class_sheet
 from pipelines.generation import ImageGenerationPipeline
@@ -96,8 +96,8 @@ def _judge(
 ) -> dict[str, Any]:
     """Reconstruction of the test images, and what a classifier trained on real images says of the samples."""
     reconstruction = evaluate_reconstruction(pipe.tokenizer, test, make_accelerator(), batch_size=100)
-    real, real_labels = _pixels(pipe, train)
-    unseen, unseen_labels = _pixels(pipe, test)
+    real, real_labels = all_pixels(pipe.tokenizer, train)
+    unseen, unseen_labels = all_pixels(pipe.tokenizer, test)
     made, made_labels = to_uint8(samples).numpy(), np.array(labels)
     classifier = train_classifier(real, real_labels, len(pipe.class_names), seed=_SEED)
     return {
@@ -112,13 +112,6 @@ def _judge(
             "near_copy_share_of_real_images": near_copy_share(unseen, real, unseen),
         },
     }
-
-
-def _pixels(pipe: ImageGenerationPipeline, source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
-    """All images as the tokenizer sees them, uint8 [N, S, S, C], and their labels [N]."""
-    batches = list(prepared_batches(pipe.tokenizer, iter(source), 500))
-    pixels = np.concatenate([to_uint8(batch.images).numpy() for batch in batches])
-    return pixels, np.array([record.label for batch in batches for record in batch.records])
 
 
 def _pictures(

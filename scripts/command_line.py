@@ -48,12 +48,25 @@ def run_config(kind: type, run: Callable[[Any], Any], description: str) -> None:
 
 def run_function(function: Callable[..., Any]) -> None:
     """Parse a function's arguments and run it; its docstring is the help."""
+    call = _parse(lambda: tyro.cli(_later(function), description=function.__doc__))
+    guarded(call)
+
+
+def run_functions(functions: dict[str, Callable[..., Any]], description: str) -> None:
+    """Parse `NAME [--argument value ...]` and run the function of that name."""
+    later = {name: _later(function) for name, function in functions.items()}
+    call = _parse(lambda: tyro.extras.subcommand_cli_from_dict(later, description=description))
+    guarded(call)
+
+
+def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The function with the same arguments that only says what to call: parsing is not running."""
 
     @functools.wraps(function)
     def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
         return lambda: function(*args, **kwargs)
 
-    guarded(tyro.cli(later, description=function.__doc__))
+    return later
 
 
 def _parse(parse: Callable[[], Any]) -> Any:

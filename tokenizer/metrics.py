@@ -18,10 +18,12 @@ def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def ssim(images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004; 11x11 Gaussian window): [B, C, H, W] twice -> [B]."""
-    return structural_similarity_index_measure(
-        reconstruction.float().clamp(-1, 1), images.float(), data_range=2.0, reduction="none"
-    ).reshape(-1)
+    """Structural similarity of each image (Wang et al. 2004; 11x11 Gaussian window): [B, C, H, W] in [-1, 1] -> [B].
+
+    It is measured on intensities in [0, 1], as published figures are: its luminance term depends on where black is.
+    """
+    real, made = ((batch.float().clamp(-1, 1) + 1) / 2 for batch in (images, reconstruction))
+    return structural_similarity_index_measure(made, real, data_range=1.0, reduction="none").reshape(-1)
 
 
 def code_counts(codes: Tensor, codebook_size: int, depth: int = 1) -> Tensor:

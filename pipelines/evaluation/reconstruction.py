@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -53,6 +54,14 @@ def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size:
         yield PreparedBatch(images, boxes, kept, skipped)
 
 
+def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
+    """All images as the tokenizer sees them, uint8 [N, S, S, C], and their labels [N], -1 where there is none."""
+    batches = [batch for batch in prepared_batches(model, iter(source), 500) if batch.records]
+    pixels = np.concatenate([to_uint8(batch.images).numpy() for batch in batches])
+    labels = [-1 if record.label is None else record.label for batch in batches for record in batch.records]
+    return pixels, np.array(labels)
+
+
 @dataclass
 class ReconstructionScores:
     """Means over the images; PSNR in dB and SSIM are over the original pixels, without padding.
@@ -77,12 +86,14 @@ def evaluate_reconstruction(
     accelerator: Accelerator,
     batch_size: int,
     distances: Mapping[str, nn.Module] | None = None,
+    on_batch: Callable[[Tensor, Tensor], None] | None = None,
 ) -> ReconstructionScores:
     """Score `model` on all images of `source`; every rank takes its share and all get the same result.
 
     Args:
         distances: nets that compare images [B, C, S, S] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
             them: "perceptual" is LPIPS.
+        on_batch: sees each of this rank's batches: images and reconstructions, uint8 [B, S, S, C].
 
     Raises:
         DataError: the decoder is class-conditional, and the data has no labels, or classes that it does not know.
@@ -104,7 +115,10 @@ def evaluate_reconstruction(
             with accelerator.autocast():
                 output = model(images, record_labels(batch.records, classes))
             counts += code_counts(output.codes, quantizer.codebook_size, quantizer.depth)
-            reconstruction = to_model(to_uint8(output.reconstruction)).to(device)  # as it would be saved
+            saved = to_uint8(output.reconstruction)
+            reconstruction = to_model(saved).to(device)  # as it would be saved
+            if on_batch is not None:
+                on_batch(to_uint8(images), saved)
             sums[0] += len(images)
             sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
             for place, (_, net) in enumerate(nets, start=5):

@@ -27,6 +27,7 @@ from tokenizer.fields import require
 logger = logging.getLogger("codegrid")
 
 CONFIG_NAME = "training_config.json"
+METRICS_NAME = "metrics.jsonl"
 # Fields that may change between the two commands of one run, because no weight depends on them but for rounding.
 _MAY_CHANGE = {
     "output_dir",
@@ -102,7 +103,7 @@ class Run:
         """Append a line to metrics.jsonl and hand the values to the trackers."""
         if not self.is_main:
             return
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         for tracker in self.trackers:
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
@@ -126,24 +127,15 @@ class Run:
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines that were written after the checkpoint that is resumed from, and a torn last line."""
-        path = self.folder / "metrics.jsonl"
+        path = self.folder / METRICS_NAME
         if not self.is_main or not path.exists():
             return
-        kept = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError, TypeError):  # torn
-                continue
-        write_text(path, "".join(line + "\n" for line in kept))
+        kept = [json.dumps(line) + "\n" for line in read_metrics(self.folder) if line["step"] <= step]
+        write_text(path, "".join(kept))
 
     def earlier_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, on the main process; none on the others, which write no lines either."""
-        path = self.folder / "metrics.jsonl"
-        if not self.is_main or not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        return read_metrics(self.folder) if self.is_main else []
 
     def progress(self, start: int, unit: str = "step") -> tqdm:
         """The progress bar over optimizer steps, with rate and time left."""
@@ -210,6 +202,19 @@ class Run:
             problem = box[0]
         if problem:
             raise OutputError(problem)
+
+
+def read_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The whole lines of a run's metrics.jsonl; none where it is not there."""
+    path, lines = folder / METRICS_NAME, []
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+            if isinstance(line["step"], int):
+                lines.append(line)
+        except (ValueError, KeyError, TypeError):  # torn
+            continue
+    return lines
 
 
 def start_tracker(name: str, folder: Path) -> GeneralTracker:

@@ -1,0 +1,156 @@
+"""Line charts, as SVG for pages and as PNG for files: one layout, drawn twice, without a plotting library."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from PIL import Image, ImageDraw, ImageFont
+
+COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
+_WIDTH, _HEIGHT = 360, 230
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 46, 38
+_INK, _PALE = "#374151", "#e5e7eb"
+_SHARPNESS = 2  # pixels of a PNG for each unit of the layout
+
+
+class Series(NamedTuple):
+    """A line: points (x, y), drawn in their order; those that are not finite are left out."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a chart shows; a series of few points gets dots."""
+
+    title: str
+    x_label: str
+    series: Sequence[Series]
+
+
+class _Line(NamedTuple):
+    points: list[tuple[float, float]]
+    colour: str
+    width: float
+
+
+class _Dot(NamedTuple):
+    x: float
+    y: float
+    colour: str
+
+
+class _Text(NamedTuple):
+    x: float
+    y: float  # of the middle
+    text: str
+    anchor: str  # "start", "middle" or "end"
+    size: int
+    colour: str
+
+
+def svg(chart: Chart) -> str:
+    """The chart as an `<svg>` element."""
+    parts = []
+    for shape in _layout(chart):
+        if isinstance(shape, _Line):
+            points = " ".join(f"{x:.1f},{y:.1f}" for x, y in shape.points)
+            style = f'stroke="{shape.colour}" stroke-width="{shape.width}" stroke-linejoin="round"'
+            parts.append(f'<polyline fill="none" {style} points="{points}"/>')
+        elif isinstance(shape, _Dot):
+            parts.append(f'<circle cx="{shape.x:.1f}" cy="{shape.y:.1f}" r="2.5" fill="{shape.colour}"/>')
+        else:
+            place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" text-anchor="{shape.anchor}" dominant-baseline="central"'
+            text = html.escape(shape.text)
+            parts.append(f'<text {place} font-size="{shape.size}" fill="{shape.colour}">{text}</text>')
+    label = html.escape(chart.title, quote=True)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}"'
+    return f'{head} font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
+
+
+def png(charts: Sequence[Chart], columns: int = 3) -> Image.Image:
+    """The charts as one picture, `columns` in a line."""
+    columns = max(1, min(columns, len(charts)))
+    width, height = _SHARPNESS * _WIDTH, _SHARPNESS * _HEIGHT
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(charts) / columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, chart in enumerate(charts):
+        left, top = index % columns * width, index // columns * height
+
+        def place(x: float, y: float, left: int = left, top: int = top) -> tuple[float, float]:
+            return left + _SHARPNESS * x, top + _SHARPNESS * y
+
+        for shape in _layout(chart):
+            if isinstance(shape, _Line):
+                points = [place(*point) for point in shape.points]
+                draw.line(points, shape.colour, round(_SHARPNESS * shape.width), joint="curve")
+            elif isinstance(shape, _Dot):
+                draw.circle(place(shape.x, shape.y), 2.5 * _SHARPNESS, shape.colour)
+            else:
+                font = ImageFont.load_default(size=_SHARPNESS * shape.size)
+                anchor = {"start": "lm", "middle": "mm", "end": "rm"}[shape.anchor]
+                draw.text(place(shape.x, shape.y), shape.text, shape.colour, font=font, anchor=anchor)
+    return sheet
+
+
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
+    """Round numbers from `low` to `high`, at most `most` of them, a step of 1, 2 or 5 times a power of ten apart."""
+    room = high - low
+    power = 10 ** math.floor(math.log10(room / most))
+    step = next(step * power for step in (1, 2, 5, 10, 20) if room / (step * power) < most)
+    first = math.ceil(low / step - 1e-9)
+    return [index * step for index in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def _layout(chart: Chart) -> list[_Line | _Dot | _Text]:
+    lines = [
+        [point for point in series.points if math.isfinite(point[0]) and math.isfinite(point[1])]
+        for series in chart.series
+    ]
+    shapes: list[_Line | _Dot | _Text] = [_Text(_LEFT, 12, chart.title, "start", 13, _INK)]
+    points = [point for line in lines for point in line]
+    if not points:
+        return [*shapes, _Text(_WIDTH / 2, _HEIGHT / 2, "nothing to show", "middle", 12, _INK)]
+    (x_low, x_high), (y_low, y_high) = (_bounds([point[axis] for point in points]) for axis in (0, 1))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
+        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+
+    for value in ticks(y_low, y_high):
+        _, y = place(x_low, value)
+        shapes += [_Line([(_LEFT, y), (_WIDTH - _RIGHT, y)], _PALE, 1)]
+        shapes += [_Text(_LEFT - 6, y, _number(value), "end", 11, _INK)]
+    for value in ticks(x_low, x_high):
+        shapes.append(_Text(place(value, y_low)[0], _HEIGHT - _BOTTOM + 12, _number(value), "middle", 11, _INK))
+    shapes.append(_Text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, chart.x_label, "middle", 11, _INK))
+    across = _LEFT
+    for index, (series, line) in enumerate(zip(chart.series, lines, strict=True)):
+        colour = COLOURS[index % len(COLOURS)]
+        placed = [place(*point) for point in line]
+        shapes += [_Line(placed, colour, 1.5)] if len(placed) > 1 else []
+        shapes += [_Dot(*point, colour) for point in placed] if len(placed) <= 12 else []
+        if len(chart.series) > 1:
+            shapes += [_Dot(across + 3, 31, colour), _Text(across + 10, 31, series.name, "start", 11, _INK)]
+            across += 24 + 6.2 * len(series.name)
+    return shapes
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    """A range with a little room around the values, also where they are all the same."""
+    low, high = min(values), max(values)
+    room = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
+    return low - room, high + room
+
+
+def _number(value: float) -> str:
+    if value == 0:
+        return "0"
+    if abs(value) >= 1e5 or abs(value) < 1e-3:
+        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
+    return f"{value:.6g}"

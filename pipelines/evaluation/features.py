@@ -1,0 +1,205 @@
+"""Nets whose features stand for an image, and the cache of what they gave.
+
+A distance is named after its net: only Inception's, with the weights and the resizing of the published figures, is FID.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipelines.files import sha256, write_atomically
+from pipelines.loading import LoadingError
+from tokenizer import feature_nets
+
+FeatureNetName = Literal["inception", "efficientnet_lite0", "squeezenet1_1"]
+# The names that belong to Inception alone; the same distances between other features carry their net's name.
+_PUBLISHED = {"inception": ("fid", "kid", "inception_score", "precision", "recall")}
+_AT_ONCE = 50  # images that a net sees at once
+
+
+@dataclass(frozen=True)
+class FeatureNet:
+    """A net with its weights.
+
+    Attributes:
+        forward: uint8 RGB images [B, 3, H, W] of any size -> features [B, D] and logits [B, classes], float32.
+        resize: how an image comes to the size that the net sees; part of what a figure means.
+        weights: sha256 of the weights' file.
+    """
+
+    name: str
+    forward: Callable[[Tensor], tuple[Tensor, Tensor]]
+    resize: str
+    weights: str
+
+    @property
+    def names(self) -> tuple[str, str, str, str, str]:
+        """What the Frechet, the kernel distance, the classifier's score, precision and recall are called."""
+        own = tuple(f"{kind}_{self.name}" for kind in ("fd", "kd", "classifier_score", "precision", "recall"))
+        return _PUBLISHED.get(self.name, own)
+
+    def describe(self) -> dict[str, str]:
+        return {"name": self.name, "resize": self.resize, "weights_sha256": self.weights}
+
+
+def load_feature_net(name: FeatureNetName, weights: str | None, device: torch.device) -> FeatureNet:
+    """A net in evaluation mode on `device`.
+
+    Args:
+        weights: the weights' file; None looks where `weights_path` says and, for Inception, downloads it to there.
+
+    Raises:
+        LoadingError, ValueError: the weights are not there, cannot be downloaded, or are another net's.
+    """
+    path = Path(weights).expanduser() if weights else weights_path(name)
+    if not path.is_file():
+        _obtain(name, path, given=weights is not None)
+    module, resize = _MAKERS[name](path)
+    module = module.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def forward(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, enabled=False):
+            features, logits = module(images.to(device))
+        return features.float(), logits.float()
+
+    return FeatureNet(name, forward, resize, sha256(path))
+
+
+def weights_path(name: FeatureNetName) -> Path:
+    """Where a net's weights are looked for: the torch hub's folder of downloads."""
+    file = Path(_inception_url()).name if name == "inception" else f"{name}.safetensors"
+    return Path(torch.hub.get_dir()) / "checkpoints" / file
+
+
+def _obtain(name: str, path: Path, given: bool) -> None:
+    if given or name != "inception":
+        raise LoadingError(
+            f"The weights of the feature net {name!r} are not at {path}: put the file there, or name another with "
+            "--feature-weights FILE."
+        )
+    url = _inception_url()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+    except Exception as error:  # urllib, ssl, sockets and the hash check have each their own
+        raise LoadingError(
+            f"FID's Inception weights could not be downloaded ({type(error).__name__}: {error}). Get {path.name} from "
+            f"{url} on a machine with internet, then put it at {path}, or name it with --feature-weights FILE. "
+            "Another net needs none of it: --feature-net efficientnet_lite0 gives a distance of another name."
+        ) from error
+
+
+def _inception_url() -> str:
+    return _torch_fidelity().URL_INCEPTION_V3
+
+
+def _torch_fidelity():
+    try:
+        from torch_fidelity import feature_extractor_inceptionv3
+    except ImportError as error:
+        raise LoadingError(
+            'FID needs torch-fidelity: pip install "codegrid[evaluation]", or choose another --feature-net.'
+        ) from error
+    return feature_extractor_inceptionv3
+
+
+def _inception(path: Path) -> tuple[nn.Module, str]:
+    file = io.BytesIO()  # its constructor unpickles what it is given: give it tensors that were read safely
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        torch.save(state, file)
+        file.seek(0)
+        net = _torch_fidelity().FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], file)
+    except LoadingError:
+        raise
+    except Exception as error:  # torch, pickle and safetensors have each their own
+        reason = str(error).strip().splitlines()[-1].strip()[:200]
+        raise LoadingError(f"{path} does not hold the weights of torch-fidelity's Inception ({reason}).") from error
+    return net, "299x299, bilinear as in TensorFlow 1"
+
+
+class _Classifier(nn.Module):
+    """uint8 RGB [B, 3, H, W] -> mean of the last features over the places [B, D], logits [B, 1000]."""
+
+    def __init__(self, name: str, path: Path, layers: tuple[str, str], side: int) -> None:
+        super().__init__()
+        self.net = feature_nets.FeatureNet(name, str(path), layers, option="feature", turn_off="--feature-net none")
+        self.side, self.is_lite = side, name == "efficientnet_lite0"
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        images = images.float()
+        if images.shape[-2:] != (self.side, self.side):
+            images = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True, align_corners=False)
+        last, logits = self.net(images.clamp(0, 255) / 127.5 - 1)
+        last = F.relu6(last) if self.is_lite else last
+        return last.mean((2, 3)), logits if logits.dim() == 2 else logits.mean((2, 3))
+
+
+def _lite0(path: Path) -> tuple[nn.Module, str]:
+    return _Classifier("efficientnet_lite0", path, ("bn1", "fc"), 224), "224x224, bicubic, antialiased"
+
+
+def _squeezenet(path: Path) -> tuple[nn.Module, str]:
+    layers = ("features.12", "classifier.1")
+    return _Classifier("squeezenet1_1", path, layers, 227), "227x227, bicubic, antialiased"
+
+
+_MAKERS: dict[str, Callable[[Path], tuple[nn.Module, str]]] = {
+    "inception": _inception,
+    "efficientnet_lite0": _lite0,
+    "squeezenet1_1": _squeezenet,
+}
+
+
+class FeatureCache:
+    """Features by the content of the images: pixels, net, weights and resizing make the key, so nothing is ever stale.
+
+    Several processes may share a folder.
+
+    Args:
+        folder: None is `$CODEGRID_CACHE/features`, or `~/.cache/codegrid/features`.
+    """
+
+    def __init__(self, net: FeatureNet, folder: str | None = None) -> None:
+        root = Path(os.environ.get("CODEGRID_CACHE", "~/.cache/codegrid")).expanduser() / "features"
+        self.net, self.folder = net, Path(folder).expanduser() if folder else root
+
+    def key(self, pixels: Tensor) -> str:
+        """Compute the features of uint8 [B, S, S, C] (C 1 or 3), or find them; gives the name to load them by."""
+        digest = hashlib.sha256(f"{self.net.describe()}{tuple(pixels.shape)}".encode())
+        digest.update(pixels.cpu().contiguous().numpy())
+        key = digest.hexdigest()
+        if self._load(key) is None:
+            images = pixels.permute(0, 3, 1, 2)
+            images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+            found = [self.net.forward(part.contiguous()) for part in images.split(_AT_ONCE)]
+            features, logits = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+            write_atomically(self._path(key), lambda aside: save_file({"features": features, "logits": logits}, aside))
+        return key
+
+    def load(self, keys: list[str]) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and logits [N, classes] of the images of `keys`, in this order."""
+        parts = [self._load(key) for key in keys]
+        return tuple(torch.cat([part[name] for part in parts]) for name in ("features", "logits"))
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def _load(self, key: str) -> dict[str, Tensor] | None:
+        try:
+            return load_file(self._path(key)) if self._path(key).is_file() else None
+        except SafetensorError:  # damaged: computed anew
+            return None

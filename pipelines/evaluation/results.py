@@ -1,0 +1,91 @@
+"""What an evaluation leaves: a JSON that says all that is needed to repeat it, and a table in the model's card."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from pipelines.cards import with_evaluation
+from pipelines.data import ImageStream
+from pipelines.files import write_json, write_text
+from tokenizer import VQModel
+
+_LIBRARIES = ("codegrid", "torch", "torchvision", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
+FOLDER_NAME = "evaluation"  # within a model's folder
+
+Row = Mapping[str, float | int | None]
+
+
+def output_folder(output_dir: str | None, model: str) -> Path:
+    """The folder that the user names, or one beside the model's, named after it."""
+    if output_dir is not None:
+        return Path(output_dir)
+    path = Path(model)
+    return path.with_name(f"{path.name}-evaluation") if path.is_dir() else Path(f"{path.name}-evaluation")
+
+
+def circumstances(accelerator: Accelerator) -> dict[str, Any]:
+    """With what an evaluation was made: command, commit, versions, device and precision."""
+    device = accelerator.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "command": shlex.join(sys.argv),
+        "commit": _commit(),
+        "precision": {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision],
+        "device": f"{accelerator.num_processes} x {device.type} ({name}), {torch.get_num_threads()} threads",
+        "python": platform.python_version(),
+        "versions": {name: version for name in _LIBRARIES if (version := _version(name))},
+    }
+
+
+def describe_data(images: ImageStream, source: str, split: str, model: VQModel) -> dict[str, Any]:
+    """The images, and how they became squares."""
+    return {
+        "source": source,
+        "split": split,
+        "description": images.description,
+        "fingerprint": images.fingerprint,
+        "preprocessing": model.config.preprocessing,
+        "resize_filter": "PIL bicubic, antialiased",
+    }
+
+
+def save_result(name: str, rows: Sequence[Row], record: Mapping[str, Any], folder: Path, model: str) -> Path:
+    """Write NAME.json into `folder`; where `model` is a folder here, its card gets the table and it keeps the JSON."""
+    result = {"kind": name, "results": [dict(row) for row in rows], **record}
+    write_json(folder / f"{name}.json", result)
+    card = Path(model) / "README.md"
+    if card.is_file():
+        write_json(Path(model) / FOLDER_NAME / f"{name}.json", result)
+        write_text(card, with_evaluation(card.read_text(encoding="utf-8"), name, rows, record["data"]["description"]))
+    return folder / f"{name}.json"
+
+
+def _commit() -> str | None:
+    """The commit of this project's checkout, with "+changes" where files differ from it; None where there is none."""
+
+    def git(*arguments: str) -> str:
+        root = Path(__file__).resolve().parents[2]
+        return subprocess.run(["git", "-C", root, *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no").strip()
+        return git("rev-parse", "HEAD").strip() + ("+changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,141 @@
+"""Samples for an evaluation: made by all ranks, in whole files, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.files import write_atomically
+from pipelines.generate_images import claim_images, class_sheet, weights_fingerprint
+from pipelines.generation import ImageGenerationPipeline
+from prior.sampling import image_generator
+from tokenizer.images import to_model, to_pil, to_uint8
+
+_IN_PICTURE = 100
+
+
+class Samples:
+    """`num_images` samples of the pipeline as it is set, a file a batch, under `folder`/samples/SETTING/.
+
+    Image i depends on seed and i alone; its class is i modulo the number of classes.
+
+    Raises:
+        OutputError: the folder holds samples of another pipeline, seed or batch size.
+    """
+
+    def __init__(
+        self,
+        pipe: ImageGenerationPipeline,
+        folder: Path,
+        num_images: int,
+        seed: int,
+        batch_size: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.pipe, self.num_images, self.seed, self.batch_size = pipe, num_images, seed, batch_size
+        self.accelerator = accelerator
+        sampling = asdict(pipe.sampling)
+        mark = hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()[:8]
+        self.name = f"guidance-{sampling['guidance_scale']:g}_temperature-{sampling['temperature']:g}_{mark}"
+        self.outer, self.folder = folder, folder / "samples" / self.name
+        number = -(-num_images // batch_size)
+        self.mine = range(number)[accelerator.process_index :: accelerator.num_processes]
+        self.shards = range(number)
+        if accelerator.is_main_process:
+            settings = {
+                "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
+                "prior_fingerprint": weights_fingerprint(pipe.prior),
+                "seed": seed,
+                "batch_size": batch_size,
+                "sampling": sampling,
+            }
+            claim_images(self.folder, settings)
+        accelerator.wait_for_everyone()
+
+    def indices(self, shard: int) -> range:
+        return range(shard * self.batch_size, min((shard + 1) * self.batch_size, self.num_images))
+
+    def labels(self, shard: int) -> list[int] | None:
+        classes = self.pipe.sequence.num_classes
+        return [index % classes for index in self.indices(shard)] if classes else None
+
+    def make(self) -> None:
+        """Sample what is not there yet; the ranks share it, and none returns before all are done."""
+        bar = tqdm(
+            total=sum(len(self.indices(shard)) for shard in self.mine),
+            unit="image",
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+        for shard in self.mine:
+            indices, labels = self.indices(shard), self.labels(shard)
+            if self._read(shard) is None:
+                output = self.pipe(
+                    labels,
+                    num_images=len(indices) if labels is None else None,
+                    generator=[image_generator(self.seed, index) for index in indices],
+                    batch_size=self.batch_size,
+                    output_type="pt",
+                    progress=False,
+                )
+                pixels = {"images": to_uint8(output.images)}
+                write_atomically(self._path(shard), lambda aside, pixels=pixels: save_file(pixels, aside))
+            bar.update(len(indices))
+        bar.close()
+        self.accelerator.wait_for_everyone()
+
+    def pixels(self, shard: int) -> Tensor:
+        """uint8 [n, S, S, C] of a batch that `make` made."""
+        return self._read(shard)
+
+    def write_picture(self) -> Path:
+        """The first samples by class, as SETTING.png."""
+        shards = range(-(-min(_IN_PICTURE, self.num_images) // self.batch_size))
+        images = to_pil(to_model(torch.cat([self.pixels(shard) for shard in shards])[:_IN_PICTURE]))
+        names = self.pipe.class_names
+        labels = None if names is None else [names[index % len(names)] for index in range(len(images))]
+        sheet = class_sheet(images, labels)
+        path = self.outer / f"{self.name}.png"
+        write_atomically(path, lambda aside: sheet.save(aside, format="PNG"))
+        return path
+
+    def write_npz(self) -> Path:
+        """All samples as SETTING.npz, which ADM's evaluator reads: arr_0, uint8 [N, H, W, 3]. One batch in memory."""
+        size = self.pipe.tokenizer.config.preprocessing_config.image_size
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, size, size, 3)}
+
+        def write(aside: Path) -> None:
+            with (
+                zipfile.ZipFile(aside, "w", zipfile.ZIP_STORED) as archive,
+                archive.open("arr_0.npy", "w", force_zip64=True) as file,
+            ):
+                np.lib.format.write_array_header_1_0(file, header)
+                for shard in self.shards:
+                    file.write(self.pixels(shard).expand(-1, -1, -1, 3).contiguous().numpy().tobytes())
+
+        path = self.outer / f"{self.name}.npz"
+        write_atomically(path, write)
+        return path
+
+    def _path(self, shard: int) -> Path:
+        return self.folder / f"{shard:06d}.safetensors"
+
+    def _read(self, shard: int) -> Tensor | None:
+        """None where the batch is not there, damaged, or shorter than asked for now."""
+        path, number = self._path(shard), len(self.indices(shard))
+        try:
+            pixels = load_file(path)["images"] if path.is_file() else None
+        except SafetensorError:
+            return None
+        return pixels if pixels is not None and len(pixels) == number else None

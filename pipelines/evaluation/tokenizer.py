@@ -1,0 +1,147 @@
+"""`scripts/evaluate.py reconstruction`: how well a tokenizer reconstructs, in one JSON."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+from tqdm import tqdm
+
+from pipelines.classes import decoder_classes, record_labels
+from pipelines.data import DataConfig, DataError, open_images
+from pipelines.devices import evaluating, make_accelerator
+from pipelines.evaluation.distances import frechet_distance
+from pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
+from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from pipelines.evaluation.results import circumstances, describe_data, output_folder, save_result
+from pipelines.loading import load_tokenizer
+from tokenizer import VQModel
+from tokenizer.losses.perceptual import LPIPS, PerceptualNet
+
+_REPEATS = 5  # of a batch, for the throughput
+
+
+def evaluate_tokenizer(
+    tokenizer: str,
+    data: DataConfig,
+    output_dir: str | None = None,
+    feature_net: FeatureNetName | Literal["none"] = "inception",
+    feature_weights: str | None = None,
+    lpips: PerceptualNet | Literal["none"] = "vgg",
+    lpips_weights: str | None = None,
+    batch_size: int = 32,
+    mixed_precision: Literal["no", "bf16"] = "no",
+    cache_dir: str | None = None,
+) -> Path:
+    """Score a tokenizer's reconstructions: PSNR, SSIM, LPIPS, rFID, codes in use, perplexity, bits a pixel, throughput.
+
+    Args:
+        tokenizer: folder or Hub name.
+        data: the images.
+        output_dir: gets reconstruction.json; none is a folder beside the tokenizer's. The tokenizer's card gets the
+            table.
+        feature_net: whose features the Frechet distance of originals and reconstructions is between: with inception it
+            is rFID, else it carries the net's name; "none" leaves it out.
+        feature_weights: its weights' file; none looks among torch hub's downloads.
+        lpips: trunk of LPIPS, which is left out where its weights cannot be had; "none" leaves it out.
+        lpips_weights: the trunk's file; none looks among torch hub's downloads.
+        batch_size: images at a time.
+        mixed_precision: of the tokenizer's forward pass.
+        cache_dir: where features are kept, by the content of the images; none is ~/.cache/codegrid/features.
+
+    Raises:
+        DataError: the images cannot be read as asked, or none of them could be used.
+        LoadingError: the tokenizer or the feature net cannot be loaded.
+    """
+    accelerator = make_accelerator(mixed_precision=mixed_precision)
+    model = load_tokenizer(tokenizer).to(accelerator.device)
+    cache = None
+    if feature_net != "none":
+        cache = FeatureCache(load_feature_net(feature_net, feature_weights, accelerator.device), cache_dir)
+    distances = _lpips(lpips, lpips_weights, model, accelerator)
+    source = open_images(data)
+    if accelerator.is_main_process:
+        tqdm.write(f"Reconstructing {source.description}.")
+    keys: list[tuple[str, str]] = []
+    remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
+    scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size, distances, remember))
+    if not scores["num_images"]:
+        raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
+    accelerator.wait_for_everyone()  # each rank's features are in the cache
+    keys = gather_object(keys)
+    row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
+    folder = output_folder(output_dir, tokenizer)
+    if accelerator.is_main_process:
+        if cache is not None:
+            real, made = (cache.load(list(side))[0] for side in zip(*keys, strict=True))
+            row["r" + cache.net.names[0]] = frechet_distance(made, real)
+        record = {
+            "tokenizer": tokenizer,
+            "tokenizer_fingerprint": model.fingerprint(),
+            "data": describe_data(source, data.source, data.split, model),
+            "feature_net": None if cache is None else cache.net.describe(),
+            "lpips_net": lpips if distances else None,
+            "batch_size": batch_size,
+            **circumstances(accelerator),
+        }
+        path = save_result("reconstruction", [row], record, folder, tokenizer)
+        tqdm.write("\n".join(f"{name:28} {value:.6g}" for name, value in row.items() if value is not None))
+        tqdm.write(f"The scores, and with what they were made, are in {path}.")
+    accelerator.wait_for_everyone()
+    return folder
+
+
+def bits_per_pixel(model: VQModel) -> float:
+    """Bits of an image's codes, each log2(codebook_size), over its pixels (height times width)."""
+    config = model.config
+    codes = math.prod(config.codes_shape) * math.log2(config.quantizer_config.codebook_size)
+    return codes / config.preprocessing_config.image_size**2
+
+
+def _lpips(
+    net: PerceptualNet | Literal["none"], weights: str | None, model: VQModel, accelerator: Accelerator
+) -> dict[str, LPIPS]:
+    if net == "none":
+        return {}
+    try:
+        if (size := model.config.preprocessing_config.image_size) < 32:
+            raise RuntimeError(f"it is not defined on images of {size} pixels.")
+        return {"perceptual": LPIPS(net, weights).to(accelerator.device)}
+    except RuntimeError as error:  # an explicit file that is missing or wrong raises others, and ends the command
+        if accelerator.is_main_process:
+            tqdm.write(f"LPIPS is left out (--lpips-weights FILE, --lpips none): {error}")
+        return {}
+
+
+def _throughput(model: VQModel, source: Any, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
+    """Images a second of one process, encoding and decoding a full batch: the median of a few runs after the first."""
+    batch = next(b for b in prepared_batches(model, iter(source), batch_size) if b.records)
+    labels = record_labels(batch.records, decoder_classes(model.config, source.class_names, source.description))
+    images, copies = batch.images, math.ceil(batch_size / len(batch.images))
+    images = images.repeat(copies, 1, 1, 1)[:batch_size].to(accelerator.device)
+    labels = None if labels is None else labels.repeat(copies)[:batch_size]
+    with evaluating(model), accelerator.autocast():
+        codes = model.encode(images)
+        encode = _seconds(lambda: model.encode(images))
+        decode = _seconds(lambda: model.decode(codes, labels))
+    return {"encoded_images_per_second": batch_size / encode, "decoded_images_per_second": batch_size / decode}
+
+
+def _seconds(run: Callable[[], Tensor]) -> float:
+    times = []
+    for _ in range(_REPEATS + 1):
+        began = time.perf_counter()
+        run()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        times.append(time.perf_counter() - began)
+    return statistics.median(times[1:])

@@ -1,0 +1,218 @@
+"""The evaluations as commands run them: on a tiny run, with a net that needs no weights."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from pipelines import ImageGenerationPipeline
+from pipelines.data import DataConfig, DataError, open_images
+from pipelines.devices import make_accelerator
+from pipelines.evaluation import generation, judging, tokenizer
+from pipelines.evaluation.class_agreement import train_classifier
+from pipelines.evaluation.distances import frechet_distance, precision_recall
+from pipelines.evaluation.features import FeatureNet
+from pipelines.evaluation.generation import evaluate_generation, sweep_charts
+from pipelines.evaluation.reconstruction import evaluate_reconstruction
+from pipelines.evaluation.tokenizer import evaluate_tokenizer
+from pipelines.files import OutputError
+from pipelines.generation import make_pipeline
+from pipelines.loading import load_tokenizer
+
+
+@pytest.fixture(autouse=True)
+def small_net(monkeypatch, tmp_path) -> list[int]:
+    """A feature net of twelve numbers an image, in place of the big ones; gives how many images it has seen."""
+    seen = []
+
+    def forward(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(len(images))
+        features = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 2).flatten(1)
+        return features, 5 * features[:, :4]
+
+    for module in (generation, tokenizer):
+        monkeypatch.setattr(module, "load_feature_net", lambda *_: FeatureNet("small", forward, "2x2", "0"))
+    monkeypatch.setenv("CODEGRID_CACHE", str(tmp_path / "cache"))
+    return seen
+
+
+@pytest.fixture
+def own_tokenizer(tokenizer_folder, tmp_path) -> Path:
+    """A copy of the tokenizer, whose card may change."""
+    return Path(shutil.copytree(tokenizer_folder, tmp_path / "tokenizer"))
+
+
+@pytest.fixture
+def pipeline(tokenizer_folder, prior_folder, tmp_path) -> Path:
+    return make_pipeline(str(tokenizer_folder), str(prior_folder), str(tmp_path / "pipe"))
+
+
+def result(folder: Path, name: str) -> dict:
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_reconstruction_scores_and_their_circumstances(own_tokenizer, pictures, small_net):
+    folder = evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4)
+    assert folder == own_tokenizer.with_name("tokenizer-evaluation")
+    record = result(folder, "reconstruction")
+    (row,) = record["results"]
+    assert row["num_images"] == 18
+    assert row["bits_per_pixel"] == 16 * 5 / 256  # 4x4 codes of 32
+    assert row["encoded_images_per_second"] > 0
+    assert row["lpips"] is None  # the images are too small for it
+    assert record["data"]["fingerprint"] == open_images(DataConfig(str(pictures))).fingerprint
+    assert record["data"]["resize_filter"] == "PIL bicubic, antialiased"
+    assert record["versions"]["torch"].startswith(torch.__version__.split("+")[0])
+    assert (record["precision"], record["feature_net"]["name"]) == ("float32", "small")
+    assert {"command", "commit", "device", "python", "batch_size", "tokenizer_fingerprint"} <= set(record)
+    assert result(own_tokenizer / "evaluation", "reconstruction") == record
+    card = (own_tokenizer / "README.md").read_text()
+    assert f"| psnr | {row['psnr']:.4g} |" in card
+    assert "rfd_small" in card
+    assert "rfid" not in card
+    number = len(small_net)
+    evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4)
+    assert len(small_net) == number  # all features were in the cache
+    assert (own_tokenizer / "README.md").read_text().count("Evaluation of reconstruction |") == 1
+
+
+def test_rfd_is_the_distance_of_originals_and_reconstructions(own_tokenizer, pictures):
+    row = result(evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures))), "reconstruction")["results"][0]
+    model, sides = load_tokenizer(own_tokenizer), ([], [])
+
+    def keep(images, made):
+        for side, pixels in zip(sides, (images, made), strict=True):
+            side.append(torch.nn.functional.adaptive_avg_pool2d(pixels.permute(0, 3, 1, 2) / 255, 2).flatten(1))
+
+    evaluate_reconstruction(model, open_images(DataConfig(str(pictures))), make_accelerator("cpu"), 32, None, keep)
+    expected = frechet_distance(*(torch.cat(side) for side in sides))
+    assert row["rfd_small"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_psnr_and_ssim_are_those_of_scikit_image(own_tokenizer, pictures):
+    pairs = []
+    model, source = load_tokenizer(own_tokenizer), open_images(DataConfig(str(pictures)))
+    scores = evaluate_reconstruction(
+        model, source, make_accelerator("cpu"), 5, None, lambda *sides: pairs.extend(zip(*sides, strict=True))
+    )
+    pairs = [[side.numpy() for side in pair] for pair in pairs]
+    assert len(pairs) == 18
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "full": True}
+    psnr = [peak_signal_noise_ratio(image, made, data_range=255) for image, made in pairs]
+    ssim = []  # scikit-image leaves out the borders that the window overhangs; torchmetrics mirrors them
+    for pair in pairs:
+        sides = [np.pad(side, ((5, 5), (5, 5), (0, 0)), mode="reflect") for side in pair]
+        _, found = structural_similarity(*sides, data_range=255, channel_axis=2, **options)
+        ssim.append(found[5:-5, 5:-5].mean())
+    assert scores.psnr == pytest.approx(np.mean(psnr), rel=1e-5)
+    assert scores.ssim == pytest.approx(np.mean(ssim), abs=1e-4)
+
+
+def test_no_usable_image_is_an_error(own_tokenizer, tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="None of the 1 images"):
+        evaluate_tokenizer(str(own_tokenizer), DataConfig(str(tmp_path / "bad")))
+
+
+OPTIONS = {"num_images": 12, "batch_size": 5, "judge_images": 0}
+
+
+def samples_of(folder: Path) -> np.ndarray:
+    (npz,) = folder.glob("*.npz")
+    return np.load(npz)["arr_0"]
+
+
+def test_generation_is_scored_against_the_reference(pipeline, pictures):
+    folder = evaluate_generation(str(pipeline), str(pictures), seed=3, npz=True, **OPTIONS)
+    record = result(folder, "generation")
+    (row,) = record["results"]
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline)
+    made = pipe([index % 3 for index in range(12)], seed=3, output_type="np", batch_size=5, progress=False).images
+    np.testing.assert_array_equal(samples_of(folder), made)
+
+    def features(pixels):
+        return torch.nn.functional.adaptive_avg_pool2d(pixels.permute(0, 3, 1, 2) / 255, 2).flatten(1)
+
+    real = []
+    evaluate_reconstruction(
+        pipe.tokenizer,
+        open_images(DataConfig(str(pictures))),
+        make_accelerator("cpu"),
+        32,
+        None,
+        lambda images, _: real.append(features(images)),
+    )
+    real, made = torch.cat(real), features(torch.from_numpy(made))
+    assert row["fd_small"] == pytest.approx(frechet_distance(made, real), rel=1e-4)
+    assert (row["precision_small"], row["recall_small"]) == pytest.approx(precision_recall(made, real))
+    assert record["data"]["num_images"] == 18
+    assert (record["seed"], record["feature_net"]["resize"]) == (3, "2x2")
+    assert "fd_small" in (pipeline / "README.md").read_text()
+    assert ImageGenerationPipeline.from_pretrained(pipeline)  # the card and the JSON are no hindrance
+
+
+def test_a_sweep_has_a_row_a_setting_and_a_plot(pipeline, pictures):
+    options = {**OPTIONS, "guidance_scales": (1.0, 2.0), "temperatures": (0.5, 1.0)}
+    folder = evaluate_generation(str(pipeline), str(pictures), **options)
+    rows = result(folder, "generation")["results"]
+    assert [(row["guidance_scale"], row["temperature"]) for row in rows] == [(1, 0.5), (1, 1), (2, 0.5), (2, 1)]
+    assert Image.open(folder / "sweep.png").width == 3 * 720
+    assert len(list(folder.glob("guidance*.png"))) == 4
+    (chart, *_) = sweep_charts(rows)
+    assert chart.title == "fd_small"
+    assert [series.name for series in chart.series] == ["temperature 0.5", "temperature 1"]
+    assert chart.series[1].points == [(1, rows[1]["fd_small"]), (2, rows[3]["fd_small"])]
+    (chart, *_) = sweep_charts(rows[:2])
+    assert chart.x_label == "temperature"
+    assert "| 2 | 0.5 |" in (pipeline / "README.md").read_text()
+
+
+def test_samples_are_made_once_and_others_are_refused(pipeline, pictures, at_step):
+    from pipelines.evaluation import samples as module
+
+    calls = []
+    at_step(module, "image_generator", 6, lambda: (_ for _ in ()).throw(KeyboardInterrupt))  # in the second batch
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_generation(str(pipeline), str(pictures), **OPTIONS)
+    folder = pipeline.with_name("pipe-evaluation")
+    (setting,) = (folder / "samples").iterdir()
+    assert [path.name for path in sorted(setting.glob("*.safetensors"))] == ["000000.safetensors"]
+    at_step(module, "save_file", 0, lambda: calls.append(1))
+    before = (setting / "000000.safetensors").stat().st_mtime_ns
+    evaluate_generation(str(pipeline), str(pictures), **OPTIONS)
+    assert (setting / "000000.safetensors").stat().st_mtime_ns == before
+    first = [path.read_bytes() for path in sorted(setting.glob("*.safetensors"))]
+    evaluate_generation(str(pipeline), str(pictures), **{**OPTIONS, "num_images": 14}, npz=True)  # the last grows
+    assert [path.read_bytes() for path in sorted(setting.glob("*.safetensors"))][:2] == first[:2]
+    assert samples_of(folder).shape == (14, 16, 16, 3)
+    with pytest.raises(OutputError, match="images of other settings"):
+        evaluate_generation(str(pipeline), str(pictures), **OPTIONS, seed=1)
+
+
+def test_class_agreement_is_judged_where_the_classes_are_the_same(pipeline, pictures, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(judging, "train_classifier", functools.partial(train_classifier, steps=5))
+    options = {**OPTIONS, "judge_images": 100}
+    record = result(evaluate_generation(str(pipeline), str(pictures), **options), "generation")
+    assert 0 <= record["results"][0]["class_agreement"] <= 1
+    assert record["judge"]["trained_on"] == 16  # of 18; the others are held out
+    others = tmp_path / "others"
+    shutil.copytree(pictures / "noise", others / "snow")
+    record = result(evaluate_generation(str(pipeline), str(others), **options), "generation")
+    assert record["judge"] is None
+    assert "No class agreement" in capsys.readouterr().out
+
+
+def test_numbers_out_of_range_are_refused(pipeline, pictures):
+    with pytest.raises(ValueError, match="num_images is 5"):
+        evaluate_generation(str(pipeline), str(pictures), num_images=5)
+    with pytest.raises(ValueError, match="top_p is 0"):
+        evaluate_generation(str(pipeline), str(pictures), top_p=0.0)
