@@ -112,6 +112,28 @@ def test_the_whole_way(main, image_folder, tmp_path):
     assert Image.open(tmp_path / "reconstructions" / "reconstructions.png").width > 64
 
 
+def test_evaluations_and_the_report_of_a_pipeline(main, fails, pipeline_folder, image_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("CODEGRID_CACHE", str(tmp_path / "cache"))
+    (image_folder / "square").rename(tmp_path / "square")  # the pipeline knows disc and ring
+    tokenizer = pipeline_folder / "tokenizer"
+    config = json.loads((tokenizer / "config.json").read_text())
+    config["preprocessing"]["image_size"] = 16
+    (tokenizer / "config.json").write_text(json.dumps(config))
+    printed = main(
+        "evaluate", "reconstruction", "--tokenizer", tokenizer, "--data.source", image_folder, "--feature-net", "none"
+    )
+    assert "reconstruction.json" in printed.splitlines()[-1]
+    result = json.loads((pipeline_folder / "tokenizer-evaluation" / "reconstruction.json").read_text())
+    assert result["results"][0]["num_images"] == 12
+    assert result["command"].split()[1] == "reconstruction"
+    arguments = ["generation", "--pipeline", pipeline_folder, "--reference", image_folder]
+    arguments += ["--guidance-scales", 1, 2, "--feature-net", "efficientnet_lite0"]
+    message = fails("evaluate", *arguments, "--feature-weights", tmp_path / "missing.safetensors")
+    assert "missing.safetensors" in message
+    page = main("report", pipeline_folder).splitlines()[-1]
+    assert str(pipeline_folder / "report.html") in page
+
+
 def test_the_discriminator_is_chosen_by_its_type(main, image_folder, tmp_path):
     arguments = ["--data.source", image_folder, "--output-dir", tmp_path / "run", "--max-steps", 1, *TINY]
     arguments += ["--objective.adversarial-weight", 0.5, "--objective.adversarial-start", 0]

@@ -1,0 +1,136 @@
+"""What a tokenizer's codes look like: maps of example images, and an atlas of the codes that they use most."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.classes import decoder_classes, record_labels
+from pipelines.data import ImageStream
+from pipelines.devices import evaluating
+from pipelines.evaluation.reconstruction import prepared_batches
+from pipelines.pictures import differences, labelled_rows
+from tokenizer import VQModel
+from tokenizer.images import to_pil
+from tokenizer.metrics import code_counts
+
+_BATCH = 32
+_GOLDEN = 0.618033988749895  # steps of the golden ratio spread any number of hues evenly
+
+
+@dataclass
+class CodedImages:
+    """Example images [N, C, S, S] in [-1, 1], their codes [N, h, w, depth] and reconstructions, on the CPU."""
+
+    images: Tensor
+    codes: Tensor
+    reconstructions: Tensor
+
+
+def coded_images(model: VQModel, source: ImageStream, most: int) -> CodedImages | None:
+    """The first `most` usable images of a source; None where there are none."""
+    classes = decoder_classes(model.config, source.class_names, source.description)
+    images, codes, made = [], [], []
+    with evaluating(model):
+        for batch in prepared_batches(model, iter(source), _BATCH):
+            if not batch.records:
+                continue
+            images.append(batch.images)
+            codes.append(model.encode(batch.images.to(model.device)))
+            made.append(model.decode(codes[-1], record_labels(batch.records, classes)).clamp(-1, 1).cpu())
+            if sum(map(len, images)) >= most:
+                break
+    if not images:
+        return None
+    depth = model.config.quantizer_config.depth
+    grids = torch.cat(codes).cpu()
+    grids = grids if depth > 1 else grids.unsqueeze(-1)
+    return CodedImages(torch.cat(images)[:most], grids[:most], torch.cat(made)[:most])
+
+
+def code_sheet(coded: CodedImages, number: int = 10) -> Image.Image:
+    """Images, the maps of their codes (one for each level), reconstructions, differences."""
+    images, made = coded.images[:number], coded.reconstructions[:number]
+    side = images.shape[-1]
+    rows = [("image", to_pil(images))]
+    depth = coded.codes.shape[-1]
+    for level in range(depth):
+        maps = [Image.fromarray(colours(grid[..., level].numpy())) for grid in coded.codes[:number]]
+        name = "codes" if depth == 1 else f"codes, level {level + 1}"
+        rows.append((name, [picture.resize((side, side), Image.Resampling.NEAREST) for picture in maps]))
+    rows += [("reconstruction", to_pil(made)), ("difference, doubled", to_pil(differences(images, made)))]
+    return labelled_rows(rows, least_side=88)
+
+
+def colours(codes: np.ndarray) -> np.ndarray:
+    """Each code's own colour: integers [h, w] -> uint8 [h, w, 3]. Equal codes are equal in every map."""
+    found, places = np.unique(codes, return_inverse=True)
+    palette = [
+        colorsys.hsv_to_rgb(code * _GOLDEN % 1, 0.45 + 0.5 * (code * _GOLDEN**2 % 1), 0.6 + 0.4 * (code * 0.37 % 1))
+        for code in found.tolist()
+    ]
+    return (255 * np.array(palette)).round().astype(np.uint8)[places.reshape(codes.shape)]
+
+
+def usage(coded: CodedImages, codebook_size: int) -> Tensor:
+    """Share of each code, most used first, as a mean over the levels: float64 [codebook_size]."""
+    depth = coded.codes.shape[-1]
+    counts = code_counts(coded.codes, codebook_size, depth).view(depth, -1).double()
+    return (counts / counts.sum(1, keepdim=True)).sort(1, descending=True).values.mean(0)
+
+
+@dataclass
+class AtlasEntry:
+    """A code, its share of the positions, the mean of the image patches it stands for, and what it decodes to.
+
+    `decoded` is the middle of an image whose positions all have this code; None where a position has several codes, or
+    where the image depends on its class.
+    """
+
+    code: int
+    share: float
+    mean: Image.Image
+    decoded: Image.Image | None
+
+
+def codebook_atlas(model: VQModel, coded: CodedImages, most: int) -> list[AtlasEntry]:
+    """The `most` most used codes (of the first level), most used first."""
+    grids = coded.codes[..., 0]  # [N, h, w]
+    _, height, width = grids.shape
+    patch = coded.images.shape[-1] // width
+    counts = torch.bincount(grids.flatten())
+    used = [code for code in counts.argsort(descending=True, stable=True)[:most].tolist() if counts[code]]
+    patches = coded.images.unfold(2, patch, patch).unfold(3, patch, patch)  # [N, C, h, w, p, p]
+    patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, coded.images.shape[1], patch, patch)
+    means = torch.stack([patches[(grids == code).flatten()].mean(0) for code in used])
+    decoded: list[Image.Image | None] = [None] * len(used)
+    if coded.codes.shape[-1] == 1 and model.config.class_names is None:
+        decoded = to_pil(_decoded(model, torch.tensor(used), height, width, patch))
+    shares = (counts.double() / counts.sum()).tolist()
+    return [
+        AtlasEntry(code, shares[code], *pair)
+        for code, pair in zip(used, zip(to_pil(means), decoded, strict=True), strict=True)
+    ]
+
+
+def _decoded(model: VQModel, codes: Tensor, height: int, width: int, patch: int) -> Tensor:
+    """Middle patches [n, C, p, p] of the images that have one code everywhere."""
+    top, left = (length // 2 * patch for length in (height, width))
+    found = []
+    with evaluating(model):
+        for part in codes.split(_BATCH):
+            images = model.decode(part[:, None, None].expand(-1, height, width).contiguous().to(model.device))
+            found.append(images[:, :, top : top + patch, left : left + patch].clamp(-1, 1).cpu())
+    return torch.cat(found)
+
+
+def enlarged(image: Image.Image, least_side: int = 44) -> Image.Image:
+    """A small picture in whole multiples of its pixels."""
+    scale = max(1, math.ceil(least_side / image.width))
+    return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

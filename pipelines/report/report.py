@@ -1,0 +1,202 @@
+"""`scripts/report.py`: a run as one page that needs no network."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pipelines.charts import Chart, Series
+from pipelines.data import DataConfig, DataError, split_images
+from pipelines.devices import make_accelerator
+from pipelines.evaluation.results import FOLDER_NAME, circumstances
+from pipelines.evaluation.tokenizer import bits_per_pixel
+from pipelines.files import write_text
+from pipelines.generate_images import class_sheet
+from pipelines.generation import MODEL_INDEX_NAME, ImageGenerationPipeline
+from pipelines.loading import LoadingError, load_tokenizer
+from pipelines.report import markup
+from pipelines.report.codes import code_sheet, codebook_atlas, coded_images, enlarged, usage
+from pipelines.training.run import CONFIG_NAME, read_metrics
+from prior import load_prior
+from prior.codes import CodesError, read_manifest
+from tokenizer import VQModel
+from tokenizer.fields import from_dict
+
+_EXAMPLES = 256  # images that the atlas and the usage are counted on
+_ATLAS = 96
+_CLASSES, _PER_CLASS = 20, 8
+_NOT_CHARTED = {"num_images", "num_skipped"}
+
+Section = tuple[str, str]
+
+
+def report(run: str, /, output: str | None = None) -> Path:
+    """Write a run's page: curves, pictures, maps and atlas of the codes, samples by class, evaluations, configuration.
+
+    Args:
+        run: folder of a training run of either stage, of a pipeline, or one that holds them, such as runs/quickstart.
+        output: the page; none is report.html in the run's folder.
+
+    Raises:
+        LoadingError: the folder holds no run.
+    """
+    folder = Path(run)
+    accelerator = make_accelerator()
+    parts = {part: folder / part for part in ("tokenizer", "prior", "pipeline") if (folder / part).is_dir()}
+    is_pipeline = (folder / MODEL_INDEX_NAME).is_file()
+    if is_pipeline or (folder / CONFIG_NAME).is_file():
+        stage = "pipeline" if is_pipeline else _read(folder / CONFIG_NAME).get("stage")
+        parts, title = {stage: folder}, f"{folder.resolve().name}: {stage}"
+    elif parts:
+        title = folder.resolve().name
+    else:
+        raise LoadingError(
+            f"{folder} holds no run: name a folder with {CONFIG_NAME} or {MODEL_INDEX_NAME}, or one of such folders."
+        )
+    sections: list[Section] = []
+    if (folder / "report.json").is_file():
+        sections.append(("Summary", markup.pairs(_read(folder / "report.json"))))
+    makers = {"tokenizer": _tokenizer_sections, "prior": _prior_sections, "pipeline": _pipeline_sections}
+    for part, path in parts.items():
+        print(f"Looking at {path}.")
+        several = len(parts) > 1
+        found = makers[part](path, accelerator.device, alone=not several)
+        sections += [(f"{part.capitalize()}: {name}" if several else name, body) for name, body in found]
+    made = circumstances(accelerator)
+    subtitle = f"{folder}, codegrid {made['versions'].get('codegrid', '')}, commit {made['commit'] or 'unknown'}"
+    path = Path(output) if output else folder / "report.html"
+    write_text(path, markup.page(title, subtitle, sections))
+    print(f"The page is {path}.")
+    return path
+
+
+def _tokenizer_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
+    config = _read(folder / CONFIG_NAME)
+    sections = _training_sections(folder)
+    if not (folder / "config.json").is_file():
+        return [("Codes", markup.paragraph("Training is not finished: there is no model to show.")), *sections]
+    model = load_tokenizer(folder).to(device)
+    sections.insert(0, ("Model", markup.tiles(_tokenizer_facts(model, folder))))
+    try:
+        train, held_out = split_images(from_dict(DataConfig, config["data"], "data"))
+        coded = coded_images(model, held_out or train, _EXAMPLES)
+    except (DataError, ValueError, OSError) as error:
+        return [*sections, ("Codes", markup.paragraph(f"The images cannot be read, so there are no maps: {error}"))]
+    if coded is None:
+        return [*sections, ("Codes", markup.paragraph("None of the images could be used."))]
+    size = model.config.quantizer_config.codebook_size
+    maps = markup.paragraph("A colour is a code, the same in all maps.")
+    maps += markup.picture(code_sheet(coded), "images, code maps, reconstructions and differences")
+    shares = usage(coded, size)
+    used = max(1, int((shares > 0).sum()))
+    points = [(rank, 100 * shares[rank].item()) for rank in range(0, used, max(1, used // 400))]
+    rank_chart = Chart(f"Share of each code in {len(coded.images)} images, %", "rank", [Series("share", points)])
+    entries = codebook_atlas(model, coded, _ATLAS)
+    text = "The most used codes" + (" of the first level" if coded.codes.shape[-1] > 1 else "")
+    text += ": the mean of the image patches that each stands for; below, the code and its share of the positions."
+    if entries[0].decoded is not None:
+        text += " On the right, what the decoder makes of it where all neighbours are the same code."
+    atlas = markup.paragraph(text) + f'<div class="atlas">{"".join(map(_atlas_cell, entries))}</div>'
+    body = maps + markup.subheading("Usage") + markup.charts([rank_chart])
+    return [*sections[:-1], ("Codes", body), ("Codebook atlas", atlas), sections[-1]]
+
+
+def _atlas_cell(entry: Any) -> str:
+    images = markup.picture(enlarged(entry.mean), f"mean patch of code {entry.code}")
+    if entry.decoded is not None:
+        images += markup.picture(enlarged(entry.decoded), f"code {entry.code} decoded")
+    return f"<figure><div>{images}</div><figcaption>{entry.code} · {100 * entry.share:.2g}%</figcaption></figure>"
+
+
+def _tokenizer_facts(model: VQModel, folder: Path) -> dict[str, Any]:
+    last = [line for line in read_metrics(folder) if line["kind"] == "validation"][-1:]
+    return {
+        "parameters": f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f}M",
+        "codes an image": "x".join(map(str, model.config.codes_shape)),
+        "codebook": model.config.quantizer_config.codebook_size,
+        "bits a pixel": bits_per_pixel(model),
+        **{name: line[key] for line in last for name, key in _SHOWN.items() if key in line},
+    }
+
+
+_SHOWN = {"PSNR, dB": "psnr", "SSIM": "ssim", "LPIPS": "lpips", "codes in use": "code_usage"}
+
+
+def _prior_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
+    sections = _training_sections(folder)
+    if not alone:  # the pipeline beside it has the samples
+        return sections
+    try:
+        prior, sequence = load_prior(folder)
+        manifest = read_manifest(Path(_read(folder / CONFIG_NAME)["codes"]))
+        tokenizer = load_tokenizer(_read(folder / CONFIG_NAME)["tokenizer"] or manifest.tokenizer)
+        pipe = ImageGenerationPipeline(tokenizer, prior, sequence)
+    except (LoadingError, CodesError, ValueError, OSError) as error:
+        return [("Samples", markup.paragraph(f"There are no samples: {error}")), *sections]
+    return [("Samples", _samples(pipe.to(device))), *sections]
+
+
+def _pipeline_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
+    pipe = ImageGenerationPipeline.from_pretrained(folder).to(device)
+    return [("Samples", _samples(pipe)), *_evaluations(folder)]
+
+
+def _samples(pipe: ImageGenerationPipeline) -> str:
+    """Samples with fixed seeds, a line a class."""
+    names = pipe.class_names
+    labels = None if names is None else [label for label in range(len(names))[:_CLASSES] for _ in range(_PER_CLASS)]
+    images = pipe(labels, num_images=None if labels else 4 * _PER_CLASS, seed=0, progress=False).images
+    sheet = class_sheet(images, None if names is None else [names[label] for label in labels])
+    settings = ", ".join(f"{name} {markup.show(value)}" for name, value in vars(pipe.sampling).items())
+    return markup.paragraph(f"Seed 0; {settings}.") + markup.picture(sheet, "samples")
+
+
+def _training_sections(folder: Path) -> list[Section]:
+    """Curves, the pictures that training left, evaluations, and the configuration, which comes last."""
+    sections: list[Section] = []
+    curves = metric_charts(read_metrics(folder))
+    sections.append(("Curves", markup.charts(curves) if curves else markup.paragraph("There are no metrics yet.")))
+    pictures = sorted((folder / "pictures").glob("*.png"))
+    newest = {path.stem.rpartition("-")[0]: path for path in pictures}
+    if newest:
+        shown = (
+            markup.picture(Image.open(path), path.stem, f"{name}, step {int(path.stem.rpartition('-')[2])}")
+            for name, path in newest.items()
+        )
+        sections.append(("Pictures of training", "".join(shown)))
+    sections += _evaluations(folder)
+    return [*sections, ("Configuration", markup.folded("All settings", markup.pairs(_read(folder / CONFIG_NAME))))]
+
+
+def metric_charts(lines: list[dict[str, Any]]) -> list[Chart]:
+    """A chart a metric, with a line for training and one for validation where both have it."""
+    names = dict.fromkeys(name for line in lines for name in line if name not in {"step", "kind", *_NOT_CHARTED})
+    charts = []
+    for name in names:
+        series = [
+            Series(kind, [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line])
+            for kind in ("train", "validation")
+        ]
+        if any(value for one in series for _, value in one.points):  # steps are skipped in few runs
+            charts.append(Chart(name, "step", [one for one in series if one.points]))
+    return charts
+
+
+def _evaluations(folder: Path) -> list[Section]:
+    found = []
+    for path in sorted((folder / FOLDER_NAME).glob("*.json")):
+        result = _read(path)
+        rest = {name: value for name, value in result.items() if name not in ("kind", "results")}
+        body = markup.paragraph(f"On {result['data']['description']}.") + markup.table(result["results"])
+        found.append((f"Evaluation of {result['kind']}", body + markup.folded("How it was made", markup.pairs(rest))))
+    return found
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise LoadingError(f"{path} cannot be read: {error}") from error

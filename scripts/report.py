@@ -1,0 +1,10 @@
+"""A run as one HTML page that needs no network."""
+
+from __future__ import annotations
+
+from command_line import run_function
+
+from pipelines.report.report import report
+
+if __name__ == "__main__":
+    run_function(report)
