@@ -140,8 +140,11 @@ def _prior_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
 
 
 def _pipeline_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
-    pipe = ImageGenerationPipeline.from_pretrained(folder).to(device)
-    return [("Samples", _samples(pipe)), *_evaluations(folder)]
+    try:
+        samples = _samples(ImageGenerationPipeline.from_pretrained(folder).to(device))
+    except LoadingError as error:
+        samples = markup.paragraph(f"There are no samples: {error}")
+    return [("Samples", samples), *_evaluations(folder)]
 
 
 def _samples(pipe: ImageGenerationPipeline) -> str:

@@ -156,6 +156,8 @@ class PriorTrainingConfig(TrainingConfig):
         class_dropout: share of the samples whose class is replaced by null, for guidance.
         validation_fraction: share of the source images whose codes are held out, all variants of an image together.
         label_smoothing: of the cross-entropy while training.
+        num_samples: images that are sampled at an evaluation, with the same seeds each time; 0 for none. They need the
+            tokenizer: that of `tokenizer`, or the folder that the codes name.
     """
 
     codes: str = ""
@@ -163,10 +165,12 @@ class PriorTrainingConfig(TrainingConfig):
     class_dropout: float = 0.1
     validation_fraction: float = 0.05
     label_smoothing: float = 0.0
+    num_samples: int = 20
     model: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        require(self.num_samples >= 0, f"num_samples is {self.num_samples}: it must not be negative.")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must lie in [0, 1).")

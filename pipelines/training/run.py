@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pipelines.devices import make_accelerator
 from pipelines.files import OutputError, write_json, write_text
 from pipelines.training.config import TrainingConfig
+from pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
 from tokenizer.fields import require
 
 logger = logging.getLogger("codegrid")
@@ -39,6 +40,9 @@ _MAY_CHANGE = {
     "keep_every",
     "onset_bound",
     "usage_warning",
+    "num_pictures",
+    "num_samples",
+    "tracking",
     "device",
     "channels_last",
     "gradient_checkpointing",
@@ -50,10 +54,6 @@ EXIT_STOPPED = 143
 _ONE_REQUEST = 5.0
 # So many steps in a row without finite gradients end a run: its weights are intact, but it learns nothing.
 _MOST_BAD_STEPS = 20
-
-
-# TensorBoard takes pictures in any layout, but has to be told.
-_LAYOUT = {"tensorboard": {"dataformats": "NHWC"}}
 
 
 class TrainingError(RuntimeError):
@@ -109,21 +109,26 @@ class Run:
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def timing(self, step: int, values: dict[str, float]) -> None:
-        """Rates: for the trackers and the progress bar only, since no two runs agree in them."""
-        for tracker in self.trackers:
-            tracker.log({f"timing/{name}": value for name, value in values.items()}, step=step)
+        """Rates, and the memory at its peak: for the trackers only, since no two runs agree in them."""
+        if self.is_main:
+            values = {**values, "peak_memory_gb": peak_memory_gb()}
+            for tracker in self.trackers:
+                tracker.log({f"timing/{name}": value for name, value in values.items()}, step=step)
 
     def picture(self, name: str, step: int, grid: Tensor) -> None:
-        """Save a picture, uint8 [3, H, W], under pictures/ and hand it to the trackers that take pictures."""
+        """Save a picture, uint8 [3, H, W], under pictures/ and hand it to the trackers."""
         if self.is_main:
             path = self.folder / "pictures" / f"{name}-{step:09d}.png"
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(encode_png(grid).numpy().tobytes())
             for tracker in self.trackers:
-                if hasattr(tracker, "log_images"):
-                    tracker.log_images(
-                        {name: grid.permute(1, 2, 0)[None].numpy()}, step=step, **_LAYOUT.get(tracker.name, {})
-                    )
+                show_picture(tracker, name, step, grid)
+
+    def histogram(self, name: str, step: int, values: Tensor) -> None:
+        """The distribution of `values` [N], for the trackers only."""
+        if self.is_main:
+            for tracker in self.trackers:
+                show_histogram(tracker, name, step, values)
 
     def forget_metrics_after(self, step: int) -> None:
         """Drop the lines that were written after the checkpoint that is resumed from, and a torn last line."""

@@ -24,6 +24,7 @@ from pipelines.training.checkpoint import (
 from pipelines.training.config import PriorTrainingConfig
 from pipelines.training.ema import EMA
 from pipelines.training.learner import Learner, update_together
+from pipelines.training.prior_samples import sample_picture, samples_tokenizer
 from pipelines.training.randomness import SampleOrder, key, seed_step, torch_generator
 from pipelines.training.run import Run, check_bad_steps, stop_run
 from prior import SequenceConfig, bits_per_code, make_prior, prior_loss
@@ -95,6 +96,7 @@ def _train(
     order, parts = SampleOrder(len(rows), config.seed), config.gradient_accumulation_steps
     learner.module.train()
     scores: dict[str, float] = {}
+    tokenizer = samples_tokenizer(config, codes.manifest, run.log) if run.is_main else None
     bad_steps, bar, began = 0, run.progress(start), time.monotonic()
     for step in range(start, config.max_steps):
         positions = [index for _, index in order.positions(step * config.batch_size, config.batch_size)]
@@ -124,6 +126,10 @@ def _train(
             _log_window(run, learner, window, done, bar, (done - start) / (time.monotonic() - began))
         if done % config.eval_every == 0 or done == config.max_steps:
             scores = _evaluate(run, config, codes, held_out, sequence, learner, ema, done)
+            if tokenizer is not None:
+                with ema.applied():
+                    picture = sample_picture(learner.module, tokenizer, sequence, config.num_samples)
+                run.picture("samples", done, picture)
         stopping = run.should_stop()
         if done % config.save_every == 0 or done == config.max_steps or stopping:
             _save(run, learner, ema, window, done)
@@ -209,7 +215,7 @@ def _log_window(run: Run, learner: Learner, window: dict[str, Tensor], done: int
         bar.set_postfix({"loss": f"{values['loss']:.4f}"})
     values["learning_rate"] = learner.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
-    run.timing(done, {"steps_per_second": rate})
+    run.timing(done, {"steps_per_second": rate, "images_per_second": rate * run.config.batch_size})
     window.clear()
 
 

@@ -19,6 +19,7 @@ from pipelines.devices import evaluating
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
 from pipelines.export import export_tokenizer
 from pipelines.files import write_text
+from pipelines.pictures import differences
 from pipelines.training.announcement import announce_tokenizer
 from pipelines.training.checkpoint import (
     Checkpoint,
@@ -189,9 +190,12 @@ def _log_window(
         means = run.accelerator.reduce(torch.stack([window[name].float() for name in names]) / steps, "mean").tolist()
         values.update(zip(names, means, strict=True))
         values["code_usage"], values["code_perplexity"] = usage_and_perplexity(counts, depth)
+        run.histogram("code_usage", done, counts / counts.float().mean())  # 1: a code used as often as the mean one
     values["learning_rate"] = learners.model.optimizer.param_groups[0]["lr"]
+    if learners.discriminator is not None:
+        values["discriminator_learning_rate"] = learners.discriminator.optimizer.param_groups[0]["lr"]
     run.metrics(done, "train", values)
-    run.timing(done, {"steps_per_second": rate})
+    run.timing(done, {"steps_per_second": rate, "images_per_second": rate * run.config.batch_size})
     bar.set_postfix({name: f"{values[name]:.4g}" for name in _IN_BAR if name in values})
     learners.window.clear()
     for found in gather_object([skipped]):
@@ -241,15 +245,15 @@ def _evaluate(
 
 
 def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Tensor | None:
-    """The first images above their reconstructions, uint8 [3, H, W]; None where there are none."""
+    """The first images above their reconstructions and the differences, uint8 [3, H, W]; None where there are none."""
     batch = next(prepared_batches(model, iter(source), number)) if number else None
     if batch is None or not batch.records:
         return None
     labels = record_labels(batch.records, decoder_classes(model.config, source.class_names, source.description))
     with evaluating(model):
         images = batch.images.to(model.device)
-        both = torch.cat([images, model(images, labels).reconstruction])
-    pixels = to_uint8(both).permute(0, 3, 1, 2).cpu()  # [2N, C, S, S]
+        made = model(images, labels).reconstruction.clamp(-1, 1)
+    pixels = to_uint8(torch.cat([images, made, differences(images, made)])).permute(0, 3, 1, 2).cpu()  # [3N, C, S, S]
     return make_grid(pixels, nrow=max(1, len(images)), pad_value=255)
 
 
