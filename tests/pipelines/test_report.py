@@ -73,6 +73,7 @@ def test_the_page_of_a_whole_run(whole_run):
         "Tokenizer: Codebook atlas",
         "Tokenizer: Configuration",
         "Prior: Curves",
+        "Prior: Pictures of training",
         "Prior: Configuration",
         "Pipeline: Samples",
         "Pipeline: Evaluation of generation",
@@ -115,7 +116,7 @@ def test_the_page_of_each_stage_alone(tokenizer_folder, prior_folder, whole_run,
     page = report(str(tokenizer_folder), str(tmp_path / "tokenizer.html")).read_text()
     assert headings(page)[0] == "Model"
     page = report(str(prior_folder), str(tmp_path / "prior.html")).read_text()
-    assert headings(page) == ["Samples", "Curves", "Configuration"]
+    assert headings(page) == ["Samples", "Curves", "Pictures of training", "Configuration"]
     assert 'alt="samples"' in page
     page = report(str(whole_run / "pipeline"), str(tmp_path / "pipeline.html")).read_text()
     assert headings(page) == ["Samples", "Evaluation of generation"]
