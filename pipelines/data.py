@@ -5,6 +5,7 @@ Decoding is left to `tokenizer.images.load_image`, so that a bad picture is skip
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import os
 import re
@@ -140,8 +141,10 @@ def _walk(root: Path) -> _Files:
 
 
 class _FolderReader:
-    def __init__(self, root: Path, paths: list[str], labels: np.ndarray | None) -> None:
-        self.root, self.paths, self.labels = root, paths, labels
+    """`stats` [N, 2] int64: bytes and modification time in ns of each path. `paths` is sorted."""
+
+    def __init__(self, root: Path, paths: list[str], labels: np.ndarray | None, stats: np.ndarray) -> None:
+        self.root, self.paths, self.labels, self.stats = root, paths, labels, stats
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -155,6 +158,13 @@ class _FolderReader:
 
     def names(self) -> list[str]:
         return self.paths
+
+    def file_marks(self, names: list[str]) -> list[list[int]] | None:
+        """Bytes and modification time of the files of these names; None if one is not there."""
+        places = [bisect.bisect_left(self.paths, name) for name in names]
+        if any(place == len(self) or self.paths[place] != name for place, name in zip(places, names, strict=True)):
+            return None
+        return self.stats[places].tolist()
 
 
 def _open_folder(config: DataConfig, root: Path, files: _Files, class_names: list[str] | None) -> ImageStream:
@@ -186,4 +196,7 @@ def _open_folder(config: DataConfig, root: Path, files: _Files, class_names: lis
     content = [(name, *files.images[name]) for name in paths]
     links = f", {files.links} links left out" if files.links else ""
     description = f"{root}: {len(paths):,} images{describe_classes(names)} (split {config.split}{links})"
-    return ImageSource(_FolderReader(root, paths, labels), names, description, sha256(config.split, content, names))
+    stats = np.array([files.images[name] for name in paths], dtype=np.int64)
+    return ImageSource(
+        _FolderReader(root, paths, labels, stats), names, description, sha256(config.split, content, names)
+    )

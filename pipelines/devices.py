@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import timedelta
 
 import torch
 from accelerate import Accelerator
@@ -32,6 +33,17 @@ def computes_bf16(cpu: bool) -> bool:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
     return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()
+
+
+def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
+    """A meeting point for ranks that share out work without a word to each other; all have to call this, together.
+
+    It waits a day for the slowest, where torch's own gives up after minutes, and ends at once when a rank has died.
+    """
+    if accelerator.num_processes == 1:
+        return lambda: None
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+    return lambda: torch.distributed.barrier(group)
 
 
 @contextlib.contextmanager

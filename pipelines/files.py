@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -9,11 +11,22 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+# What helps where a disk is full or a folder read-only: nothing that was finished is lost.
+GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class OutputError(RuntimeError):
     """The output folder cannot be used, or the disk cannot take more; the message says what to do."""
+
+
+def describe(error: Exception) -> str:
+    """The error's message, with what to do where the disk is full or may not be written to."""
+    advice = isinstance(error, OSError) and error.errno in _FULL
+    return f"{error}. {GO_ON}" if advice else str(error)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -29,9 +42,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(
-            f"Could not write {path}: {error.strerror or error}. Free disk space or check its folder."
-        ) from error
+        raise OutputError(f"Could not write {path}: {error.strerror or error}. {GO_ON}") from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -72,3 +83,33 @@ def replace_folder(aside: Path, target: Path) -> None:
     else:
         os.rename(aside, target)
     fsync(target.parent)
+
+
+def lock_folder(folder: Path, doing: str) -> IO[str]:
+    """Claim `folder` for this process: keep what this gives, and close it to let go. The system lets go of a dead one.
+
+    Args:
+        doing: what another process is then doing there, for the message.
+
+    Raises:
+        OutputError: another process holds it.
+    """
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise OutputError(
+            f"Another process is {doing} in {folder}: wait for it, or choose another --output-dir."
+        ) from error
+    return lock
+
+
+def remove_leftovers(*folders: Path) -> None:
+    """Remove what killed processes were writing aside. Only for folders that this process has locked."""
+    for folder in folders:
+        for path in folder.glob(".*"):
+            if path.name.endswith(".tmp"):
+                path.unlink(missing_ok=True)
+            elif path.name.startswith(".tmp-"):
+                shutil.rmtree(path, ignore_errors=True)

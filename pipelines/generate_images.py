@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm import tqdm
 
-from pipelines.devices import make_accelerator
+from pipelines.devices import make_accelerator, patient_barrier
 from pipelines.files import OutputError, write_atomically, write_json
 from pipelines.generation import ImageGenerationPipeline
 from pipelines.pictures import grid, labelled_rows
@@ -74,6 +75,7 @@ def generate_images(
     """
     require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
     accelerator = make_accelerator()
+    everyone = patient_barrier(accelerator)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
     pipe.sampling = replace(
         pipe.sampling,
@@ -90,14 +92,14 @@ def generate_images(
     }
     if accelerator.is_main_process:
         claim_images(folder, settings)
-    accelerator.wait_for_everyone()
+    everyone()
     names = [
         _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
     ]
     # All ranks cut the same batches, whatever memory each has.
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
-    _write_missing(pipe, accelerator, [folder / name for name in names], labels, seed, batch_size, weights)
-    accelerator.wait_for_everyone()
+    _write_missing(pipe, accelerator, everyone, [folder / name for name in names], labels, seed, batch_size, weights)
+    everyone()
     if accelerator.is_main_process:
         _write_sheet(folder, names, None if labels is None else [pipe.class_names[label] for label in labels])
         tqdm.write(f"{num_images} images and samples.png are in {folder}.")
@@ -107,6 +109,7 @@ def generate_images(
 def _write_missing(
     pipe: ImageGenerationPipeline,
     accelerator: Accelerator,
+    everyone: Callable[[], None],
     paths: list[Path],
     labels: list[int] | None,
     seed: int,
@@ -117,6 +120,7 @@ def _write_missing(
     # A batch is decoded whole, as in an undisturbed run, because rounding depends on the company.
     batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
     unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
+    everyone()  # no rank writes before all have looked: they share out the same list
     mine = [index for batch in unfinished[accelerator.process_index :: accelerator.num_processes] for index in batch]
     if not mine:
         return

@@ -1,4 +1,6 @@
-"""Images -> a code data set on disk, shard by shard; a run that was stopped goes on with the next shard."""
+"""Images -> a code data set on disk, shard by shard; a run that was stopped goes on with the next shard.
+
+Run again on a folder of images that has grown, it adds what is new in shards of their own."""
 
 from __future__ import annotations
 
@@ -12,26 +14,24 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
-from datasets import ClassLabel, Features, List, Value
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pipelines.cards import codes_card
 from pipelines.classes import decoder_classes
+from pipelines.code_shards import code_dtype, is_done, read_records, write_shard
 from pipelines.data import DataConfig, DataError, ImageRecord, ImageSource, ImageStream, open_image_stream
-from pipelines.devices import evaluating, make_accelerator
-from pipelines.files import OutputError, sha256, write_atomically, write_json, write_text
+from pipelines.devices import evaluating, make_accelerator, patient_barrier
+from pipelines.files import write_json, write_text
+from pipelines.loader import load
 from pipelines.loading import load_tokenizer
+from pipelines.tokenization_job import Job, claimed
 from prior.codes import MANIFEST_NAME, CodesManifest, Shard
 from tokenizer import Preprocessing, VQModel
 from tokenizer.fields import require
 from tokenizer.images import TEN_CROP, BadImage, load_image, prepare, to_model
-
-_PLAN_NAME = ".plan.json"
 
 
 @dataclass(frozen=True)
@@ -91,42 +91,31 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
         OutputError: the folder holds something else, or the disk is full.
     """
     accelerator = make_accelerator(config.device, config.mixed_precision)
+    everyone = patient_barrier(accelerator)
     model = load_tokenizer(config.tokenizer).to(accelerator.device)
     images = open_image_stream(config.data)
     # Codes of pictures without the decoder's classes could never be decoded.
     decoder_classes(model.config, images.class_names, images.description)
     folder = Path(config.output_dir)
-    plan = _plan(config, model, images)
-    _claim(folder, plan, accelerator)
-    if (folder / MANIFEST_NAME).exists():
-        _say(accelerator, f"{folder} is finished already: nothing to do.")
-        return folder
-    _say(accelerator, f"Tokenizing {images.description} with {config.tokenizer} into {folder}.")
-    with evaluating(model):
-        _write_shards(config, model, images, folder, accelerator)
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        manifest = _finish(config, model, images, folder)
-        _say(
-            accelerator,
-            f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
-            f"images are in {folder}"
-            + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
-        )
-    accelerator.wait_for_everyone()
+    with claimed(folder, _plan(config, model, images), images, accelerator) as job:
+        if job.finished:
+            _say(accelerator, f"{folder} is finished already: nothing to do.")
+            return folder
+        new = f" ({len(job.images):,} of them new)" if job.first_shard else ""
+        _say(accelerator, f"Tokenizing {images.description}{new} with {config.tokenizer} into {folder}.")
+        with evaluating(model):
+            _write_shards(config, model, job, folder, accelerator)
+        everyone()
+        if accelerator.is_main_process:
+            manifest = _finish(config, model, images, folder)
+            _say(
+                accelerator,
+                f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
+                f"images are in {folder}"
+                + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
+            )
+        everyone()
     return folder
-
-
-def code_features(codebook_size: int, length: int, class_names: list[str] | None) -> Features:
-    """Columns of a code data set: flat fixed-size lists are what both Arrow and torch read fastest."""
-    features = {"codes": List(Value(code_dtype(codebook_size)), length=length)}
-    if class_names is not None:
-        features["label"] = ClassLabel(names=class_names)
-    return Features({**features, "source_id": Value("string"), "crop": Value("uint8"), "flip": Value("bool")})
-
-
-def code_dtype(codebook_size: int) -> str:
-    return "uint16" if codebook_size <= 65_536 else "uint32"
 
 
 def variants(config: TokenizationConfig) -> list[Variant]:
@@ -158,50 +147,46 @@ class _PreparedImages(Dataset):
             return Prepared(record, None, error.reason, str(error))
 
 
-def _write_shards(
-    config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path, accelerator: Accelerator
-) -> None:
-    """Shard k holds the images k * images_per_shard and on, and is written by rank k modulo the ranks."""
+def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: Path, accelerator: Accelerator) -> None:
+    """Shard k of a round holds its images k * images_per_shard and on; the ranks take the shards in turn."""
     dataset = _PreparedImages(
-        images, model.config.preprocessing_config, model.config.backbone_config.in_channels, config
+        job.images, model.config.preprocessing_config, model.config.backbone_config.in_channels, config
     )
-    total = len(images) if isinstance(images, ImageSource) else None
+    total = len(job.images) if isinstance(job.images, ImageSource) else None
     bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
-    for shard, prepared in _shards(dataset, total, config, accelerator, folder, bar):
+    parts = _streamed_shards if job.shards is None else _shards
+    for shard, prepared in parts(dataset, job, config, accelerator, folder, bar):
         rows, skipped, size = _encode(model, prepared, dataset.variants, config.batch_size, accelerator, bar)
-        _write_shard(folder, shard, rows, skipped, size, model, images)
+        write_shard(folder, shard, rows, skipped, size, model, job.images)
     bar.close()
 
 
 def _shards(
-    dataset: _PreparedImages,
-    total: int | None,
-    config: TokenizationConfig,
-    accelerator: Accelerator,
-    folder: Path,
-    bar: tqdm,
+    dataset: _PreparedImages, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
 ) -> Iterator[tuple[int, Iterator[Prepared]]]:
-    """This rank's shards that are not there yet, each with its images in order."""
-    rank, ranks, size = accelerator.process_index, accelerator.num_processes, config.images_per_shard
-    if total is None:
-        stream = iter(dataset.source)
-        for shard in itertools.count():
-            records = list(itertools.islice(stream, size))  # undecoded
-            if not records:
-                return
-            if shard % ranks == rank and not _is_done(folder, shard):
-                yield shard, map(dataset.prepare, records)
-            else:
-                bar.update(len(records))
-    for shard in range(math.ceil(total / size)):
-        rows = range(shard * size, min(total, (shard + 1) * size))
-        if shard % ranks == rank and not _is_done(folder, shard):
-            workers = (
-                {"num_workers": config.num_workers, "multiprocessing_context": "spawn"} if config.num_workers else {}
-            )
-            yield shard, iter(DataLoader(dataset, batch_size=None, sampler=rows, **workers))
+    """This rank's share of the shards to do, each with its images in order."""
+    size, total = config.images_per_shard, len(job.images)
+    mine = job.shards[accelerator.process_index :: accelerator.num_processes]
+    bar.total = sum(min(size, total - (shard - job.first_shard) * size) for shard in mine)
+    for shard in mine:
+        first = (shard - job.first_shard) * size
+        rows = range(first, min(total, first + size))
+        yield shard, load(dataset, config.num_workers, batch_size=None, sampler=rows)
+
+
+def _streamed_shards(
+    dataset: _PreparedImages, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
+) -> Iterator[tuple[int, Iterator[Prepared]]]:
+    """Those of every shard of a stream that this rank has to do: the number of shards is not known before its end."""
+    stream = iter(dataset.source)
+    for shard in itertools.count():
+        records = list(itertools.islice(stream, config.images_per_shard))  # undecoded
+        if not records:
+            return
+        if shard % accelerator.num_processes == accelerator.process_index and not is_done(folder, shard):
+            yield shard, map(dataset.prepare, records)
         else:
-            bar.update(len(rows))
+            bar.update(len(records))
 
 
 def _encode(
@@ -242,39 +227,9 @@ def _encode(
     return rows, skipped, number
 
 
-def _write_shard(
-    folder: Path,
-    shard: int,
-    rows: dict[str, list],
-    skipped: list[dict[str, str]],
-    num_images: int,
-    model: VQModel,
-    images: ImageStream,
-) -> None:
-    """The Parquet file, then its record; a shard without its record is not done.
-
-    Where none of its images could be used there is a record only: datasets cannot read a file of no rows.
-    """
-    length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
-    schema = code_features(size, length, images.class_names).arrow_schema
-    codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
-    flat = pa.array(codes.astype(code_dtype(size)).ravel())
-    columns = {**rows, "codes": pa.FixedSizeListArray.from_arrays(flat, length)}
-    # An unlabelled image among labelled ones is -1, as datasets has it.
-    columns["label"] = [-1 if label is None else label for label in rows["label"]]
-    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    path = _shard_path(folder, shard)
-    record = {"num_rows": len(table), "num_images": num_images - len(skipped), "skipped": skipped}
-    if len(table):
-        write_atomically(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
-        name = path.relative_to(folder).as_posix()
-        record.update(file=name, num_bytes=path.stat().st_size, sha256=sha256(path))
-    write_json(_record_path(folder, shard), record)
-
-
 def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path) -> CodesManifest:
     """Gather the shards' records into the manifest, which makes the folder a code data set."""
-    records = [json.loads(path.read_text()) for path in sorted((folder / ".shards").glob("*.json"))]
+    records = list(read_records(folder).values())
     skipped = [entry for record in records for entry in record["skipped"]]
     num_rows = sum(record["num_rows"] for record in records)
     if not num_rows:
@@ -319,47 +274,12 @@ def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> di
         "preprocessing": model.config.preprocessing,
         "source": images.description,
         "source_fingerprint": images.fingerprint,
+        "class_names": images.class_names,
         "flip": config.flip,
         "ten_crop": config.ten_crop,
         "images_per_shard": config.images_per_shard,
         "mixed_precision": config.mixed_precision,
     }
-
-
-def _claim(folder: Path, plan: dict[str, Any], accelerator: Accelerator) -> None:
-    """Make the folder this job's own, or find that it is already."""
-    path = folder / _PLAN_NAME
-    if accelerator.is_main_process and not folder.exists():
-        write_json(path, plan)
-    accelerator.wait_for_everyone()
-    if not path.is_file():
-        if not folder.is_dir() or any(folder.iterdir()):
-            raise OutputError(f"{folder} is not empty and holds no code data set: choose another --output-dir.")
-        write_json(path, plan)
-    before = json.loads(path.read_text())
-    different = [name for name in plan if before.get(name) != json.loads(json.dumps(plan[name]))]
-    if different:
-        raise OutputError(
-            f"{folder} holds codes of another job (different: {', '.join(different)}): choose another --output-dir."
-        )
-
-
-def _shard_path(folder: Path, shard: int) -> Path:
-    return folder / "data" / f"codes-{shard:05d}.parquet"
-
-
-def _record_path(folder: Path, shard: int) -> Path:
-    return folder / ".shards" / f"{shard:05d}.json"
-
-
-def _is_done(folder: Path, shard: int) -> bool:
-    path = _record_path(folder, shard)
-    if not path.is_file():
-        return False
-    record, file = json.loads(path.read_text()), _shard_path(folder, shard)
-    if not record["num_rows"]:
-        return True
-    return file.is_file() and file.stat().st_size == record["num_bytes"] and sha256(file) == record["sha256"]
 
 
 def _say(accelerator: Accelerator, message: str) -> None:

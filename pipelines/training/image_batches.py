@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from pipelines.data import DataError, ImageSource
+from pipelines.loader import load
 from pipelines.training.config import AugmentationConfig
 from pipelines.training.randomness import SampleOrder, uniforms
 from tokenizer.images import BadImage, Preprocessing, load_image, prepare
@@ -81,21 +81,7 @@ def image_batches(
         for micro_step in range(start, stop):
             yield order.positions(micro_step * whole, whole)[rank::ranks]
 
-    yield from DataLoader(
-        images,
-        batch_sampler=_Batches(indices),
-        num_workers=num_workers,
-        collate_fn=_collate,
-        persistent_workers=False,
-        multiprocessing_context="spawn" if num_workers else None,
-        worker_init_fn=_leave_signals_to_the_trainer,
-    )
-
-
-def _leave_signals_to_the_trainer(worker: int) -> None:
-    """Ctrl-C in a terminal, or SLURM, asks every process to stop; the trainer needs its batches until it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    yield from load(images, num_workers, batch_sampler=_Batches(indices), collate_fn=_collate)
 
 
 class _Batches:

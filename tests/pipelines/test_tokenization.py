@@ -17,10 +17,10 @@ import torch
 from datasets import ClassLabel, List, Value
 from PIL import Image
 
-from pipelines import tokenization
+from pipelines import code_shards, tokenization
 from pipelines.data import DataConfig, DataError
 from pipelines.evaluation.reconstruction import prepared_batches
-from pipelines.files import OutputError
+from pipelines.files import OutputError, lock_folder
 from pipelines.loading import load_tokenizer
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
 from prior.codes import open_codes, read_manifest
@@ -137,7 +137,7 @@ def test_a_job_that_was_stopped_goes_on(config, tmp_path, at_step, monkeypatch):
         raise Stopped
 
     parts = replace(config, output_dir=str(tmp_path / "parts"))
-    at_step(tokenization, "_write_shard", 1, stop)
+    at_step(tokenization, "write_shard", 1, stop)
     with pytest.raises(Stopped):
         tokenize_dataset(parts)
     assert [path.name for path in (tmp_path / "parts" / "data").iterdir()] == ["codes-00000.parquet"]
@@ -236,7 +236,66 @@ def test_worker_processes_change_nothing(config, tmp_path):
 
 
 def test_large_codebooks_take_four_bytes():
-    small, large = (tokenization.code_features(size, 4, ["a", "b"]) for size in (65_536, 65_537))
+    small, large = (code_shards.code_features(size, 4, ["a", "b"]) for size in (65_536, 65_537))
     assert small["codes"] == List(Value("uint16"), length=4)
     assert large["codes"] == List(Value("uint32"), length=4)
     assert large["label"] == ClassLabel(names=["a", "b"])
+
+
+def test_a_grown_folder_adds_only_what_is_new(config, pictures, tmp_path):
+    source = shutil.copytree(pictures, tmp_path / "pictures")
+    grown = replace(config, data=DataConfig(str(source)))
+    folder = tokenize_dataset(grown)
+    before = {name: (folder / name).stat().st_mtime_ns for name in files_of(folder) if name.endswith(".parquet")}
+    for kind, name in (("gradient", "0-new.png"), ("stripes", "9.png")):  # new ones lie before old ones in the order
+        shutil.copy(source / "noise" / "3.png", source / kind / name)
+    (source / "noise" / "text.png").write_text("no picture")
+    tokenize_dataset(grown)
+    rows, manifest = rows_of(folder), read_manifest(folder)
+    assert (manifest.num_rows, manifest.num_images, manifest.num_skipped) == (20, 20, 1)
+    assert rows["source_id"][18:] == ["gradient/0-new.png", "stripes/9.png"]
+    assert rows["label"][18:] == [0, 2]
+    assert rows["codes"][18] == rows["codes"][rows["source_id"].index("noise/3.png")]
+    for name, time in before.items():
+        assert (folder / name).stat().st_mtime_ns == time  # not made again
+    after = files_of(folder)
+    tokenize_dataset(grown)
+    assert files_of(folder) == after
+
+
+def test_a_folder_that_has_shrunk_or_changed_is_refused(config, pictures, tmp_path):
+    source = shutil.copytree(pictures, tmp_path / "pictures")
+    changed = replace(config, data=DataConfig(str(source)))
+    before = files_of(tokenize_dataset(changed))
+    (source / "noise" / "new.png").write_bytes((source / "noise" / "0.png").read_bytes())
+    (source / "noise" / "2.png").write_bytes((source / "noise" / "3.png").read_bytes())
+    with pytest.raises(OutputError, match=r"different: source, .*; images can only be added, and shard 1 was made of"):
+        tokenize_dataset(changed)
+    (source / "noise" / "2.png").unlink()
+    with pytest.raises(OutputError, match="images can only be added"):
+        tokenize_dataset(changed)
+    (source / "another class").mkdir()
+    shutil.copy(source / "noise" / "0.png", source / "another class")
+    with pytest.raises(OutputError, match="different: source, source_fingerprint, class_names"):
+        tokenize_dataset(changed)
+    assert files_of(tmp_path / "codes") == before
+
+
+def test_a_damaged_shard_of_a_finished_data_set_is_made_again(config):
+    folder = tokenize_dataset(config)
+    before = files_of(folder)
+    (folder / "data" / "codes-00001.parquet").unlink()
+    tokenize_dataset(config)
+    assert files_of(folder) == before
+
+
+def test_one_process_a_folder(config):
+    folder = tokenize_dataset(config)
+    (folder / "manifest.json").unlink()
+    lock = lock_folder(folder, "tokenizing")
+    with pytest.raises(OutputError, match="Another process is tokenizing in"):
+        tokenize_dataset(config)
+    lock.close()
+    (folder / "data" / ".codes-00000.parquet.0a1b2c3d.tmp").write_bytes(b"of a killed process")
+    tokenize_dataset(config)
+    assert not list((folder / "data").glob(".*"))
