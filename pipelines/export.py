@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from transformers import LlamaForCausalLM
 
 from pipelines.cards import prior_card, tokenizer_card
-from pipelines.files import OutputError, fsync
+from pipelines.files import GO_ON, OutputError, fsync
 from prior import SequenceConfig, save_prior
 from tokenizer import VQModel
 
@@ -58,8 +58,6 @@ def export(folder: Path, write: Callable[[Path], Any]) -> None:
             os.replace(file, folder / file.name)
         fsync(folder)
     except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
-        raise OutputError(
-            f"Could not write the model into {folder}: {error}. Free disk space, then run again."
-        ) from error
+        raise OutputError(f"Could not write the model into {folder}: {error}. {GO_ON}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -75,16 +76,26 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
 def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
     """The newest checkpoint that verifies, or None. Each that does not is named with its reason and passed over."""
     for path in reversed(_list(folder)):
-        problem = what_is_wrong(path)
-        if problem:
-            log(f"Passed over the checkpoint {path}: {problem}.")
-            continue
-        manifest = json.loads((path / "manifest.json").read_text())
-        groups = {
-            Path(name).stem: load_file(path / name) for name in manifest["files"] if name.endswith(".safetensors")
-        }
-        return Checkpoint(manifest["step"], groups, json.loads((path / "state.json").read_text()))
+        problem, checkpoint = what_is_wrong(path), None
+        if problem is None:
+            try:
+                checkpoint = _load(path)
+            except (OSError, ValueError) as error:
+                problem = f"it cannot be read ({error})"
+        if checkpoint is not None:
+            return checkpoint
+        log(f"Passed over the checkpoint {path}: {problem}.")
     return None
+
+
+def _load(path: Path) -> Checkpoint:
+    manifest, groups = json.loads((path / "manifest.json").read_text()), {}
+    for name in (name for name in manifest["files"] if name.endswith(".safetensors")):
+        try:
+            groups[Path(name).stem] = load_file(path / name)
+        except SafetensorError as error:
+            raise ValueError(f"{name}: {error}") from error
+    return Checkpoint(manifest["step"], groups, json.loads((path / "state.json").read_text()))
 
 
 def _apart(tensors: Tensors) -> Tensors:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -20,7 +19,16 @@ from torchvision.io import encode_png
 from tqdm import tqdm
 
 from pipelines.devices import make_accelerator
-from pipelines.files import OutputError, write_json, write_text
+from pipelines.files import (
+    GO_ON,
+    OutputError,
+    describe,
+    lock_folder,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+    write_text,
+)
 from pipelines.training.config import TrainingConfig
 from pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
 from tokenizer.fields import require
@@ -103,8 +111,12 @@ class Run:
         """Append a line to metrics.jsonl and hand the values to the trackers."""
         if not self.is_main:
             return
-        with (self.folder / METRICS_NAME).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        path = self.folder / METRICS_NAME
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        except OSError as error:  # a torn line goes when the run is resumed
+            raise OutputError(f"Could not write {path}: {error.strerror}. {GO_ON}") from error
         for tracker in self.trackers:
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
@@ -119,8 +131,7 @@ class Run:
         """Save a picture, uint8 [3, H, W], under pictures/ and hand it to the trackers."""
         if self.is_main:
             path = self.folder / "pictures" / f"{name}-{step:09d}.png"
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(encode_png(grid).numpy().tobytes())
+            write_atomically(path, lambda aside: aside.write_bytes(encode_png(grid).numpy().tobytes()) and None)
             for tracker in self.trackers:
                 show_picture(tracker, name, step, grid)
 
@@ -200,7 +211,7 @@ class Run:
             try:
                 self._lock = _claim_folder(self.folder, stage, self.config)
             except (OutputError, OSError) as error:
-                problem = str(error)
+                problem = describe(error)
         if self.accelerator.num_processes > 1:
             box = [problem]
             torch.distributed.broadcast_object_list(box)
@@ -250,19 +261,13 @@ def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> IO[str]:
     if folder.is_dir() and not path.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
         raise OutputError(f"{folder} is not empty and holds no training run: choose another --output-dir.")
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock.close()
-        raise OutputError(
-            f"Another process is training in {folder}: wait for it, or choose another --output-dir."
-        ) from error
+    lock = lock_folder(folder, "training")
     try:
         _write_or_compare(path, resolved)
     except OutputError:
         lock.close()
         raise
+    remove_leftovers(folder, folder / "checkpoints", folder / "pictures")
     return lock
 
 

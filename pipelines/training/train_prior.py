@@ -27,6 +27,7 @@ from pipelines.training.learner import Learner, update_together
 from pipelines.training.prior_samples import sample_picture, samples_tokenizer
 from pipelines.training.randomness import SampleOrder, key, seed_step, torch_generator
 from pipelines.training.run import Run, check_bad_steps, stop_run
+from pipelines.training.window import gather_windows, own_window
 from prior import SequenceConfig, bits_per_code, make_prior, prior_loss
 from prior.codes import CodeDataset, CodesError, open_codes
 
@@ -228,18 +229,19 @@ def _resume(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor]) -> 
     learner.module.load_state_dict(checkpoint.groups["model"])
     load_optimizer_tensors(learner.optimizer, learner.module, checkpoint.groups.get("optimizer", {}))
     ema.load(checkpoint.groups.get("ema", {}))
-    window.update(checkpoint.groups.get("window", {}))
+    window.update(own_window(checkpoint.groups.get("window", {}), run.accelerator))
     run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
     return checkpoint.step
 
 
 def _save(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor], done: int) -> None:
+    windows = gather_windows(window, run.accelerator)
     if run.is_main:
         groups = {
             "model": learner.module.state_dict(),
             "optimizer": optimizer_tensors(learner.optimizer, learner.module),
             "ema": ema.weights,
-            "window": window,
+            "window": windows,
         }
         groups = {name: tensors for name, tensors in groups.items() if tensors}
         save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)

@@ -35,6 +35,7 @@ from pipelines.training.randomness import key, seed_step
 from pipelines.training.run import Run, check_bad_steps, stop_run
 from pipelines.training.switches import compile_learners, not_compiled, prepare_learners
 from pipelines.training.tokenizer_step import TokenizerLearners, make_learners, train_step
+from pipelines.training.window import gather_windows, own_window
 from tokenizer import VQModel, VQModelConfig
 from tokenizer.images import to_model, to_uint8
 from tokenizer.metrics import usage_and_perplexity
@@ -267,7 +268,7 @@ def _resume(run: Run, learners: TokenizerLearners) -> int:
     learners.model.module.load_state_dict(groups["model"])
     load_optimizer_tensors(learners.model.optimizer, learners.model.module, groups.get("optimizer", {}))
     learners.ema.load(groups.get("ema", {}))
-    learners.window.update(groups.get("window", {}))
+    learners.window.update(own_window(groups.get("window", {}), run.accelerator))
     for name, mean in groups.get("running_logits", {}).items():
         learners.running_logits[name] = mean.to(run.accelerator.device)
     if learners.discriminator is not None:
@@ -280,12 +281,13 @@ def _resume(run: Run, learners: TokenizerLearners) -> int:
 
 
 def _save(run: Run, learners: TokenizerLearners, done: int) -> None:
+    windows = gather_windows(learners.window, run.accelerator)
     if run.is_main:
         groups = {
             "model": learners.model.module.state_dict(),
             "optimizer": optimizer_tensors(learners.model.optimizer, learners.model.module),
             "ema": learners.ema.weights,
-            "window": learners.window,
+            "window": windows,
             "running_logits": learners.running_logits,
         }
         if learners.discriminator is not None:

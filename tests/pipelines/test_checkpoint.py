@@ -132,6 +132,22 @@ def test_a_manifest_that_says_something_else_is_refused(tmp_path, change):
     assert load_newest_checkpoint(tmp_path, lambda message: None).step == 5
 
 
+def test_a_file_that_its_manifest_vouches_for_and_nobody_can_read_is_passed_over(tmp_path):
+    for step in (5, 10):
+        save_checkpoint(tmp_path, make(step), keep_last=2)
+    path = tmp_path / "step-000000010"
+    (path / "model.safetensors").write_bytes(b"\x80\x04 a pickle")
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"] = {
+        "sha256": checkpoint_module.sha256(path / "model.safetensors"),
+        "bytes": (path / "model.safetensors").stat().st_size,
+    }
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    said = []
+    assert load_newest_checkpoint(tmp_path, said.append).step == 5
+    assert "step-000000010: it cannot be read (model.safetensors" in said[0]
+
+
 def test_without_a_good_checkpoint_there_is_none(tmp_path):
     assert load_newest_checkpoint(tmp_path / "missing") is None
     (tmp_path / "step-000000003").mkdir()
