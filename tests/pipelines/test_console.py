@@ -1,0 +1,70 @@
+"""How a command ends: with a sentence and a status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+
+import pytest
+
+from pipelines.console import guarded
+from pipelines.data import DataConfig, DataError, open_images
+from pipelines.loader import load
+from pipelines.training.config import AugmentationConfig
+from pipelines.training.image_batches import AugmentedImages
+from tokenizer import Preprocessing
+
+
+def ends(capsys, run, status: int = 1) -> str:
+    with pytest.raises(SystemExit) as end:
+        guarded(run)
+    assert end.value.code == status
+    return capsys.readouterr().err
+
+
+def raising(error: Exception):
+    def run() -> None:
+        raise error
+
+    return run
+
+
+def test_errors_of_the_disk_say_what_to_do(capsys):
+    said = ends(capsys, raising(OSError(errno.ENOSPC, "No space left on device", "/data/x")))
+    assert "/data/x" in said
+    assert "Free disk space or make the folder writable, then run the same command again" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("DataLoader worker (pid 12) is killed by signal: Killed.", "A process that loads images was killed."),
+        ("[/pytorch/third_party/gloo/gloo/x.cc:5] Connection closed by peer", "Another process of this job has died"),
+    ],
+)
+def test_dead_processes_are_named(capsys, text, sentence):
+    assert f"error: {sentence}" in ends(capsys, raising(RuntimeError(text)))
+
+
+def test_a_defect_shows_its_traceback():
+    with pytest.raises(RuntimeError, match="shapes"):
+        guarded(raising(RuntimeError("shapes cannot be multiplied")))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_signals_end_with_their_status(capsys, number, status):
+    before = signal.getsignal(number)
+    assert "Stopped. Run the same command to go on." in ends(capsys, lambda: os.kill(os.getpid(), number), status)
+    assert signal.getsignal(number) is before
+
+
+def test_an_error_in_a_loading_process_is_the_one_that_was_raised(tmp_path):
+    (tmp_path / "text.png").write_text("no picture")
+    images = AugmentedImages(
+        open_images(DataConfig(str(tmp_path))), Preprocessing(image_size=16), 3, AugmentationConfig(), seed=0
+    )
+    with pytest.raises(DataError) as error:
+        next(load(images, 1, batch_sampler=[[(0, 0)]]))
+    assert str(error.value).startswith("1 images in a row could not be used; the last: ")
+    assert str(error.value).endswith("Check data.source and preprocessing.")
