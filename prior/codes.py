@@ -121,6 +121,9 @@ def read_manifest(folder: Path) -> CodesManifest:
             shards=shards,
             class_names=None if names is None else tuple(names),
         )
+        most = {"uint16": 2**16, "uint32": 2**32}[manifest.code_dtype]
+        if not manifest.codebook_size <= most:  # before a prior of that vocabulary is made
+            raise ValueError(f"codebook_size {manifest.codebook_size} is more than {manifest.code_dtype} can hold")
         manifest.sequence_config()
         files = [PurePosixPath(shard.file) for shard in manifest.shards]
     except CodesError:

@@ -10,7 +10,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
 from huggingface_hub import snapshot_download
+from safetensors import safe_open
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
@@ -165,6 +167,7 @@ def load_prior(
     kwargs.setdefault("attn_implementation", "sdpa")
     config = LlamaConfig.from_pretrained(folder)
     _check_fit(config, sequence, str(folder / "config.json"))
+    _check_shapes(folder, config)
     model, info = LlamaForCausalLM.from_pretrained(
         folder,
         **kwargs,
@@ -244,6 +247,25 @@ def _check_architecture(folder: Path) -> None:
         config.get("quantization_config") is None,
         f"{path} has a quantization_config: load_prior reads float weights only.",
     )
+
+
+def _check_shapes(folder: Path, config: LlamaConfig) -> None:
+    """Before anything of a made-up size is allocated: every weight is there and has the config's shape."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    missing = set(model.state_dict()) - set(model.all_tied_weights_keys)
+    for file in sorted(folder.glob("model*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118
+                missing.discard(name)
+                expected = model.state_dict().get(name)
+                found = tensors.get_slice(name).get_shape()
+                _require(
+                    expected is None or list(expected.shape) == found,
+                    f"The weights in {folder} do not fit its config.json: mismatched_keys, {name} is {found} in "
+                    f"{file.name}.",
+                )
+    _require(not missing, f"The weights in {folder} do not fit its config.json: missing_keys {sorted(missing)}.")
 
 
 def _check_fit(config: LlamaConfig, sequence: SequenceConfig, where: str) -> None:

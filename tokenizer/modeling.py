@@ -21,6 +21,7 @@ from tokenizer.fields import established
 from tokenizer.hub import WEIGHT_FILES, in_subfolder, push_files
 from tokenizer.layers import lay_out
 from tokenizer.quantizers import make_quantizer
+from tokenizer.weight_files import check_weight_files
 
 
 @dataclass
@@ -171,6 +172,10 @@ class VQModel(PreTrainedModel):
             ValueError: weights are missing, left over or of another shape than the config says.
         """
         kwargs.setdefault("use_safetensors", True)
+        folder = Path(folder_or_repo) / (kwargs.get("subfolder") or "")
+        if (folder / "config.json").is_file():
+            with torch.device("meta"):
+                check_weight_files(folder, cls(kwargs.get("config") or cls.config_class.from_pretrained(folder)))
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder_or_repo, output_loading_info=True, **kwargs)
         wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
