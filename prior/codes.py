@@ -184,8 +184,9 @@ class CodeDataset:
         """Row numbers (to train on, held out). All rows of a source image lie on one side; the same for every seed."""
         if not fraction:
             return np.arange(len(self)), np.empty(0, np.int64)
-        names = self._table.data.column("source_id").to_pylist()
-        held_out = np.fromiter((_held_out(name, fraction) for name in names), bool, len(names))
+        column = self._table.data.column("source_id")
+        parts = (column.slice(first, 10_000).to_pylist() for first in range(0, len(column), 10_000))  # bounded memory
+        held_out = np.fromiter((_held_out(name, fraction) for part in parts for name in part), bool, len(column))
         return np.flatnonzero(~held_out), np.flatnonzero(held_out)
 
 
