@@ -9,11 +9,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.configuration import BackboneConfig
-from tokenizer.layers import Downsample, Level, MidBlock, Upsample, group_norm, normalize
+from tokenizer.layers import AdaptiveGroupNorm, Downsample, Level, MidBlock, Upsample, group_norm, normalize
 
 
 def _attention_at(config: BackboneConfig, level: int) -> bool:
     return config.resolution // config.patch_size // 2**level in config.attn_resolutions
+
+
+def _mid(config: BackboneConfig, width: int, condition_dim: int = 0) -> MidBlock:
+    return MidBlock(
+        width, config.norm_groups, config.dropout, config.mid_attention, condition_dim, config.mid_res_blocks
+    )
+
+
+def _level(config: BackboneConfig, index: int, channels: list[int], condition_dim: int = 0) -> Level:
+    attention = _attention_at(config, index)
+    return Level(channels, config.norm_groups, config.dropout, attention, condition_dim, config.shortcut)
 
 
 class Encoder(nn.Module):
@@ -24,19 +35,24 @@ class Encoder(nn.Module):
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         before = [config.ch, *widths]  # the width that each level receives
         self.patch_size = config.patch_size
+        self.pixel_range = config.pixel_range
         self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, config.ch, 3, padding=1)
         self.down = nn.ModuleList()
         for index, width in enumerate(widths):
             channels = [before[index]] + [width] * config.num_res_blocks
-            level = Level(channels, config.norm_groups, config.dropout, _attention_at(config, index))
+            level = _level(config, index, channels)
             if index < len(widths) - 1:
-                level.downsample = Downsample(width)
+                level.downsample = Downsample(width, config.downsample)
             self.down.append(level)
-        self.mid = MidBlock(widths[-1], config.norm_groups, config.dropout, config.mid_attention)
+        self.mid = _mid(config, widths[-1])
         self.norm_out = group_norm(widths[-1], config.norm_groups)
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, 3, padding=1)
+        kernel = config.encoder_out_kernel
+        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, kernel, padding=kernel // 2)
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.pixel_range != (-1.0, 1.0):
+            black, white = self.pixel_range
+            images = (images + 1) / 2 * (white - black) + black
         h = self.conv_in(F.pixel_unshuffle(images, self.patch_size))
         for level in self.down:
             h = level(h)
@@ -55,23 +71,34 @@ class Decoder(nn.Module):
         super().__init__()
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         self.patch_size = config.patch_size
+        self.pixel_range = config.pixel_range
         self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
-        self.mid = MidBlock(widths[-1], config.norm_groups, config.dropout, config.mid_attention, condition_dim)
+        self.mid = _mid(config, widths[-1], condition_dim)
         after = [*widths[1:], widths[-1]]  # the width that each level receives, from the level below it
+        blocks = config.decoder_res_blocks or config.num_res_blocks + 1
         self.up = nn.ModuleList()
+        self.adaptive = nn.ModuleList()
         for index, width in enumerate(widths):
-            channels = [after[index]] + [width] * (config.num_res_blocks + 1)
-            level = Level(channels, config.norm_groups, config.dropout, _attention_at(config, index), condition_dim)
+            channels = [after[index]] + [width] * blocks
+            level = _level(config, index, channels, condition_dim)
             if index > 0:
-                level.upsample = Upsample(width)
+                level.upsample = Upsample(width, config.upsample)
             self.up.append(level)
+            if config.adaptive_norm:
+                self.adaptive.append(AdaptiveGroupNorm(config.z_channels, after[index], config.norm_groups))
         self.norm_out = group_norm(widths[0], config.norm_groups, condition_dim)
         self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch_size**2, 3, padding=1)
 
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.mid(self.conv_in(features), condition)
-        for level in reversed(self.up):
-            h = level(h, condition)
+        for index in reversed(range(len(self.up))):
+            level = self.up[index]
+            h = level(self.adaptive[index](h, features) if self.adaptive else h, condition)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        return F.pixel_shuffle(self.conv_out(F.silu(normalize(self.norm_out, h, condition))), self.patch_size)
+        h = self.conv_out(F.silu(normalize(self.norm_out, h, condition)))
+        images = F.pixel_shuffle(h, self.patch_size)
+        if self.pixel_range != (-1.0, 1.0):
+            black, white = self.pixel_range
+            images = (images - black) / (white - black) * 2 - 1
+        return images

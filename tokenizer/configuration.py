@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from tokenizer.fields import from_dict, require
+from tokenizer.fields import from_dict, require, younger
 from tokenizer.images import Preprocessing
 from tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
 
@@ -32,6 +32,20 @@ class BackboneConfig:
             last. Above 1 there are no residual blocks at full resolution, which is most of the cost on a CPU.
         norm_groups: groups of every group norm.
         dropout: in the residual blocks, while training.
+        decoder_res_blocks: residual blocks a level of the decoder; None for one more than the encoder has.
+        mid_res_blocks: residual blocks at the bottleneck; `mid_attention` follows the first.
+        downsample: what halves the side: a stride-2 convolution padded on the right and below ("asymmetric", taming's)
+            or on all sides ("symmetric", Open-MAGVIT2's), or the mean of 2x2 pixels ("average", MaskGIT's).
+        upsample: what doubles it: nearest neighbour, then a convolution ("nearest"); or a convolution to four times the
+            channels, laid out as 2x2 pixels ("depth_to_space").
+        shortcut: what the 1x1 shortcut of a block that changes the width reads: the block's "input", or what the block
+            has computed, its "output", to which it is then added (MaskGIT's PyTorch port does; arXiv:2202.04200).
+        adaptive_norm: before each level of the decoder a group norm whose scale and shift are linear in the standard
+            deviation and the mean of the decoder's input over its positions (https://arxiv.org/abs/2409.04410).
+        encoder_out_kernel: side of the encoder's last convolution, 3 or 1.
+        quant_conv: 1x1 convolutions between backbone and quantizer. Without them z_channels is the code_dim.
+        pixel_range: what the network itself reads and writes as black and white. Images go into and come out of the
+            model in [-1, 1] whatever it is.
     """
 
     in_channels: int = 3
@@ -45,10 +59,19 @@ class BackboneConfig:
     patch_size: int = 1
     norm_groups: int = 32
     dropout: float = 0.0
+    decoder_res_blocks: int | None = younger(None)
+    mid_res_blocks: int = younger(2)
+    downsample: Literal["asymmetric", "symmetric", "average"] = younger("asymmetric")
+    upsample: Literal["nearest", "depth_to_space"] = younger("nearest")
+    shortcut: Literal["input", "output"] = younger("input")
+    adaptive_norm: bool = younger(False)
+    encoder_out_kernel: Literal[1, 3] = younger(3)
+    quant_conv: bool = younger(True)
+    pixel_range: tuple[float, float] = younger((-1.0, 1.0))
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
-        object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        for name in ("ch_mult", "attn_resolutions", "pixel_range"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("in_channels", "resolution", "ch", "num_res_blocks", "z_channels", "patch_size", "norm_groups"):
             require(getattr(self, name) >= 1, f"backbone.{name} is {getattr(self, name)}: it must be at least 1.")
         require(
@@ -56,6 +79,14 @@ class BackboneConfig:
             f"backbone.ch_mult is {self.ch_mult}: it needs one multiplier of at least 1 a level.",
         )
         require(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}: it must lie in [0, 1).")
+        require(self.mid_res_blocks >= 1, f"backbone.mid_res_blocks is {self.mid_res_blocks}: it must be at least 1.")
+        blocks = self.decoder_res_blocks
+        require(blocks is None or blocks >= 1, f"backbone.decoder_res_blocks is {blocks}: it must be at least 1.")
+        black_white = self.pixel_range
+        require(
+            len(black_white) == 2 and black_white[0] < black_white[1],
+            f"backbone.pixel_range is {black_white}: it must be two numbers, black below white.",
+        )
         for multiplier in self.ch_mult:
             require(
                 self.ch * multiplier % self.norm_groups == 0,
@@ -79,7 +110,8 @@ _HUB_KEYS |= {"_experts_implementation_internal", "per_layer_config", "problem_t
 class VQModelConfig(PreTrainedConfig):
     """Config of `VQModel`: `backbone`, `quantizer` and `preprocessing`, each a dictionary of its dataclass's fields.
 
-    Dataclasses are taken too; they are stored as dictionaries, so that `config.json` is plain JSON.
+    Dataclasses are taken too; they are stored as dictionaries, so that `config.json` is plain JSON. `provenance` says
+    of what file of which family an imported tokenizer was made; nothing depends on it.
 
     `num_classes` above 0 makes the decoder class-conditional; `id2label` then names the classes ("0", "1", ... unless
     given).
@@ -94,6 +126,7 @@ class VQModelConfig(PreTrainedConfig):
     quantizer: Any = None
     preprocessing: Any = None
     num_classes: int = 0
+    provenance: dict[str, Any] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _HUB_KEYS)
@@ -114,6 +147,12 @@ class VQModelConfig(PreTrainedConfig):
         require(self.num_classes >= 0, f"num_classes is {self.num_classes}: it must not be negative.")
         if self.num_classes and self.id2label is None:
             self.id2label = {label: str(label) for label in range(self.num_classes)}
+        dim, channels = self.quantizer_config.code_dim, self.backbone_config.z_channels
+        require(
+            self.backbone_config.quant_conv or dim == channels,
+            f"Without backbone.quant_conv the quantizer reads the backbone's features: backbone.z_channels {channels} "
+            f"must be its code_dim {dim}.",
+        )
         super().__post_init__(**kwargs)
         if self.num_classes:
             names = self.class_names

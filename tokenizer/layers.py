@@ -38,25 +38,35 @@ def normalize(norm: nn.GroupNorm, x: Tensor, condition: Tensor | None) -> Tensor
 class ResnetBlock(GradientCheckpointingLayer):
     """norm, swish, 3x3 convolution, twice, around a shortcut: [B, in, H, W] -> [B, out, H, W].
 
-    With a `condition_dim`, the class's vectors [B, condition_dim] come in beside x.
+    With a `condition_dim`, the class's vectors [B, condition_dim] come in beside x. `shortcut` is "input" or, as
+    `BackboneConfig` says, "output"; it matters only where the width changes.
     """
 
     def __init__(
-        self, in_channels: int, out_channels: int, groups: int, dropout: float, condition_dim: int = 0
+        self,
+        in_channels: int,
+        out_channels: int,
+        groups: int,
+        dropout: float,
+        condition_dim: int = 0,
+        shortcut: str = "input",
     ) -> None:
         super().__init__()
+        self.shortcut = shortcut
         self.norm1 = group_norm(in_channels, groups, condition_dim)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = group_norm(out_channels, groups, condition_dim)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         if in_channels != out_channels:
-            self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
+            self.nin_shortcut = nn.Conv2d(in_channels if shortcut == "input" else out_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.conv1(F.silu(normalize(self.norm1, x, condition)))
         h = self.conv2(self.dropout(F.silu(normalize(self.norm2, h, condition))))
-        return h + (self.nin_shortcut(x) if hasattr(self, "nin_shortcut") else x)
+        if not hasattr(self, "nin_shortcut"):
+            return h + x
+        return h + self.nin_shortcut(x if self.shortcut == "input" else h)
 
 
 class AttnBlock(GradientCheckpointingLayer):
@@ -77,51 +87,88 @@ class AttnBlock(GradientCheckpointingLayer):
         return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
 
 
-class Downsample(nn.Module):
-    """Stride-2 convolution with taming's asymmetric padding, right and below: [B, C, H, W] -> [B, C, H/2, W/2]."""
+class AdaptiveGroupNorm(nn.Module):
+    """Group norm of x [B, C, H, W], scaled and shifted by the spread and mean of `style` [B, Z, h, w] over positions.
 
-    def __init__(self, channels: int) -> None:
+    Open-MAGVIT2's decoder (https://arxiv.org/abs/2409.04410) is styled by its own input; one position has no spread.
+    """
+
+    def __init__(self, style_channels: int, channels: int, groups: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+        self.groups = groups
+        self.gamma = nn.Linear(style_channels, channels)
+        self.beta = nn.Linear(style_channels, channels)
+
+    def forward(self, x: Tensor, style: Tensor) -> Tensor:
+        rows = style.flatten(2)  # [B, Z, h*w]
+        scale = self.gamma((rows.var(2) + 1e-6).sqrt())[..., None, None]  # [B, C, 1, 1]
+        return scale * F.group_norm(x, self.groups, eps=1e-6) + self.beta(rows.mean(2))[..., None, None]
+
+
+class Downsample(nn.Module):
+    """Stride-2 convolution or mean, as `BackboneConfig.downsample` says: [B, C, H, W] -> [B, C, H/2, W/2]."""
+
+    def __init__(self, channels: int, kind: str = "asymmetric") -> None:
+        super().__init__()
+        self.kind = kind
+        if kind != "average":
+            self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1 if kind == "symmetric" else 0)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))
+        if self.kind == "average":
+            return F.avg_pool2d(x, 2)
+        return self.conv(F.pad(x, (0, 1, 0, 1)) if self.kind == "asymmetric" else x)
 
 
 class Upsample(nn.Module):
-    """Nearest neighbour, then a 3x3 convolution: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    """As `BackboneConfig.upsample` says: [B, C, H, W] -> [B, C, 2H, 2W]."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, kind: str = "nearest") -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.kind = kind
+        self.conv = nn.Conv2d(channels, channels if kind == "nearest" else 4 * channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if self.kind == "nearest":
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return F.pixel_shuffle(self.conv(x), 2)
 
 
 class MidBlock(nn.Module):
-    """The bottleneck of both halves: residual block, self-attention, residual block, all of one width."""
+    """The bottleneck of both halves: residual block, self-attention, further residual blocks, all of one width."""
 
-    def __init__(self, channels: int, groups: int, dropout: float, attention: bool, condition_dim: int = 0) -> None:
+    def __init__(
+        self, channels: int, groups: int, dropout: float, attention: bool, condition_dim: int = 0, blocks: int = 2
+    ) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, groups, dropout, condition_dim)
         self.attn_1 = AttnBlock(channels, groups) if attention else nn.Identity()
-        self.block_2 = ResnetBlock(channels, channels, groups, dropout, condition_dim)
+        for index in range(2, blocks + 1):
+            self.add_module(f"block_{index}", ResnetBlock(channels, channels, groups, dropout, condition_dim))
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        return self.block_2(self.attn_1(self.block_1(x, condition)), condition)
+        for name, part in self.named_children():
+            x = part(x) if name == "attn_1" else part(x, condition)
+        return x
 
 
 class Level(nn.Module):
     """The residual blocks of one resolution, each followed by self-attention where the config asks for it."""
 
     def __init__(
-        self, channels: list[int], groups: int, dropout: float, attention: bool, condition_dim: int = 0
+        self,
+        channels: list[int],
+        groups: int,
+        dropout: float,
+        attention: bool,
+        condition_dim: int = 0,
+        shortcut: str = "input",
     ) -> None:
         """`channels` are the widths walked through: input, then one a block."""
         super().__init__()
         self.block = nn.ModuleList(
-            ResnetBlock(before, after, groups, dropout, condition_dim) for before, after in itertools.pairwise(channels)
+            ResnetBlock(before, after, groups, dropout, condition_dim, shortcut)
+            for before, after in itertools.pairwise(channels)
         )
         self.attn = nn.ModuleList(AttnBlock(after, groups) for after in channels[1:] if attention)
 

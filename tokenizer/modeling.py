@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,6 +20,7 @@ from tokenizer.card import PLACEHOLDER, model_card
 from tokenizer.configuration import VQModelConfig
 from tokenizer.fields import established
 from tokenizer.hub import WEIGHT_FILES, in_subfolder, push_files
+from tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
 from tokenizer.layers import lay_out
 from tokenizer.quantizers import make_quantizer
 from tokenizer.weight_files import check_weight_files
@@ -62,8 +64,10 @@ class VQModel(PreTrainedModel):
         self.encoder = Encoder(backbone)
         self.decoder = Decoder(backbone, condition_dim=backbone.ch if config.num_classes else 0)
         self.quantize = make_quantizer(quantizer)
-        self.quant_conv = nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1)
-        self.post_quant_conv = nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1)
+        self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
+        if backbone.quant_conv:
+            self.quant_conv = nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1)
+            self.post_quant_conv = nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1)
         if config.num_classes:  # drawn last, so that a seed gives all other weights as without it
             self.class_embedding = nn.Embedding(config.num_classes, backbone.ch)
         self.post_init()
@@ -134,7 +138,7 @@ class VQModel(PreTrainedModel):
         return self.decoder.conv_out.weight
 
     def _decode_features(self, features: Tensor, condition: Tensor | None) -> Tensor:
-        features = features.to(self.post_quant_conv.weight.dtype).contiguous(memory_format=self.memory_format)
+        features = features.to(self.decoder.conv_in.weight.dtype).contiguous(memory_format=self.memory_format)
         return self.decoder(self.post_quant_conv(features), condition)
 
     def _condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
@@ -217,3 +221,30 @@ class VQModel(PreTrainedModel):
                 commit_message=commit_message or "Upload tokenizer",
                 create_pr=create_pr,
             )
+
+    @classmethod
+    def from_foreign(
+        cls,
+        family: str,
+        checkpoint: str | Path | Mapping[str, Tensor],
+        settings: str | Path | Mapping[str, Any] | None = None,
+        pixel_range: tuple[float, float] | None = None,
+    ) -> VQModel:
+        """A tokenizer that another project trained, in evaluation mode and float32.
+
+        Args:
+            family: one of `tokenizer.importers.TOKENIZER_FAMILIES`.
+            checkpoint: its file (.ckpt, .pt, .bin, .safetensors), or the weights in it by their names.
+            settings: its .yaml or .json, or the values in it, where there is one.
+            pixel_range: what its network reads as black and white; None for what the family's do.
+
+        Raises:
+            ForeignCheckpointError: the file cannot be read, is not of the family, or lacks or has keys beyond it.
+        """
+        weights = checkpoint if isinstance(checkpoint, Mapping) else read_weights(checkpoint)
+        if isinstance(settings, (str, Path)):
+            settings = read_settings(settings)
+        config, weights = convert_tokenizer(family, weights, settings, pixel_range)
+        model = cls(config).eval()
+        fill(model, weights, family)
+        return lay_out(model)

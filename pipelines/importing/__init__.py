@@ -1,0 +1,1 @@
+"""Checkpoints of other projects: importing, exporting, and the comparison with their own code."""

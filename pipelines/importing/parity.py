@@ -1,0 +1,122 @@
+"""Imported tokenizers against the code that they come from."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.files import write_atomically
+from pipelines.importing.peers import PEERS, Peer
+from tokenizer import VQModel
+from tokenizer.fields import require
+
+# What counts as equal: pixels within this share of the output's range, in float32.
+PIXEL_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the comparison found.
+
+    Attributes:
+        codes, equal_codes: how many were compared, and how many are the same.
+        pixel_difference: the largest, as a share of the output's range.
+    """
+
+    codes: int
+    equal_codes: int
+    pixel_difference: float
+
+    @property
+    def holds(self) -> bool:
+        return self.codes == self.equal_codes and self.pixel_difference <= PIXEL_TOLERANCE
+
+
+def import_parity(name: str, repository: str = "", num_images: int = 64, golden: str | None = None) -> Parity:
+    """Compare an imported tokenizer with the project's own code, on random weights and images.
+
+    Args:
+        name: one of `PEERS`.
+        repository: a clone of the project; diffusers is the installed package instead.
+        num_images: to compare on.
+        golden: write the first images' codes and pixels, and the names and shapes of the weights, into this
+            .safetensors file, for tests that have no clone.
+
+    Raises:
+        ValueError: `name` is none of them, or codes or pixels differ by more than rounding.
+    """
+    require(name in PEERS, f"There is no comparison {name!r}: it is one of {', '.join(PEERS)}.")
+    torch.manual_seed(0)
+    peer = PEERS[name][1](Path(repository))
+    weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
+    peer.module.load_state_dict({key: weights.get(key, value) for key, value in peer.module.state_dict().items()})
+    average = getattr(peer.module, "model_ema", None)
+    if average is not None:
+        average.copy_to(peer.module)
+    model = VQModel.from_foreign(peer.family, {**peer.module.state_dict(), **weights}, peer.settings)
+    images = random_images(num_images, peer.image_size)
+    with torch.no_grad():
+        codes = _their_codes(peer, images)
+        pixels = _their_pixels(peer, codes)
+        ours = model.encode(images)
+        difference = (model.decode(codes) - pixels).abs().max() / (pixels.max() - pixels.min())
+    found = Parity(codes.numel(), int((ours == codes).sum()), float(difference))
+    print(f"{name}: {found.equal_codes} of {found.codes} codes equal, pixels within {found.pixel_difference:.1e}.")
+    require(found.holds, f"The import of {name} differs from {PEERS[name][0]} by more than rounding.")
+    if golden:
+        _write_golden(Path(golden), peer, weights, codes[:4], pixels[:2])
+    return found
+
+
+def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Weights that follow from their names and shapes alone, so that a test can make them again without the project.
+
+    Each is drawn by a generator of its own, whose stream numpy keeps the same in all its versions. What is not named a
+    weight, a bias or the like, and integer buffers, are left out.
+    """
+    weights = {}
+    for name, shape in shapes.items():
+        if name.endswith(("weight", "bias", "pos_emb")) and (shape or name.endswith("bias")):
+            draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+            fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+            is_norm_weight = len(shape) == 1 and name.endswith("weight")
+            scale = 0.1 if len(shape) == 1 else 1.0 if "embed" in name else fan_in**-0.5
+            weights[name] = torch.from_numpy(draw * np.float32(scale) + np.float32(is_norm_weight))
+    return weights
+
+
+def random_images(number: int, size: int) -> Tensor:
+    """Noise in [-1, 1]: float32 [number, 3, size, size]."""
+    pixels = np.random.RandomState(0).uniform(-1, 1, (number, 3, size, size))
+    return torch.from_numpy(pixels.astype(np.float32))
+
+
+def _their_codes(peer: Peer, images: Tensor) -> Tensor:
+    black, white = peer.pixel_range
+    peer.module.eval()
+    return peer.encode((images + 1) / 2 * (white - black) + black if (black, white) != (-1.0, 1.0) else images)
+
+
+def _their_pixels(peer: Peer, codes: Tensor) -> Tensor:
+    black, white = peer.pixel_range
+    return (peer.decode(codes) - black) / (white - black) * 2 - 1
+
+
+def _write_golden(path: Path, peer: Peer, weights: dict[str, Tensor], codes: Tensor, pixels: Tensor) -> None:
+    import json
+
+    metadata = {
+        "family": peer.family,
+        "image_size": str(peer.image_size),
+        "settings": json.dumps(peer.settings),
+        "shapes": json.dumps({key: list(value.shape) for key, value in weights.items()}),
+    }
+    tensors = {"codes": codes.to(torch.int32).contiguous(), "pixels": pixels.contiguous()}
+    write_atomically(path, lambda aside: save_file(tensors, aside, metadata))

@@ -1,0 +1,23 @@
+"""SEED-Voken's IBQ (Shi et al. 2024, https://arxiv.org/abs/2412.02692): taming's network, codes by the largest z.e."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizer.importers import taming
+from tokenizer.importers.layout import Converted, TokenizerFamily, Weights, check_settings, shape_of
+from tokenizer.quantizers import IBQConfig
+
+
+def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
+    weights, notes = taming.trained_part(weights)
+    backbone = taming.backbone_by(weights, settings, pixel_range)
+    size, dim = shape_of(weights, "quantize.embedding.weight")
+    check_settings(settings, {"n_embed": size, "embed_dim": dim})
+    return Converted(backbone, IBQConfig(codebook_size=size, code_dim=dim), weights, notes)
+
+
+FAMILY = TokenizerFamily(
+    title="SEED-Voken's IBQ tokenizer", signs=taming.FAMILY.signs, classes=("IBQ",), convert=convert
+)

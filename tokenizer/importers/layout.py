@@ -1,0 +1,181 @@
+"""What the importers share: renaming keys, and reading a backbone's shape off its weights."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tokenizer.configuration import BackboneConfig
+from tokenizer.importers.reading import ForeignCheckpointError
+from tokenizer.quantizers import QuantizerConfig
+
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tokenizer in this project's layout.
+
+    Attributes:
+        notes: what the importer did beyond renaming, for the report and the provenance.
+    """
+
+    backbone: BackboneConfig
+    quantizer: QuantizerConfig
+    weights: Weights
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TokenizerFamily:
+    """How the tokenizers of one project become a `VQModel`.
+
+    Args:
+        title: what it is, for people.
+        signs: regular expressions; weights are of the family where each of them finds a key.
+        classes: words, one of which the settings' class path holds where it names one.
+        convert: (weights, settings, pixel_range or None) -> `Converted`; weights are in float32.
+    """
+
+    title: str
+    signs: tuple[str, ...]
+    classes: tuple[str, ...]
+    convert: Callable[[Weights, Mapping[str, Any], tuple[float, float] | None], Converted]
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        keys = list(keys)
+        return all(any(re.search(sign, key) for key in keys) for sign in self.signs)
+
+
+def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str | Callable[[re.Match], str]]]) -> Weights:
+    """Apply each (regular expression, replacement as of `re.sub`) to every key, in order."""
+    renamed = {}
+    for key, value in weights.items():
+        for pattern, replacement in rules:
+            key = re.sub(pattern, replacement, key)
+        renamed[key] = value
+    return renamed
+
+
+def drop(weights: Mapping[str, Tensor], *patterns: str) -> Weights:
+    """Without the keys in which one of the patterns is found at the start."""
+    return {key: value for key, value in weights.items() if not any(re.match(pattern, key) for pattern in patterns)}
+
+
+def of_submodule(weights: Weights, prefix: str) -> Weights:
+    """Where `prefix`ed keys are there (a tokenizer inside of a prior's file), they alone, without it."""
+    inside = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    return inside or weights
+
+
+def averaged(weights: Weights) -> Weights:
+    """The average kept under `model_ema.`, whose names are the live ones without their dots, instead of the weights."""
+    live = {key.replace(".", ""): key for key in weights if not key.startswith("model_ema.")}
+    chosen = {key: value for key, value in weights.items() if not key.startswith("model_ema.")}
+    for key, value in weights.items():
+        name = key.removeprefix("model_ema.")
+        if name != key and name in live:
+            chosen[live[name]] = value
+    return chosen
+
+
+def with_zero_biases(weights: Weights, *patterns: str) -> Weights:
+    """Biases of zero for the convolutions that have none: the same function, and fewer kinds of networks."""
+    filled = dict(weights)
+    for key, value in weights.items():
+        bias = key.removesuffix("weight") + "bias"
+        if any(re.search(pattern, key) for pattern in patterns) and bias not in weights:
+            filled[bias] = torch.zeros(len(value))
+    return filled
+
+
+def backbone_of(weights: Weights, *, resolution: int = 256, **fixed: Any) -> BackboneConfig:
+    """The config of a backbone whose weights carry this project's (taming's) names.
+
+    Args:
+        resolution: that attention's place is counted from; weights do not tell it.
+        fixed: fields that the family knows and weights do not tell.
+
+    Raises:
+        ForeignCheckpointError: a weight that tells a field is missing. The message names it.
+    """
+    levels = _count(weights, r"encoder\.down\.(\d+)\.")
+    ch, in_channels = shape_of(weights, "encoder.conv_in.weight")[:2]
+    widths = [shape_of(weights, f"encoder.down.{index}.block.0.conv1.weight")[0] for index in range(levels)]
+    if any(width % ch for width in widths):
+        raise ForeignCheckpointError(f"The levels' widths {widths} are no multiples of the first convolution's {ch}.")
+    blocks = _count(weights, r"encoder\.down\.0\.block\.(\d+)\.")
+    decoder_blocks = _count(weights, r"decoder\.up\.0\.block\.(\d+)\.")
+    out = shape_of(weights, "encoder.conv_out.weight")
+    attention = [index for index in range(levels) if f"encoder.down.{index}.attn.0.q.weight" in weights]
+    fields = {
+        "in_channels": in_channels,
+        "resolution": resolution,
+        "ch": ch,
+        "ch_mult": tuple(width // ch for width in widths),
+        "num_res_blocks": blocks,
+        "attn_resolutions": tuple(resolution // 2**index for index in attention),
+        "mid_attention": "encoder.mid.attn_1.q.weight" in weights,
+        "mid_res_blocks": _count(weights, r"encoder\.mid\.block_(\d+)\.") - 1,
+        "z_channels": out[0],
+        "encoder_out_kernel": out[-1],
+        "decoder_res_blocks": None if decoder_blocks == blocks + 1 else decoder_blocks,
+        "quant_conv": "quant_conv.weight" in weights,
+    }
+    try:
+        return BackboneConfig(**{**fields, **fixed})
+    except ValueError as error:
+        raise ForeignCheckpointError(f"The weights make no backbone of this project: {error}") from error
+
+
+def shape_of(weights: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
+    """Shape of the tensor `key`.
+
+    Raises:
+        ForeignCheckpointError: there is none.
+    """
+    if key not in weights:
+        raise ForeignCheckpointError(f"The checkpoint lacks {key} (as taming-transformers names it).")
+    return tuple(weights[key].shape)
+
+
+def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
+    """One more than the largest number that `pattern` finds."""
+    numbers = [int(match[1]) for key in weights if (match := re.match(pattern, key))]
+    if not numbers:
+        raise ForeignCheckpointError(f"The checkpoint has no key like {pattern} (as taming-transformers names them).")
+    return max(numbers) + 1
+
+
+def find_setting(settings: Any, name: str) -> Any:
+    """The first value called `name` in nested settings, outermost first; None where there is none."""
+    layer = [settings]
+    while layer:
+        for item in layer:
+            if isinstance(item, Mapping) and name in item:
+                return item[name]
+        layer = [value for item in layer if isinstance(item, Mapping) for value in item.values()]
+    return None
+
+
+def check_settings(settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Settings that name a value of `found` (what the weights tell) must name the same.
+
+    Raises:
+        ForeignCheckpointError: they contradict each other: the settings belong to another checkpoint.
+    """
+    wrong = []
+    for name, value in found.items():
+        said = find_setting(settings, name)
+        said = tuple(said) if isinstance(said, list) else said
+        if said is not None and said != value:
+            wrong.append(f"{name} {said} (the weights: {value})")
+    if wrong:
+        raise ForeignCheckpointError(
+            f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}."
+        )

@@ -1,0 +1,45 @@
+"""MaskGIT's VQGAN (Chang et al. 2022, https://arxiv.org/abs/2202.04200) as open-muse, TiTok and RAR ship it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tokenizer.importers.layout import (
+    Converted,
+    TokenizerFamily,
+    Weights,
+    backbone_of,
+    rename,
+    shape_of,
+    with_zero_biases,
+)
+from tokenizer.quantizers import VectorQuantizerConfig
+
+_RULES = (
+    (r"\.mid\.(\d+)\.", lambda found: f".mid.block_{int(found[1]) + 1}."),
+    (r"\.upsample_conv\.", ".upsample.conv."),
+)
+
+
+def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
+    weights = with_zero_biases(
+        rename(weights, _RULES), r"\.conv[12]\.weight$", r"\.nin_shortcut\.weight$", r"^encoder\.conv_in\.weight$"
+    )
+    backbone = backbone_of(
+        weights,
+        resolution=settings.get("resolution", 256),
+        downsample="average",
+        shortcut="output",
+        pixel_range=pixel_range or (0.0, 1.0),
+    )
+    size, dim = shape_of(weights, "quantize.embedding.weight")
+    return Converted(backbone, VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=False), weights)
+
+
+FAMILY = TokenizerFamily(
+    title="MaskGIT's VQGAN (open-muse, TiTok, RAR)",
+    signs=(r"encoder\.down\.0\.block\.", r"encoder\.mid\.0\.conv1\.", r"quantize\.embedding\.weight"),
+    classes=("MaskGitVQGAN",),
+    convert=convert,
+)

@@ -1,0 +1,146 @@
+"""Weights out of files that others wrote. Nothing in such a file is ever run.
+
+torch's files are pickles. They are read with `weights_only=True`, which makes tensors and plain containers only. What
+training frameworks leave beside the weights (callbacks, hyperparameters) is of classes that this refuses: for those of
+`_LEFTOVERS` inert stand-ins take the place of the named classes. A file that names anything else is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+# Modules whose objects lie beside the weights in Lightning's and LlamaGen's files.
+_LEFTOVERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.", "typing.", "numpy.")
+_LEFTOVERS += ("collections.", "pathlib.", "torch.optim.", "transformers.", "functools.partial", "__builtin__.")
+_HARMLESS_BUILTINS = {f"builtins.{name}" for name in ("dict", "list", "set", "int", "float", "str", "bool", "tuple")}
+# Where the families keep their weights, in the order in which they are looked for.
+_NESTED = ("state_dict", "model", "module", "ema")
+
+
+class ForeignCheckpointError(ValueError):
+    """A checkpoint of another project cannot be imported; the message says why and what to do."""
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a torch file (.ckpt, .pt, .pth, .bin), by their names there.
+
+    Raises:
+        ForeignCheckpointError: the file is missing, damaged, no checkpoint, or holds objects other than weights.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ForeignCheckpointError(f"There is no file {path}.")
+    with path.open("rb") as file:
+        start = file.read(64)
+    _refuse_what_is_no_checkpoint(path, start)
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except (SafetensorError, ValueError) as error:
+            raise _damaged(path, error) from error
+    return _weights_within(_read_torch_file(path), path)
+
+
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """A family's .yaml or .json beside its checkpoint, as plain values.
+
+    Raises:
+        ForeignCheckpointError: the file is missing, or no YAML mapping.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ForeignCheckpointError(f"There is no file {path}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError) as error:
+        raise ForeignCheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+    if not isinstance(values, dict):
+        raise ForeignCheckpointError(f"{path} must hold a mapping of settings, not {type(values).__name__}.")
+    return values
+
+
+def _refuse_what_is_no_checkpoint(path: Path, start: bytes) -> None:
+    if not start:
+        raise ForeignCheckpointError(f"{path} is empty: download it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ForeignCheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there.")
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
+        raise ForeignCheckpointError(f"{path} is a web page, not a checkpoint: download the file itself.")
+
+
+def _damaged(path: Path, error: Exception) -> ForeignCheckpointError:
+    reason = (str(error).splitlines() or [type(error).__name__])[0]
+    return ForeignCheckpointError(
+        f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint: download it again ({reason})."
+    )
+
+
+def _read_torch_file(path: Path) -> Any:
+    in_zip = zipfile.is_zipfile(path)
+    try:
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if in_zip else []
+    except Exception as error:  # zipfile, pickletools and torch have each their own
+        raise _damaged(path, error) from error
+    refused = sorted(name for name in foreign if not name.startswith(_LEFTOVERS) and name not in _HARMLESS_BUILTINS)
+    if refused:
+        raise _holds_objects(path, ", ".join(refused[:8]))
+    stand_ins = [(type("Leftover", (_Leftover,), {}), name) for name in foreign]
+    try:
+        with torch.serialization.safe_globals(stand_ins):
+            # Mapped, not read: a file of a few GB holds an optimizer's state that nobody asks for.
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
+    except Exception as error:
+        if "Unsupported" in str(error) and ("global" in str(error).lower() or "class" in str(error).lower()):
+            raise _holds_objects(path, str(error).split("GLOBAL")[-1].split("was not")[0].strip()[:80]) from error
+        raise _damaged(path, error) from error
+
+
+def _holds_objects(path: Path, names: str) -> ForeignCheckpointError:
+    return ForeignCheckpointError(
+        f"{path} is a pickle that holds more than weights ({names}); it is not read, since reading it could run code. "
+        "Where you trust it, save its state dict alone as safetensors and import that."
+    )
+
+
+class _Leftover:
+    """Stands in for a class that is named in a pickle: takes whatever is handed to it, and does nothing."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Leftover:
+        return object.__new__(cls)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        pass
+
+
+def _weights_within(content: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict itself, or the one under the name that the families use."""
+    candidates = [content]
+    if isinstance(content, Mapping):
+        candidates = [content[name] for name in _NESTED if isinstance(content.get(name), Mapping)] + candidates
+    for candidate in candidates:
+        if isinstance(candidate, Mapping):
+            weights = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
+            if weights:
+                return weights
+    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
+    raise ForeignCheckpointError(f"{path} holds no weights, neither directly nor under {', '.join(_NESTED)}: {found}.")

@@ -1,0 +1,87 @@
+"""taming-transformers and latent-diffusion: VQModel and GumbelVQ (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
+
+The names are this project's own. Also for a first stage inside of a prior's or a diffusion model's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from tokenizer.configuration import BackboneConfig
+from tokenizer.importers.layout import (
+    Converted,
+    TokenizerFamily,
+    Weights,
+    averaged,
+    backbone_of,
+    check_settings,
+    drop,
+    find_setting,
+    of_submodule,
+    shape_of,
+)
+from tokenizer.importers.reading import ForeignCheckpointError
+from tokenizer.quantizers import GumbelConfig, VectorQuantizerConfig
+
+
+def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
+    weights, notes = trained_part(weights)
+    backbone = backbone_by(weights, settings, pixel_range)
+    if "quantize.proj.weight" in weights:
+        weights["quantize.logits.weight"] = weights.pop("quantize.proj.weight").flatten(1)  # [K, D, 1, 1] -> [K, D]
+        weights["quantize.logits.bias"] = weights.pop("quantize.proj.bias")
+        weights["quantize.embedding.weight"] = weights.pop("quantize.embed.weight")
+    size, dim = shape_of(weights, "quantize.embedding.weight")
+    check_settings(settings, {"n_embed": size, "embed_dim": dim})
+    used = weights.pop("quantize.used", None)
+    if used is not None:
+        # taming keeps all codes and renumbers those listed here; a code that is not listed becomes a random one. The
+        # nearest listed one is a better guess, and where taming's codes are determined they are the same.
+        for name in ("embedding.weight", "logits.weight", "logits.bias"):
+            if f"quantize.{name}" in weights:
+                weights[f"quantize.{name}"] = weights[f"quantize.{name}"][used.long()]
+        notes["remap"] = used.long().tolist()
+        size = len(used)
+    if "quantize.logits.weight" in weights:
+        quantizer = GumbelConfig(codebook_size=size, code_dim=dim)
+    else:
+        quantizer = VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=False)
+    return Converted(backbone, quantizer, weights, notes)
+
+
+def trained_part(weights: Weights) -> tuple[Weights, dict[str, Any]]:
+    """The tokenizer's own weights, averaged where the file has an average, without what only its training used."""
+    weights = drop(of_submodule(weights, "first_stage_model."), r"loss\.", r"colorize$", r"temperature_scheduler\.")
+    notes = {}
+    if any(key.startswith("model_ema.") for key in weights):
+        weights, notes["weights"] = averaged(weights), "ema"
+    return weights, notes
+
+
+def backbone_by(
+    weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None, **fixed: Any
+) -> BackboneConfig:
+    """The backbone that weights and taming's `ddconfig`, where it is given, tell; they must agree.
+
+    Raises:
+        ForeignCheckpointError: they do not, or the ddconfig asks for what this backbone has not.
+    """
+    ddconfig = find_setting(settings, "ddconfig") or {}
+    for name, value in {"double_z": False, "tanh_out": False, "resamp_with_conv": True}.items():
+        if ddconfig.get(name, value) != value:
+            raise ForeignCheckpointError(f"ddconfig.{name} {ddconfig[name]} is not supported: it must be {value}.")
+    resolution = ddconfig.get("resolution", 256)
+    backbone = backbone_of(weights, resolution=resolution, pixel_range=pixel_range or (-1.0, 1.0), **fixed)
+    told = ("in_channels", "ch", "ch_mult", "num_res_blocks", "z_channels", "attn_resolutions")
+    check_settings(ddconfig, {name: getattr(backbone, name) for name in told})
+    return replace(backbone, dropout=float(ddconfig.get("dropout", 0.0)))
+
+
+FAMILY = TokenizerFamily(
+    title="taming-transformers' or latent-diffusion's VQModel or GumbelVQ",
+    signs=(r"encoder\.down\.\d+\.block\.", r"encoder\.mid\.block_1\.", r"quantize\.(embedding|embed)\.weight"),
+    classes=("taming", "ldm"),
+    convert=convert,
+)
