@@ -11,7 +11,7 @@ from typing import Any
 import tyro
 
 from pipelines.console import guarded
-from pipelines.training.presets import CHOICES, with_choice
+from pipelines.training.presets import CHOICES, with_choice, with_start
 
 
 def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any], Any], description: str) -> None:
@@ -32,8 +32,10 @@ def run_preset(presets: dict[str, Callable[[str, str], Any]], run: Callable[[Any
 
 
 def _with_choices(config: Any) -> Any:
-    """The preset's config, with the parts that `--quantizer.type NAME` and the like name."""
+    """The preset's config, with the parts that `--init-from`, `--quantizer.type NAME` and the like name."""
     arguments = [part for argument in sys.argv[1:] for part in argument.split("=", 1)]
+    starts = [value for flag, value in itertools.pairwise(arguments) if flag == "--init-from"]
+    config = with_start(config, starts[-1]) if starts and hasattr(config, "init_from") else config
     for path in CHOICES if hasattr(config, "quantizer") else ():
         named = [value for flag, value in itertools.pairwise(arguments) if flag == f"--{path}.type"]
         config = with_choice(config, path, named[-1]) if named else config

@@ -18,9 +18,11 @@ def description(config: VQModelConfig) -> str:
     """One sentence: which images become how many codes."""
     size, channels = config.preprocessing_config.image_size, config.backbone_config.in_channels
     shape = "x".join(map(str, config.codes_shape))
+    origin = config.provenance or {}
+    imported = f"Imported from the {origin['family']} checkpoint `{origin.get('file')}`.\n" if origin else ""
     return (
         f"Turns images of {size}x{size} pixels ({channels} channels) into {shape} codes of "
-        f"{config.quantizer_config.codebook_size} ({config.quantizer['type']}), and codes into images.\n"
+        f"{config.quantizer_config.codebook_size} ({config.quantizer['type']}), and codes into images.\n{imported}"
     )
 
 

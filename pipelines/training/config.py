@@ -102,6 +102,9 @@ class TokenizerTrainingConfig(TrainingConfig):
     Args:
         class_conditional: the decoder knows each picture's class (see `VQModelConfig.num_classes`); the classes are the
             data's. The discriminator's own switch is objective.discriminator.conditional.
+        init_from: folder or Hub name of a tokenizer whose weights training starts from; none starts from fresh ones.
+            On the command line backbone, quantizer and preprocessing are that tokenizer's too. The discriminator and
+            the optimizers are new.
         revive_until: share of the run after which dead codes stay where they are, so that the end of training settles.
         onset_bound: the run warns when a reconstruction term rises, after the discriminator's start, above so many
             times its mean of the last window before.
@@ -114,6 +117,7 @@ class TokenizerTrainingConfig(TrainingConfig):
             Evaluation stays as it is, and so do the names in a checkpoint: these three may change when a run resumes.
     """
 
+    init_from: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from pipelines.data import DataConfig
+from pipelines.loading import load_tokenizer
 from pipelines.training.config import AugmentationConfig, PriorTrainingConfig, TokenizerTrainingConfig
 from pipelines.training.optim import OptimizerConfig
 from prior import PriorConfig
@@ -277,6 +278,23 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
     for parent, field in zip(reversed(parents), (last, *reversed(outer)), strict=True):
         value = replace(parent, **{field: value})
     return value
+
+
+def with_start(config: TokenizerTrainingConfig, tokenizer: str) -> TokenizerTrainingConfig:
+    """The config of a run that starts from a saved tokenizer, with its backbone, quantizer and preprocessing.
+
+    Raises:
+        LoadingError: there is no tokenizer of that name.
+    """
+    shape = load_tokenizer(tokenizer).config
+    return replace(
+        config,
+        init_from=tokenizer,
+        class_conditional=config.class_conditional or bool(shape.num_classes),
+        backbone=shape.backbone_config,
+        quantizer=shape.quantizer_config,
+        preprocessing=shape.preprocessing_config,
+    )
 
 
 TOKENIZER_PRESETS: dict[str, Callable[[str, str], TokenizerTrainingConfig]] = {

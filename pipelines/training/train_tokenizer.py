@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipelines.devices import evaluating
 from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
 from pipelines.export import export_tokenizer
 from pipelines.files import write_text
+from pipelines.loading import load_tokenizer
 from pipelines.pictures import differences
 from pipelines.training.announcement import announce_tokenizer
 from pipelines.training.checkpoint import (
@@ -32,7 +34,7 @@ from pipelines.training.config import TokenizerTrainingConfig
 from pipelines.training.guards import replay, watch
 from pipelines.training.image_batches import AugmentedImages, ImageBatch, image_batches
 from pipelines.training.randomness import key, seed_step
-from pipelines.training.run import Run, check_bad_steps, stop_run
+from pipelines.training.run import Run, TrainingError, check_bad_steps, stop_run
 from pipelines.training.switches import compile_learners, not_compiled, prepare_learners
 from pipelines.training.tokenizer_step import TokenizerLearners, make_learners, train_step
 from pipelines.training.window import gather_windows, own_window
@@ -58,7 +60,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         classes = _classes(config, train_images)
-        model = VQModel(_model_config(config, classes))
+        model = _make_model(config, classes)
         learners = make_learners(
             model,
             config.objective,
@@ -92,14 +94,40 @@ def _classes(config: TokenizerTrainingConfig, images: ImageSource) -> list[str]:
     return images.class_names if config.needs_labels else []
 
 
-def _model_config(config: TokenizerTrainingConfig, classes: list[str]) -> VQModelConfig:
+def _make_model(config: TokenizerTrainingConfig, classes: list[str]) -> VQModel:
+    """Fresh weights, or those of `config.init_from`."""
+    start = load_tokenizer(config.init_from) if config.init_from else None
     conditional = {"num_classes": len(classes), "id2label": dict(enumerate(classes))}
-    return VQModelConfig(
-        backbone=config.backbone,
-        quantizer=config.quantizer,
-        preprocessing=config.preprocessing,
-        **(conditional if config.class_conditional else {}),
+    model = VQModel(
+        VQModelConfig(
+            backbone=config.backbone,
+            quantizer=config.quantizer,
+            preprocessing=config.preprocessing,
+            provenance=start.config.provenance if start else None,
+            **(conditional if config.class_conditional else {}),
+        )
     )
+    if start:
+        _load_start(model, start, config.init_from)
+    return model
+
+
+def _load_start(model: VQModel, start: VQModel, name: str) -> None:
+    """The weights of `start`; what makes a decoder class-conditional may be new: it changes nothing at the start.
+
+    Raises:
+        TrainingError: the networks are not the same.
+    """
+    own, given = model.state_dict(), start.state_dict()
+    wrong = [key for key in own if key in given and given[key].shape != own[key].shape]
+    wrong += [key for key in own if key not in given and not re.search(r"\.modulation$|^class_embedding\.", key)]
+    wrong += [key for key in given if key not in own]
+    if wrong:
+        raise TrainingError(
+            f"backbone and quantizer are not those of the tokenizer {name}, as init_from needs: they differ in "
+            f"{', '.join(wrong[:4])} ({len(wrong)} weights in all)."
+        )
+    model.load_state_dict(given, strict=False)
 
 
 def _train(

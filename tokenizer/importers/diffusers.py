@@ -16,6 +16,7 @@ from tokenizer.importers.layout import (
     Weights,
     backbone_of,
     check_settings,
+    plain_codebook,
     shape_of,
 )
 from tokenizer.importers.reading import ForeignCheckpointError
@@ -59,7 +60,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
     told["block_out_channels"] = tuple(backbone.ch * multiplier for multiplier in backbone.ch_mult)
     told["layers_per_block"] = backbone.num_res_blocks
     check_settings(settings, told)
-    return Converted(backbone, VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=False), weights)
+    return Converted(backbone, plain_codebook(size, dim), weights)
 
 
 def _our_name(key: str) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenizer.importers import taming
 from tokenizer.importers.layout import Converted, TokenizerFamily, Weights, check_settings, shape_of
-from tokenizer.quantizers import IBQConfig
+from tokenizer.quantizers.index_backpropagation import IBQConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tokenizer.configuration import BackboneConfig
 from tokenizer.importers.reading import ForeignCheckpointError
-from tokenizer.quantizers import QuantizerConfig
+from tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig
 
 Weights = dict[str, Tensor]
 
@@ -150,6 +150,18 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     if not numbers:
         raise ForeignCheckpointError(f"The checkpoint has no key like {pattern} (as taming-transformers names them).")
     return max(numbers) + 1
+
+
+def plain_codebook(size: int, dim: int) -> VectorQuantizerConfig:
+    """taming's lookup and its "legacy" loss, with beta on the codebook's term; codes are never moved, as there."""
+    return VectorQuantizerConfig(
+        codebook_size=size,
+        code_dim=dim,
+        l2_normalize=False,
+        codebook_weight=0.25,
+        commitment_weight=1.0,
+        revive_below=0.0,
+    )
 
 
 def find_setting(settings: Any, name: str) -> Any:

@@ -29,7 +29,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
     size, dim = shape_of(weights, "quantize.embedding.weight")
     return Converted(
         backbone_of(weights, pixel_range=pixel_range or (-1.0, 1.0)),
-        VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=True),
+        VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=True, revive_below=0.0),
         weights,
     )
 

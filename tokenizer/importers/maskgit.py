@@ -10,11 +10,11 @@ from tokenizer.importers.layout import (
     TokenizerFamily,
     Weights,
     backbone_of,
+    plain_codebook,
     rename,
     shape_of,
     with_zero_biases,
 )
-from tokenizer.quantizers import VectorQuantizerConfig
 
 _RULES = (
     (r"\.mid\.(\d+)\.", lambda found: f".mid.block_{int(found[1]) + 1}."),
@@ -34,7 +34,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
         pixel_range=pixel_range or (0.0, 1.0),
     )
     size, dim = shape_of(weights, "quantize.embedding.weight")
-    return Converted(backbone, VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=False), weights)
+    return Converted(backbone, plain_codebook(size, dim), weights)
 
 
 FAMILY = TokenizerFamily(

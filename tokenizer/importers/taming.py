@@ -20,10 +20,11 @@ from tokenizer.importers.layout import (
     drop,
     find_setting,
     of_submodule,
+    plain_codebook,
     shape_of,
 )
 from tokenizer.importers.reading import ForeignCheckpointError
-from tokenizer.quantizers import GumbelConfig, VectorQuantizerConfig
+from tokenizer.quantizers.gumbel import GumbelConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
@@ -45,9 +46,11 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
         notes["remap"] = used.long().tolist()
         size = len(used)
     if "quantize.logits.weight" in weights:
-        quantizer = GumbelConfig(codebook_size=size, code_dim=dim)
+        quantizer = GumbelConfig(
+            codebook_size=size, code_dim=dim, kl_weight=float(find_setting(settings, "kl_weight") or 1e-8)
+        )
     else:
-        quantizer = VectorQuantizerConfig(codebook_size=size, code_dim=dim, l2_normalize=False)
+        quantizer = plain_codebook(size, dim)
     return Converted(backbone, quantizer, weights, notes)
 
 

@@ -1,0 +1,149 @@
+"""A checkpoint of another project -> a folder that the whole toolkit uses; and a tokenizer -> diffusers' layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pipelines.data import DataConfig
+from pipelines.export import export, export_tokenizer
+from pipelines.files import OutputError, sha256, write_json
+from pipelines.loading import load_tokenizer
+from pipelines.reconstruction import reconstruct
+from tokenizer import VQModel
+from tokenizer.importers import (
+    TOKENIZER_FAMILIES,
+    ForeignCheckpointError,
+    guess_tokenizer_family,
+    read_settings,
+    read_weights,
+)
+from tokenizer.importers.diffusers import to_diffusers
+
+
+def import_checkpoint(
+    family: str,
+    /,
+    checkpoint: str,
+    output_dir: str,
+    config: str | None = None,
+    verify_images: str | None = None,
+    pixel_range: tuple[float, float] | None = None,
+) -> Path:
+    """Turn another project's checkpoint into a folder that `from_pretrained` reads.
+
+    The commands, by family:
+
+        taming (VQModel and GumbelVQ, latent-diffusion's first stages too; with or without the yaml)
+            import_checkpoint.py taming --checkpoint last.ckpt --config model.yaml --output-dir DIR
+        llamagen (VQ-16 and VQ-8)
+            import_checkpoint.py llamagen --checkpoint vq_ds16_c2i.pt --output-dir DIR
+        diffusers (VQModel: aMUSEd's, LDM's; FILE may be its folder)
+            import_checkpoint.py diffusers --checkpoint vqvae/ --output-dir DIR
+        maskgit (VQGAN of open-muse, TiTok, RAR)
+            import_checkpoint.py maskgit --checkpoint maskgit-vqgan-imagenet-f16-256.bin --output-dir DIR
+        ibq (SEED-Voken's IBQ tokenizers)
+            import_checkpoint.py ibq --checkpoint imagenet256_16384.ckpt --output-dir DIR
+        open-magvit2 (its image tokenizers)
+            import_checkpoint.py open-magvit2 --checkpoint imagenet_256_L.ckpt --output-dir DIR
+
+    Files are read as weights alone: nothing in them is run. Where a file holds averaged weights beside the trained
+    ones (model_ema), the averaged ones are taken.
+
+    Args:
+        family: one of the above.
+        checkpoint: the file (.ckpt, .pt, .bin, .safetensors), or a folder with one and its config.json.
+        output_dir: where the tokenizer goes.
+        config: the family's yaml or json, where there is one; it must agree with the weights.
+        verify_images: images to reconstruct after the import; scores and a picture go into OUTPUT_DIR/verification.
+        pixel_range: what the network reads as black and white, where it is not what the family's do.
+
+    Raises:
+        ForeignCheckpointError: the file cannot be read, is of another family, or is not whole.
+    """
+    file, found = _file_and_config(Path(checkpoint))
+    settings_file = Path(config) if config else found
+    if family not in TOKENIZER_FAMILIES:
+        raise ForeignCheckpointError(_no_family(family, file))
+    folder = Path(output_dir)
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
+        raise OutputError(f"{folder} is not empty and holds no model: choose another --output-dir.")
+    weights = read_weights(file)
+    settings = read_settings(settings_file) if settings_file else None
+    model = VQModel.from_foreign(family, weights, settings, pixel_range)
+    model.config.provenance |= {"file": file.name, "sha256": sha256(file)}
+    folder.mkdir(parents=True, exist_ok=True)
+    export_tokenizer(model, folder, source="", scores={})
+    print(_report(model, weights, file, folder))
+    if verify_images:
+        reconstruct(str(folder), DataConfig(source=verify_images), str(folder / "verification"))
+    return folder
+
+
+def export_diffusers(tokenizer: str, output_dir: str) -> Path:
+    """Write a tokenizer as diffusers' VQModel: config.json and diffusion_pytorch_model.safetensors.
+
+    Args:
+        tokenizer: folder or Hub name of a tokenizer with a plain codebook and a backbone like taming's.
+        output_dir: `diffusers.VQModel.from_pretrained` reads it.
+
+    Raises:
+        ValueError: diffusers' VQModel cannot be this tokenizer; the message names the field.
+    """
+    model = load_tokenizer(tokenizer)
+    settings, weights = to_diffusers(model.config, model.state_dict())
+    folder = Path(output_dir)
+
+    def write(aside: Path) -> None:
+        save_file(weights, aside / "diffusion_pytorch_model.safetensors", {"format": "pt"})
+        write_json(aside / "config.json", settings)
+
+    export(folder, write)
+    black, white = model.config.backbone_config.pixel_range
+    print(f"diffusers' VQModel is in {folder}. Give it pixels in [{black:g}, {white:g}].")
+    return folder
+
+
+def _file_and_config(path: Path) -> tuple[Path, Path | None]:
+    """A folder's weights and config.json, or the file itself."""
+    if not path.is_dir():
+        return path, None
+    names = ("diffusion_pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.bin")
+    file = next((path / name for name in names if (path / name).is_file()), None)
+    if file is None:
+        raise ForeignCheckpointError(f"{path} holds none of {', '.join(names)}: name the checkpoint's file itself.")
+    return file, path / "config.json" if (path / "config.json").is_file() else None
+
+
+def _no_family(family: str, file: Path) -> str:
+    guess = guess_tokenizer_family(read_weights(file))
+    hint = f" By its keys {file} is of the family {guess}." if guess else ""
+    return f"There is no family {family!r}: it is one of {', '.join(TOKENIZER_FAMILIES)}.{hint}"
+
+
+def _report(model: VQModel, weights: Mapping[str, Tensor], file: Path, folder: Path) -> str:
+    config, provenance = model.config, model.config.provenance
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    shape = "x".join(map(str, config.codes_shape))
+    chosen = "the averaged weights (model_ema)" if provenance.get("weights") == "ema" else "the weights"
+    black, white = config.backbone_config.pixel_range
+    lines = [
+        f"{file.name}: {len(weights)} tensors, of which {chosen} make a tokenizer of {parameters:.2f}M parameters.",
+        f"An image of {config.preprocessing_config.image_size} pixels becomes {shape} codes of "
+        f"{config.quantizer_config.codebook_size} ({_lookup(config)}); the network works on pixels in "
+        f"[{black:g}, {white:g}], `encode` takes [-1, 1].",
+    ]
+    if "remap" in provenance:
+        lines.append(f"The codebook is the {len(provenance['remap'])} codes of its remap, in their new order.")
+    return "\n".join([*lines, f"The tokenizer is in {folder} (VQModel.from_pretrained)."])
+
+
+def _lookup(config: Any) -> str:
+    quantizer = config.quantizer_config
+    rules = {"ibq": "largest dot product", "gumbel": "largest logit", "lfq": "signs"}
+    nearest = "nearest on the sphere" if getattr(quantizer, "l2_normalize", False) else "nearest"
+    return rules.get(quantizer.type, nearest)

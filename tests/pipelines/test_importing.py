@@ -1,0 +1,96 @@
+"""The commands around foreign checkpoints: import, what follows an import, fine-tuning from it, export."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.files import OutputError
+from pipelines.importing.checkpoints import export_diffusers, import_checkpoint
+from pipelines.training.presets import small64_tokenizer, with_start
+from pipelines.training.run import TrainingError
+from pipelines.training.train_tokenizer import train_tokenizer
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from tokenizer.importers import ForeignCheckpointError
+
+
+@pytest.fixture(scope="module")
+def original() -> VQModel:
+    """With taming's network, whose names are this project's: its state dict is one of taming's."""
+    torch.manual_seed(1)
+    backbone = BackboneConfig(
+        resolution=16, ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(8,), z_channels=8
+    )
+    quantizer = VectorQuantizerConfig(codebook_size=32, code_dim=4, l2_normalize=False)
+    return VQModel(
+        VQModelConfig(backbone=backbone, quantizer=quantizer, preprocessing=Preprocessing(image_size=16))
+    ).eval()
+
+
+@pytest.fixture
+def checkpoint(original: VQModel, tmp_path: Path) -> Path:
+    """A .ckpt as taming's trainer writes it, and its yaml."""
+    weights = {key: value for key, value in original.state_dict().items() if key != "quantize.usage"}
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": {**weights, "loss.logvar": torch.zeros(1)}, "global_step": 7}, path)
+    ddconfig = {"double_z": False, "resolution": 16, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}
+    (tmp_path / "model.yaml").write_text(json.dumps({"model": {"params": {"ddconfig": ddconfig, "n_embed": 32}}}))
+    return path
+
+
+@pytest.fixture
+def imported(checkpoint: Path) -> Path:
+    folder = checkpoint.parent / "imported"
+    return import_checkpoint("taming", str(checkpoint), str(folder), config=str(checkpoint.parent / "model.yaml"))
+
+
+def test_an_import_is_a_tokenizers_folder_with_its_provenance(original, checkpoint, pictures, capsys):
+    folder = checkpoint.parent / "imported"
+    yaml = str(checkpoint.parent / "model.yaml")
+    import_checkpoint("taming", str(checkpoint), str(folder), config=yaml, verify_images=str(pictures))
+    printed = capsys.readouterr().out
+    assert "8x8 codes of 32 (nearest)" in printed
+    assert json.loads((folder / "verification" / "scores.json").read_text())["num_images"] == 18
+    model = VQModel.from_pretrained(folder).eval()
+    assert set(model.config.provenance) == {"family", "file", "sha256"}
+    assert "Imported from the taming checkpoint `last.ckpt`" in (folder / "README.md").read_text()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        assert torch.equal(model(images).reconstruction, original(images).reconstruction)
+
+
+def test_nothing_is_written_over_and_no_family_is_guessed_wrong(checkpoint):
+    with pytest.raises(OutputError, match="is not empty"):
+        import_checkpoint("taming", str(checkpoint), str(checkpoint.parent))
+    with pytest.raises(ForeignCheckpointError, match=r"no family 'vqgan'.* is of the family taming"):
+        import_checkpoint("vqgan", str(checkpoint), str(checkpoint.parent / "new"))
+    assert not (checkpoint.parent / "new").exists()
+
+
+def test_training_starts_from_an_import(imported, tokenizer_config, pictures, tmp_path):
+    config = with_start(tokenizer_config(tmp_path / "run"), str(imported))
+    start = VQModel.from_pretrained(imported)
+    assert config.backbone == start.config.backbone_config
+    optimizer = replace(config.optimizer, learning_rate=1e-12, warmup_steps=0, weight_decay=0.0)
+    train_tokenizer(replace(config, max_steps=1, optimizer=optimizer, ema_decay=0.0))
+    tuned = VQModel.from_pretrained(tmp_path / "run")
+    assert tuned.config.provenance == start.config.provenance
+    for name, tensor in start.state_dict().items():
+        torch.testing.assert_close(tuned.state_dict()[name], tensor, atol=1e-6, rtol=0)
+    # A preset of another network, where only the field is set.
+    other = replace(small64_tokenizer(str(pictures), str(tmp_path / "other")), init_from=str(imported), max_steps=1)
+    with pytest.raises(TrainingError, match="are not those of"):
+        train_tokenizer(replace(other, mixed_precision="no"))
+
+
+def test_an_export_is_what_the_import_of_it_reads(imported):
+    folder = export_diffusers(str(imported), str(imported.parent / "diffusers"))
+    assert json.loads((folder / "config.json").read_text())["down_block_types"][1] == "AttnDownEncoderBlock2D"
+    assert "quantize.usage" not in load_file(folder / "diffusion_pytorch_model.safetensors")
+    back = import_checkpoint("diffusers", str(folder), str(imported.parent / "back"))
+    assert VQModel.from_pretrained(back).fingerprint() == VQModel.from_pretrained(imported).fingerprint()
