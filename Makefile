@@ -13,7 +13,7 @@ PIP_OPTIONS := --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-lower-bounds lint format clean check-python
+.PHONY: help quickstart test test-slow test-lower-bounds import-parity lint format clean check-python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -29,6 +29,16 @@ test-slow: $(DEV) ## the tests that take over a minute each
 
 test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
 	$(LOWER)/bin/python -m pytest -m "not slow and not faults" $(ARGS)
+
+# The folder's clones by the names of their repositories; diffusers is the installed package.
+PEERS ?= ../peers
+import-parity: $(DEV) ## imported checkpoints against their projects' own code, of the clones in PEERS=folder
+	@for pair in taming:taming-transformers taming-f8:taming-transformers taming-remap:taming-transformers \
+	  taming-gumbel:taming-transformers llamagen:LlamaGen llamagen-gpt:LlamaGen maskgit:1d-tokenizer \
+	  ibq:SEED-Voken open-magvit2:SEED-Voken; do \
+	  test ! -d $(PEERS)/$${pair#*:} || \
+	    $(BIN)/python scripts/import_parity.py --name $${pair%%:*} --repository $(PEERS)/$${pair#*:} || exit 1; done
+	@! $(BIN)/python -c 'import diffusers' 2> /dev/null || $(BIN)/python scripts/import_parity.py --name diffusers
 
 lint: $(DEV) ## ruff: rules and layout, changing nothing
 	$(BIN)/ruff check .

@@ -36,7 +36,9 @@ from tokenizer.images import prepare, to_model, to_pil, to_uint8
 
 MODEL_INDEX_NAME = "model_index.json"
 # The only classes a pipeline folder may name; nothing is ever imported because a file says so.
-_COMPONENTS = {"tokenizer": ["tokenizer", "VQModel"], "prior": ["transformers", "LlamaForCausalLM"]}
+_TOKENIZER = ["tokenizer", "VQModel"]
+_PRIORS = {"LlamaForCausalLM": ["transformers", "LlamaForCausalLM"]}
+_PRIORS["GridLlamaForCausalLM"] = ["prior", "GridLlamaForCausalLM"]
 # Default of class-conditional pipelines whose folder names none.
 DEFAULT_GUIDANCE = 2.0
 _MOST_AT_ONCE = 64  # images, by default
@@ -251,7 +253,8 @@ class ImageGenerationPipeline:
             for part, card in self.cards.items():
                 write_text(aside / part / "README.md", card)
             write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
-            index = {"_class_name": type(self).__name__, **_COMPONENTS, "sampling": asdict(self.sampling)}
+            parts = {"tokenizer": _TOKENIZER, "prior": _PRIORS[type(self.prior).__name__]}
+            index = {"_class_name": type(self).__name__, **parts, "sampling": asdict(self.sampling)}
             write_json(aside / MODEL_INDEX_NAME, index)
             replace_folder(aside, folder)
         finally:
@@ -349,9 +352,10 @@ def _read_index(folder: Path) -> SamplingConfig:
         sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadingError(f"{path} is damaged: {error}") from error
-    expected = {"_class_name": ImageGenerationPipeline.__name__, **_COMPONENTS}
-    if index != expected:
-        raise LoadingError(f"{path} names {index}: this pipeline loads {expected} and nothing else.")
+    named = {"_class_name": ImageGenerationPipeline.__name__, "tokenizer": _TOKENIZER}
+    expected = [{**named, "prior": prior} for prior in _PRIORS.values()]
+    if index not in expected:
+        raise LoadingError(f"{path} names {index}: this pipeline loads {expected[0]} and nothing else.")
     return sampling
 
 

@@ -1,6 +1,7 @@
 """The prior: a stock LlamaForCausalLM of transformers, and the folder it is saved in.
 
-Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model.
+Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model. One
+with positions "rotary_2d" needs `import prior` before.
 """
 
 from __future__ import annotations
@@ -8,16 +9,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 
-ARCHITECTURES = ("LlamaForCausalLM",)
+# By the class's name: the model_type beside it, the config and the model.
+ARCHITECTURES: dict[str, tuple[str, type[LlamaConfig], type[LlamaForCausalLM]]] = {
+    "LlamaForCausalLM": ("llama", LlamaConfig, LlamaForCausalLM),
+    "GridLlamaForCausalLM": (GridLlamaConfig.model_type, GridLlamaConfig, GridLlamaForCausalLM),
+}
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class PriorConfig:
         intermediate_size: width of the gated MLP; None for 8/3 of `hidden_size` rounded up to a multiple of 64, which
             gives the MLP as many weights as an ungated one of 4 times the width (arXiv:2002.05202).
         attention_dropout: of attention weights, while training.
+        positions: "rotary" counts the tokens; "rotary_2d" counts rows and columns of the grid, a half of each head for
+            each (needs a depth of 1, and dimensions a head that are a multiple of 4).
         rope_theta: base of the rotary positions' wavelengths (arXiv:2104.09864).
         rms_norm_eps: in the norms.
         initializer_range: standard deviation of the initial weights.
@@ -46,6 +54,7 @@ class PriorConfig:
     num_key_value_heads: int | None = None
     intermediate_size: int | None = None
     attention_dropout: float = 0.0
+    positions: Literal["rotary", "rotary_2d"] = "rotary"
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
@@ -67,6 +76,14 @@ class PriorConfig:
             f"num_key_value_heads {shared} must divide num_attention_heads {heads}.",
         )
         _require(
+            self.positions in ("rotary", "rotary_2d"),
+            f"positions is {self.positions!r}: it must be 'rotary' or 'rotary_2d'.",
+        )
+        _require(
+            self.positions == "rotary" or self.hidden_size // heads % 4 == 0,
+            f"positions 'rotary_2d' needs a multiple of 4 dimensions a head, not {self.hidden_size // heads}.",
+        )
+        _require(
             0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
         )
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
@@ -78,7 +95,14 @@ def make_prior(config: PriorConfig, sequence: SequenceConfig) -> LlamaForCausalL
 
     It takes tokens [B, T] with T up to 1 + sequence.length and predicts, at each position, the next code.
     """
-    llama = LlamaConfig(
+    on_grid = config.positions == "rotary_2d"
+    _require(
+        not on_grid or sequence.depth == 1,
+        f"positions 'rotary_2d' knows rows and columns, and these sequences have {sequence.depth} codes at each "
+        "position: use 'rotary'.",
+    )
+    kind, grid = (GridLlamaConfig, {"grid_width": sequence.grid_shape[1]}) if on_grid else (LlamaConfig, {})
+    llama = kind(
         vocab_size=sequence.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.intermediate_size or _default_intermediate_size(config.hidden_size),
@@ -97,8 +121,9 @@ def make_prior(config: PriorConfig, sequence: SequenceConfig) -> LlamaForCausalL
         eos_token_id=None,
         pad_token_id=None,
         attn_implementation="sdpa",
+        **grid,
     )
-    model = LlamaForCausalLM(llama)
+    model = GridLlamaForCausalLM(llama) if on_grid else LlamaForCausalLM(llama)
     model.generation_config = generation_config(sequence)
     return model.train()
 
@@ -162,13 +187,13 @@ def load_prior(
         folder = _download(str(folder_or_repo), revision, subfolder, token, cache_dir, local_files_only)
     folder = folder / (subfolder or "")
     sequence = SequenceConfig.load(folder)
-    _check_architecture(folder)
+    config_class, model_class = _check_architecture(folder)
     check_weight_files(folder)
     kwargs.setdefault("attn_implementation", "sdpa")
-    config = LlamaConfig.from_pretrained(folder)
+    config = config_class.from_pretrained(folder)
     _check_fit(config, sequence, str(folder / "config.json"))
-    _check_shapes(folder, config)
-    model, info = LlamaForCausalLM.from_pretrained(
+    _check_shapes(folder, config, model_class)
+    model, info = model_class.from_pretrained(
         folder,
         **kwargs,
         use_safetensors=True,
@@ -228,14 +253,17 @@ def _download(
     )
 
 
-def _check_architecture(folder: Path) -> None:
+def _check_architecture(folder: Path) -> tuple[type[LlamaConfig], type[LlamaForCausalLM]]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no config.json in {folder}: it is not the folder of a prior.")
     config = _read_json(path)
     found, kind = config.get("architectures"), config.get("model_type")
     _require(
-        isinstance(found, list) and len(found) == 1 and found[0] in ARCHITECTURES and kind == "llama",
+        isinstance(found, list)
+        and len(found) == 1
+        and found[0] in ARCHITECTURES
+        and kind == ARCHITECTURES[found[0]][0],
         f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "
         f"{', '.join(ARCHITECTURES)}.",
     )
@@ -247,12 +275,13 @@ def _check_architecture(folder: Path) -> None:
         config.get("quantization_config") is None,
         f"{path} has a quantization_config: load_prior reads float weights only.",
     )
+    return ARCHITECTURES[found[0]][1:]
 
 
-def _check_shapes(folder: Path, config: LlamaConfig) -> None:
+def _check_shapes(folder: Path, config: LlamaConfig, model_class: type[LlamaForCausalLM]) -> None:
     """Before anything of a made-up size is allocated: every weight is there and has the config's shape."""
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = model_class(config)
     missing = set(model.state_dict()) - set(model.all_tied_weights_keys)
     for file in sorted(folder.glob("model*.safetensors")):
         with safe_open(file, "pt") as tensors:

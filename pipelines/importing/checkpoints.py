@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.data import DataConfig
-from pipelines.export import export, export_tokenizer
+from pipelines.export import export, export_prior, export_tokenizer
 from pipelines.files import OutputError, sha256, write_json
 from pipelines.loading import load_tokenizer
 from pipelines.reconstruction import reconstruct
+from prior.importers import PRIOR_FAMILIES, convert_prior, guess_prior_family
 from tokenizer import VQModel
 from tokenizer.importers import (
     TOKENIZER_FAMILIES,
@@ -33,6 +35,10 @@ def import_checkpoint(
     config: str | None = None,
     verify_images: str | None = None,
     pixel_range: tuple[float, float] | None = None,
+    tokenizer: str | None = None,
+    grid_size: int = 16,
+    class_names: str | None = None,
+    heads: int | None = None,
 ) -> Path:
     """Turn another project's checkpoint into a folder that `from_pretrained` reads.
 
@@ -50,6 +56,8 @@ def import_checkpoint(
             import_checkpoint.py ibq --checkpoint imagenet256_16384.ckpt --output-dir DIR
         open-magvit2 (its image tokenizers)
             import_checkpoint.py open-magvit2 --checkpoint imagenet_256_L.ckpt --output-dir DIR
+        llamagen-gpt (the class-conditional priors, B to 3B; --grid-size 24 for those of 384 pixels)
+            import_checkpoint.py llamagen-gpt --checkpoint c2i_B_256.pt --tokenizer TOKENIZER --output-dir DIR
 
     Files are read as weights alone: nothing in them is run. Where a file holds averaged weights beside the trained
     ones (model_ema), the averaged ones are taken.
@@ -61,18 +69,25 @@ def import_checkpoint(
         config: the family's yaml or json, where there is one; it must agree with the weights.
         verify_images: images to reconstruct after the import; scores and a picture go into OUTPUT_DIR/verification.
         pixel_range: what the network reads as black and white, where it is not what the family's do.
+        tokenizer: of a prior: folder or Hub name of the imported tokenizer that its codes are of, for generation.
+        grid_size: of a prior: rows, and columns, of its code grid.
+        class_names: of a prior: a text file with the name of a class in each line; none calls them by their numbers.
+        heads: of a prior: of attention, where its size is none of the published ones.
 
     Raises:
         ForeignCheckpointError: the file cannot be read, is of another family, or is not whole.
     """
     file, found = _file_and_config(Path(checkpoint))
     settings_file = Path(config) if config else found
-    if family not in TOKENIZER_FAMILIES:
+    if family not in TOKENIZER_FAMILIES and family not in PRIOR_FAMILIES:
         raise ForeignCheckpointError(_no_family(family, file))
     folder = Path(output_dir)
     if folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file():
         raise OutputError(f"{folder} is not empty and holds no model: choose another --output-dir.")
     weights = read_weights(file)
+    _check_kind(family, weights)
+    if family in PRIOR_FAMILIES:
+        return _import_prior(family, weights, file, folder, tokenizer, grid_size, class_names, heads)
     settings = read_settings(settings_file) if settings_file else None
     model = VQModel.from_foreign(family, weights, settings, pixel_range)
     model.config.provenance |= {"file": file.name, "sha256": sha256(file)}
@@ -82,6 +97,48 @@ def import_checkpoint(
     if verify_images:
         reconstruct(str(folder), DataConfig(source=verify_images), str(folder / "verification"))
     return folder
+
+
+def _import_prior(
+    family: str,
+    weights: dict[str, Tensor],
+    file: Path,
+    folder: Path,
+    tokenizer: str | None,
+    grid_size: int,
+    class_names: str | None,
+    heads: int | None,
+) -> Path:
+    names = None
+    if class_names:
+        names = tuple(
+            line.strip() for line in Path(class_names).read_text(encoding="utf-8").splitlines() if line.strip()
+        )
+    model, sequence = convert_prior(family, weights, grid_size, names, heads)
+    made_by = load_tokenizer(tokenizer) if tokenizer else None
+    if made_by:
+        size = made_by.config.quantizer_config.codebook_size
+        if size != sequence.codebook_size:
+            raise ForeignCheckpointError(
+                f"{tokenizer} has {size} codes, the prior in {file} {sequence.codebook_size}: it is another's."
+            )
+        sequence = replace(sequence, tokenizer_fingerprint=made_by.fingerprint())
+    folder.mkdir(parents=True, exist_ok=True)
+    export_prior(model, sequence, folder, f"of another project ({file.name}, sha256 {sha256(file)})", {})
+    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    print(
+        f"{file.name}: a prior of {parameters:.1f}M parameters on {grid_size}x{grid_size} codes of "
+        f"{sequence.codebook_size}, with {sequence.num_classes} classes.\nThe prior is in {folder}."
+    )
+    return folder
+
+
+def _check_kind(family: str, weights: Mapping[str, Tensor]) -> None:
+    """A prior's file under a tokenizer's family, or the other way round, is told so."""
+    guess = guess_prior_family(weights) if family in TOKENIZER_FAMILIES else guess_tokenizer_family(weights)
+    wrong = guess and not (TOKENIZER_FAMILIES | PRIOR_FAMILIES)[family].fits(weights)
+    if wrong:
+        raise ForeignCheckpointError(f"These are not weights of the family {family}: by their keys use {guess}.")
 
 
 def export_diffusers(tokenizer: str, output_dir: str) -> Path:
@@ -120,9 +177,10 @@ def _file_and_config(path: Path) -> tuple[Path, Path | None]:
 
 
 def _no_family(family: str, file: Path) -> str:
-    guess = guess_tokenizer_family(read_weights(file))
+    keys = read_weights(file)
+    guess = guess_tokenizer_family(keys) or guess_prior_family(keys)
     hint = f" By its keys {file} is of the family {guess}." if guess else ""
-    return f"There is no family {family!r}: it is one of {', '.join(TOKENIZER_FAMILIES)}.{hint}"
+    return f"There is no family {family!r}: it is one of {', '.join(TOKENIZER_FAMILIES | PRIOR_FAMILIES)}.{hint}"
 
 
 def _report(model: VQModel, weights: Mapping[str, Tensor], file: Path, folder: Path) -> str:

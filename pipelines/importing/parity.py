@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.files import write_atomically
-from pipelines.importing.peers import PEERS, Peer
+from pipelines.importing.peers import PEERS, Peer, llamagen_gpt
+from prior.importers import convert_prior
 from tokenizer import VQModel
 from tokenizer.fields import require
 
@@ -53,8 +54,11 @@ def import_parity(name: str, repository: str = "", num_images: int = 64, golden:
     Raises:
         ValueError: `name` is none of them, or codes or pixels differ by more than rounding.
     """
-    require(name in PEERS, f"There is no comparison {name!r}: it is one of {', '.join(PEERS)}.")
+    known = [*PEERS, "llamagen-gpt"]
+    require(name in known, f"There is no comparison {name!r}: it is one of {', '.join(known)}.")
     torch.manual_seed(0)
+    if name == "llamagen-gpt":
+        return _compare_prior(Path(repository), num_images, golden)
     peer = PEERS[name][1](Path(repository))
     weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
     peer.module.load_state_dict({key: weights.get(key, value) for key, value in peer.module.state_dict().items()})
@@ -73,6 +77,31 @@ def import_parity(name: str, repository: str = "", num_images: int = 64, golden:
     require(found.holds, f"The import of {name} differs from {PEERS[name][0]} by more than rounding.")
     if golden:
         _write_golden(Path(golden), peer, weights, codes[:4], pixels[:1])
+    return found
+
+
+def _compare_prior(repository: Path, number: int, golden: str | None) -> Parity:
+    """LlamaGen's logits of `number` sequences of random codes, of every class and null, against ours."""
+    theirs = llamagen_gpt(repository)
+    weights = random_weights({key: tuple(value.shape) for key, value in theirs.state_dict().items()})
+    theirs.load_state_dict({**theirs.state_dict(), **weights})
+    model, sequence = convert_prior("llamagen-gpt", weights, 4, heads=4)
+    codes = torch.from_numpy(np.random.RandomState(0).randint(0, 64, (number, 16)))
+    labels = torch.arange(number) % 6  # 5 is the null class
+    mask = torch.ones(17, 17, dtype=torch.bool).tril()
+    with torch.no_grad():
+        # In evaluation its forward takes the positions and the mask that its own sampling would give it.
+        logits = theirs(codes, labels, input_pos=torch.arange(17), mask=mask)[0][:, :16]
+        tokens = torch.cat([labels[:, None] + 64, codes[:, :-1]], dim=1)
+        ours = model(tokens).logits[..., : sequence.codebook_size]
+    difference = float((ours - logits).abs().max() / (logits.max() - logits.min()))
+    found = Parity(codes.numel(), int((ours.argmax(-1) == logits.argmax(-1)).sum()), difference)
+    print(f"llamagen-gpt: {found.equal_codes} of {found.codes} greedy codes equal, logits within {difference:.1e}.")
+    require(found.holds, "The import of llamagen-gpt differs from FoundationVision/LlamaGen by more than rounding.")
+    if golden:
+        shapes = json.dumps({key: list(value.shape) for key, value in weights.items()})
+        tensors = {"tokens": tokens[:6].contiguous(), "logits": logits[:6].contiguous()}
+        write_atomically(Path(golden), lambda aside: save_file(tensors, aside, {"shapes": shapes}))
     return found
 
 

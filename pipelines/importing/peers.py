@@ -222,6 +222,17 @@ def open_magvit2(repository: Path) -> Peer:
     )
 
 
+def llamagen_gpt(repository: Path) -> nn.Module:
+    """The class-conditional transformer: 2 layers, 4 heads of 16, 5 classes, 4x4 codes of 64."""
+    sys.path.insert(0, str(repository))  # it imports `utils.drop_path` of its own
+    try:
+        source = load_source(repository / "autoregressive/models/gpt.py")
+    finally:
+        sys.path.remove(str(repository))
+    shape = {"dim": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64, "block_size": 16, "num_classes": 5}
+    return source.Transformer(source.ModelArgs(**shape, cls_token_num=1)).eval()
+
+
 # By name: the project that the clone is of, and what builds the network.
 PEERS: dict[str, tuple[str, Callable[[Path], Peer]]] = {
     "taming": ("CompVis/taming-transformers", taming_vq),

@@ -1,0 +1,65 @@
+"""A Llama whose rotary positions are the rows and columns of the code grid; else it is transformers', key by key.
+
+Rotary positions: Su et al. 2021, https://arxiv.org/abs/2104.09864; a half of each head for the rows and a half for the
+columns, as LlamaGen has them: Sun et al. 2024, https://arxiv.org/abs/2406.06525.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+
+class GridLlamaConfig(LlamaConfig):
+    """LlamaConfig, and the grid.
+
+    Args:
+        grid_width: columns of the grid; positions follow it line by line, after the prefix at position 0.
+        zero_prefix: the prefix's queries and keys are zero, as in LlamaGen's code: every later position gives it the
+            score 0. False leaves them as they are, not turned.
+    """
+
+    model_type = "codegrid_grid_llama"
+
+    grid_width: int = 16
+    zero_prefix: bool = False
+
+
+class GridRotaryEmbedding(nn.Module):
+    """Cosines and sines of a head's pairs: the first half turns by the row, the second by the column."""
+
+    def __init__(self, config: GridLlamaConfig) -> None:
+        super().__init__()
+        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.theta = config.rope_parameters["rope_theta"]
+        self.grid_width, self.zero_prefix = config.grid_width, config.zero_prefix
+
+    @torch.no_grad()
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """position_ids [B, T], 0 for the prefix -> two of [B, T, head_dim], in the dtype of `x`."""
+        # Made anew each time: a buffer that is not saved would come back from `from_pretrained` as garbage.
+        half = self.head_dim // 2
+        waves = self.theta ** (-torch.arange(0, half, 2, device=x.device).float() / half)  # [head_dim / 4]
+        cell = (position_ids - 1).clamp(min=0)
+        row, column = cell // self.grid_width, cell % self.grid_width
+        angles = torch.cat([row[..., None] * waves, column[..., None] * waves], dim=-1)  # [B, T, head_dim / 2]
+        angles = torch.cat([angles, angles], dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        if self.zero_prefix:
+            is_code = (position_ids > 0)[..., None]
+            cos, sin = cos * is_code, sin * is_code
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+class GridLlamaForCausalLM(LlamaForCausalLM):
+    config_class = GridLlamaConfig
+
+    def __init__(self, config: GridLlamaConfig) -> None:
+        super().__init__(config)
+        self.model.rotary_emb = GridRotaryEmbedding(config)
+
+
+# So that `AutoModelForCausalLM.from_pretrained` knows such a folder once this package is imported.
+AutoConfig.register(GridLlamaConfig.model_type, GridLlamaConfig)
+AutoModelForCausalLM.register(GridLlamaConfig, GridLlamaForCausalLM)

@@ -1,0 +1,100 @@
+"""The registry of foreign priors: weights by their foreign names -> a Llama of this project and what its tokens mean.
+
+Pure; no project's code is imported. Priors that are no Llamas are named in `NOT_IMPORTED`, with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from prior.importers import llamagen
+from prior.sequence import SequenceConfig
+
+
+@dataclass(frozen=True)
+class PriorFamily:
+    """How the priors of one project become a Llama.
+
+    Args:
+        title: what it is, for people.
+        signs: regular expressions; weights are of the family where each of them finds a key.
+        convert: (weights, grid_size, class_names or None, heads or None) -> the model and its sequences.
+    """
+
+    title: str
+    signs: tuple[str, ...]
+    convert: Callable[
+        [Mapping[str, Tensor], int, tuple[str, ...] | None, int | None], tuple[LlamaForCausalLM, SequenceConfig]
+    ]
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        keys = list(keys)
+        return all(any(re.search(sign, key) for key in keys) for sign in self.signs)
+
+
+PRIOR_FAMILIES: dict[str, PriorFamily] = {
+    "llamagen-gpt": PriorFamily("LlamaGen's class-conditional GPT", llamagen.SIGNS, llamagen.convert),
+}
+# What is recognised and not imported: the signs, and why.
+NOT_IMPORTED: tuple[tuple[str, str], ...] = (
+    (
+        r"cls_embedding\.cap_proj\.",
+        "This is LlamaGen's text-conditional GPT: it reads 120 features of flan-t5-xl, and this project's priors know "
+        "classes.",
+    ),
+    (
+        r"transformer\.(pre_emb|post_emb|factorized_blocks)",
+        "This is Open-MAGVIT2's prior: it predicts each code in two parts with a second transformer, and its norms are "
+        "modulated by the class. It is no Llama.",
+    ),
+    (
+        r"transformer\.(class_emb|head_nm|blocks\.0\.ada_lin)",
+        "This is IBQ's prior: every block is modulated by the class (adaptive norms). It is no Llama.",
+    ),
+    (
+        r"transformer\.(pos_emb|blocks\.0\.attn\.key)",
+        "This is taming-transformers' GPT: learned positions and layer norms, which this project's decoding does not "
+        "read. Its first stage is imported from the same file by the family taming.",
+    ),
+)
+
+
+def convert_prior(
+    family: str,
+    weights: Mapping[str, Tensor],
+    grid_size: int,
+    class_names: tuple[str, ...] | None = None,
+    heads: int | None = None,
+) -> tuple[LlamaForCausalLM, SequenceConfig]:
+    """A foreign state dict as a Llama in evaluation mode and float32, and what its tokens mean.
+
+    Args:
+        family: one of `PRIOR_FAMILIES`.
+        grid_size: rows, and columns, of the code grid: weights do not tell it.
+        class_names: in the order of the labels; None for their numbers.
+        heads: of attention, where the size is none of the published ones.
+
+    Raises:
+        ValueError: the weights are not of this family, or are not whole. The message lists the keys.
+    """
+    for sign, reason in NOT_IMPORTED:
+        if any(re.search(sign, key) for key in weights):
+            raise ValueError(reason)
+    known = PRIOR_FAMILIES[family]
+    if not known.fits(weights):
+        raise ValueError(
+            f"These are not the weights of {known.title}. The first of their {len(weights)} keys are "
+            f"{', '.join(sorted(weights)[:6])}."
+        )
+    return known.convert(weights, grid_size, class_names, heads)
+
+
+def guess_prior_family(keys: Iterable[str]) -> str | None:
+    """The family whose signs the keys carry; None where there is none."""
+    keys = list(keys)
+    return next((name for name, family in PRIOR_FAMILIES.items() if family.fits(keys)), None)
