@@ -283,7 +283,7 @@ class ImageGenerationPipeline:
         folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token)
         sampling = _read_index(folder)
         pipe = cls(load_tokenizer(folder / "tokenizer"), *load_prior_and_sequence(folder / "prior"), sampling)
-        pipe.cards = cards_of({part: folder / part for part in _COMPONENTS})
+        pipe.cards = cards_of({part: folder / part for part in ("tokenizer", "prior")})
         return pipe
 
     def push_to_hub(
