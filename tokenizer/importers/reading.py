@@ -11,6 +11,7 @@ import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -100,15 +101,17 @@ def _read_torch_file(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             # Mapped, not read: a file of a few GB holds an optimizer's state that nobody asks for.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
+    except UnpicklingError as error:
+        # torch's message is several paragraphs; what it met stands behind this word.
+        met = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines() or ["an unknown operation"]
+        raise _holds_objects(path, met[0][:80]) from error
     except Exception as error:
-        if "Unsupported" in str(error) and ("global" in str(error).lower() or "class" in str(error).lower()):
-            raise _holds_objects(path, str(error).split("GLOBAL")[-1].split("was not")[0].strip()[:80]) from error
         raise _damaged(path, error) from error
 
 
 def _holds_objects(path: Path, names: str) -> ForeignCheckpointError:
     return ForeignCheckpointError(
-        f"{path} is a pickle that holds more than weights ({names}); it is not read, since reading it could run code. "
+        f"{path} is no checkpoint, or one that holds more than weights ({names}): reading such a pickle can run code. "
         "Where you trust it, save its state dict alone as safetensors and import that."
     )
 
