@@ -37,8 +37,8 @@ import-parity: $(DEV) ## imported checkpoints against their projects' own code, 
 	  taming-gumbel:taming-transformers llamagen:LlamaGen llamagen-gpt:LlamaGen maskgit:1d-tokenizer \
 	  ibq:SEED-Voken open-magvit2:SEED-Voken; do \
 	  test ! -d $(PEERS)/$${pair#*:} || \
-	    $(BIN)/python scripts/import_parity.py --name $${pair%%:*} --repository $(PEERS)/$${pair#*:} || exit 1; done
-	@! $(BIN)/python -c 'import diffusers' 2> /dev/null || $(BIN)/python scripts/import_parity.py --name diffusers
+	    $(BIN)/python scripts/import_parity.py $${pair%%:*} --repository $(PEERS)/$${pair#*:} || exit 1; done
+	@! $(BIN)/python -c 'import diffusers' 2> /dev/null || $(BIN)/python scripts/import_parity.py diffusers
 
 lint: $(DEV) ## ruff: rules and layout, changing nothing
 	$(BIN)/ruff check .

@@ -41,11 +41,11 @@ class Parity:
         return self.codes == self.equal_codes and self.pixel_difference <= PIXEL_TOLERANCE
 
 
-def import_parity(name: str, repository: str = "", num_images: int = 64, golden: str | None = None) -> Parity:
+def import_parity(name: str, /, repository: str = "", num_images: int = 64, golden: str | None = None) -> Parity:
     """Compare an imported tokenizer with the project's own code, on random weights and images.
 
     Args:
-        name: one of `PEERS`.
+        name: one of `PEERS`, or llamagen-gpt.
         repository: a clone of the project; diffusers is the installed package instead.
         num_images: to compare on.
         golden: write the first images' codes and pixels, and the names and shapes of the weights, into this
