@@ -24,8 +24,8 @@ from pipelines.evaluation.generation import evaluate_generation, sweep_charts
 from pipelines.evaluation.reconstruction import evaluate_reconstruction
 from pipelines.evaluation.tokenizer import evaluate_tokenizer
 from pipelines.files import OutputError
-from pipelines.generation import make_pipeline
 from pipelines.loading import load_tokenizer
+from pipelines.make_pipeline import make_pipeline
 
 
 @pytest.fixture(autouse=True)

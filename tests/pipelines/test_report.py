@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from pipelines.data import DataConfig, open_images
-from pipelines.generation import make_pipeline
 from pipelines.loading import LoadingError, load_tokenizer
+from pipelines.make_pipeline import make_pipeline
 from pipelines.report.codes import CodedImages, code_sheet, codebook_atlas, coded_images, colours, usage
 from pipelines.report.report import metric_charts, report
 
