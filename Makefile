@@ -13,13 +13,16 @@ PIP_OPTIONS := --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart test test-slow test-lower-bounds import-parity lint format clean check-python
+.PHONY: help quickstart compare-quantizers test test-slow test-lower-bounds import-parity lint format clean check-python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
 
 quickstart: $(PACKAGE) ## the whole job on the embedded images: tokenizer, codes, prior, samples, in runs/quickstart/
 	$(BIN)/python scripts/quickstart.py $(ARGS)
+
+compare-quantizers: $(PACKAGE) ## one small tokenizer per quantizer, a table and a picture, in runs/compare-quantizers/
+	$(BIN)/python scripts/compare_quantizers.py $(ARGS)
 
 test: $(DEV) ## the test suite, less what takes over a minute
 	$(BIN)/python -m pytest -m "not slow and not faults" $(ARGS)

@@ -278,22 +278,22 @@ def _write_or_compare(path: Path, resolved: dict[str, Any]) -> None:
             previous = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
-        differences = _differences(previous, resolved)
-        if differences:
+        if found := differences(previous, resolved):
             raise OutputError(
                 f"{folder} holds another run. Pass its settings to resume it, or choose another --output-dir. "
-                "Different are: " + "; ".join(differences)
+                "Different are: " + "; ".join(found)
             )
     write_json(path, resolved)
 
 
-def _differences(before: Any, now: Any, where: str = "") -> list[str]:
+def differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Where two resolved configs differ, for people; fields on which no weight depends may."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for name in sorted(set(before) | set(now)):
             # A field that an earlier version did not have yet is not compared: what it does by default changes nothing.
             if name in before and (where or name not in _MAY_CHANGE):
-                found += _differences(before[name], now.get(name), f"{where}.{name}" if where else name)
+                found += differences(before[name], now.get(name), f"{where}.{name}" if where else name)
         return found
     return [] if before == now else [f"{where} was {before!r}, is {now!r}"]
 

@@ -2,7 +2,8 @@
 
 van den Oord et al. 2017, https://arxiv.org/abs/1711.00937 (the codebook and the commitment term); Yu et al. 2022,
 https://arxiv.org/abs/2110.04627 (low-dimensional codes on the sphere; LlamaGen's choice). A codebook of running means:
-appendix A.1 of the first, and Razavi et al. 2019, https://arxiv.org/abs/1906.00446.
+appendix A.1 of the first, and Razavi et al. 2019, https://arxiv.org/abs/1906.00446. A start from k-means: SoundStream,
+Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312.
 """
 
 from __future__ import annotations

@@ -1,0 +1,139 @@
+"""Every quantizer trained alike on the same images, in one table and one picture."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from pipelines.benchmarks.report import machine
+from pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
+from pipelines.comparison.rows import Comparison, complete_row, write_sheet
+from pipelines.comparison.variants import VARIANTS
+from pipelines.data import DataConfig, DataError, ImageSource, split_images
+from pipelines.files import OutputError, write_text
+from pipelines.quickstart import IMAGES
+from pipelines.training.presets import TOKENIZER_PRESETS
+from pipelines.training.run import TrainingError, differences
+from tokenizer import Preprocessing
+from tokenizer.fields import require
+from tokenizer.images import BadImage, load_image
+from tokenizer.losses import FeatureDistance, FeatureDistanceConfig
+
+_EMBEDDED = DataConfig(str(IMAGES))
+
+
+def compare_quantizers(
+    data: DataConfig = _EMBEDDED,
+    output_dir: str = "runs/compare-quantizers",
+    steps: int = 400,
+    seconds: float | None = None,
+    preset: Literal["auto", "quickstart", "small64"] = "auto",
+    only: tuple[str, ...] = (),
+    seed: int = 0,
+    feature_net: str | None = None,
+    feature_weights: str | None = None,
+    num_pictures: int = 8,
+) -> Path:
+    """Train one small tokenizer per quantizer, all alike, and write a table and a sheet of reconstructions.
+
+    Run it again to go on after a stop: quantizers that are done are not repeated, failed ones are tried again. For a
+    GPU and figures near those of a full training, give more --steps (20000, say) and another --output-dir.
+
+    Args:
+        data: the images; without, the Fashion-MNIST images that come with the project.
+        output_dir: gets comparison.json, comparison.md, reconstructions.png and a run's folder for each quantizer.
+        steps: of each training.
+        seconds: of each training, in place of steps; a short trial finds how many steps these are.
+        preset: of train_tokenizer.py, whose settings all have but for the quantizer; "auto" is quickstart (grey 32x32)
+            for images of at most 32 pixels a side, else small64.
+        only: names of quantizers (docs/quantizers.md); none takes all. What others reached stays in the table.
+        seed: of every training.
+        feature_net: adds the distance in this net's features to the table: objective.feature_distance.net.
+        feature_weights: local file of its weights: objective.feature_distance.weights.
+        num_pictures: validation images on the sheet.
+
+    Raises:
+        DataError: the images cannot be read as asked, or none are held out.
+        OutputError: the folder holds another comparison.
+        TrainingError: a quantizer failed; the others' rows are there.
+    """
+    _check(steps, seconds, num_pictures, only)
+    train_images, validation = split_images(data)
+    if validation is None:
+        raise DataError("No images are held out: give data.validation_split or a data.validation_fraction above 0.")
+    preset = _preset_for(train_images) if preset == "auto" else preset
+    base = TOKENIZER_PRESETS[preset](data.source, "")
+    base = replace(base, data=data, max_steps=steps, eval_every=steps, seed=seed)
+    comparison = Comparison(Path(output_dir), base, seconds, validation, feature_net, None)
+    if feature_net:
+        net = FeatureDistanceConfig(net=feature_net, weights=feature_weights)
+        comparison = replace(comparison, feature_distance=_feature_distance(net))
+    report = _open_report(
+        comparison, preset, f"{len(train_images)} images to train on, {len(validation)} to validate on"
+    )
+    chosen = [name for name in VARIANTS if not only or name in only]
+    for number, name in enumerate(chosen, start=1):
+        tqdm.write(f"\n== {name} ({number} of {len(chosen)}) ==")
+        complete_row(comparison, report, name)
+    table = markdown(report)
+    write_text(comparison.folder / TABLE_NAME, table)
+    write_sheet(comparison, report, num_pictures)
+    print(f"\n{table}\nThe table, the picture and the tokenizers are in {comparison.folder}.")
+    failed = [name for name in chosen if report.rows[name].error]
+    if failed:
+        raise TrainingError(
+            f"{len(failed)} of {len(chosen)} quantizers failed ({', '.join(failed)}); the table says why. Run again to "
+            "try them again; CODEGRID_TRACEBACK=1 shows where they failed."
+        )
+    return comparison.folder
+
+
+def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str, ...]) -> None:
+    require(steps >= 1, f"steps is {steps}: it must be at least 1.")
+    require(seconds is None or seconds > 0, f"seconds is {seconds}: it must be positive.")
+    require(num_pictures >= 0, f"num_pictures is {num_pictures}: it must not be negative.")
+    unknown = [name for name in only if name not in VARIANTS]
+    require(not unknown, f"only is {', '.join(only)}: it must name some of {', '.join(VARIANTS)}.")
+
+
+def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:
+    """By the size of the first image that can be used."""
+    for record in images:
+        try:
+            size = load_image(record.data, Preprocessing().max_pixels).size
+        except BadImage:
+            continue
+        return "quickstart" if max(size) <= 32 else "small64"
+    raise DataError(f"None of the images of {images.description} could be used.")
+
+
+def _feature_distance(config: FeatureDistanceConfig) -> FeatureDistance:
+    """Made before the first training, so that weights that cannot be had cost no time."""
+    try:
+        return FeatureDistance(config)
+    except RuntimeError as error:
+        raise TrainingError(str(error)) from error
+
+
+def _open_report(comparison: Comparison, preset: str, images: str) -> Report:
+    """The folder's report, or a new one.
+
+    Raises:
+        OutputError: it is of other settings.
+    """
+    folder, base = comparison.folder, asdict(comparison.base)
+    settings = {name: value for name, value in base.items() if name not in ("output_dir", "quantizer")}
+    settings = json.loads(json.dumps({**settings, "seconds": comparison.seconds}))
+    images = f"{Path(comparison.base.data.source).name}: {images}."
+    report = read_report(folder) or Report(settings, preset, images, machine(), {})
+    if found := differences(report.settings, settings):
+        raise OutputError(
+            f"{folder} holds another comparison. Pass its settings to go on with it, or choose another --output-dir. "
+            "Different are: " + "; ".join(found)
+        )
+    report.machine = machine()
+    return report

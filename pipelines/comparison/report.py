@@ -1,0 +1,151 @@
+"""What a comparison found, on disk and as a table. The table needs no run: it is made from comparison.json."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.comparison.variants import VARIANTS
+from pipelines.files import OutputError, write_atomically, write_json, write_text
+
+REPORT_NAME, TABLE_NAME, SHEET_NAME = "comparison.json", "comparison.md", "reconstructions.png"
+BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+
+
+@dataclass
+class Row:
+    """One quantizer's.
+
+    Attributes:
+        name: in `VARIANTS`.
+        quantizer: its config, as JSON has it.
+        steps: of the whole training; None until they are known.
+        seconds: that training took, with its evaluation at the end, over all calls.
+        bits: of an image's codes.
+        parameters: of the whole tokenizer, those that gradients change.
+        scores: of the validation images, as `ReconstructionScores` has them; None until training is done.
+        feature_net: whose features `scores["feature_distance"]` compares; None where there is none.
+        error: why there are no scores.
+    """
+
+    name: str
+    quantizer: dict[str, Any]
+    steps: int | None = None
+    seconds: float = 0.0
+    bits: float | None = None
+    parameters: int | None = None
+    scores: dict[str, Any] | None = None
+    feature_net: str | None = None
+    error: str | None = None
+
+
+@dataclass
+class Report:
+    """A comparison: what all its runs have in common, and their rows by name.
+
+    Attributes:
+        settings: the training config but for what differs between the runs, and `seconds` of each training or None.
+        preset: whose settings these are.
+        images: what the data is, in words, and how many images validate.
+        machine: where it was run last.
+    """
+
+    settings: dict[str, Any]
+    preset: str
+    images: str
+    machine: str
+    rows: dict[str, Row]
+
+    def in_order(self) -> list[Row]:
+        """The rows as `VARIANTS` has them, whatever the order in which they were made."""
+        return [self.rows[name] for name in VARIANTS if name in self.rows]
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / REPORT_NAME, {**asdict(self), "rows": [asdict(row) for row in self.in_order()]})
+
+
+def read_report(folder: Path) -> Report | None:
+    """The report of a folder; None where none has been written yet.
+
+    Raises:
+        OutputError: it is damaged.
+    """
+    path = folder / REPORT_NAME
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        return Report(**{**values, "rows": {row["name"]: Row(**row) for row in values["rows"]}})
+    except (ValueError, TypeError, KeyError) as error:
+        raise OutputError(f"{path} is no report of a comparison ({error}): choose another --output-dir.") from error
+
+
+def markdown(report: Report) -> str:
+    """What was compared, in a sentence, and the table: a row for each quantizer, in the order of `VARIANTS`."""
+    nets = sorted({row.feature_net for row in report.in_order() if row.feature_net})
+    budget = f"{report.settings['seconds']:g} seconds" if report.settings["seconds"] else "the same steps"
+    head = ["quantizer", "PSNR, dB", "SSIM", *(f"distance ({net})" for net in nets), "codes in use", "perplexity"]
+    head += ["bits an image", "parameters", "steps", "seconds"]
+    lines = [
+        f"{report.images} Preset `{report.preset}`, batch {report.settings['batch_size']}, {budget} for each; "
+        f"{report.machine}.",
+        "",
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+    ]
+    lines += ["| " + " | ".join(_cells(row, nets)) + " |" for row in report.in_order()]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(row: Row, nets: list[str]) -> list[str]:
+    """As many as the head has."""
+    scores = row.scores or {}
+    distances = [scores.get("feature_distance") if row.feature_net == net else None for net in nets]
+    reached = [
+        _number(scores.get("psnr"), ".2f"),
+        _number(scores.get("ssim"), ".3f"),
+        *(_number(distance, ".4f") for distance in distances),
+        _number(scores.get("code_usage"), ".1%"),
+        _number(scores.get("code_perplexity"), ".0f"),
+    ]
+    if row.error:
+        reached[0] = "failed: " + " ".join(row.error.replace("|", "\\|").split())
+    elif not scores:
+        reached[0] = "not finished"
+    sizes = [_number(row.bits, ".0f"), _number(row.parameters, ",d"), _number(row.steps, ",d")]
+    return [f"`{row.name}`", *reached, *sizes, _number(row.seconds, ".0f")]
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def write_page(comparison: str, page: str = "docs/quantizers.md") -> None:
+    """Put a comparison's table and sheet into a Markdown page, in place of what stood between its two marks.
+
+    Args:
+        comparison: folder that scripts/compare_quantizers.py wrote.
+        page: the page; the sheet goes beside it, under its name with .png.
+
+    Raises:
+        OutputError: there is no comparison, or the page lacks the marks.
+    """
+    folder, path = Path(comparison), Path(page)
+    report = read_report(folder)
+    if report is None:
+        raise OutputError(f"{folder} holds no {REPORT_NAME}: run scripts/compare_quantizers.py first.")
+    text = path.read_text(encoding="utf-8")
+    if text.find(BEGIN) < 0 or text.find(END) < text.find(BEGIN):
+        raise OutputError(f"{path} lacks the lines {BEGIN} and {END}: put them where the table is to stand.")
+    content = markdown(report)
+    if (folder / SHEET_NAME).exists():
+        picture = path.with_suffix(".png")
+        write_atomically(picture, lambda aside: shutil.copyfile(folder / SHEET_NAME, aside))
+        content += f"\n![Originals in the first row, each quantizer's reconstructions below]({picture.name})\n"
+    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    write_text(path, between.sub(lambda _: f"{BEGIN}\n{content}{END}", text, count=1))
+    print(f"{path} has the table of {folder / REPORT_NAME}.")

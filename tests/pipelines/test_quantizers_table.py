@@ -1,0 +1,74 @@
+"""docs/quantizers.md lists every quantizer; each row is what the command line makes of its options."""
+
+from __future__ import annotations
+
+import math
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.comparison.report import BEGIN, END
+from pipelines.comparison.variants import VARIANTS
+from pipelines.training.config import TokenizerTrainingConfig
+from pipelines.training.presets import small64_tokenizer
+from tokenizer import VQModel, VQModelConfig
+from tokenizer.quantizers import QUANTIZERS
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "quantizers.md").read_text(encoding="utf-8")
+# Name -> (options, bits, arXiv number).
+ROW = r"^\| `([\w-]+)` \| (.*?) \| (\d+) \| [^|]+ \| \[([\d.]+)\]\(https://arxiv\.org/abs/\4\) \|$"
+ROWS = {name: rest for name, *rest in re.findall(ROW, PAGE, re.M)}
+
+
+def arguments(name: str) -> list[str]:
+    """What stands in backticks: the options, or another row's name for its options."""
+    parts = re.findall(r"`([^`]+)`", ROWS[name][0])
+    return [word for part in parts for word in (arguments(part) if part in ROWS else part.split())]
+
+
+@pytest.fixture
+def parse(monkeypatch: pytest.MonkeyPatch):
+    """`parse(words)`: the config of small64 with these options, as scripts/train_tokenizer.py reads them."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    run_preset = runpy.run_path(str(ROOT / "scripts" / "command_line.py"))["run_preset"]
+
+    def parsed(words: list[str]) -> TokenizerTrainingConfig:
+        found: list[TokenizerTrainingConfig] = []
+        monkeypatch.setattr(sys, "argv", ["x", "small64", "--data.source", "x", "--output-dir", "x", *words])
+        run_preset({"small64": small64_tokenizer}, found.append, "")
+        return found[0]
+
+    return parsed
+
+
+def test_the_table_is_the_registry():
+    assert set(ROWS) == set(VARIANTS)
+    assert {config.type for config in VARIANTS.values()} == set(QUANTIZERS)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_options_of_a_row_give_what_is_compared(name, parse):
+    assert parse(arguments(name)).quantizer == VARIANTS[name]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_bits_of_a_row_are_those_of_an_images_codes(name):
+    config = small64_tokenizer("x", "x")
+    model = VQModel(VQModelConfig(backbone=config.backbone, quantizer=VARIANTS[name])).eval()
+    codes = model.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
+    assert int(ROWS[name][1]) == round(codes.numel() * math.log2(VARIANTS[name].codebook_size))
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_paper_of_a_row_is_one_that_the_code_names(name):
+    sources = (ROOT / "tokenizer" / "quantizers").glob("*.py")
+    assert any(ROWS[name][2] in path.read_text(encoding="utf-8") for path in sources)
+
+
+def test_the_page_has_a_place_for_the_comparison():
+    assert PAGE.count(BEGIN) == PAGE.count(END) == 1
