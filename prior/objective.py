@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
+import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers import LlamaForCausalLM
 
 from prior.sequence import SequenceConfig, to_tokens
+from prior.teacher_forcing import hidden_states
+
+# Logits are computed for so many rows at a time that they have about so many elements (32 MB).
+_LOGITS_AT_ONCE = 2**23
 
 
 def code_cross_entropy(logits: Tensor, codes: Tensor, num_codes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -35,8 +41,29 @@ def bits_per_code(nats: Tensor | float) -> Tensor | float:
     return nats / math.log(2)
 
 
+class PriorObjective(nn.Module):
+    """The loss as a module, so that it can be wrapped (DDP) or compiled as a whole; its weights are the prior's.
+
+    Args:
+        checkpointing: of the blocks, see `hidden_states`.
+    """
+
+    def __init__(self, model: LlamaForCausalLM, num_codes: int, checkpointing: bool = False) -> None:
+        super().__init__()
+        self.model, self.num_codes, self.checkpointing = model, num_codes, checkpointing
+
+    def forward(self, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Tokens [B, 1 + L] -> mean cross-entropy in nats a code."""
+        # The last code predicts nothing, so it is not fed: every row of logits that is computed counts in the loss.
+        hidden = hidden_states(self.model, tokens[:, :-1], self.checkpointing)  # [B, L, D]
+        head = self.model.lm_head
+        if type(head) is not nn.Linear or head.bias is not None:
+            return code_cross_entropy(head(hidden), tokens[:, 1:], self.num_codes, label_smoothing)
+        return head_cross_entropy(hidden, head.weight, tokens[:, 1:], self.num_codes, label_smoothing)
+
+
 def prior_loss(
-    model: Any,
+    model: nn.Module,
     codes: Tensor,
     labels: Tensor | None,
     drop: Tensor | None,
@@ -48,14 +75,69 @@ def prior_loss(
     """Teacher-forced loss of a batch, a scalar in nats a code.
 
     Args:
-        model: a LlamaForCausalLM, bare or wrapped (DDP, FSDP, torch.compile): it is called once, through its forward.
+        model: a LlamaForCausalLM, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
         codes: [B, L] or [B, h, w(, depth)] integers.
         labels: [B] integers; None exactly if the prior is unconditional.
         drop: [B] bool, True where the class is replaced by null; None drops none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
     """
     tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, 1 + L]
-    # The last code predicts nothing, so it is not fed: every row of logits that is computed counts in the loss.
-    # A cache would keep every layer's keys and values alive for nothing.
-    logits = model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, L, V]
-    return code_cross_entropy(logits, tokens[:, 1:], sequence.codebook_size, label_smoothing)
+    if isinstance(model, LlamaForCausalLM):
+        model = PriorObjective(model, sequence.codebook_size)
+    return model(tokens, label_smoothing)
+
+
+@torch.compiler.disable
+def head_cross_entropy(
+    hidden: Tensor, weight: Tensor, codes: Tensor, num_codes: int, label_smoothing: float = 0.0
+) -> Tensor:
+    """`code_cross_entropy` of the logits hidden @ weight.T, which never exist all at once.
+
+    The gradients are computed together with the loss, some rows at a time, so that nothing is computed twice
+    (https://arxiv.org/abs/2410.10989).
+
+    Args:
+        hidden: [B, L, D].
+        weight: [V, D] with V >= num_codes; the rows of other tokens are not used and get no gradient.
+        codes, num_codes, label_smoothing: as in `code_cross_entropy`.
+    """
+    kind = hidden.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+    flat, smoothing = hidden.flatten(0, -2), label_smoothing
+    with torch.autocast(kind, enabled=False):
+        # Whether gradients are on is not seen within.
+        wanted = torch.is_grad_enabled()
+        return _HeadCrossEntropy.apply(flat, weight, codes.flatten(), num_codes, smoothing, dtype, wanted)
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden, weight, codes, num_codes, smoothing, dtype, wanted):
+        used = weight[:num_codes].to(dtype)  # [K, D]
+        wanted = wanted and (hidden.requires_grad or weight.requires_grad)
+        grad_hidden = torch.empty_like(hidden) if wanted else None
+        grad_weight = torch.zeros_like(weight) if wanted else None
+        total = hidden.new_zeros((), dtype=torch.float32)
+        at_once = max(1, _LOGITS_AT_ONCE // num_codes)
+        for first in range(0, len(hidden), at_once):
+            mine = slice(first, first + at_once)
+            states, target = hidden[mine].to(dtype), codes[mine, None]
+            scores = (states @ used.t()).float().log_softmax(-1)  # [n, K]
+            total -= (1 - smoothing) * scores.gather(1, target).sum() + smoothing * scores.mean(-1).sum()
+            if wanted:
+                grad = scores.exp_()
+                grad.scatter_add_(1, target, grad.new_full((), smoothing - 1).expand_as(target))
+                if smoothing:
+                    grad -= smoothing / num_codes
+                grad = grad.to(dtype)
+                grad_hidden[mine] = grad @ used
+                grad_weight[:num_codes] += grad.t() @ states
+        if wanted:
+            ctx.save_for_backward(grad_hidden.div_(len(hidden)), grad_weight.div_(len(hidden)))
+        return total / len(hidden)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        grad_hidden, grad_weight = ctx.saved_tensors
+        return grad_hidden * grad, grad_weight * grad, None, None, None, None, None

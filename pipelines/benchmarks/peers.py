@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import torchvision
+import transformers
 from torch import Tensor, nn
 
 import tokenizer
@@ -64,6 +65,30 @@ def llamagen_loss(folder: str, side: int, trunk: dict[str, Tensor]) -> nn.Module
         module = importlib.import_module("tokenizer.tokenizer_image.vq_loss")
         options = {"disc_weight": 0.5, "disc_adaptive_weight": True, "reconstruction_loss": "l1", "image_size": side}
         return module.VQLoss(disc_start=0, **options)
+
+
+def taming_prior(folder: str, layers: int, width: int, heads: int, vocabulary: int, length: int) -> nn.Module:
+    """taming-transformers' minGPT, without dropout."""
+    with _importing(folder, "taming/modules/transformer/mingpt.py", _TAMING_URL):
+        # It imports a function that is gone, for a sampler that nobody calls here.
+        missing = not hasattr(transformers, "top_k_top_p_filtering")
+        if missing:
+            transformers.top_k_top_p_filtering = None
+        module = importlib.import_module("taming.modules.transformer.mingpt")
+        if missing:
+            del transformers.top_k_top_p_filtering
+        return module.GPT(vocabulary, length, n_layer=layers, n_head=heads, n_embd=width).train()
+
+
+def llamagen_prior(
+    folder: str, layers: int, width: int, heads: int, codes: int, length: int, classes: int
+) -> nn.Module:
+    """LlamaGen's class-conditional Llama, without dropout but that of the class."""
+    with _importing(folder, "autoregressive/models/gpt.py", _LLAMAGEN_URL):
+        module = importlib.import_module("autoregressive.models.gpt")
+        sizes = {"dim": width, "n_layer": layers, "n_head": heads, "vocab_size": codes, "block_size": length}
+        none = {"token_dropout_p": 0.0, "attn_dropout_p": 0.0, "resid_dropout_p": 0.0, "ffn_dropout_p": 0.0}
+        return module.Transformer(module.ModelArgs(**sizes, **none, num_classes=classes)).train()
 
 
 class _LightningModule(nn.Module):

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import time
 
+import torch
 from torch import nn
 
 from pipelines.data import ImageSource
-from pipelines.training.config import TokenizerTrainingConfig
-from pipelines.training.memory_estimate import estimate_memory
+from pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
+from pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
 from pipelines.training.optim import OptimizerConfig
 from pipelines.training.run import Run
 from pipelines.training.tokenizer_step import TokenizerLearners
+from prior import PriorObjective, SequenceConfig
 from tokenizer import VQModel
 
 
@@ -36,6 +39,44 @@ def announce_tokenizer(
         f"{_memory(run, config, learners)}\n"
         f"The run goes to {run.folder}."
     )
+
+
+def announce_prior(
+    run: Run,
+    config: PriorTrainingConfig,
+    objective: PriorObjective,
+    sequence: SequenceConfig,
+    num_rows: int,
+    num_held_out: int,
+    start: int,
+) -> None:
+    """Sizes, the data, the values that training resolved, what it takes at least."""
+    if not run.is_main:
+        return
+    classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes (unconditional)"
+    estimate = estimate_prior_memory(
+        objective, (run.micro_batch_size, 1 + sequence.length), bool(config.ema_decay), run.accelerator.mixed_precision
+    )
+    run.log(
+        f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
+        f"{classes}.\n"
+        f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
+        f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} rows a step on {run.devices}, "
+        f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}.\n"
+        f"{_describe_memory(estimate)}\n"
+        f"{_describe_time(run, objective, sequence, config.max_steps - start)}\n"
+        f"The run goes to {run.folder}."
+    )
+
+
+def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
+    """Floating-point operations of forward and backward: 6 for each weight of a matrix product (arXiv:2001.08361), and
+    those of attention, half of whose scores are masked.
+    """
+    config = objective.model.config
+    weights = sum(p.numel() for p in objective.model.model.layers.parameters() if p.dim() == 2)
+    weights += objective.num_codes * config.hidden_size
+    return 6 * (weights + config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence.length)
 
 
 def describe_batch(run: Run) -> str:
@@ -103,6 +144,46 @@ def _memory(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearne
         bool(config.ema_decay),
         run.accelerator.mixed_precision,
     )
+    return _describe_memory(estimate)
+
+
+def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig, steps: int) -> str:
+    """The least time: matrix products alone, at the rate that this device reaches in them now."""
+    rows = run.micro_batch_size * sequence.length
+    flops = flops_a_token(objective, sequence) * rows * run.config.gradient_accumulation_steps
+    if run.config.gradient_checkpointing:
+        flops = flops * 4 // 3
+    width = objective.model.config.hidden_size
+    half = run.accelerator.mixed_precision == "bf16"
+    rate = _product_rate(run.accelerator.device, torch.bfloat16 if half else torch.float32, rows, width)
+    seconds = flops / rate
+    return (
+        f"Time, at least: {_duration(seconds)} a step ({flops:.2g} operations at {rate:.2g} a second), "
+        f"{_duration(seconds * steps)} for {steps} steps."
+    )
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype, rows: int, width: int) -> float:
+    """Operations a second of a matrix product as a block has it, the best of three."""
+    rows = min(rows, 4096)
+    left = torch.ones(rows, width, dtype=dtype, device=device)
+    right = torch.ones(width, 4 * width, dtype=dtype, device=device)
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return 8 * rows * width**2 / best
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds * 1e3:.3g} ms"
+
+
+def _describe_memory(estimate: MemoryEstimate) -> str:
     return (
         f"Memory, an estimate: {_size(estimate.total)} a device ({_size(estimate.weights)} weights, "
         f"{_size(estimate.kept)} optimizer and average, {_size(estimate.step)} the step)."

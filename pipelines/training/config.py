@@ -160,6 +160,10 @@ class PriorTrainingConfig(TrainingConfig):
         class_dropout: share of the samples whose class is replaced by null, for guidance.
         validation_fraction: share of the source images whose codes are held out, all variants of an image together.
         label_smoothing: of the cross-entropy while training.
+        gradient_checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them:
+            less memory, a slower step, the same gradients.
+        compile: compile the blocks by torch.compile: a minute or more at the start, then faster steps. Evaluation stays
+            as it is: these two may change when a run resumes.
         num_samples: images that are sampled at an evaluation, with the same seeds each time; 0 for none. They need the
             tokenizer: that of `tokenizer`, or the folder that the codes name.
     """
@@ -169,6 +173,8 @@ class PriorTrainingConfig(TrainingConfig):
     class_dropout: float = 0.1
     validation_fraction: float = 0.05
     label_smoothing: float = 0.0
+    gradient_checkpointing: bool = False
+    compile: bool = False
     num_samples: int = 20
     model: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

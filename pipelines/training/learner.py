@@ -16,7 +16,7 @@ from pipelines.training.optim import OptimizerConfig, learning_rate, make_optimi
 
 @dataclass
 class Learner:
-    """A module that is trained: bare, as Accelerate wraps it for several ranks, and its optimizer."""
+    """A module that is trained, its optimizer, and what is called for the loss, as Accelerate wraps it for several ranks."""
 
     module: nn.Module
     wrapped: nn.Module
@@ -24,10 +24,13 @@ class Learner:
     config: OptimizerConfig
 
     @classmethod
-    def make(cls, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator) -> Learner:
+    def make(
+        cls, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator, called: nn.Module | None = None
+    ) -> Learner:
+        """`called` is a module around `module`, of the same weights; None where it is `module` itself."""
         module.to(accelerator.device)
         optimizer = make_optimizer(module, config)
-        wrapped = accelerator.prepare_model(module)
+        wrapped = accelerator.prepare_model(called or module)
         return cls(module, wrapped, optimizer, config)
 
     def clip(self) -> float:

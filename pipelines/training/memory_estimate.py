@@ -1,4 +1,4 @@
-"""What a tokenizer's training will hold in memory: its step, walked through on tensors that have no storage."""
+"""What training will hold in memory: its step, walked through on tensors that have no storage."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from prior import PriorObjective
 from tokenizer import VQModel
 
 _MOMENTS = 2  # of AdamW, for each weight
@@ -80,6 +81,24 @@ def estimate_memory(
                 judged = discriminator(torch.cat([batch, reconstruction.detach().to(batch.dtype)]), *known)
             judged.float().mean().backward()
         return MemoryEstimate(weights, kept, live.peak)
+
+
+def estimate_prior_memory(
+    objective: PriorObjective, tokens: tuple[int, int], averaged: bool, mixed_precision: str
+) -> MemoryEstimate:
+    """The same of a prior.
+
+    Args:
+        tokens: shape of a micro-batch, [B, 1 + L].
+    """
+    model = objective.model
+    fake = FakeTensorMode()
+    twin = _twin(objective, fake)
+    with fake, _LiveBytes() as live:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
+            loss = twin(torch.zeros(tokens, dtype=torch.int64, device=model.device))
+        loss.backward()
+        return MemoryEstimate(_bytes(model), (_MOMENTS + averaged) * _bytes(model), live.peak)
 
 
 def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:

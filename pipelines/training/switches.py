@@ -1,4 +1,4 @@
-"""How stage one's nets are run: layout, recomputation, compiling. No name in a checkpoint depends on it."""
+"""How nets are run: layout, recomputation, compiling. No name in a checkpoint depends on it."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipelines.training.config import TokenizerTrainingConfig
 from pipelines.training.run import TrainingError
 from pipelines.training.tokenizer_step import TokenizerLearners
+from prior import PriorObjective
 from tokenizer.layers import lay_out
 
 
@@ -44,15 +45,29 @@ def compile_learners(learners: TokenizerLearners) -> None:
         TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
     """
     model = learners.model.module
-    if model.device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise TrainingError(
-            "compile is on and there is no C++ compiler (g++, or what CXX names), which torch.compile needs on a CPU: "
-            "install one, or set compile off."
-        )
+    _check_compiler(model.device)
     last = model.decoder.conv_out
     last.forward = torch.compiler.disable(last.forward)
     for module in (model.encoder, model.decoder, *learners.distances.values()):
         module.compile()
+
+
+def compile_prior(objective: PriorObjective) -> None:
+    """Compile the prior's blocks, in place; the loss stays a loop over chunks of the logits.
+
+    Raises:
+        TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
+    """
+    _check_compiler(objective.model.device)
+    objective.compile()
+
+
+def _check_compiler(device: torch.device) -> None:
+    if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise TrainingError(
+            "compile is on and there is no C++ compiler (g++, or what CXX names), which torch.compile needs on a CPU: "
+            "install one, or set compile off."
+        )
 
 
 def not_compiled() -> contextlib.AbstractContextManager:

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipelines.devices import evaluating
 from pipelines.export import export_prior
 from pipelines.loading import load_tokenizer
-from pipelines.training.announcement import describe_learning_rate
+from pipelines.training.announcement import announce_prior
 from pipelines.training.checkpoint import (
     Checkpoint,
     load_newest_checkpoint,
@@ -27,8 +27,9 @@ from pipelines.training.learner import Learner, update_together
 from pipelines.training.prior_samples import sample_picture, samples_tokenizer
 from pipelines.training.randomness import SampleOrder, key, seed_step, torch_generator
 from pipelines.training.run import Run, check_bad_steps, stop_run
+from pipelines.training.switches import compile_prior, not_compiled
 from pipelines.training.window import gather_windows, own_window
-from prior import SequenceConfig, bits_per_code, make_prior, prior_loss
+from prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
 from prior.codes import CodeDataset, CodesError, open_codes
 
 
@@ -48,14 +49,17 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         model = make_prior(config.model, sequence)
-        learner = Learner.make(model, config.optimizer.for_batch(config.batch_size), run.accelerator)
+        objective = PriorObjective(model, sequence.codebook_size, config.gradient_checkpointing)
+        learner = Learner.make(model, config.optimizer.for_batch(config.batch_size), run.accelerator, objective)
         ema = EMA(model, config.ema_decay)
         rows, held_out = codes.split(config.validation_fraction)
         if not len(rows):
             raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
         window: dict[str, Tensor] = {}
         start = _resume(run, learner, ema, window)
-        _announce(run, config, model, sequence, len(rows), len(held_out), start)
+        announce_prior(run, config, objective, sequence, len(rows), len(held_out), start)
+        if config.compile:
+            compile_prior(objective)
         scores = _train(run, config, codes, rows, held_out, sequence, learner, ema, window, start)
         if run.is_main:
             with ema.applied():
@@ -193,7 +197,7 @@ def _evaluate(
         return {}
     mine = held_out[accelerator.process_index :: accelerator.num_processes]
     sums = torch.zeros(2, device=accelerator.device)
-    with ema.applied(), evaluating(learner.module), accelerator.autocast():
+    with ema.applied(), evaluating(learner.module), not_compiled(), accelerator.autocast():
         for first in range(0, len(mine), run.micro_batch_size):
             rows = mine[first : first + run.micro_batch_size]
             loss = _loss(learner.module, codes, rows, None, sequence, config, accelerator.device)
@@ -246,25 +250,3 @@ def _save(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor], done:
         groups = {name: tensors for name, tensors in groups.items() if tensors}
         save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
     run.accelerator.wait_for_everyone()
-
-
-def _announce(
-    run: Run,
-    config: PriorTrainingConfig,
-    model: torch.nn.Module,
-    sequence: SequenceConfig,
-    num_rows: int,
-    num_held_out: int,
-    start: int,
-) -> None:
-    """What the run is about to do."""
-    parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes (unconditional)"
-    run.log(
-        f"Prior: {parameters:.2f}M parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
-        f"{classes}.\n"
-        f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
-        f"Training: steps {start} to {config.max_steps}, {config.batch_size} rows a step on "
-        f"{run.devices}, learning rate {describe_learning_rate(config.optimizer, config.batch_size)}. "
-        f"The run goes to {run.folder}."
-    )

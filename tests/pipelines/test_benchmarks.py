@@ -20,12 +20,12 @@ from pipelines.benchmarks import (
 )
 from pipelines.benchmarks.memory import peak_extra_bytes
 from pipelines.benchmarks.report import in_turn
-from prior import PriorConfig, SequenceConfig, make_prior, prior_loss, sample_codes, to_tokens
+from prior import PriorConfig, PriorObjective, SequenceConfig, make_prior, prior_loss, sample_codes, to_tokens
 from prior.decoding import read_weights
 
 
 def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(nearest_codes, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
+    monkeypatch.setattr(nearest_codes, prior_step, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
     monkeypatch.setattr(nearest_codes, "_TRAINED_SHAPES", ((30, 700, 3),))
     benchmark("nearest-codes", repeats=1, output=str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
@@ -109,6 +109,26 @@ def test_the_cost_of_rounded_weights_is_their_cross_entropy():
 def test_rounded_weights_are_of_a_prior_and_its_codes():
     with pytest.raises(ValueError, match="needs --prior and --codes"):
         benchmark("rounded-weights")
+
+
+def test_a_step_of_the_prior_is_compared_with_transformers(monkeypatch, tmp_path):
+    sizes = {"_LAYERS": 1, "_WIDTH": 32, "_HEADS": 2, "_CODES": 16, "_GRID": 2, "_BATCH": 2}
+    for name, value in sizes.items():
+        monkeypatch.setattr(prior_step, name, value)
+    benchmark("prior-step", repeats=1, output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert {row["model"] for row in rows} == {"transformers", "ours"}
+    assert all(row["tokens/s"] == pytest.approx(2 * 4 / (row["ms"] / 1e3)) for row in rows)
+    for peer in ("taming", "llamagen"):
+        with pytest.raises(ValueError, match="holds no"):
+            benchmark("prior-step", repeats=1, **{peer: str(tmp_path)})
+
+
+def test_the_stock_loss_is_ours():
+    sequence = SequenceConfig(16, (2, 2), class_names=tuple("abc"))
+    model, tokens = make_prior(PriorConfig(32, 2, 4, initializer_range=0.2), sequence), torch.randint(0, 16, (3, 5))
+    expected = PriorObjective(model, 16)(tokens)
+    torch.testing.assert_close(prior_step.stock_loss(model, tokens, 16), expected)
 
 
 def test_every_benchmark_can_be_asked_for():

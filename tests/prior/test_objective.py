@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prior import PriorConfig, SequenceConfig, bits_per_code, code_cross_entropy, make_prior, prior_loss
+from prior import PriorConfig, SequenceConfig, bits_per_code, code_cross_entropy, make_prior, objective, prior_loss
 from prior.sampling import sample_codes
 
 SEQUENCE = SequenceConfig(8, (2, 2), class_names=("a", "b", "c", "d"))
@@ -65,3 +65,34 @@ def test_four_sequences_are_learned_by_heart():
     assert loss.item() < 0.05
     assert model.training
     assert torch.equal(sample_codes(model, SEQUENCE, labels, temperature=0), codes)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("at_once", [1, 3 * 8, 2**23])  # logits: a row, three, all
+def test_the_loss_in_chunks_is_that_of_all_logits(smoothing, at_once, monkeypatch):
+    monkeypatch.setattr(objective, "_LOGITS_AT_ONCE", at_once)
+    hidden, weight = torch.randn(2, 5, 6, requires_grad=True), torch.randn(13, 6, requires_grad=True)
+    codes = torch.randint(0, 8, (2, 5))
+    expected = code_cross_entropy(hidden @ weight.t(), codes, 8, smoothing)
+    gradients = torch.autograd.grad(3 * expected, (hidden, weight))
+    loss = objective.head_cross_entropy(hidden, weight, codes, 8, smoothing)
+    torch.testing.assert_close(loss, expected)
+    for own, gradient in zip(torch.autograd.grad(3 * loss, (hidden, weight)), gradients, strict=True):
+        torch.testing.assert_close(own, gradient)
+    with torch.no_grad():
+        torch.testing.assert_close(objective.head_cross_entropy(hidden, weight, codes, 8, smoothing), expected)
+
+
+def test_the_loss_in_chunks_under_autocast_is_that_of_half_precision_logits():
+    hidden, weight = torch.randn(2, 5, 6, requires_grad=True), torch.randn(13, 6, requires_grad=True)
+    codes = torch.randint(0, 8, (2, 5))
+    found = []
+    with torch.autocast("cpu", torch.bfloat16):
+        for loss in (
+            code_cross_entropy(F.linear(hidden, weight), codes, 8),
+            objective.head_cross_entropy(hidden, weight, codes, 8),
+        ):
+            assert loss.dtype == torch.float32
+            found.append((loss, *torch.autograd.grad(loss, (hidden, weight))))
+    for own, expected in zip(*found, strict=True):
+        torch.testing.assert_close(own, expected, rtol=2e-2, atol=2e-3)
