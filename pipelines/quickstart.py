@@ -25,7 +25,8 @@ from pipelines.generation import ImageGenerationPipeline
 from pipelines.make_pipeline import make_pipeline
 from pipelines.reconstruction import reconstruction_sheet
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training.presets import quickstart_prior, quickstart_tokenizer
+from pipelines.training.presets import quickstart_tokenizer
+from pipelines.training.prior_presets import quickstart_prior
 from pipelines.training.train_prior import train_prior
 from pipelines.training.train_tokenizer import train_tokenizer
 from tokenizer.images import to_pil, to_uint8

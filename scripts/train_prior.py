@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from command_line import run_preset
 
-from pipelines.training.presets import PRIOR_PRESETS
+from pipelines.training.prior_presets import PRIOR_PRESETS
 from pipelines.training.train_prior import train_prior
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pipelines import ImageGenerationPipeline
 from pipelines.data import DataConfig
 from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training.presets import quickstart_prior
+from pipelines.training.prior_presets import quickstart_prior
 from pipelines.training.train_prior import train_prior
 from prior import PriorConfig, SequenceConfig, make_prior
 from prior.codes import open_codes
@@ -231,7 +231,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from pipelines.data import DataConfig
 from pipelines.training import train_tokenizer, train_prior
-from pipelines.training.presets import quickstart_prior, quickstart_tokenizer
+from pipelines.training.prior_presets import quickstart_prior
+from pipelines.training.presets import quickstart_tokenizer
 from pipelines.training.config import TokenizerTrainingConfig
 from prior import PriorConfig
 from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig

@@ -7,7 +7,15 @@ from typing import Literal
 
 import torch
 
-from pipelines.benchmarks import autoencoding, nearest_codes, prior_step, rounded_weights, sampling, train_step
+from pipelines.benchmarks import (
+    autoencoding,
+    codes_reading,
+    nearest_codes,
+    prior_step,
+    rounded_weights,
+    sampling,
+    train_step,
+)
 from pipelines.benchmarks.report import Row, Settings, machine, write_report
 
 # What `--what` takes: each gives its rows, which it has printed. A new benchmark is a file, a name and a line here.
@@ -18,12 +26,15 @@ BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {
     "decode": autoencoding.measure_decoding,
     "sampling": sampling.measure,
     "prior-step": prior_step.measure,
+    "codes-reading": codes_reading.measure,
     "rounded-weights": rounded_weights.measure,
 }
 
 
 def benchmark(
-    what: Literal["nearest-codes", "train-step", "encode", "decode", "sampling", "prior-step", "rounded-weights"],
+    what: Literal[
+        "nearest-codes", "train-step", "encode", "decode", "sampling", "prior-step", "codes-reading", "rounded-weights"
+    ],
     taming: str | None = None,
     llamagen: str | None = None,
     compile: bool = False,
@@ -41,7 +52,8 @@ def benchmark(
     Args:
         what: "nearest-codes": the nearest code of each feature; "train-step": a step of stage one at 128x128;
             "encode", "decode": images of 256x256 to codes, f16, and back;
-            "prior-step": a step of stage two, 12 layers x 512, 4 x 256 codes;
+            "prior-step": a step of stage two, 12 layers x 512, 4 x 256 codes; "codes-reading": shuffled
+            rows of a code data set;
             "sampling": codes of images of a class, with guidance; "rounded-weights": held-out cross-entropy of a prior
             whose weights are rounded to 16 and 8 bits (no times).
         taming: folder of a clone of https://github.com/CompVis/taming-transformers, to run its own code beside ours.

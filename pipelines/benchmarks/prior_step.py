@@ -1,4 +1,4 @@
-"""A training step of stage two, beside transformers' own forward pass, taming-transformers' minGPT and LlamaGen's Llama."""
+"""A training step of stage two, beside transformers' own forward pass, and taming-transformers' and LlamaGen's code."""
 
 from __future__ import annotations
 
@@ -94,5 +94,5 @@ def _taming_loss(model: nn.Module, tokens: Tensor) -> Tensor:
 
 def _llamagen_loss(model: nn.Module, tokens: Tensor) -> Tensor:
     """As its train_c2i.py has it."""
-    codes = tokens[:, 1:]
+    codes = tokens[:, 1:].contiguous()
     return model(cond_idx=tokens[:, 0] - _CODES, idx=codes[:, :-1], targets=codes)[-1]

@@ -16,7 +16,7 @@ from pipelines.training.optim import OptimizerConfig, learning_rate, make_optimi
 
 @dataclass
 class Learner:
-    """A module that is trained, its optimizer, and what is called for the loss, as Accelerate wraps it for several ranks."""
+    """A module that is trained, its optimizer, and what gives the loss, as Accelerate wraps it for several ranks."""
 
     module: nn.Module
     wrapped: nn.Module

@@ -1,4 +1,6 @@
-"""Named configs of both stages. Each docstring says the command, the time on named hardware, and what to expect.
+"""Named configs of stage one (`prior_presets.py` has the other's).
+
+Each docstring says the command, the time on named hardware, and what to expect.
 
 A preset takes the values that only the user knows; every other field can be overridden on the command line.
 """
@@ -10,9 +12,8 @@ from dataclasses import replace
 
 from pipelines.data import DataConfig
 from pipelines.loading import load_tokenizer
-from pipelines.training.config import AugmentationConfig, PriorTrainingConfig, TokenizerTrainingConfig
+from pipelines.training.config import AugmentationConfig, TokenizerTrainingConfig
 from pipelines.training.optim import OptimizerConfig
-from prior import PriorConfig
 from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
 from tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig
 from tokenizer.fields import require
@@ -202,48 +203,6 @@ def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     )
 
 
-def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
-    """A small Llama for the quickstart's 64 codes an image.
-
-    python scripts/train_prior.py quickstart --codes CODES --output-dir RUN
-
-    135 to 145 s on two cores of an AMD EPYC; then 4.3 bits a code held out on the quickstart's codes.
-    """
-    return PriorTrainingConfig(
-        output_dir=output_dir,
-        codes=codes,
-        max_steps=1150,
-        batch_size=16,
-        log_every=50,
-        eval_every=575,
-        save_every=575,
-        model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
-        optimizer=OptimizerConfig(learning_rate=3e-3, base_batch_size=16, warmup_steps=60, weight_decay=0.1),
-    )
-
-
-def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
-    """LlamaGen's B: 12 layers x 768, 111M parameters.
-
-    accelerate launch scripts/train_prior.py llama-111m --codes CODES --output-dir RUN
-
-    The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
-    """
-    return PriorTrainingConfig(
-        output_dir=output_dir,
-        codes=codes,
-        max_steps=300_000,
-        batch_size=256,
-        log_every=100,
-        eval_every=5_000,
-        save_every=5_000,
-        validation_fraction=0.01,
-        ema_decay=0.9999,
-        model=PriorConfig(hidden_size=768, num_hidden_layers=12, num_attention_heads=12),
-        optimizer=OptimizerConfig(learning_rate=1e-4, base_batch_size=256, beta2=0.95, weight_decay=0.05),
-    )
-
-
 # The parts of a config that are told apart by `type`, by the path of their fields, with their registries.
 # (An outer part is chosen before its inner one.)
 CHOICES: dict[str, dict[str, tuple[type, type]]] = {
@@ -304,8 +263,4 @@ TOKENIZER_PRESETS: dict[str, Callable[[str, str], TokenizerTrainingConfig]] = {
     "vqgan-128": vqgan_128,
     "vqgan-f16-256": vqgan_f16_256,
     "taming-f16-256": taming_f16_256,
-}
-PRIOR_PRESETS: dict[str, Callable[[str, str], PriorTrainingConfig]] = {
-    "quickstart": quickstart_prior,
-    "llama-111m": prior_111m,
 }

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import re
 
-from pipelines.training.announcement import describe_learning_rate
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipelines.training.announcement import describe_learning_rate, flops_a_token
 from pipelines.training.optim import OptimizerConfig
-from pipelines.training.presets import PRIOR_PRESETS, TOKENIZER_PRESETS
+from pipelines.training.presets import TOKENIZER_PRESETS
+from pipelines.training.prior_presets import PRIOR_PRESETS
+from pipelines.training.train_prior import train_prior
 from pipelines.training.train_tokenizer import train_tokenizer
+from prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
 from tokenizer import VQModel
 
 
@@ -51,3 +58,34 @@ def test_the_rate_that_is_announced_is_the_one_of_the_steps(name, tokenizer_conf
     optimizer = OptimizerConfig(learning_rate=1e-3, base_batch_size=base)
     lines = read_metrics(train_tokenizer(tokenizer_config(tmp_path / "run", max_steps=1, optimizer=optimizer)))
     assert lines[0]["learning_rate"] == pytest.approx(2e-3 if base else 1e-3)
+
+
+LLAMAGEN = {"llama-111m": 111, "llama-343m": 343, "llama-775m": 775, "llama-1.4b": 1411, "llama-3b": 3077}
+
+
+@pytest.mark.parametrize("name", PRIOR_PRESETS)
+def test_the_presets_priors_have_the_size_that_they_are_named_after(name):
+    """LlamaGen's have 16,384 codes and 1,000 classes; the small ones 1,024 codes and ten."""
+    classes, size = (1000, 16_384) if name in LLAMAGEN else (10, 1024)
+    sequence = SequenceConfig(size, (16, 16), class_names=tuple(map(str, range(classes))))
+    with torch.device("meta"):
+        model = make_prior(PRIOR_PRESETS[name]("codes", "run").model, sequence)
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    assert millions == pytest.approx(LLAMAGEN.get(name, {"quickstart": 1.73, "small64": 7.9}.get(name)), rel=0.02)
+
+
+def test_a_priors_run_announces_memory_and_time(prior_config, tmp_path, capsys):
+    train_prior(prior_config(tmp_path / "run", max_steps=1))
+    said = capsys.readouterr().out
+    assert "Memory, an estimate: " in said
+    assert re.search(r"Time, at least: .* a step .* for 1 steps\.", said)
+
+
+def test_operations_are_those_that_torch_counts():
+    sequence = SequenceConfig(64, (4, 4))
+    objective = PriorObjective(make_prior(PriorConfig(32, 2, 2), sequence), 64)
+    with FlopCounterMode(display=False) as counter:
+        objective(torch.randint(0, 64, (3, 17))).backward()
+    attention = 2 * 6 * 32 * 16 * 3 * 16  # of all scores, masked or not; half of them are ours
+    counted = counter.get_total_flops()
+    assert 3 * 16 * flops_a_token(objective, sequence) == pytest.approx(counted - attention / 2, rel=0.05)

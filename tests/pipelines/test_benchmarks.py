@@ -13,7 +13,9 @@ from pipelines.benchmarks import (
     BENCHMARKS,
     autoencoding,
     benchmark,
+    codes_reading,
     nearest_codes,
+    prior_step,
     rounded_weights,
     sampling,
     train_step,
@@ -122,6 +124,15 @@ def test_a_step_of_the_prior_is_compared_with_transformers(monkeypatch, tmp_path
     for peer in ("taming", "llamagen"):
         with pytest.raises(ValueError, match="holds no"):
             benchmark("prior-step", repeats=1, **{peer: str(tmp_path)})
+
+
+def test_reading_codes_is_compared_with_hugging_faces_reader(monkeypatch, tmp_path):
+    for name, value in {"_ROWS": 40, "_LENGTH": 4, "_CODES": 16, "_BATCH": 8}.items():
+        monkeypatch.setattr(codes_reading, name, value)
+    benchmark("codes-reading", repeats=1, output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [row["reader"] for row in rows] == ["datasets, torch format", "ours"]
+    assert all(row["rows/s"] == pytest.approx(8 / (row["ms"] / 1e3)) for row in rows)
 
 
 def test_the_stock_loss_is_ours():

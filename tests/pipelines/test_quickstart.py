@@ -13,7 +13,8 @@ from PIL import Image
 
 from pipelines import ImageGenerationPipeline
 from pipelines import quickstart as module
-from pipelines.training.presets import quickstart_prior, quickstart_tokenizer
+from pipelines.training.presets import quickstart_tokenizer
+from pipelines.training.prior_presets import quickstart_prior
 
 
 @pytest.fixture
