@@ -55,9 +55,21 @@ class SampleOrder:
         """(epoch, index) of the positions start, ..., start + count - 1."""
         return [self._at(position) for position in range(start, start + count)]
 
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """The samples alone, [count] int64, without a Python number for each."""
+        parts = [np.empty(0, np.int64)]
+        while count:
+            epoch, offset = divmod(start, self.size)
+            parts.append(self._of(epoch)[offset : offset + count])
+            start, count = start + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
     def _at(self, position: int) -> tuple[int, int]:
         epoch, offset = divmod(position, self.size)
+        return epoch, int(self._of(epoch)[offset])
+
+    def _of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             self._permutation = numpy_generator(self.seed, "order", epoch).permutation(self.size)
             self._epoch = epoch
-        return epoch, int(self._permutation[offset])
+        return self._permutation

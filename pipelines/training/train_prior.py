@@ -104,8 +104,7 @@ def _train(
     tokenizer = samples_tokenizer(config, codes.manifest, run.log) if run.is_main else None
     bad_steps, bar, began = 0, run.progress(start), time.monotonic()
     for step in range(start, config.max_steps):
-        positions = [index for _, index in order.positions(step * config.batch_size, config.batch_size)]
-        batch = rows[positions]
+        batch = rows[order.indices(step * config.batch_size, config.batch_size)]
         dropped = _dropped(config, step)
         seed_step(config.seed, step, rank)
         loss = torch.zeros((), device=accelerator.device)

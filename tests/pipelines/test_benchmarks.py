@@ -127,7 +127,7 @@ def test_a_step_of_the_prior_is_compared_with_transformers(monkeypatch, tmp_path
 
 
 def test_reading_codes_is_compared_with_hugging_faces_reader(monkeypatch, tmp_path):
-    for name, value in {"_ROWS": 40, "_LENGTH": 4, "_CODES": 16, "_BATCH": 8}.items():
+    for name, value in {"_ROWS": 40, "_READ": 8, "_LENGTH": 4, "_CODES": 16, "_BATCH": 8}.items():
         monkeypatch.setattr(codes_reading, name, value)
     benchmark("codes-reading", repeats=1, output=str(tmp_path / "report.json"))
     rows = json.loads((tmp_path / "report.json").read_text())["rows"]

@@ -8,6 +8,7 @@ from torch import nn
 from pipelines.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from pipelines.training.muon import orthogonalized
 from pipelines.training.optim import OptimizerConfig, make_optimizer, set_learning_rate
+from prior import PriorConfig, SequenceConfig, make_prior
 
 CONFIG = OptimizerConfig(type="muon", learning_rate=1e-2, weight_decay=0.1)
 
@@ -83,3 +84,11 @@ def test_the_state_goes_through_a_checkpoint_bit_for_bit():
     load_optimizer_tensors(second, resumed, {k: v.clone() for k, v in optimizer_tensors(first, resumed).items()})
     train(resumed, second, 2, begin=2)
     assert all(torch.equal(one, two) for one, two in zip(straight.parameters(), resumed.parameters(), strict=True))
+
+
+def test_a_priors_tables_are_left_to_adamw():
+    model = make_prior(PriorConfig(32, 1, 2), SequenceConfig(16, (2, 2)))
+    optimizer = make_optimizer(model, OptimizerConfig(type="muon"))
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    hidden = {names[id(p)] for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
+    assert hidden == {name for name in names.values() if name.endswith("_proj.weight")}

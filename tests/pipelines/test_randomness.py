@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from pipelines.training.image_batches import AugmentedImages, image_batches
@@ -80,3 +81,9 @@ def test_a_step_seeds_the_global_generator_for_its_rank():
         drawn.append(float(torch.rand(())))
     assert drawn[0] == drawn[1]
     assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 7), (3, 1), (5, 30), (14, 0)])
+def test_the_indices_are_those_of_the_positions(start, count):
+    expected = [index for _, index in SampleOrder(7, 1).positions(start, count)]
+    assert SampleOrder(7, 1).indices(start, count).tolist() == expected

@@ -1,11 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from prior import PriorConfig, SequenceConfig, load_prior, make_prior, save_prior
+from prior import PriorConfig, SequenceConfig, load_prior, make_prior, prior_loss, save_prior
 
 SEQUENCE = SequenceConfig(16, (3, 3), class_names=("a", "b"))
 CONFIG = PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
@@ -161,3 +163,40 @@ def test_a_folder_that_is_no_prior_is_refused_with_a_sentence(tmp_path, folder):
     (folder / "config.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"no config\.json"):
         load_prior(folder)
+
+
+def test_transformers_loads_a_prior_where_this_project_is_not(folder):
+    code = """
+import sys
+for name in ("prior", "tokenizer", "pipelines"):
+    sys.modules[name] = None  # an import of it fails
+import torch
+from transformers import AutoModelForCausalLM
+with torch.no_grad():
+    print(AutoModelForCausalLM.from_pretrained(sys.argv[1])(torch.tensor([[16, 1, 2]])).logits.flatten().tolist())
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(folder)], capture_output=True, text=True, check=True)
+    model, _ = load_prior(folder)
+    with torch.no_grad():
+        expected = model(torch.tensor([[16, 1, 2]])).logits.flatten()
+    torch.testing.assert_close(torch.tensor(json.loads(done.stdout)), expected)
+
+
+def test_an_adapter_of_peft_is_trained_on_it_and_merged(folder, tmp_path):
+    peft = pytest.importorskip("peft")
+    model, sequence = load_prior(folder)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).train()
+    codes, labels = torch.randint(0, 16, (4, 9)), torch.tensor([0, 1, 0, 1])
+    optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
+    losses = []
+    for _ in range(5):
+        losses.append(prior_loss(adapted.base_model.model, codes, labels, None, sequence))
+        optimizer.zero_grad()
+        losses[-1].backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    merged = adapted.merge_and_unload()
+    save_prior(merged, sequence, tmp_path / "merged")
+    loaded, _ = load_prior(tmp_path / "merged")
+    after = prior_loss(loaded, codes, labels, None, sequence)
+    torch.testing.assert_close(after, prior_loss(merged.eval(), codes, labels, None, sequence))
