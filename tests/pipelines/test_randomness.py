@@ -35,7 +35,7 @@ class Recorder(AugmentedImages):
         self.source, self.seed = range(size), 0
 
     def __getitem__(self, item):
-        return np.array(item), str(item[1]), {}
+        return np.array(item), 0, str(item[1]), {}
 
 
 def test_batches_do_not_depend_on_the_number_of_ranks_or_where_one_starts():
