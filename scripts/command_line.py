@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import io
 import itertools
 import sys
 from collections.abc import Callable
@@ -72,7 +74,29 @@ def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 
 def _parse(parse: Callable[[], Any]) -> Any:
-    """A config that contradicts itself raises while it is made: that, too, is one sentence."""
-    parsed = []
-    guarded(lambda: parsed.append(parse()))
+    """A config that contradicts itself raises while it is made: that, too, is one sentence.
+
+    tyro shows such an error in a box that names parts of its own; other mistakes stay in tyro's boxes.
+    """
+    parsed, boxes = [], io.StringIO()
+
+    def run() -> None:
+        try:
+            with contextlib.redirect_stderr(boxes):
+                parsed.append(parse())
+        except SystemExit as end:
+            if refused := _refused_config(end):
+                raise refused from None
+            sys.stderr.write(boxes.getvalue())
+            raise
+        sys.stderr.write(boxes.getvalue())  # warnings
+
+    guarded(run)
     return parsed[0]
+
+
+def _refused_config(end: SystemExit) -> ValueError | None:
+    """The config's own error where tyro exits because of one; None where it could not read an argument."""
+    failure = end.__context__  # what tyro was handling; its `arg` is a name where it made a dataclass
+    cause = failure and failure.__context__
+    return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, ValueError) else None

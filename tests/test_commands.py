@@ -158,15 +158,18 @@ def test_a_quantizers_inner_one_is_chosen_by_its_type(main, fails, image_folder,
 def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_path):
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no picture")
-    out = ["--output-dir", tmp_path / "out"]
+    out, images = ["--output-dir", tmp_path / "out"], ["--data.source", image_folder]
     assert "must be one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
     unknown = ["--objective.discriminator.type", "patch"]
     assert "must be one of 'patchgan', 'stylegan'" in fails("train_tokenizer", "quickstart", *out, *unknown)
+    contradiction = [*images, *out, "--backbone.ch", 7]
+    assert fails("train_tokenizer", "quickstart", *contradiction).startswith("error: backbone.ch * 1 = 7 channels")
+    levels = ["--quantizer.type", "fsq", "--quantizer.levels", 1, 4]
+    assert "levels" in fails("train_tokenizer", "quickstart", *images, *out, *levels)
     no_images = ["quickstart", "--data.source", tmp_path / "nothing", *out]
     assert "No images in" in fails("train_tokenizer", *no_images)
     missing = ["quickstart", "--data.source", tmp_path / "missing", *out]
     assert "does not exist" in fails("train_tokenizer", *missing)
-    images = ["--data.source", image_folder]
     tokenizer = ["--tokenizer", tmp_path / "missing"]
     assert "neither a folder here" in fails("tokenize_dataset", *tokenizer, *images, *out)
     assert "neither a folder here" in fails("reconstruct", *tokenizer, *images, *out)
