@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenizer.configuration import BackboneConfig
-from tokenizer.layers import AdaptiveGroupNorm, Downsample, Level, MidBlock, Upsample, group_norm, normalize
+from tokenizer.layers import AdaptiveGroupNorm, Downsample, Level, MidBlock, Upsample, group_norm, normalize, swish
 
 
 def _attention_at(config: BackboneConfig, level: int) -> bool:
@@ -58,7 +58,7 @@ class Encoder(nn.Module):
             h = level(h)
             if hasattr(level, "downsample"):
                 h = level.downsample(h)
-        return self.conv_out(F.silu(self.norm_out(self.mid(h))))
+        return self.conv_out(swish(self.norm_out(self.mid(h))))
 
 
 class Decoder(nn.Module):
@@ -96,7 +96,7 @@ class Decoder(nn.Module):
             h = level(self.adaptive[index](h, features) if self.adaptive else h, condition)
             if hasattr(level, "upsample"):
                 h = level.upsample(h)
-        h = self.conv_out(F.silu(normalize(self.norm_out, h, condition)))
+        h = self.conv_out(swish(normalize(self.norm_out, h, condition)))
         images = F.pixel_shuffle(h, self.patch_size)
         if self.pixel_range != (-1.0, 1.0):
             black, white = self.pixel_range

@@ -35,6 +35,16 @@ def normalize(norm: nn.GroupNorm, x: Tensor, condition: Tensor | None) -> Tensor
     return norm(x, condition) if isinstance(norm, ConditionalGroupNorm) else norm(x)
 
 
+def swish(x: Tensor) -> Tensor:
+    """x sigmoid(x), written over x where no gradient needs it: a fresh map costs a CPU more than the function does."""
+    return F.silu(x, inplace=not x.requires_grad)
+
+
+def add_to(h: Tensor, x: Tensor) -> Tensor:
+    """h + x, written over h, which must be a convolution's output: no gradient needs it."""
+    return h.add_(x) if h.dtype == x.dtype else h + x  # under autocast x may be the wider of the two
+
+
 class ResnetBlock(GradientCheckpointingLayer):
     """norm, swish, 3x3 convolution, twice, around a shortcut: [B, in, H, W] -> [B, out, H, W].
 
@@ -62,11 +72,13 @@ class ResnetBlock(GradientCheckpointingLayer):
             self.nin_shortcut = nn.Conv2d(in_channels if shortcut == "input" else out_channels, out_channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        h = self.conv1(F.silu(normalize(self.norm1, x, condition)))
-        h = self.conv2(self.dropout(F.silu(normalize(self.norm2, h, condition))))
+        h = self.conv1(swish(normalize(self.norm1, x, condition)))
+        h = self.conv2(self.dropout(swish(normalize(self.norm2, h, condition))))
         if not hasattr(self, "nin_shortcut"):
-            return h + x
-        return h + self.nin_shortcut(x if self.shortcut == "input" else h)
+            return add_to(h, x)
+        if self.shortcut == "input":
+            return add_to(h, self.nin_shortcut(x))
+        return add_to(self.nin_shortcut(h), h)
 
 
 class AttnBlock(GradientCheckpointingLayer):
@@ -84,7 +96,7 @@ class AttnBlock(GradientCheckpointingLayer):
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # each [B, H*W, C]
         h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # scale C^-1/2, as in taming
-        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))
+        return add_to(self.proj_out(h.transpose(1, 2).reshape(x.shape)), x)
 
 
 class AdaptiveGroupNorm(nn.Module):

@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig, layers
 from tokenizer.quantizers import GroupedQuantizerConfig, ResidualQuantizerConfig
 
 
@@ -230,3 +231,26 @@ def test_a_wrong_config_is_refused_by_name(tiny_vqmodel, tmp_path, path, value, 
     file.write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message):
         VQModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shortcut", ["input", "output"])
+@pytest.mark.parametrize("widths", [(8, 8), (8, 16)])
+def test_maps_written_over_change_neither_the_input_nor_a_bit(widths, shortcut):
+    block = layers.ResnetBlock(*widths, groups=4, dropout=0.0, shortcut=shortcut)
+    x = torch.randn(2, 8, 6, 6).requires_grad_()
+    h = block.conv1(F.silu(block.norm1(x)))
+    h = block.conv2(F.silu(block.norm2(h)))
+    side = getattr(block, "nin_shortcut", lambda y: y)
+    expected = h + side(x if shortcut == "input" or widths[0] == widths[1] else h)
+    with torch.no_grad():
+        before = x.clone()
+        assert torch.equal(block(x), expected)
+        assert torch.equal(x, before)
+    inputs = (x, *block.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    found = torch.autograd.grad(block(x).square().sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+def test_under_autocast_a_sum_keeps_the_wider_type():
+    assert layers.add_to(torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 2.0**-10)).dtype == torch.float32
