@@ -96,7 +96,7 @@ class AttnBlock(GradientCheckpointingLayer):
         h = self.norm(x)
         q, k, v = (conv(h).flatten(2).transpose(1, 2) for conv in (self.q, self.k, self.v))  # each [B, H*W, C]
         h = F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]  # scale C^-1/2, as in taming
-        return add_to(self.proj_out(h.transpose(1, 2).reshape(x.shape)), x)
+        return x + self.proj_out(h.transpose(1, 2).reshape(x.shape))  # in the layout of x
 
 
 class AdaptiveGroupNorm(nn.Module):
