@@ -67,10 +67,10 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
-        max_steps=3300,
+        max_steps=3000,
         batch_size=16,
-        eval_every=1100,
-        save_every=550,
+        eval_every=1000,
+        save_every=500,
         data=DataConfig(source=source),
         preprocessing=Preprocessing(image_size=64, smaller="upscale"),
         backbone=BackboneConfig(
@@ -88,7 +88,9 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
             codebook_size=1024, code_dim=4, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
         ),
         objective=ObjectiveConfig(l1_weight=0.0, l2_weight=1.0, perceptual_weight=0.0, adversarial_weight=0.0),
-        optimizer=OptimizerConfig(learning_rate=5e-3, base_batch_size=16, warmup_steps=50, weight_decay=0.01),
+        optimizer=OptimizerConfig(
+            type="muon", learning_rate=5e-3, base_batch_size=16, warmup_steps=50, weight_decay=0.01
+        ),
     )
 
 
