@@ -53,17 +53,22 @@ def prior_card(
     codes: str | None = None,
     scores: Mapping[str, float] | None = None,
     tokenizer: str | None = None,
+    model_type: str = "llama",
 ) -> str:
-    """Model card of a prior; `codes` is what it was trained on, `tokenizer` where these codes' tokenizer was found."""
+    """Model card of a prior; `codes` is what it was trained on, `tokenizer` where these codes' tokenizer was found.
+
+    `model_type` is that of the prior's config.
+    """
+    network, tag = ("GPT-2", "gpt2") if model_type == "gpt2" else ("Llama", "llama")
     classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes"
     return _card(
         {
             "library_name": "codegrid",
-            "tags": ["codegrid", "llama", "image-prior"],
+            "tags": ["codegrid", tag, "image-prior"],
             **_base_model(tokenizer),
         },
         "Prior of image codes",
-        f"A Llama that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
+        f"A {network} that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
         f"{classes}.\nIts codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
         training_section(_trained_on_codes(codes, tokenizer), scores, "Held-out codes"),
         f"""## Use

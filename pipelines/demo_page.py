@@ -54,12 +54,12 @@ def make_page(pipe: ImageGenerationPipeline, title: str = "Codegrid") -> Any:
 
 def _generation(gradio: Any, pipe: ImageGenerationPipeline) -> None:
     names = [_ALL, *(pipe.class_names or ())]
-    conditional, sampling = pipe.class_names is not None, pipe.sampling
+    conditional, guided, sampling = pipe.class_names is not None, pipe.sequence.can_be_guided, pipe.sampling
     with gradio.Row():
         with gradio.Column(scale=1, min_width=260):
             chosen = gradio.Dropdown(names, value=_ALL, label="Class", visible=conditional, elem_id="class")
             number = gradio.Slider(1, 64, 16, step=1, label="Images")
-            guidance = gradio.Slider(1, 8, sampling.guidance_scale, step=0.1, label="Guidance", visible=conditional)
+            guidance = gradio.Slider(1, 8, sampling.guidance_scale, step=0.1, label="Guidance", visible=guided)
             temperature = gradio.Slider(0, 2, sampling.temperature, step=0.05, label="Temperature")
             seed = gradio.Number(0, precision=0, label="Seed", elem_id="seed")
             button = gradio.Button("Generate", variant="primary", elem_id="generate")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pipelines.cards import prior_card, tokenizer_card
 from pipelines.files import GO_ON, OutputError, fsync
@@ -28,7 +28,7 @@ def export_tokenizer(model: VQModel, folder: Path, source: str, scores: Mapping[
 
 
 def export_prior(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     sequence: SequenceConfig,
     folder: Path,
     codes: str,
@@ -39,7 +39,8 @@ def export_prior(
 
     def write(aside: Path) -> None:
         save_prior(model, sequence, aside)
-        (aside / "README.md").write_text(prior_card(sequence, codes, scores, tokenizer), encoding="utf-8")
+        card = prior_card(sequence, codes, scores, tokenizer, model.config.model_type)
+        (aside / "README.md").write_text(card, encoding="utf-8")
 
     export(folder, write)
 

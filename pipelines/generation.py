@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pipelines.cards import pipeline_card
 from pipelines.classes import decoder_classes
@@ -29,6 +29,7 @@ from pipelines.loading import LoadingError, load_prior_and_sequence, load_tokeni
 from prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior, to_codes
 from prior.linear_maps import WeightFormat
 from prior.memory import batch_that_fits
+from prior.modeling import cached_width
 from prior.sampling import image_generator, iterate_codes
 from tokenizer import VQModel
 from tokenizer.fields import from_dict, require
@@ -39,7 +40,8 @@ MODEL_INDEX_NAME = "model_index.json"
 _TOKENIZER = ["tokenizer", "VQModel"]
 _PRIORS = {"LlamaForCausalLM": ["transformers", "LlamaForCausalLM"]}
 _PRIORS["GridLlamaForCausalLM"] = ["prior", "GridLlamaForCausalLM"]
-# Default of class-conditional pipelines whose folder names none.
+_PRIORS["GPT2LMHeadModel"] = ["transformers", "GPT2LMHeadModel"]
+# Default of class-conditional pipelines whose folder names none, where the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
 _MOST_AT_ONCE = 64  # images, by default
 _KEPT = 8  # full-size feature maps that decoding an image holds at its peak, roughly
@@ -76,7 +78,7 @@ class ImageGenerationPipeline:
     def __init__(
         self,
         tokenizer: VQModel,
-        prior: LlamaForCausalLM,
+        prior: PreTrainedModel,
         sequence: SequenceConfig,
         sampling: SamplingConfig | None = None,
     ) -> None:
@@ -92,7 +94,7 @@ class ImageGenerationPipeline:
         except DataError as error:
             raise LoadingError(str(error)) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
-        self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.num_classes else 1.0)
+        self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0)
         self.cards: dict[str, str] = {}
 
     @property
@@ -199,8 +201,7 @@ class ImageGenerationPipeline:
 
     def default_batch_size(self, decodes: bool = True) -> int:
         """Images at a time for which there is memory, at most 64."""
-        config = self.prior.config
-        width = config.head_dim * config.num_key_value_heads * config.num_hidden_layers
+        width = cached_width(self.prior.config)
         cache = 2 * 2 * width * self.sequence.length * self.prior.dtype.itemsize  # keys, values; two branches
         backbone = self.tokenizer.config.backbone_config
         pixels = backbone.resolution**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution

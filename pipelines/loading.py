@@ -6,7 +6,7 @@ import json
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import snapshot_download
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from prior import SequenceConfig, load_prior
 from prior.modeling import check_weight_files
@@ -94,7 +94,7 @@ def load_prior_and_sequence(
     revision: str | None = None,
     subfolder: str | None = None,
     token: str | bool | None = None,
-) -> tuple[LlamaForCausalLM, SequenceConfig]:
+) -> tuple[PreTrainedModel, SequenceConfig]:
     """A prior in evaluation mode and what its tokens mean; the arguments are those of `local_folder`.
 
     Raises:

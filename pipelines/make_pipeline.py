@@ -30,7 +30,7 @@ def make_pipeline(
         prior: folder or Hub name.
         output_dir: the pipeline's folder.
         guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance. None is 2 where
-            there are classes.
+            there are classes and a null class.
         temperature: the logits are divided by it; 0 takes the likeliest code.
         top_k: only the k likeliest codes; 0 for all.
         top_p: only the likeliest codes that together reach this probability; 1 for all.
@@ -46,7 +46,7 @@ def make_pipeline(
     model = load_tokenizer(folders["tokenizer"])
     prior_model, sequence = load_prior_and_sequence(folders["prior"])
     if guidance_scale is None:
-        guidance_scale = DEFAULT_GUIDANCE if sequence.num_classes else 1.0
+        guidance_scale = DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0
     sampling = SamplingConfig(
         guidance_scale, temperature, top_k, top_p, min_p, guidance_schedule, guidance_power, guidance_range
     )

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from PIL import Image
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pipelines.cards import CardFacts, codes_card, completed, pipeline_card, prior_card, tokenizer_card
 from pipelines.folders import open_folder, owned_patterns, published_files
@@ -114,7 +114,7 @@ def push_folder(
     )
 
 
-def push_prior(model: LlamaForCausalLM, sequence: SequenceConfig, repo_id: str, **options: Any) -> str:
+def push_prior(model: PreTrainedModel, sequence: SequenceConfig, repo_id: str, **options: Any) -> str:
     """Save and upload a prior in one commit; `options` are those of `push_folder`."""
     with TemporaryDirectory() as folder:
         save_prior(model, sequence, folder)
@@ -150,7 +150,7 @@ def _card(kind: str, content: Any) -> str:
     if kind == "tokenizer":
         return tokenizer_card(content.config)
     if kind == "prior":
-        return prior_card(content[1])
+        return prior_card(content[1], model_type=content[0].config.model_type)
     if kind == "pipeline":
         return pipeline_card(content.sequence)
     return codes_card(content)

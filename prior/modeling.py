@@ -1,4 +1,5 @@
-"""The prior: a stock LlamaForCausalLM of transformers, and the folder it is saved in.
+"""The prior: a stock causal model of transformers, and the folder it is saved in. Those made here are Llamas; imported
+ones can be GPT-2s.
 
 Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model. One
 with positions "rotary_2d" needs `import prior` before.
@@ -14,15 +15,24 @@ from typing import Any, Literal
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GenerationConfig,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 
 # By the class's name: the model_type beside it, the config and the model.
-ARCHITECTURES: dict[str, tuple[str, type[LlamaConfig], type[LlamaForCausalLM]]] = {
+ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "LlamaForCausalLM": ("llama", LlamaConfig, LlamaForCausalLM),
     "GridLlamaForCausalLM": (GridLlamaConfig.model_type, GridLlamaConfig, GridLlamaForCausalLM),
+    "GPT2LMHeadModel": ("gpt2", GPT2Config, GPT2LMHeadModel),
 }
 
 
@@ -142,11 +152,17 @@ def generation_config(sequence: SequenceConfig) -> GenerationConfig:
     )
 
 
-def save_prior(model: LlamaForCausalLM, sequence: SequenceConfig, folder: str | Path) -> None:
+def cached_width(config: PreTrainedConfig) -> int:
+    """Numbers that decoding keeps of a position: its keys in all layers (and as many values)."""
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    return config.hidden_size // config.num_attention_heads * heads * config.num_hidden_layers
+
+
+def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | Path) -> None:
     """Write weights (safetensors), config.json, generation_config.json and sequence_config.json into `folder`.
 
     Raises:
-        ValueError: the model is no LlamaForCausalLM of the vocabulary that `sequence` describes.
+        ValueError: the model is none of `ARCHITECTURES`, or not of the vocabulary that `sequence` describes.
     """
     _require(
         type(model).__name__ in ARCHITECTURES,
@@ -167,13 +183,13 @@ def load_prior(
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     **kwargs: Any,
-) -> tuple[LlamaForCausalLM, SequenceConfig]:
+) -> tuple[PreTrainedModel, SequenceConfig]:
     """Load a prior's folder or Hub repository; safetensors only, and no code of the folder's is run.
 
     Args:
         revision, token, cache_dir, local_files_only: for a Hub repository, as in `huggingface_hub.snapshot_download`.
         subfolder: where in the folder or repository the prior lies; None is its root.
-        kwargs: for `LlamaForCausalLM.from_pretrained`, such as `dtype` and `device_map`.
+        kwargs: for the model's `from_pretrained`, such as `dtype` and `device_map`.
 
     Returns:
         The model in evaluation mode, and what its tokens mean.
@@ -253,7 +269,7 @@ def _download(
     )
 
 
-def _check_architecture(folder: Path) -> tuple[type[LlamaConfig], type[LlamaForCausalLM]]:
+def _check_architecture(folder: Path) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     path = folder / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"There is no config.json in {folder}: it is not the folder of a prior.")
@@ -278,7 +294,7 @@ def _check_architecture(folder: Path) -> tuple[type[LlamaConfig], type[LlamaForC
     return ARCHITECTURES[found[0]][1:]
 
 
-def _check_shapes(folder: Path, config: LlamaConfig, model_class: type[LlamaForCausalLM]) -> None:
+def _check_shapes(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
     """Before anything of a made-up size is allocated: every weight is there and has the config's shape."""
     with torch.device("meta"):
         model = model_class(config)
@@ -297,7 +313,7 @@ def _check_shapes(folder: Path, config: LlamaConfig, model_class: type[LlamaForC
     _require(not missing, f"The weights in {folder} do not fit its config.json: missing_keys {sorted(missing)}.")
 
 
-def _check_fit(config: LlamaConfig, sequence: SequenceConfig, where: str) -> None:
+def _check_fit(config: PreTrainedConfig, sequence: SequenceConfig, where: str) -> None:
     _require(
         config.vocab_size == sequence.vocab_size,
         f"{where} says vocab_size {config.vocab_size}, {SEQUENCE_CONFIG_NAME} {sequence.vocab_size} "

@@ -13,9 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
-from prior.decoding import Decoder, DecoderWeights, read_weights
+from prior.decoder_weights import DecoderWeights
+from prior.decoding import Decoder, read_weights
 from prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
 from prior.linear_maps import WeightFormat
 from prior.memory import batch_that_fits
@@ -25,7 +26,7 @@ _MOST_ON_A_CPU, _MOST_ELSEWHERE = 16, 32  # images at once, by default
 
 
 def sample_codes(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     sequence: SequenceConfig,
     labels: Tensor | Sequence[int] | None = None,
     *,
@@ -50,7 +51,7 @@ def sample_codes(
     The model's mode (training or evaluation) neither matters nor changes: dropout is never applied.
 
     Args:
-        model: the bare LlamaForCausalLM, float weights, any device and float dtype.
+        model: the bare LlamaForCausalLM or GPT2LMHeadModel, float weights, any device and float dtype.
         labels: [B] integers in [0, num_classes); None for an unconditional prior, and for a conditional one to draw
             from its null class.
         seeds: one number an image, or
@@ -70,7 +71,7 @@ def sample_codes(
 
     Raises:
         ValueError: an argument is out of its range, labels or given codes do not fit the prior, guidance is asked of an
-            unconditional prior or without labels, or the logits are not finite.
+            unconditional prior, of one without a null class or without labels, or the logits are not finite.
         TypeError: a setting is unknown.
     """
     batches = list(
@@ -93,7 +94,7 @@ def sample_codes(
 
 
 def iterate_codes(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     sequence: SequenceConfig,
     labels: Tensor | Sequence[int] | None = None,
     *,
@@ -113,10 +114,7 @@ def iterate_codes(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: it must be at least 1.")
     scale = config.guidance_scale
-    if scale != 1 and sequence.class_names is None:
-        raise ValueError(f"guidance_scale is {scale}, but this prior is unconditional: leave it at 1.")
-    if scale != 1 and labels is None:
-        raise ValueError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
+    _check_null_class(scale, labels is not None, sequence)
     generators = _one_stream_an_image(labels, seeds, generators)
     prefixes = _prefixes(labels, len(generators), sequence)  # [B]
     given = _given(prefix_codes, len(generators), sequence)  # [B, P]
@@ -150,7 +148,7 @@ def _batches(
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Tensor]:
-    device = weights.embedding.device
+    device = weights.device
     total = len(prefixes) * sequence.length
     decoder: Decoder | None = None
     for start in range(0, len(prefixes), batch_size):
@@ -218,6 +216,17 @@ def _sample_batch(
     return codes
 
 
+def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) -> None:
+    """Guidance, and images of no class, are only for priors that have learned what they need."""
+    if scale != 1 and not sequence.can_be_guided:
+        lack = "is unconditional" if sequence.class_names is None else "has no null class to lead away from"
+        raise ValueError(f"guidance_scale is {scale}, but this prior {lack}: leave it at 1.")
+    if scale != 1 and not labelled:
+        raise ValueError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
+    if not labelled and not sequence.null_class:
+        raise ValueError("This prior has no null class: give labels.")
+
+
 def _one_stream_an_image(
     labels: Tensor | Sequence[int] | None,
     seeds: Sequence[int] | None,
@@ -267,6 +276,6 @@ def _in_double(logits: Tensor) -> Tensor:
 def _rows(images: int, guided: bool, batch_size: int, weights: DecoderWeights) -> int:
     """Rows to decode for a number of images, with the null branch and the padding: see `sample_codes`."""
     branches = 2 if guided else 1
-    if weights.embedding.device.type != "cpu":
+    if weights.device.type != "cpu":
         return branches * batch_size
     return -(-branches * images // weights.row_multiple) * weights.row_multiple

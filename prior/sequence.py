@@ -36,6 +36,8 @@ class SequenceConfig:
             that grid (VQ-VAE-2's top and bottom, https://arxiv.org/abs/1906.00446).
         class_names: one unique name a class, in the order of the labels; None for an unconditional prior.
         tokenizer_fingerprint: of the tokenizer that made the codes; None if unknown.
+        null_class: whether a conditional prior has learned the null token too, which guidance and images of no class
+            need. Its token stands in the vocabulary in any case.
 
     Raises:
         ValueError: a field is of the wrong type or out of its range. The message names it.
@@ -47,6 +49,7 @@ class SequenceConfig:
     order: Literal["positions", "grids"] = "positions"
     class_names: tuple[str, ...] | None = None
     tokenizer_fingerprint: str | None = None
+    null_class: bool = True
 
     def __post_init__(self) -> None:
         _require(
@@ -68,6 +71,10 @@ class SequenceConfig:
         _require(
             fingerprint is None or isinstance(fingerprint, str),
             f"tokenizer_fingerprint is {fingerprint!r}: it must be a string or None.",
+        )
+        _require(
+            self.null_class is True or (self.null_class is False and self.class_names is not None),
+            f"null_class is {self.null_class!r}: it must be True, or False where there are class_names.",
         )
 
     def _check_order(self) -> None:
@@ -95,6 +102,11 @@ class SequenceConfig:
     def num_classes(self) -> int:
         """Number of classes; 0 for an unconditional prior."""
         return 0 if self.class_names is None else len(self.class_names)
+
+    @property
+    def can_be_guided(self) -> bool:
+        """Whether there is a class to lead towards and the null class to lead away from."""
+        return self.class_names is not None and self.null_class
 
     @property
     def length(self) -> int:
@@ -170,8 +182,8 @@ class SequenceConfig:
 def _config_from_json(values: Any, path: Path) -> SequenceConfig:
     _require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
     known = {field.name for field in fields(SequenceConfig)}
-    # `order` is younger than the first priors that were saved.
-    unknown, missing = sorted(set(values) - known), sorted(known - set(values) - {"order"})
+    younger = {"order", "null_class"}  # than the first priors that were saved
+    unknown, missing = sorted(set(values) - known), sorted(known - set(values) - younger)
     _require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
     _require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
     try:
@@ -197,13 +209,15 @@ def to_tokens(
         [B, 1 + L] int64, on the device of `codes`: the prefix and the codes in the order of the config.
 
     Raises:
-        ValueError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled for.
+        ValueError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled for,
+            or drop for a prior without a null class.
     """
     codes = _flat_codes(codes, config)
     if validate:
         _check_codes(codes, config)
     prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B]
     if drop is not None:
+        _require(config.null_class, "This prior has no null class: drop must be None.")
         _require(
             drop.dtype == torch.bool and drop.shape == prefix.shape,
             f"drop must be bool of shape [{len(codes)}], not {drop.dtype} {list(drop.shape)}.",

@@ -9,7 +9,8 @@ from torch import Tensor
 from pipelines.benchmarks.report import Row, Settings, print_row
 from pipelines.loading import load_prior_and_sequence, local_folder
 from prior.codes import open_codes
-from prior.decoding import Decoder, DecoderWeights, read_weights
+from prior.decoder_weights import DecoderWeights
+from prior.decoding import Decoder, read_weights
 from prior.sequence import to_tokens
 from tokenizer.fields import require
 

@@ -9,12 +9,14 @@ from typing import Any
 
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pipelines.data import DataConfig
 from pipelines.export import export, export_prior, export_tokenizer
 from pipelines.files import OutputError, sha256, write_json
 from pipelines.loading import load_tokenizer
 from pipelines.reconstruction import reconstruct
+from prior import SequenceConfig
 from prior.importers import PRIOR_FAMILIES, convert_prior, guess_prior_family
 from tokenizer import VQModel
 from tokenizer.importers import (
@@ -56,6 +58,10 @@ def import_checkpoint(
             import_checkpoint.py ibq --checkpoint imagenet256_16384.ckpt --output-dir DIR
         open-magvit2 (its image tokenizers)
             import_checkpoint.py open-magvit2 --checkpoint imagenet_256_L.ckpt --output-dir DIR
+        taming-gpt (class-conditional or unconditional; FILE holds the tokenizer too, which is imported first)
+            import_checkpoint.py taming --checkpoint last.ckpt --config project.yaml --output-dir TOKENIZER
+            import_checkpoint.py taming-gpt --checkpoint last.ckpt --config project.yaml --tokenizer TOKENIZER \\
+                --output-dir DIR
         llamagen-gpt (the class-conditional priors, B to 3B; --grid-size 24 for those of 384 pixels)
             import_checkpoint.py llamagen-gpt --checkpoint c2i_B_256.pt --tokenizer TOKENIZER --output-dir DIR
 
@@ -72,7 +78,7 @@ def import_checkpoint(
         tokenizer: of a prior: folder or Hub name of the imported tokenizer that its codes are of, for generation.
         grid_size: of a prior: rows, and columns, of its code grid.
         class_names: of a prior: a text file with the name of a class in each line; none calls them by their numbers.
-        heads: of a prior: of attention, where its size is none of the published ones.
+        heads: of a prior: of attention, where neither a published size nor the config tells.
 
     Raises:
         ForeignCheckpointError: the file cannot be read, is of another family, or is not whole.
@@ -86,9 +92,11 @@ def import_checkpoint(
         raise OutputError(f"{folder} is not empty and holds no model: choose another --output-dir.")
     weights = read_weights(file)
     _check_kind(family, weights)
-    if family in PRIOR_FAMILIES:
-        return _import_prior(family, weights, file, folder, tokenizer, grid_size, class_names, heads)
     settings = read_settings(settings_file) if settings_file else None
+    if family in PRIOR_FAMILIES:
+        names = _lines(class_names) if class_names else None
+        model, sequence = convert_prior(family, weights, grid_size, names, heads, settings)
+        return _write_prior(model, sequence, file, folder, tokenizer)
     model = VQModel.from_foreign(family, weights, settings, pixel_range)
     model.config.provenance |= {"file": file.name, "sha256": sha256(file)}
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,22 +107,13 @@ def import_checkpoint(
     return folder
 
 
-def _import_prior(
-    family: str,
-    weights: dict[str, Tensor],
-    file: Path,
-    folder: Path,
-    tokenizer: str | None,
-    grid_size: int,
-    class_names: str | None,
-    heads: int | None,
+def _lines(file: str) -> tuple[str, ...]:
+    return tuple(line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines() if line.strip())
+
+
+def _write_prior(
+    model: PreTrainedModel, sequence: SequenceConfig, file: Path, folder: Path, tokenizer: str | None
 ) -> Path:
-    names = None
-    if class_names:
-        names = tuple(
-            line.strip() for line in Path(class_names).read_text(encoding="utf-8").splitlines() if line.strip()
-        )
-    model, sequence = convert_prior(family, weights, grid_size, names, heads)
     made_by = load_tokenizer(tokenizer) if tokenizer else None
     if made_by:
         size = made_by.config.quantizer_config.codebook_size
@@ -126,18 +125,22 @@ def _import_prior(
     folder.mkdir(parents=True, exist_ok=True)
     export_prior(model, sequence, folder, f"of another project ({file.name}, sha256 {sha256(file)})", {})
     parameters = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    unguided = "" if sequence.null_class else "It has no null class: its guidance_scale is always 1.\n"
     print(
-        f"{file.name}: a prior of {parameters:.1f}M parameters on {grid_size}x{grid_size} codes of "
-        f"{sequence.codebook_size}, with {sequence.num_classes} classes.\nThe prior is in {folder}."
+        f"{file.name}: a prior of {parameters:.1f}M parameters on "
+        f"{'x'.join(map(str, sequence.grid_shape))} codes of {sequence.codebook_size}, with {sequence.num_classes} "
+        f"classes.\n{unguided}The prior is in {folder}."
     )
     return folder
 
 
 def _check_kind(family: str, weights: Mapping[str, Tensor]) -> None:
     """A prior's file under a tokenizer's family, or the other way round, is told so."""
-    guess = guess_prior_family(weights) if family in TOKENIZER_FAMILIES else guess_tokenizer_family(weights)
-    wrong = guess and not (TOKENIZER_FAMILIES | PRIOR_FAMILIES)[family].fits(weights)
-    if wrong:
+    if (TOKENIZER_FAMILIES | PRIOR_FAMILIES)[family].fits(weights):
+        return
+    prior, tokenizer = guess_prior_family(weights), guess_tokenizer_family(weights)
+    guess = tokenizer or prior if family in TOKENIZER_FAMILIES else prior or tokenizer
+    if guess:
         raise ForeignCheckpointError(f"These are not weights of the family {family}: by their keys use {guess}.")
 
 
@@ -178,8 +181,8 @@ def _file_and_config(path: Path) -> tuple[Path, Path | None]:
 
 def _no_family(family: str, file: Path) -> str:
     keys = read_weights(file)
-    guess = guess_tokenizer_family(keys) or guess_prior_family(keys)
-    hint = f" By its keys {file} is of the family {guess}." if guess else ""
+    guesses = [guess for guess in (guess_tokenizer_family(keys), guess_prior_family(keys)) if guess]
+    hint = f" By its keys {file} is of the family {' and of '.join(guesses)}." if guesses else ""
     return f"There is no family {family!r}: it is one of {', '.join(TOKENIZER_FAMILIES | PRIOR_FAMILIES)}.{hint}"
 
 

@@ -1,6 +1,7 @@
-"""The registry of foreign priors: weights by their foreign names -> a Llama of this project and what its tokens mean.
+"""The registry of foreign priors: weights by their foreign names -> a prior of this project and what its tokens mean.
 
-Pure; no project's code is imported. Priors that are no Llamas are named in `NOT_IMPORTED`, with the reason.
+Pure; no project's code is imported. Priors that are neither Llamas nor GPT-2s are named in `NOT_IMPORTED`, with the
+reason.
 """
 
 from __future__ import annotations
@@ -8,28 +9,31 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
-from prior.importers import llamagen
+from prior.importers import llamagen, taming_gpt
 from prior.sequence import SequenceConfig
 
 
 @dataclass(frozen=True)
 class PriorFamily:
-    """How the priors of one project become a Llama.
+    """How the priors of one project become ours.
 
     Args:
         title: what it is, for people.
         signs: regular expressions; weights are of the family where each of them finds a key.
-        convert: (weights, grid_size, class_names or None, heads or None) -> the model and its sequences.
+        convert: (weights, grid_size, class_names or None, heads or None, settings or None) -> the model and its
+            sequences.
     """
 
     title: str
     signs: tuple[str, ...]
     convert: Callable[
-        [Mapping[str, Tensor], int, tuple[str, ...] | None, int | None], tuple[LlamaForCausalLM, SequenceConfig]
+        [Mapping[str, Tensor], int, tuple[str, ...] | None, int | None, Mapping[str, Any] | None],
+        tuple[PreTrainedModel, SequenceConfig],
     ]
 
     def fits(self, keys: Iterable[str]) -> bool:
@@ -39,6 +43,9 @@ class PriorFamily:
 
 PRIOR_FAMILIES: dict[str, PriorFamily] = {
     "llamagen-gpt": PriorFamily("LlamaGen's class-conditional GPT", llamagen.SIGNS, llamagen.convert),
+    "taming-gpt": PriorFamily(
+        "taming-transformers' class-conditional or unconditional GPT", taming_gpt.SIGNS, taming_gpt.convert
+    ),
 }
 # What is recognised and not imported: the signs, and why.
 NOT_IMPORTED: tuple[tuple[str, str], ...] = (
@@ -56,11 +63,6 @@ NOT_IMPORTED: tuple[tuple[str, str], ...] = (
         r"transformer\.(class_emb|head_nm|blocks\.0\.ada_lin)",
         "This is IBQ's prior: every block is modulated by the class (adaptive norms). It is no Llama.",
     ),
-    (
-        r"transformer\.(pos_emb|blocks\.0\.attn\.key)",
-        "This is taming-transformers' GPT: learned positions and layer norms, which this project's decoding does not "
-        "read. Its first stage is imported from the same file by the family taming.",
-    ),
 )
 
 
@@ -70,14 +72,16 @@ def convert_prior(
     grid_size: int,
     class_names: tuple[str, ...] | None = None,
     heads: int | None = None,
-) -> tuple[LlamaForCausalLM, SequenceConfig]:
-    """A foreign state dict as a Llama in evaluation mode and float32, and what its tokens mean.
+    settings: Mapping[str, Any] | None = None,
+) -> tuple[PreTrainedModel, SequenceConfig]:
+    """A foreign state dict as a prior in evaluation mode and float32, and what its tokens mean.
 
     Args:
         family: one of `PRIOR_FAMILIES`.
         grid_size: rows, and columns, of the code grid: weights do not tell it.
         class_names: in the order of the labels; None for their numbers.
-        heads: of attention, where the size is none of the published ones.
+        heads: of attention, where neither a published size nor the settings tell.
+        settings: the family's own config (yaml), where it has one.
 
     Raises:
         ValueError: the weights are not of this family, or are not whole. The message lists the keys.
@@ -87,11 +91,13 @@ def convert_prior(
             raise ValueError(reason)
     known = PRIOR_FAMILIES[family]
     if not known.fits(weights):
+        guess = guess_prior_family(weights)
+        hint = f" By their keys use the family {guess}." if guess else ""
         raise ValueError(
-            f"These are not the weights of {known.title}. The first of their {len(weights)} keys are "
+            f"These are not the weights of {known.title}.{hint} The first of their {len(weights)} keys are "
             f"{', '.join(sorted(weights)[:6])}."
         )
-    return known.convert(weights, grid_size, class_names, heads)
+    return known.convert(weights, grid_size, class_names, heads, settings)
 
 
 def guess_prior_family(keys: Iterable[str]) -> str | None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
-from prior.modeling import generation_config
+from prior.importers.layout import filled
 from prior.sequence import SequenceConfig
 
+TITLE = "GPT of LlamaGen's"
 SIGNS = (r"^cls_embedding\.embedding_table\.weight$", r"^layers\.0\.attention\.wqkv\.weight$", r"^output\.weight$")
 # Heads by (layers, width) of the published sizes: B, L, XL, XXL, XXXL, 1B, 3B, 7B.
 _HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24}
@@ -27,7 +29,11 @@ _NAMES = {
 
 
 def convert(
-    weights: Mapping[str, Tensor], grid_size: int, class_names: tuple[str, ...] | None, heads: int | None
+    weights: Mapping[str, Tensor],
+    grid_size: int,
+    class_names: tuple[str, ...] | None,
+    heads: int | None,
+    settings: Mapping[str, Any] | None,
 ) -> tuple[GridLlamaForCausalLM, SequenceConfig]:
     """See `convert_prior`. The null class is the last row of the class embedding, as the null token is here."""
     weights = {key: value.float() for key, value in weights.items() if not key.startswith("freqs_cis")}
@@ -71,7 +77,7 @@ def convert(
         pad_token_id=None,
         attn_implementation="sdpa",
     )
-    return _load(config, ours, sorted(weights), sequence), sequence
+    return filled(GridLlamaForCausalLM, config, ours, sorted(weights), sequence, TITLE), sequence
 
 
 def _split_attention(wqkv: Tensor, layer: int, width: int, head_dim: int) -> dict[str, Tensor]:
@@ -81,22 +87,3 @@ def _split_attention(wqkv: Tensor, layer: int, width: int, head_dim: int) -> dic
     halves = [rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2) for rows in (query, key)]
     prefix = f"model.layers.{layer}.self_attn."
     return {f"{prefix}{name}_proj.weight": rows.clone() for name, rows in zip("qkv", (*halves, value), strict=True)}
-
-
-def _load(
-    config: GridLlamaConfig, weights: dict[str, Tensor], left_over: list[str], sequence: SequenceConfig
-) -> GridLlamaForCausalLM:
-    with torch.device("meta"):
-        model = GridLlamaForCausalLM(config)
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = {
-        "missing": sorted(set(shapes) - set(weights)),
-        "not known": left_over,
-        "of another shape": sorted(n for n in shapes if n in weights and tuple(weights[n].shape) != shapes[n]),
-    }
-    if any(wrong.values()):
-        listed = "; ".join(f"{what}: {', '.join(names[:12])}" for what, names in wrong.items() if names)
-        raise ValueError(f"The checkpoint is no whole GPT of LlamaGen's. {listed}.")
-    model.load_state_dict(weights, assign=True)
-    model.generation_config = generation_config(sequence)
-    return model.eval()

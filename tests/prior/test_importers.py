@@ -61,7 +61,6 @@ def test_what_is_no_whole_checkpoint_is_refused_by_name(golden):
         ("cls_embedding.cap_proj.fc1.weight", "text-conditional"),
         ("transformer.class_emb.embedding_table.weight", "IBQ's prior"),
         ("transformer.pre_emb.weight", "Open-MAGVIT2's prior"),
-        ("transformer.pos_emb", "taming-transformers' GPT"),
     ):
         with pytest.raises(ValueError, match=name):
             convert_prior("llamagen-gpt", {key: torch.ones(1)}, 4)

@@ -28,6 +28,8 @@ from tokenizer.quantizers.gumbel import GumbelConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
+    # A GPT's or a diffusion model's settings have the first stage's within, and perhaps another network's beside it.
+    settings = find_setting(settings, "first_stage_config") or settings
     weights, notes = trained_part(weights)
     backbone = backbone_by(weights, settings, pixel_range)
     if "quantize.proj.weight" in weights:

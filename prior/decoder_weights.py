@@ -1,0 +1,75 @@
+"""What decoding reads of a prior, whatever its architecture: pre-norm blocks of causal attention and an MLP.
+
+Architectures differ in the norms, the MLP and the positions. Each has a file that reads its model into these classes
+(`decoding_llama.py`, `decoding_gpt2.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from prior.linear_maps import Linear
+
+AsMap = Callable[[Tensor, Tensor | None], Linear]  # a weight [out, in] and a bias -> the map
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One transformer block."""
+
+    attention_norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
+    qkv: Linear  # D -> (H + 2 * Hkv) * hd
+    output: Linear  # H * hd -> D
+    mlp_norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
+    mlp: Linear  # D -> D; a map of rows as the others, and not linear
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    """A prior read once, for any number of decoding runs. Later changes of the model do not reach it."""
+
+    embed: Callable[[Tensor, int], Tensor]  # tokens [R] and their position -> [R, D]
+    turn: Callable[[Tensor, int], Tensor]  # queries and keys [R, H + Hkv, hd] and their position -> the same, rotated
+    layers: tuple[LayerWeights, ...]
+    norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
+    head: Linear  # D -> codes
+    num_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    length: int  # positions that can be decoded
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def row_multiple(self) -> int:
+        """Rows to pad to on a CPU, for logits whose bits do not depend on how many rows there are."""
+        maps = [self.head, *(part for layer in self.layers for part in (layer.qkv, layer.output, layer.mlp))]
+        return math.lcm(*(part.row_multiple for part in maps))
+
+
+def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> Linear:
+    """Linear layers of one input as one map; of its outputs the first `rows`.
+
+    Raises:
+        ValueError: one of them is something else, such as an adapter.
+    """
+    weight = torch.cat([_matrix(module) for module in modules])[:rows]  # [out, in]
+    biases = [module.bias.detach() for module in modules if module.bias is not None]
+    return as_map(weight, torch.cat(biases)[:rows] if biases else None)
+
+
+def _matrix(module: nn.Module) -> Tensor:
+    """Of a linear layer, or of GPT-2's, which is stored transposed: [out, in]."""
+    if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
+        raise ValueError(
+            f"Sampling reads plain linear layers, and found {type(module).__name__}: merge adapters and "
+            "dequantize the weights first."
+        )
+    weight = module.weight.detach()
+    return weight if type(module) is nn.Linear else weight.t()

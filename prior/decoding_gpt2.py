@@ -1,0 +1,78 @@
+"""A GPT-2's weights, laid out for decoding: learned positions, layer norms with biases, an MLP without a gate."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
+
+from prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
+from prior.linear_maps import Linear
+
+
+def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap) -> DecoderWeights:
+    """See `read_weights`.
+
+    Raises:
+        ValueError: attention is scaled otherwise than by the width of a head.
+    """
+    config, inner = model.config, model.transformer
+    if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
+        raise ValueError(
+            f"This GPT-2 has scale_attn_weights {config.scale_attn_weights} and scale_attn_by_inverse_layer_idx "
+            f"{config.scale_attn_by_inverse_layer_idx}: sampling needs True and False."
+        )
+    embedding, positions = inner.wte.weight.detach(), inner.wpe.weight.detach()  # [V, D], [T, D]
+    return DecoderWeights(
+        embed=lambda tokens, position: F.embedding(tokens, embedding) + positions[position],
+        turn=lambda heads, position: heads,
+        layers=tuple(_read_layer(layer, as_map) for layer in inner.h),
+        norm=_read_norm(inner.ln_f),
+        head=joined([model.lm_head], as_map, num_codes),
+        num_heads=config.n_head,
+        num_key_value_heads=config.n_head,
+        head_dim=config.n_embd // config.n_head,
+        length=length,
+        device=embedding.device,
+        dtype=embedding.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _LayerNorm:
+    weight: Tensor  # [D]
+    bias: Tensor  # [D]
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+@dataclass(frozen=True)
+class _MLP:
+    up: Linear  # D -> I
+    down: Linear  # I -> D
+    activation: Callable[[Tensor], Tensor]
+    row_multiple: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return self.down(self.activation(self.up(rows)))
+
+
+def _read_layer(layer: nn.Module, as_map: AsMap) -> LayerWeights:
+    up, down = joined([layer.mlp.c_fc], as_map), joined([layer.mlp.c_proj], as_map)
+    return LayerWeights(
+        attention_norm=_read_norm(layer.ln_1),
+        qkv=joined([layer.attn.c_attn], as_map),
+        output=joined([layer.attn.c_proj], as_map),
+        mlp_norm=_read_norm(layer.ln_2),
+        mlp=_MLP(up, down, layer.mlp.act, math.lcm(up.row_multiple, down.row_multiple)),
+    )
+
+
+def _read_norm(norm: nn.LayerNorm) -> _LayerNorm:
+    return _LayerNorm(norm.weight.detach(), norm.bias.detach(), norm.eps)

@@ -1,0 +1,91 @@
+"""A Llama's weights, laid out for decoding: query, key and value in one product, gate and up in another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM
+from transformers.activations import ACT2FN
+
+from prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
+from prior.linear_maps import Linear
+
+
+def read_llama(model: LlamaForCausalLM, num_codes: int, length: int, as_map: AsMap) -> DecoderWeights:
+    """See `read_weights`."""
+    config, embedding = model.config, model.model.embed_tokens.weight.detach()
+    positions = torch.arange(length, device=model.device)[None]
+    cos, sin = model.model.rotary_emb(torch.empty(0, dtype=embedding.dtype, device=model.device), positions)
+    half = sin.shape[-1] // 2  # cos, sin: [1, T, hd]
+    return DecoderWeights(
+        embed=lambda tokens, position: F.embedding(tokens, embedding),
+        turn=_Rotation(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)),
+        layers=tuple(_read_layer(layer, as_map) for layer in model.model.layers),
+        norm=_read_norm(model.model.norm),
+        head=joined([model.lm_head], as_map, num_codes),
+        num_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=cos.shape[-1],
+        length=length,
+        device=embedding.device,
+        dtype=embedding.dtype,
+    )
+
+
+@dataclass(frozen=True)
+class _Rotation:
+    """Rotary positions (https://arxiv.org/abs/2104.09864); pairs are half a head apart."""
+
+    cos: Tensor  # [T, hd]
+    signed_sin: Tensor  # [T, hd], its first half negated
+
+    def __call__(self, heads: Tensor, position: int) -> Tensor:
+        half = heads.shape[-1] // 2
+        return torch.addcmul(heads * self.cos[position], heads.roll(half, -1), self.signed_sin[position])
+
+
+@dataclass(frozen=True)
+class _RMSNorm:
+    """As LlamaRMSNorm: the norm in float32, the weight in the model's dtype."""
+
+    weight: Tensor  # [D]
+    eps: float
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        if hidden.dtype == torch.float32:
+            return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+        return self.weight * F.rms_norm(hidden.float(), self.weight.shape, None, self.eps).to(hidden.dtype)
+
+
+@dataclass(frozen=True)
+class _GatedMLP:
+    gate_up: Linear  # D -> 2 * I
+    down: Linear  # I -> D
+    activation: Callable[[Tensor], Tensor]
+    row_multiple: int
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        gate, up = self.gate_up(rows).chunk(2, dim=-1)  # [R, I] each
+        return self.down(self.activation(gate) * up)
+
+
+def _read_layer(layer: nn.Module, as_map: AsMap) -> LayerWeights:
+    attention, mlp = layer.self_attn, layer.mlp
+    gate_up, down = joined([mlp.gate_proj, mlp.up_proj], as_map), joined([mlp.down_proj], as_map)
+    activation = ACT2FN[mlp.config.hidden_act]
+    return LayerWeights(
+        attention_norm=_read_norm(layer.input_layernorm),
+        qkv=joined([attention.q_proj, attention.k_proj, attention.v_proj], as_map),
+        output=joined([attention.o_proj], as_map),
+        mlp_norm=_read_norm(layer.post_attention_layernorm),
+        mlp=_GatedMLP(gate_up, down, activation, math.lcm(gate_up.row_multiple, down.row_multiple)),
+    )
+
+
+def _read_norm(norm: nn.Module) -> _RMSNorm:
+    return _RMSNorm(norm.weight.detach(), norm.variance_epsilon)
