@@ -14,7 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.files import write_atomically
-from pipelines.importing.peers import PEERS, Peer, llamagen_gpt
+from pipelines.importing.peers import PEERS, PRIOR_PEERS, Peer, PriorPeer
+from prior import sample_codes
 from prior.importers import convert_prior
 from tokenizer import VQModel
 from tokenizer.fields import require
@@ -42,23 +43,23 @@ class Parity:
 
 
 def import_parity(name: str, /, repository: str = "", num_images: int = 64, golden: str | None = None) -> Parity:
-    """Compare an imported tokenizer with the project's own code, on random weights and images.
+    """Compare an imported tokenizer or prior with the project's own code, on random weights and images (codes).
 
     Args:
-        name: one of `PEERS`, or llamagen-gpt.
+        name: one of `PEERS` or `PRIOR_PEERS`.
         repository: a clone of the project; diffusers is the installed package instead.
-        num_images: to compare on.
-        golden: write the first images' codes and pixels, and the names and shapes of the weights, into this
-            .safetensors file, for tests that have no clone.
+        num_images: to compare on; of a prior: sequences.
+        golden: write the first images' codes and pixels (tokens and logits), and the names and shapes of the weights,
+            into this .safetensors file, for tests that have no clone.
 
     Raises:
         ValueError: `name` is none of them, or codes or pixels differ by more than rounding.
     """
-    known = [*PEERS, "llamagen-gpt"]
+    known = [*PEERS, *PRIOR_PEERS]
     require(name in known, f"There is no comparison {name!r}: it is one of {', '.join(known)}.")
     torch.manual_seed(0)
-    if name == "llamagen-gpt":
-        return _compare_prior(Path(repository), num_images, golden)
+    if name in PRIOR_PEERS:
+        return _compare_prior(name, PRIOR_PEERS[name][1](Path(repository)), num_images, golden)
     peer = PEERS[name][1](Path(repository))
     weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
     peer.module.load_state_dict({key: weights.get(key, value) for key, value in peer.module.state_dict().items()})
@@ -80,28 +81,36 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
     return found
 
 
-def _compare_prior(repository: Path, number: int, golden: str | None) -> Parity:
-    """LlamaGen's logits of `number` sequences of random codes, of every class and null, against ours."""
-    theirs = llamagen_gpt(repository)
-    weights = random_weights({key: tuple(value.shape) for key, value in theirs.state_dict().items()})
-    theirs.load_state_dict({**theirs.state_dict(), **weights})
-    model, sequence = convert_prior("llamagen-gpt", weights, 4, heads=4)
+def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) -> Parity:
+    """Logits of `number` sequences of random codes, of every class and null; greedy codes of every class."""
+    weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
+    peer.module.load_state_dict({**peer.module.state_dict(), **weights})
+    model, sequence = convert_prior(peer.family, weights, 4, heads=4, settings=peer.settings)
     codes = torch.from_numpy(np.random.RandomState(0).randint(0, 64, (number, 16)))
-    labels = torch.arange(number) % 6  # 5 is the null class
-    mask = torch.ones(17, 17, dtype=torch.bool).tril()
+    labels = torch.arange(number) % max(1, peer.num_labels)  # the last can be the null class
     with torch.no_grad():
-        # In evaluation its forward takes the positions and the mask that its own sampling would give it.
-        logits = theirs(codes, labels, input_pos=torch.arange(17), mask=mask)[0][:, :16]
-        tokens = torch.cat([labels[:, None] + 64, codes[:, :-1]], dim=1)
+        logits = peer.logits(labels, codes)
+        # An unconditional prior's label 0 is its null token here.
+        tokens = torch.cat([labels[:, None] + sequence.codebook_size, codes[:, :-1]], dim=1)
         ours = model(tokens).logits[..., : sequence.codebook_size]
+        # The first code of each sequence, and the likeliest ones from there on.
+        classes = torch.arange(number) % max(1, sequence.num_classes)
+        theirs = codes.clone()
+        for place in range(1, sequence.length):
+            theirs[:, place] = peer.logits(classes, theirs)[:, place].argmax(-1)
+    classes = None if sequence.class_names is None else classes
+    greedy = sample_codes(model, sequence, classes, prefix_codes=codes[:, :1], temperature=0, seeds=range(number))
     difference = float((ours - logits).abs().max() / (logits.max() - logits.min()))
-    found = Parity(codes.numel(), int((ours.argmax(-1) == logits.argmax(-1)).sum()), difference)
-    print(f"llamagen-gpt: {found.equal_codes} of {found.codes} greedy codes equal, logits within {difference:.1e}.")
-    require(found.holds, "The import of llamagen-gpt differs from FoundationVision/LlamaGen by more than rounding.")
+    equal = greedy[:, 1:] == theirs[:, 1:]
+    found = Parity(equal.numel(), int(equal.sum()), difference)
+    print(f"{name}: {found.equal_codes} of {found.codes} greedy codes equal, logits within {difference:.1e}.")
+    require(found.holds, f"The import of {name} differs from {PRIOR_PEERS[name][0]} by more than rounding.")
     if golden:
         shapes = json.dumps({key: list(value.shape) for key, value in weights.items()})
+        settings = json.dumps(peer.settings)
         tensors = {"tokens": tokens[:6].contiguous(), "logits": logits[:6].contiguous()}
-        write_atomically(Path(golden), lambda aside: save_file(tensors, aside, {"shapes": shapes}))
+        metadata = {"shapes": shapes, "settings": settings}
+        write_atomically(Path(golden), lambda aside: save_file(tensors, aside, metadata))
     return found
 
 

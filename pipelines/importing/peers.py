@@ -16,6 +16,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+import transformers
 from torch import Tensor, nn
 
 
@@ -222,15 +224,70 @@ def open_magvit2(repository: Path) -> Peer:
     )
 
 
-def llamagen_gpt(repository: Path) -> nn.Module:
-    """The class-conditional transformer: 2 layers, 4 heads of 16, 5 classes, 4x4 codes of 64."""
+@dataclass(frozen=True)
+class PriorPeer:
+    """A prior of another project, on 4x4 codes of 64.
+
+    Attributes:
+        family: what it is imported as.
+        module: has the state dict that a checkpoint would hold.
+        logits: labels [B] and codes [B, 16] -> of each code, given those before it [B, 16, 64].
+        num_labels: classes, and the null class where it has one, which is the last; 0 if it is unconditional.
+        settings: what its config file would say.
+    """
+
+    family: str
+    module: nn.Module
+    logits: Callable[[Tensor, Tensor], Tensor]
+    num_labels: int
+    settings: dict[str, Any] | None = None
+
+
+def llamagen_gpt(repository: Path) -> PriorPeer:
+    """The class-conditional transformer: 2 layers, 4 heads of 16, 5 classes."""
     sys.path.insert(0, str(repository))  # it imports `utils.drop_path` of its own
     try:
         source = load_source(repository / "autoregressive/models/gpt.py")
     finally:
         sys.path.remove(str(repository))
     shape = {"dim": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64, "block_size": 16, "num_classes": 5}
-    return source.Transformer(source.ModelArgs(**shape, cls_token_num=1)).eval()
+    module = source.Transformer(source.ModelArgs(**shape, cls_token_num=1)).eval()
+    # In evaluation its forward takes the positions and the mask that its own sampling would give it.
+    positions, mask = torch.arange(17), torch.ones(17, 17, dtype=torch.bool).tril()
+    return PriorPeer(
+        "llamagen-gpt",
+        module,
+        lambda labels, codes: module(codes, labels, input_pos=positions, mask=mask)[0][:, :16],
+        num_labels=6,
+    )
+
+
+def taming_gpt(repository: Path, classes: int = 5) -> PriorPeer:
+    """minGPT: 2 layers, 4 heads of 16. `classes` 0: unconditional, from token 3."""
+    # It imports a function that transformers has no more, for sampling; the forward pass does without.
+    transformers.top_k_top_p_filtering = None
+    try:
+        source = load_source(repository / "taming/modules/transformer/mingpt.py")
+    finally:
+        del transformers.top_k_top_p_filtering
+    shape = {"vocab_size": 64, "block_size": 24, "n_layer": 2, "n_head": 4, "n_embd": 64}
+    module = nn.Module()
+    module.transformer = source.GPT(**shape)
+    params: dict[str, Any] = {"transformer_config": {"params": shape}, "cond_stage_key": "class_label"}
+    if classes:
+        params["cond_stage_config"] = {"target": "taming.modules.util.Labelator", "params": {"n_classes": classes}}
+    else:
+        params |= {"cond_stage_config": "__is_unconditional__", "sos_token": 3}
+
+    def logits(labels: Tensor, codes: Tensor) -> Tensor:
+        first = labels if classes else torch.full_like(labels, 3)
+        return module.transformer(torch.cat([first[:, None], codes[:, :-1]], dim=1))[0]
+
+    return PriorPeer("taming-gpt", module.eval(), logits, classes, {"model": {"params": params}})
+
+
+def taming_gpt_unconditional(repository: Path) -> PriorPeer:
+    return taming_gpt(repository, classes=0)
 
 
 # By name: the project that the clone is of, and what builds the network.
@@ -244,4 +301,9 @@ PEERS: dict[str, tuple[str, Callable[[Path], Peer]]] = {
     "maskgit": ("bytedance/1d-tokenizer", maskgit_vqgan),
     "ibq": ("TencentARC/SEED-Voken", ibq),
     "open-magvit2": ("TencentARC/SEED-Voken", open_magvit2),
+}
+PRIOR_PEERS: dict[str, tuple[str, Callable[[Path], PriorPeer]]] = {
+    "llamagen-gpt": ("FoundationVision/LlamaGen", llamagen_gpt),
+    "taming-gpt": ("CompVis/taming-transformers", taming_gpt),
+    "taming-gpt-unconditional": ("CompVis/taming-transformers", taming_gpt_unconditional),
 }

@@ -11,7 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from pipelines.files import OutputError
+from pipelines.generation import ImageGenerationPipeline
 from pipelines.importing.checkpoints import export_diffusers, import_checkpoint
+from pipelines.importing.parity import random_weights
+from pipelines.make_pipeline import make_pipeline
 from pipelines.training.presets import small64_tokenizer, with_start
 from pipelines.training.run import TrainingError
 from pipelines.training.train_tokenizer import train_tokenizer
@@ -94,3 +97,52 @@ def test_an_export_is_what_the_import_of_it_reads(imported):
     assert "quantize.usage" not in load_file(folder / "diffusion_pytorch_model.safetensors")
     back = import_checkpoint("diffusers", str(folder), str(imported.parent / "back"))
     assert VQModel.from_pretrained(back).fingerprint() == VQModel.from_pretrained(imported).fingerprint()
+
+
+@pytest.fixture
+def with_gpt(original: VQModel, tmp_path: Path) -> tuple[str, str]:
+    """A .ckpt and the yaml of taming's Net2NetTransformer, which hold the first stage too."""
+    weights = {f"first_stage_model.{key}": value for key, value in original.state_dict().items() if "usage" not in key}
+    shapes = {"tok_emb.weight": (32, 16), "pos_emb": (1, 64, 16), "head.weight": (32, 16)}
+    shapes |= {"ln_f.weight": (16,), "ln_f.bias": (16,)}
+    for layer in ("ln1", "ln2", "attn.key", "attn.query", "attn.value", "attn.proj", "mlp.0", "mlp.2"):
+        out, into = {"mlp.0": (64, 16), "mlp.2": (16, 64)}.get(layer, (16, 16))
+        shapes[f"blocks.0.{layer}.weight"] = (out,) if "ln" in layer else (out, into)
+        shapes[f"blocks.0.{layer}.bias"] = (out,)
+    weights |= random_weights({f"transformer.{name}": shape for name, shape in shapes.items()})
+    torch.save({"state_dict": weights}, tmp_path / "net2net.ckpt")
+    ddconfig = {"double_z": False, "resolution": 16, "ch": 32, "ch_mult": [1, 1], "num_res_blocks": 1}
+    params = {
+        "cond_stage_config": {"target": "taming.modules.util.Labelator", "params": {"n_classes": 3, "n_embed": 7}},
+        "transformer_config": {"params": {"vocab_size": 32, "block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 16}},
+        "first_stage_config": {
+            "target": "taming.models.vqgan.VQModel",
+            "params": {"ddconfig": ddconfig, "n_embed": 32},
+        },
+    }
+    settings = {"model": {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": params}}
+    (tmp_path / "project.yaml").write_text(json.dumps(settings))
+    return str(tmp_path / "net2net.ckpt"), str(tmp_path / "project.yaml")
+
+
+def test_one_file_of_tamings_gives_a_tokenizer_and_a_prior_that_make_a_pipeline(original, with_gpt, tmp_path, capsys):
+    file, yaml = with_gpt
+    tokenizer = import_checkpoint("taming", file, str(tmp_path / "tokenizer"), config=yaml)
+    (tmp_path / "names.txt").write_text("cat\ndog\nboot\n")
+    options = {"config": yaml, "tokenizer": str(tokenizer), "class_names": str(tmp_path / "names.txt"), "grid_size": 8}
+    prior = import_checkpoint("taming-gpt", file, str(tmp_path / "prior"), **options)
+    assert "8x8 codes of 32, with 3 classes.\nIt has no null class" in capsys.readouterr().out
+    assert "A GPT-2 that predicts sequences of 64" in (prior / "README.md").read_text()
+    folder = make_pipeline(str(tokenizer), str(prior), str(tmp_path / "pipeline"))
+    pipe = ImageGenerationPipeline.from_pretrained(folder)
+    assert pipe.sampling.guidance_scale == 1
+    output = pipe(["boot", 0], seed=0, output_type="pt", progress=False)
+    assert torch.equal(output.images, original.decode(output.codes).clamp(-1, 1))
+    with pytest.raises(ValueError, match="no null class"):
+        pipe(["boot"], guidance_scale=3.0, progress=False)
+    with pytest.raises(ForeignCheckpointError, match=r"is of the family taming and of taming-gpt"):
+        import_checkpoint("vqgan", file, str(tmp_path / "new"))
+    with pytest.raises(ForeignCheckpointError, match=r"family llamagen-gpt: by their keys use taming-gpt"):
+        import_checkpoint("llamagen-gpt", file, str(tmp_path / "new"))
+    with pytest.raises(ForeignCheckpointError, match=r"family llamagen: by their keys use taming\."):
+        import_checkpoint("llamagen", file, str(tmp_path / "new"))
