@@ -71,7 +71,7 @@ def import_checkpoint(
     Args:
         family: one of the above.
         checkpoint: the file (.ckpt, .pt, .bin, .safetensors), or a folder with one and its config.json.
-        output_dir: where the tokenizer goes.
+        output_dir: where the tokenizer or prior goes.
         config: the family's yaml or json, where there is one; it must agree with the weights.
         verify_images: images to reconstruct after the import; scores and a picture go into OUTPUT_DIR/verification.
         pixel_range: what the network reads as black and white, where it is not what the family's do.
