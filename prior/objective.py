@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from prior.sequence import SequenceConfig, to_tokens
 from prior.teacher_forcing import hidden_states
@@ -48,7 +48,7 @@ class PriorObjective(nn.Module):
         checkpointing: of the blocks, see `hidden_states`.
     """
 
-    def __init__(self, model: LlamaForCausalLM, num_codes: int, checkpointing: bool = False) -> None:
+    def __init__(self, model: LlamaForCausalLM | GPT2LMHeadModel, num_codes: int, checkpointing: bool = False) -> None:
         super().__init__()
         self.model, self.num_codes, self.checkpointing = model, num_codes, checkpointing
 
@@ -75,14 +75,14 @@ def prior_loss(
     """Teacher-forced loss of a batch, a scalar in nats a code.
 
     Args:
-        model: a LlamaForCausalLM, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
+        model: a LlamaForCausalLM or GPT2LMHeadModel, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
         codes: [B, L] or [B, h, w(, depth)] integers.
         labels: [B] integers; None exactly if the prior is unconditional.
         drop: [B] bool, True where the class is replaced by null; None drops none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
     """
     tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, 1 + L]
-    if isinstance(model, LlamaForCausalLM):
+    if isinstance(model, (LlamaForCausalLM, GPT2LMHeadModel)):
         model = PriorObjective(model, sequence.codebook_size)
     return model(tokens, label_smoothing)
 

@@ -1,8 +1,8 @@
 """The Llama's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
 
 Query, key and value are one matrix product, gate and up another; norms, rotations and the gated unit make few passes
-over memory (`row_operations.py`). A model that is built otherwise (adapters, biases, another activation) runs as
-transformers wrote it.
+over memory (`row_operations.py`). A model that is built otherwise (adapters, biases, another activation; a GPT-2) runs
+as transformers wrote it.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM
 
 from prior.row_operations import gated_silu, rms_norm, rotate
 
 
-def hidden_states(model: LlamaForCausalLM, tokens: Tensor, checkpointing: bool = False) -> Tensor:
+def hidden_states(model: LlamaForCausalLM | GPT2LMHeadModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:
     """Tokens [B, T] -> what the output layer takes, [B, T, D].
 
     Args:
         checkpointing: keep only what stands between the blocks, and compute the blocks again in the backward pass.
     """
-    inner = model.model
+    inner = model.transformer if isinstance(model, GPT2LMHeadModel) else model.model
     if not _is_plain(model):
         # A cache would keep every layer's keys and values alive for nothing.
         return inner(input_ids=tokens, use_cache=False).last_hidden_state
@@ -78,7 +78,7 @@ def _attend(attention: nn.Module, normed: Tensor, cos: Tensor, signed_sin: Tenso
     return read.transpose(1, 2).flatten(2)
 
 
-def _is_plain(model: LlamaForCausalLM) -> bool:
+def _is_plain(model: LlamaForCausalLM | GPT2LMHeadModel) -> bool:
     """Whether the blocks are those that `_block` computes."""
     config = model.config
     return (

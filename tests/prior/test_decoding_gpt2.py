@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import prior.linear_maps
-from prior import SequenceConfig, load_prior, sample_codes, save_prior
+from prior import SequenceConfig, load_prior, prior_loss, sample_codes, save_prior
 from prior.decoding import Decoder, read_weights
 from prior.modeling import cached_width, generation_config
 from prior.sampling import image_generator
@@ -124,6 +124,16 @@ def test_a_saved_prior_is_the_same_model_with_and_without_this_project(tmp_path)
     for other in (loaded, AutoModelForCausalLM.from_pretrained(tmp_path)):
         assert type(other) is GPT2LMHeadModel
         assert torch.equal(other(tokens).logits, model(tokens).logits)
+
+
+def test_the_loss_is_that_of_the_stock_models_logits():
+    model, codes, labels = make_gpt2(), torch.randint(0, 24, (3, 12)), torch.tensor([0, 1, 2])
+    tokens = torch.cat([labels[:, None] + 24, codes], 1)
+    expected = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).logits[..., :24].flatten(0, 1), codes.flatten())
+    loss = prior_loss(model, codes, labels, None, SEQUENCE)
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert model.transformer.wpe.weight.grad[:12].abs().sum(1).all()
 
 
 def test_another_scale_of_attention_is_refused():
