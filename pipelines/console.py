@@ -11,6 +11,7 @@ from typing import Any
 import datasets
 import torch
 import transformers
+from tqdm import tqdm
 
 from pipelines.data import DataError
 from pipelines.files import OutputError, describe
@@ -42,7 +43,7 @@ def guarded(run: Callable[[], Any]) -> None:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        tqdm.write(f"error: {sentence}", file=sys.stderr)  # on a line of its own, also where a bar is being drawn
         raise SystemExit(1) from None
     finally:
         for number, handler in before.items():
