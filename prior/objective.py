@@ -46,15 +46,22 @@ class PriorObjective(nn.Module):
 
     Args:
         checkpointing: of the blocks, see `hidden_states`.
+        fast: the forward pass of `teacher_forcing.py`; False runs the model as transformers wrote it. They agree to
+            rounding.
     """
 
-    def __init__(self, model: LlamaForCausalLM | GPT2LMHeadModel, num_codes: int, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: LlamaForCausalLM | GPT2LMHeadModel, num_codes: int, checkpointing: bool = False, fast: bool = True
+    ) -> None:
         super().__init__()
-        self.model, self.num_codes, self.checkpointing = model, num_codes, checkpointing
+        self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
 
     def forward(self, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Tokens [B, 1 + L] -> mean cross-entropy in nats a code."""
         # The last code predicts nothing, so it is not fed: every row of logits that is computed counts in the loss.
+        if not self.fast:
+            logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, L, V]
+            return code_cross_entropy(logits, tokens[:, 1:], self.num_codes, label_smoothing)
         hidden = hidden_states(self.model, tokens[:, :-1], self.checkpointing)  # [B, L, D]
         head = self.model.lm_head
         if type(head) is not nn.Linear or head.bias is not None:

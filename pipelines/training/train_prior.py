@@ -49,7 +49,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         model = make_prior(config.model, sequence)
-        objective = PriorObjective(model, sequence.codebook_size, config.gradient_checkpointing)
+        objective = PriorObjective(model, sequence.codebook_size, config.gradient_checkpointing, config.fast_forward)
         learner = Learner.make(model, config.optimizer.for_batch(config.batch_size), run.accelerator, objective)
         ema = EMA(model, config.ema_decay)
         rows, held_out = codes.split(config.validation_fraction)
