@@ -27,7 +27,7 @@ from prior.decoding import read_weights
 
 
 def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(nearest_codes, prior_step, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
+    monkeypatch.setattr(nearest_codes, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
     monkeypatch.setattr(nearest_codes, "_TRAINED_SHAPES", ((30, 700, 3),))
     benchmark("nearest-codes", repeats=1, output=str(tmp_path / "report.json"))
     report = json.loads((tmp_path / "report.json").read_text())
