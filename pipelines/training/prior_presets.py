@@ -27,8 +27,8 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
         log_every=50,
         eval_every=575,
         save_every=575,
-        # README's run, bit for bit. Rounding alone gives another prior of the same cross-entropy, of whose samples some
-        # points more or less are recognised (docs/benchmarks.md).
+        # README's figures are of the stock forward pass; one run with the other had fewer of its samples recognised
+        # (docs/benchmarks.md).
         fast_forward=False,
         model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
         optimizer=OptimizerConfig(learning_rate=3e-3, base_batch_size=16, warmup_steps=60, weight_decay=0.1),
