@@ -18,6 +18,7 @@ import numpy as np
 from datasets import load_dataset
 from huggingface_hub import snapshot_download
 
+from prior.mapped_rows import MappedRows
 from prior.sequence import SequenceConfig
 
 MANIFEST_NAME = "manifest.json"
@@ -147,32 +148,26 @@ class CodeDataset:
     def __init__(self, manifest: CodesManifest, files: list[Path]) -> None:
         self.manifest = manifest
         # datasets turns the Parquet shards into one Arrow file in its cache, once, and maps that into memory.
-        table = load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+        names = [str(file) for file in files]
+        table = load_dataset("parquet", data_files=names, split="train", keep_in_memory=False)
         if len(table) != manifest.num_rows:
             raise CodesError(f"The shards hold {len(table)} rows, the manifest says {manifest.num_rows}.")
-        length = manifest.sequence_config().length
         self._table = table
-        chunks = table.data.column("codes").chunks
-        self._chunks = [_zero_copy(chunk, length) for chunk in chunks]  # each [n, L]
-        self._starts = np.cumsum([0] + [len(chunk) for chunk in self._chunks])
+        try:
+            cached = [file["filename"] for file in table.cache_files]
+            self._rows = MappedRows(cached, "codes", manifest.sequence_config().length)
+        except ValueError as error:
+            raise CodesError(str(error)) from error
         self.labels = None
         if manifest.class_names is not None:
             self.labels = table.data.column("label").to_numpy().astype(np.int64)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return len(self._rows)
 
     def codes(self, rows: np.ndarray) -> np.ndarray:
         """Codes of `rows` [n] -> int64 [n, L], checked against the codebook."""
-        rows = np.asarray(rows, dtype=np.int64)
-        if len(self._chunks) == 1:
-            found = self._chunks[0].take(rows, axis=0)  # faster than [rows]
-        else:
-            found = np.empty((len(rows), self._chunks[0].shape[1]), self._chunks[0].dtype)
-            owner = np.searchsorted(self._starts, rows, side="right") - 1
-            for index in np.unique(owner):
-                mine = owner == index
-                found[mine] = self._chunks[index][rows[mine] - self._starts[index]]
+        found = self._rows.take(np.asarray(rows, dtype=np.int64))
         if found.size and int(found.max()) >= self.manifest.codebook_size:
             raise CodesError(
                 f"The data set holds code {int(found.max())}, beyond its codebook of {self.manifest.codebook_size}: "
@@ -242,14 +237,6 @@ def _download(repo: str, revision: str | None, subfolder: str | None, token: str
         raise CodesError(
             f"{repo!r} is neither a folder here nor a data set that the Hub gives ({type(error).__name__}: {error})."
         ) from error
-
-
-def _zero_copy(chunk: Any, length: int) -> np.ndarray:
-    """An Arrow array of fixed-size lists as a view [n, L] of its memory."""
-    values = chunk.flatten().to_numpy(zero_copy_only=True)
-    if values.size != len(chunk) * length:
-        raise CodesError(f"A row holds {values.size // max(1, len(chunk))} codes, the manifest's grid has {length}.")
-    return values.reshape(len(chunk), length)
 
 
 def _held_out(name: str, fraction: float) -> bool:

@@ -15,7 +15,7 @@ from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
 from pipelines.training.randomness import SampleOrder
 from prior.codes import CodeDataset, CodesManifest, Shard
 
-_ROWS, _READ, _LENGTH, _CODES, _BATCH = 100_000, 8192, 256, 16_384, 256
+_ROWS, _READ, _LENGTH, _CODES, _BATCH = 100_000, 65_536, 256, 16_384, 256
 _WIDTHS = {"reader": 28, "rows": 7, "batch": 6, "ms": 8, "rows/s": 9, "ratio": 6}
 
 

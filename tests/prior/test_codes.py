@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import mmap
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -120,11 +122,15 @@ def test_an_unfinished_data_set_is_refused(make, tmp_path):
         open_codes(tmp_path / "missing")
 
 
+@pytest.mark.parametrize("arrow_bytes", ["500MB", 1])  # of a file of the cache
 @pytest.mark.parametrize(
     ("row_group_size", "sizes"), [(None, (12,)), (None, (4, 6, 2)), (2, (4, 6, 2)), (1, (1,) * 12)]
 )
-def test_random_access_is_sequential_access(make, row_group_size, sizes):
+def test_random_access_is_sequential_access(make, row_group_size, sizes, arrow_bytes, monkeypatch):
+    monkeypatch.setattr(datasets.config, "MAX_SHARD_SIZE", arrow_bytes)
     data = open_codes(make(sizes, row_group_size=row_group_size))
+    if sizes == (4, 6, 2):
+        assert (len(data._table.cache_files) > 1) == (arrow_bytes == 1)
     assert len(data) == 12
     expected = np.arange(72).reshape(12, 6) * 7 % 50
     codes = data.codes(np.arange(12))
@@ -136,7 +142,17 @@ def test_random_access_is_sequential_access(make, row_group_size, sizes):
 
 
 def test_codes_are_mapped_not_copied(make):
-    assert not open_codes(make((12,)))._chunks[0].flags.owndata
+    data = open_codes(make((12,)))
+    (rows,) = data._rows._rows
+    (cached,) = data._table.cache_files
+    before = rows[0].tolist(), rows.shape
+    assert not rows.flags.owndata
+    with open(cached["filename"], "r+b") as file:  # what is written to the file is what is read next
+        file.seek(rows.__array_interface__["data"][0] % mmap.PAGESIZE)
+        old = file.read(2)
+        file.seek(-2, 1)
+        file.write(bytes(byte ^ 255 for byte in old))
+    assert rows[0].tolist() != before[0]
 
 
 def test_large_codebooks(make):
