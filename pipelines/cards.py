@@ -124,6 +124,11 @@ def codes_card(manifest: CodesManifest) -> str:
     """Data set card of a code data set; its YAML tells `datasets` where the shards are."""
     height, width = manifest.grid_shape
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no labels"
+    changed = ""
+    if manifest.num_compared:
+        changed = (
+            f" in {manifest.precision} ({manifest.num_changed / manifest.num_compared:.1%} others than in float32)"
+        )
     return _card(
         {
             "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
@@ -133,7 +138,7 @@ def codes_card(manifest: CodesManifest) -> str:
         f"""{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`,
 {manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
 ({manifest.depth} a position), made by the tokenizer `{manifest.tokenizer}` with fingerprint
-`{manifest.tokenizer_fingerprint}`.
+`{manifest.tokenizer_fingerprint}`{changed}.
 `manifest.json` has the rest.
 """,
         f"""## Use

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,25 @@ from pipelines.files import sha256, write_atomically, write_json
 from tokenizer import VQModel
 
 Record = dict[str, Any]
+
+
+@dataclass
+class EncodedShard:
+    """Args:
+    rows: by column, a row for each variant of an image; "codes" by batch, each [B, L].
+    skipped: source_id, reason and detail of what could not be used.
+    num_images: images that were read.
+    num_compared: codes that were computed in float32 too, where the encoder ran in another precision.
+    num_changed: those of them that are others in float32.
+    """
+
+    rows: dict[str, list] = field(
+        default_factory=lambda: {name: [] for name in ("codes", "label", "source_id", "crop", "flip")}
+    )
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    num_images: int = 0
+    num_compared: int = 0
+    num_changed: int = 0
 
 
 def code_dtype(codebook_size: int) -> str:
@@ -68,19 +88,12 @@ def remove_shard(folder: Path, shard: int) -> None:
     shard_path(folder, shard).unlink(missing_ok=True)
 
 
-def write_shard(
-    folder: Path,
-    shard: int,
-    rows: dict[str, list],
-    skipped: list[dict[str, str]],
-    num_images: int,
-    model: VQModel,
-    images: ImageStream,
-) -> None:
+def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel, images: ImageStream) -> None:
     """The Parquet file, then its record.
 
     Where none of its images could be used there is a record only: datasets cannot read a file of no rows.
     """
+    rows, skipped = encoded.rows, encoded.skipped
     length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
     schema = code_features(size, length, images.class_names).arrow_schema
     codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
@@ -93,8 +106,10 @@ def write_shard(
     names = {*rows["source_id"], *(entry["source_id"] for entry in skipped)}
     record = {
         "num_rows": len(table),
-        "num_images": num_images - len(skipped),
+        "num_images": encoded.num_images - len(skipped),
         "skipped": skipped,
+        "num_compared": encoded.num_compared,
+        "num_changed": encoded.num_changed,
         "images_mark": _mark(sorted(names), images),
     }
     if len(table):

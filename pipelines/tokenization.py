@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from pipelines.cards import codes_card
 from pipelines.classes import decoder_classes
-from pipelines.code_shards import code_dtype, is_done, read_records, write_shard
+from pipelines.code_shards import EncodedShard, code_dtype, is_done, read_records, write_shard
 from pipelines.data import DataConfig, DataError, ImageRecord, ImageSource, ImageStream, open_image_stream
 from pipelines.devices import evaluating, make_accelerator, patient_barrier
 from pipelines.files import write_json, write_text
@@ -44,7 +44,8 @@ class TokenizationConfig:
     ten_crop: instead of the central square take ADM's and LlamaGen's ten crops (their mirror images are among them).
     batch_size: images (variants) a forward pass.
     images_per_shard: source images a Parquet file; a stop loses at most one.
-    mixed_precision: "bf16" is faster where the device computes in it and changes some of the codes; it is recorded.
+    mixed_precision: "bf16" is faster where the device computes in it and changes some of the codes; how many of the
+        first batch of each shard is counted, said and recorded.
     device: "auto" is what Accelerate finds.
     num_workers: processes that load images; 0 loads in the main one. Not for streaming.
     """
@@ -114,6 +115,12 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
                 f"images are in {folder}"
                 + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
             )
+            if manifest.num_compared:
+                _say(
+                    accelerator,
+                    f"In {manifest.precision} {manifest.num_changed / manifest.num_compared:.1%} of the codes are "
+                    f"others than in float32 (of {manifest.num_compared:,} computed in both).",
+                )
         everyone()
     return folder
 
@@ -156,8 +163,8 @@ def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: 
     bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
     parts = _streamed_shards if job.shards is None else _shards
     for shard, prepared in parts(dataset, job, config, accelerator, folder, bar):
-        rows, skipped, size = _encode(model, prepared, dataset.variants, config.batch_size, accelerator, bar)
-        write_shard(folder, shard, rows, skipped, size, model, job.images)
+        encoded = _encode(model, prepared, dataset.variants, config.batch_size, accelerator, bar)
+        write_shard(folder, shard, encoded, model, job.images)
     bar.close()
 
 
@@ -196,25 +203,28 @@ def _encode(
     batch_size: int,
     accelerator: Accelerator,
     bar: tqdm,
-) -> tuple[dict[str, list], list[dict[str, str]], int]:
-    """Rows of a shard by column, what was skipped, and how many images were read."""
-    rows: dict[str, list] = {"codes": [], "label": [], "source_id": [], "crop": [], "flip": []}
-    skipped, number = [], 0
+) -> EncodedShard:
+    """Encode a shard's images; in another precision than float32, the first batch in both."""
+    shard, rounded = EncodedShard(), accelerator.mixed_precision != "no"
+    rows = shard.rows
     waiting: list[np.ndarray] = []
 
     def encode(most: int) -> None:
         while len(waiting) >= most:
-            pixels = torch.from_numpy(np.stack(waiting[:batch_size]))
+            pixels = to_model(torch.from_numpy(np.stack(waiting[:batch_size]))).to(accelerator.device)
             del waiting[:batch_size]
             with accelerator.autocast():
-                codes = model.encode(to_model(pixels).to(accelerator.device))  # [B, h, w] or [B, h, w, depth]
+                codes = model.encode(pixels)  # [B, h, w] or [B, h, w, depth]
+            if rounded and not rows["codes"]:
+                shard.num_compared = codes.numel()
+                shard.num_changed = int((codes != model.encode(pixels)).sum())
             rows["codes"].append(codes.flatten(1).cpu().numpy())
 
     for image in images:
-        number += 1
+        shard.num_images += 1
         bar.update()
         if image.pixels is None:
-            skipped.append({"source_id": image.record.source_id, "reason": image.reason, "detail": image.detail})
+            shard.skipped.append({"source_id": image.record.source_id, "reason": image.reason, "detail": image.detail})
             continue
         for pixels, kind in zip(image.pixels, kinds, strict=True):
             waiting.append(pixels)
@@ -224,7 +234,7 @@ def _encode(
             rows["flip"].append(kind.flip)
         encode(batch_size)
     encode(1)
-    return rows, skipped, number
+    return shard
 
 
 def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path) -> CodesManifest:
@@ -256,6 +266,8 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
         code_dtype=code_dtype(quantizer.codebook_size),
         preprocessing=model.config.preprocessing,
         precision="bfloat16" if config.mixed_precision == "bf16" else "float32",
+        num_compared=sum(record.get("num_compared", 0) for record in records),
+        num_changed=sum(record.get("num_changed", 0) for record in records),
         flip=config.flip,
         ten_crop=config.ten_crop,
         num_skipped=len(skipped),

@@ -53,6 +53,7 @@ class CodesManifest:
         class_names: in the order of the labels; None where the images had none.
         preprocessing: how images became square, the fields of `tokenizer.Preprocessing`.
         precision: in which the encoder ran, "float32" or "bfloat16".
+        num_compared, num_changed: codes that were computed in float32 too, and those that are others there.
         flip, ten_crop: the variants of each image that are in.
         source: a line that describes the images. `source_fingerprint` changes when they do.
         num_images, num_skipped: images that are in, and inputs left out; `skipped_reasons` counts the latter by reason
@@ -74,6 +75,8 @@ class CodesManifest:
     code_dtype: str = "uint16"
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"
+    num_compared: int = 0
+    num_changed: int = 0
     flip: bool = False
     ten_crop: bool = False
     num_skipped: int = 0

@@ -67,6 +67,21 @@ def test_rows_are_the_codes_of_the_images(config, pictures):
     assert manifest.tokenizer_fingerprint == model.fingerprint()
     assert manifest.grid_shape == (4, 4)
     assert (manifest.codebook_size, manifest.code_dtype, manifest.precision) == (32, "uint16", "float32")
+    assert (manifest.num_compared, manifest.num_changed) == (0, 0)
+
+
+def test_codes_that_rounding_changes_are_counted_in_the_first_batch_of_each_shard(config, pictures, capsys):
+    folder = tokenize_dataset(replace(config, mixed_precision="bf16", batch_size=3))
+    model, rows, manifest = load_tokenizer(config.tokenizer), rows_of(folder), read_manifest(folder)
+    changed = 0
+    for first in (0, 7, 14):
+        for name, row in list(zip(rows["source_id"], rows["codes"], strict=True))[first : first + 3]:
+            changed += int((encoded(model, pictures / name) != torch.tensor(row)).sum())
+    assert 0 < changed == manifest.num_changed
+    assert (manifest.num_compared, manifest.precision) == (3 * 3 * 16, "bfloat16")
+    share = f"{changed / 144:.1%}"
+    assert f"In bfloat16 {share} of the codes are others than in float32" in capsys.readouterr().out
+    assert f"in bfloat16 ({share} others than in float32)" in (folder / "README.md").read_text()
 
 
 def test_decoding_rows_gives_the_reconstruction_bit_for_bit(config, codes):
