@@ -38,9 +38,8 @@ from tokenizer.images import prepare, to_model, to_pil, to_uint8
 MODEL_INDEX_NAME = "model_index.json"
 # The only classes a pipeline folder may name; nothing is ever imported because a file says so.
 _TOKENIZER = ["tokenizer", "VQModel"]
-_PRIORS = {"LlamaForCausalLM": ["transformers", "LlamaForCausalLM"]}
+_PRIORS = {name: ["transformers", name] for name in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel")}
 _PRIORS["GridLlamaForCausalLM"] = ["prior", "GridLlamaForCausalLM"]
-_PRIORS["GPT2LMHeadModel"] = ["transformers", "GPT2LMHeadModel"]
 # Default of class-conditional pipelines whose folder names none, where the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
 _MOST_AT_ONCE = 64  # images, by default

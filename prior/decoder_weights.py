@@ -28,6 +28,7 @@ class LayerWeights:
     output: Linear  # H * hd -> D
     mlp_norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
     mlp: Linear  # D -> D; a map of rows as the others, and not linear
+    head_norm: Callable[[Tensor], Tensor] | None = None  # of queries and keys, [R, H + Hkv, hd]
 
 
 @dataclass(frozen=True)

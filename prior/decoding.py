@@ -16,7 +16,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from prior.decoder_weights import DecoderWeights
 from prior.decoding_gpt2 import read_gpt2
@@ -25,6 +25,7 @@ from prior.linear_maps import WeightFormat, linear_map
 
 _READERS: dict[type[PreTrainedModel], Callable[..., DecoderWeights]] = {
     LlamaForCausalLM: read_llama,  # its subclass with positions on the grid too
+    Qwen3ForCausalLM: read_llama,  # which is one with norms of queries and keys
     GPT2LMHeadModel: read_gpt2,
 }
 
@@ -35,7 +36,7 @@ def read_weights(
     """Lay out a model for decoding. Takes about as much memory again as the model.
 
     Args:
-        model: a LlamaForCausalLM or GPT2LMHeadModel.
+        model: a LlamaForCausalLM, Qwen3ForCausalLM or GPT2LMHeadModel.
         num_codes: the head is cut to the tokens [0, num_codes).
         length: positions that will be decoded.
         pack: of exact weights: use oneDNN's packed layout; None for wherever it is to be had (on CPUs).
@@ -84,7 +85,9 @@ class Decoder:
         weights = self.weights
         hidden = weights.embed(tokens, self.position)  # [R, D]
         for index, layer in enumerate(weights.layers):
-            hidden = hidden + layer.output(self._attend(index, layer.qkv(layer.attention_norm(hidden))))
+            hidden = hidden + layer.output(
+                self._attend(index, layer.qkv(layer.attention_norm(hidden)), layer.head_norm)
+            )
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += 1
         return hidden
@@ -92,13 +95,14 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.weights.head(self.weights.norm(hidden))
 
-    def _attend(self, index: int, qkv: Tensor) -> Tensor:
+    def _attend(self, index: int, qkv: Tensor, head_norm: Callable[[Tensor], Tensor] | None) -> Tensor:
         """[R, (H + 2 * Hkv) * hd] -> what each head reads from the positions so far, [R, H * hd]."""
         weights, position = self.weights, self.position
         rows, shared = len(qkv), weights.num_key_value_heads
         turned = weights.num_heads + shared
         heads = qkv.view(rows, turned + shared, weights.head_dim)
-        query_key = weights.turn(heads[:, :turned], position)  # [R, H + Hkv, hd]
+        query_key = heads[:, :turned]  # [R, H + Hkv, hd]
+        query_key = weights.turn(query_key if head_norm is None else head_norm(query_key), position)
         keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, position] = query_key[:, weights.num_heads :]
         values[:, :, position] = heads[:, turned:]

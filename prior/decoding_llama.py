@@ -1,4 +1,4 @@
-"""A Llama's weights, laid out for decoding: query, key and value in one product, gate and up in another."""
+"""A Llama's or Qwen3's weights, laid out for decoding: query, key and value in one product, gate and up in another."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 from transformers.activations import ACT2FN
 
 from prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
 from prior.linear_maps import Linear
 
 
-def read_llama(model: LlamaForCausalLM, num_codes: int, length: int, as_map: AsMap) -> DecoderWeights:
+def read_llama(
+    model: LlamaForCausalLM | Qwen3ForCausalLM, num_codes: int, length: int, as_map: AsMap
+) -> DecoderWeights:
     """See `read_weights`."""
     config, embedding = model.config, model.model.embed_tokens.weight.detach()
     positions = torch.arange(length, device=model.device)[None]
@@ -51,15 +53,16 @@ class _Rotation:
 
 @dataclass(frozen=True)
 class _RMSNorm:
-    """As LlamaRMSNorm: the norm in float32, the weight in the model's dtype."""
+    """As LlamaRMSNorm, over the last axis: the norm in float32, the weight in the model's dtype."""
 
-    weight: Tensor  # [D]
+    weight: Tensor  # [D]; of heads [H + Hkv, hd]
     eps: float
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        if hidden.dtype == torch.float32:
-            return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
-        return self.weight * F.rms_norm(hidden.float(), self.weight.shape, None, self.eps).to(hidden.dtype)
+        last = self.weight.shape[-1:]
+        if hidden.dtype == torch.float32 and self.weight.dim() == 1:
+            return F.rms_norm(hidden, last, self.weight, self.eps)
+        return self.weight * F.rms_norm(hidden.float(), last, None, self.eps).to(hidden.dtype)
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,18 @@ def _read_layer(layer: nn.Module, as_map: AsMap) -> LayerWeights:
         output=joined([attention.o_proj], as_map),
         mlp_norm=_read_norm(layer.post_attention_layernorm),
         mlp=_GatedMLP(gate_up, down, activation, math.lcm(gate_up.row_multiple, down.row_multiple)),
+        head_norm=_read_head_norm(attention),
     )
 
 
 def _read_norm(norm: nn.Module) -> _RMSNorm:
     return _RMSNorm(norm.weight.detach(), norm.variance_epsilon)
+
+
+def _read_head_norm(attention: nn.Module) -> _RMSNorm | None:
+    if not hasattr(attention, "q_norm"):
+        return None
+    config = attention.config
+    weights = [attention.q_norm.weight.detach().expand(config.num_attention_heads, -1)]
+    weights.append(attention.k_norm.weight.detach().expand(config.num_key_value_heads, -1))
+    return _RMSNorm(torch.cat(weights), attention.q_norm.variance_epsilon)

@@ -1,5 +1,4 @@
-"""The prior: a stock causal model of transformers, and the folder it is saved in. Those made here are Llamas; imported
-ones can be GPT-2s.
+"""The prior: a stock causal model of transformers, and the folder it is saved in.
 
 Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model. One
 with positions "rotary_2d" needs `import prior` before.
@@ -8,9 +7,8 @@ with positions "rotary_2d" needs `import prior` before.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
@@ -23,8 +21,11 @@ from transformers import (
     LlamaForCausalLM,
     PreTrainedConfig,
     PreTrainedModel,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
+from prior.configuration import PriorConfig, transformers_config
 from prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 
@@ -32,108 +33,21 @@ from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], type[PreTrainedModel]]] = {
     "LlamaForCausalLM": ("llama", LlamaConfig, LlamaForCausalLM),
     "GridLlamaForCausalLM": (GridLlamaConfig.model_type, GridLlamaConfig, GridLlamaForCausalLM),
+    "Qwen3ForCausalLM": ("qwen3", Qwen3Config, Qwen3ForCausalLM),
     "GPT2LMHeadModel": ("gpt2", GPT2Config, GPT2LMHeadModel),
 }
 
 
-@dataclass(frozen=True)
-class PriorConfig:
-    """Size of a prior. The names are those of transformers' LlamaConfig.
-
-    Args:
-        hidden_size: width; a multiple of `num_attention_heads`, with an even number of dimensions a head.
-        num_hidden_layers, num_attention_heads: depth, and heads a layer.
-        num_key_value_heads: heads that share keys and values; None for as many as there are attention heads.
-        intermediate_size: width of the gated MLP; None for 8/3 of `hidden_size` rounded up to a multiple of 64, which
-            gives the MLP as many weights as an ungated one of 4 times the width (arXiv:2002.05202).
-        attention_dropout: of attention weights, while training.
-        positions: "rotary" counts the tokens; "rotary_2d" counts rows and columns of the grid, a half of each head for
-            each (needs a depth of 1, and dimensions a head that are a multiple of 4).
-        rope_theta: base of the rotary positions' wavelengths (arXiv:2104.09864).
-        rms_norm_eps: in the norms.
-        initializer_range: standard deviation of the initial weights.
-        tie_word_embeddings: the output layer is the embedding.
-
-    Raises:
-        ValueError: a field is out of its range. The message names it.
-    """
-
-    hidden_size: int = 512
-    num_hidden_layers: int = 8
-    num_attention_heads: int = 8
-    num_key_value_heads: int | None = None
-    intermediate_size: int | None = None
-    attention_dropout: float = 0.0
-    positions: Literal["rotary", "rotary_2d"] = "rotary"
-    rope_theta: float = 10_000.0
-    rms_norm_eps: float = 1e-6
-    initializer_range: float = 0.02
-    tie_word_embeddings: bool = False
-
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type.startswith("int") and value is not None:
-                _require(value >= 1, f"{field.name} is {value}: it must be at least 1.")
-        heads, shared = self.num_attention_heads, self.num_key_value_heads
-        _require(
-            self.hidden_size % heads == 0 and self.hidden_size // heads % 2 == 0,
-            f"hidden_size {self.hidden_size} over num_attention_heads {heads} must give an even whole number of "
-            "dimensions a head (rotary positions turn pairs of them).",
-        )
-        _require(
-            shared is None or heads % shared == 0,
-            f"num_key_value_heads {shared} must divide num_attention_heads {heads}.",
-        )
-        _require(
-            self.positions in ("rotary", "rotary_2d"),
-            f"positions is {self.positions!r}: it must be 'rotary' or 'rotary_2d'.",
-        )
-        _require(
-            self.positions == "rotary" or self.hidden_size // heads % 4 == 0,
-            f"positions 'rotary_2d' needs a multiple of 4 dimensions a head, not {self.hidden_size // heads}.",
-        )
-        _require(
-            0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
-        )
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
-
-
-def make_prior(config: PriorConfig, sequence: SequenceConfig) -> LlamaForCausalLM:
+def make_prior(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedModel:
     """A prior with fresh weights (transformers' initialisation, from torch's global generator), in training mode.
 
     It takes tokens [B, T] with T up to 1 + sequence.length and predicts, at each position, the next code.
+
+    Raises:
+        ValueError: the config does not fit the sequence.
     """
-    on_grid = config.positions == "rotary_2d"
-    _require(
-        not on_grid or sequence.depth == 1,
-        f"positions 'rotary_2d' knows rows and columns, and these sequences have {sequence.depth} codes at each "
-        "position: use 'rotary'.",
-    )
-    kind, grid = (GridLlamaConfig, {"grid_width": sequence.grid_shape[1]}) if on_grid else (LlamaConfig, {})
-    llama = kind(
-        vocab_size=sequence.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size or _default_intermediate_size(config.hidden_size),
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        # One more than training sees, because serving engines count the prefix and every code made against it.
-        max_position_embeddings=sequence.length + 1,
-        initializer_range=config.initializer_range,
-        rms_norm_eps=config.rms_norm_eps,
-        attention_dropout=config.attention_dropout,
-        rope_parameters={"rope_type": "default", "rope_theta": float(config.rope_theta)},
-        tie_word_embeddings=config.tie_word_embeddings,
-        # Llama's defaults are 1 and 2: the code 2 would end an image.
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        attn_implementation="sdpa",
-        **grid,
-    )
-    model = GridLlamaForCausalLM(llama) if on_grid else LlamaForCausalLM(llama)
+    made = transformers_config(config, sequence)
+    model = next(model for _, kind, model in ARCHITECTURES.values() if kind is type(made))(made)
     model.generation_config = generation_config(sequence)
     return model.train()
 
@@ -245,10 +159,6 @@ def check_weight_files(folder: Path) -> None:
         _require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{index} names {name}, which is not in the folder.")
-
-
-def _default_intermediate_size(hidden_size: int, multiple: int = 64) -> int:
-    return -(-8 * hidden_size // (3 * multiple)) * multiple
 
 
 def _download(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from prior.sequence import SequenceConfig, to_tokens
 from prior.teacher_forcing import hidden_states
@@ -50,9 +50,7 @@ class PriorObjective(nn.Module):
             rounding.
     """
 
-    def __init__(
-        self, model: LlamaForCausalLM | GPT2LMHeadModel, num_codes: int, checkpointing: bool = False, fast: bool = True
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, num_codes: int, checkpointing: bool = False, fast: bool = True) -> None:
         super().__init__()
         self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
 
@@ -82,14 +80,14 @@ def prior_loss(
     """Teacher-forced loss of a batch, a scalar in nats a code.
 
     Args:
-        model: a LlamaForCausalLM or GPT2LMHeadModel, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
+        model: a model of `make_prior` or `load_prior`, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
         codes: [B, L] or [B, h, w(, depth)] integers.
         labels: [B] integers; None exactly if the prior is unconditional.
         drop: [B] bool, True where the class is replaced by null; None drops none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
     """
     tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, 1 + L]
-    if isinstance(model, (LlamaForCausalLM, GPT2LMHeadModel)):
+    if isinstance(model, PreTrainedModel):
         model = PriorObjective(model, sequence.codebook_size)
     return model(tokens, label_smoothing)
 

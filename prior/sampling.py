@@ -51,7 +51,7 @@ def sample_codes(
     The model's mode (training or evaluation) neither matters nor changes: dropout is never applied.
 
     Args:
-        model: the bare LlamaForCausalLM or GPT2LMHeadModel, float weights, any device and float dtype.
+        model: the bare model of `make_prior` or `load_prior`, float weights, any device and float dtype.
         labels: [B] integers in [0, num_classes); None for an unconditional prior, and for a conditional one to draw
             from its null class.
         seeds: one number an image, or

@@ -1,4 +1,4 @@
-"""The Llama's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
+"""A Llama's or Qwen3's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
 
 Query, key and value are one matrix product, gate and up another; norms, rotations and the gated unit make few passes
 over memory (`row_operations.py`). A model that is built otherwise (adapters, biases, another activation; a GPT-2) runs
@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import GPT2LMHeadModel, LlamaForCausalLM
+from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
 from prior.row_operations import gated_silu, rms_norm, rotate
 
 
-def hidden_states(model: LlamaForCausalLM | GPT2LMHeadModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:
+def hidden_states(model: PreTrainedModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:
     """Tokens [B, T] -> what the output layer takes, [B, T, D].
 
     Args:
@@ -36,7 +36,7 @@ def hidden_states(model: LlamaForCausalLM | GPT2LMHeadModel, tokens: Tensor, che
     return rms_norm(hidden, inner.norm.weight, inner.norm.variance_epsilon)
 
 
-def _rotation(model: LlamaForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor]:
+def _rotation(model: LlamaForCausalLM | Qwen3ForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """Two of [T, 1, hd] in the dtype of the matrix products."""
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     cos, sin = model.model.rotary_emb(hidden, positions)  # [1, T, hd]
@@ -66,6 +66,11 @@ def _attend(attention: nn.Module, normed: Tensor, cos: Tensor, signed_sin: Tenso
     weight = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
     heads = F.linear(normed, weight).unflatten(-1, (turned + shared, head_dim))  # [B, T, H + 2 * Hkv, hd]
     query_key, value = heads.split([turned, shared], dim=2)
+    if hasattr(attention, "q_norm"):  # Qwen3
+        parts = zip(
+            query_key.split([turned - shared, shared], dim=2), (attention.q_norm, attention.k_norm), strict=True
+        )
+        query_key = torch.cat([rms_norm(part, norm.weight, norm.variance_epsilon) for part, norm in parts], dim=2)
     query, key = rotate(query_key, cos, signed_sin).split([turned - shared, shared], dim=2)
     read = F.scaled_dot_product_attention(
         query.transpose(1, 2),
@@ -78,13 +83,13 @@ def _attend(attention: nn.Module, normed: Tensor, cos: Tensor, signed_sin: Tenso
     return read.transpose(1, 2).flatten(2)
 
 
-def _is_plain(model: LlamaForCausalLM | GPT2LMHeadModel) -> bool:
+def _is_plain(model: PreTrainedModel) -> bool:
     """Whether the blocks are those that `_block` computes."""
     config = model.config
     return (
-        isinstance(model, LlamaForCausalLM)
+        isinstance(model, (LlamaForCausalLM, Qwen3ForCausalLM))
         and config.hidden_act == "silu"
         and not config.attention_bias
-        and not config.mlp_bias
+        and not getattr(config, "mlp_bias", False)
         and all(type(module) is nn.Linear for name, module in model.named_modules() if name.endswith("_proj"))
     )

@@ -7,6 +7,7 @@ import time
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from pipelines.data import ImageSource
 from pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
@@ -74,9 +75,11 @@ def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
     those of attention, half of whose scores are masked.
     """
     config = objective.model.config
-    weights = sum(p.numel() for p in objective.model.model.layers.parameters() if p.dim() == 2)
-    weights += objective.num_codes * config.hidden_size
-    return 6 * (weights + config.num_hidden_layers * config.num_attention_heads * config.head_dim * sequence.length)
+    tables = {objective.model.get_input_embeddings(), objective.model.get_output_embeddings()}
+    matrices = [m.weight for m in objective.model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m not in tables]
+    weights = sum(weight.numel() for weight in matrices) + objective.num_codes * config.hidden_size
+    attention = config.num_hidden_layers * config.hidden_size * sequence.length
+    return 6 * (weights + attention)
 
 
 def describe_batch(run: Run) -> str:

@@ -188,6 +188,10 @@ class PriorTrainingConfig(TrainingConfig):
             self.fast_forward or not self.gradient_checkpointing,
             "gradient_checkpointing is part of fast_forward: turn fast_forward on, or gradient_checkpointing off.",
         )
+        require(
+            self.model.positions != "learned" or not self.gradient_checkpointing,
+            "gradient_checkpointing is not there for positions 'learned': turn it off, or use rotary positions.",
+        )
         require(self.num_samples >= 0, f"num_samples is {self.num_samples}: it must not be negative.")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must lie in [0, 1).")

@@ -67,7 +67,8 @@ class OptimizerConfig:
 
 
 # Parts of the names of what Muon leaves to AdamW: the first and last layers, and tables (Jordan et al. 2024).
-_NOT_HIDDEN = ("embed", "lm_head", "conv_in", "conv_out", "quant_conv")
+_TABLES = ("embed", "wte", "wpe")  # the last two are GPT-2's
+_NOT_HIDDEN = (*_TABLES, "lm_head", "conv_in", "conv_out", "quant_conv")
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
@@ -75,7 +76,7 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     hidden, matrices, others = [], [], []
     for name, parameter in trained:
-        if parameter.dim() < 2 or "embed" in name:
+        if parameter.dim() < 2 or any(part in name for part in _TABLES):
             others.append(parameter)
         elif config.type == "muon" and not any(part in name for part in _NOT_HIDDEN):
             hidden.append(parameter)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import PreTrainedModel
 
 from pipelines.devices import evaluating
 from pipelines.generate_images import class_sheet
@@ -41,7 +41,7 @@ def samples_tokenizer(
     return tokenizer
 
 
-def sample_picture(prior: LlamaForCausalLM, tokenizer: VQModel, sequence: SequenceConfig, number: int) -> Tensor:
+def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: SequenceConfig, number: int) -> Tensor:
     """`number` samples, by class where there are classes, with guidance as a pipeline has it: uint8 [3, H, W]."""
     with evaluating(prior):
         pipe = ImageGenerationPipeline(tokenizer.to(prior.device), prior, sequence)

@@ -81,9 +81,10 @@ def test_a_priors_run_announces_memory_and_time(prior_config, tmp_path, capsys):
     assert re.search(r"Time, at least: .* a step .* for 1 steps\.", said)
 
 
-def test_operations_are_those_that_torch_counts():
+@pytest.mark.parametrize("positions", ["rotary", "learned"])
+def test_operations_are_those_that_torch_counts(positions):
     sequence = SequenceConfig(64, (4, 4))
-    objective = PriorObjective(make_prior(PriorConfig(32, 2, 2), sequence), 64)
+    objective = PriorObjective(make_prior(PriorConfig(32, 2, 2, positions=positions), sequence), 64)
     with FlopCounterMode(display=False) as counter:
         objective(torch.randint(0, 64, (3, 17))).backward()
     attention = 2 * 6 * 32 * 16 * 3 * 16  # of all scores, masked or not; half of them are ours

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -86,9 +87,13 @@ def test_the_state_goes_through_a_checkpoint_bit_for_bit():
     assert all(torch.equal(one, two) for one, two in zip(straight.parameters(), resumed.parameters(), strict=True))
 
 
-def test_a_priors_tables_are_left_to_adamw():
-    model = make_prior(PriorConfig(32, 1, 2), SequenceConfig(16, (2, 2)))
+@pytest.mark.parametrize(
+    ("positions", "ends"), [("rotary", "_proj.weight"), ("learned", ("attn.weight", "c_proj.weight", "c_fc.weight"))]
+)
+def test_a_priors_tables_are_left_to_adamw(positions, ends):
+    model = make_prior(PriorConfig(32, 1, 2, positions=positions), SequenceConfig(16, (2, 2)))
     optimizer = make_optimizer(model, OptimizerConfig(type="muon"))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     hidden = {names[id(p)] for group in optimizer.param_groups if "momentum" in group for p in group["params"]}
-    assert hidden == {name for name in names.values() if name.endswith("_proj.weight")}
+    assert hidden == {name for name in names.values() if name.endswith(ends)}
+    assert len(hidden) == (7 if positions == "rotary" else 4)

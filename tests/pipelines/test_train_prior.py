@@ -16,6 +16,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pipelines.files import sha256
+from pipelines.generation import ImageGenerationPipeline
+from pipelines.make_pipeline import make_pipeline
 from pipelines.training import train_prior
 from pipelines.training.checkpoint import load_newest_checkpoint
 from pipelines.training.run import TrainingError
@@ -99,6 +101,19 @@ def test_a_run_that_was_broken_off_equals_one_that_was_not(prior_config, tmp_pat
     assert {"model", "optimizer", "ema"} <= set(one.groups) == set(other.groups)
     for group, tensors in one.groups.items():
         assert all(torch.equal(tensor, other.groups[group][name]) for name, tensor in tensors.items()), group
+
+
+MODELS = [{"positions": "rotary_2d", "hidden_size": 32}, {"qk_norm": True}, {"positions": "learned"}]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=str)
+def test_every_architecture_is_trained_and_sampled_from_its_folder(model, prior_config, tokenizer_folder, tmp_path):
+    config = prior_config(tmp_path / "run", model=model, tokenizer=str(tokenizer_folder), eval_every=2, num_samples=2)
+    folder = train_prior.train_prior(config)
+    made = make_pipeline(str(tokenizer_folder), str(folder), str(tmp_path / "pipeline"))
+    pipeline = ImageGenerationPipeline.from_pretrained(made)
+    assert type(pipeline.prior) is type(load_prior(folder)[0])
+    assert pipeline(0, output_type="codes").codes.shape == (1, 4, 4)
 
 
 def test_codes_of_another_tokenizer_are_refused(prior_config, tokenizer_folder, tiny_vqmodel, tmp_path):

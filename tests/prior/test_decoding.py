@@ -15,11 +15,17 @@ SHAPES = {
     "grouped heads": {"num_key_value_heads": 2},
     "one key head": {"num_key_value_heads": 1},
     "tied": {"tie_word_embeddings": True},
+    "normed heads": {"qk_norm": True, "num_key_value_heads": 2},
+    "learned": {"positions": "learned"},
 }
 
 
 def make_model(**changes):
-    return make_prior(PriorConfig(**{**BASE, **changes}), SEQUENCE).eval()
+    model = make_prior(PriorConfig(**{**BASE, **changes}), SEQUENCE).eval()
+    for parameter in model.parameters():  # norms that are not 1
+        if parameter.dim() == 1:
+            nn.init.normal_(parameter, 1.0, 0.2)
+    return model
 
 
 BASE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
@@ -59,8 +65,9 @@ def test_biases_and_long_rotary_waves_are_read():
 
 
 @torch.no_grad()
-def test_bfloat16_is_as_near_as_bfloat16_is():
-    model = make_model(num_key_value_heads=2)
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_bfloat16_is_as_near_as_bfloat16_is(qk_norm):
+    model = make_model(num_key_value_heads=2, qk_norm=qk_norm)
     tokens = torch.randint(0, SEQUENCE.vocab_size, (3, 16))
     exact = model(tokens).logits[..., :24]
     model = model.bfloat16()
@@ -71,7 +78,7 @@ def test_bfloat16_is_as_near_as_bfloat16_is():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("shape", ["full heads", "grouped heads", "one key head"])
+@pytest.mark.parametrize("shape", ["full heads", "grouped heads", "one key head", "normed heads", "learned"])
 @pytest.mark.parametrize("pack", [None, False])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(shape, pack):
     model = make_model(hidden_size=64, **SHAPES[shape])

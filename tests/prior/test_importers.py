@@ -113,8 +113,8 @@ def test_a_prior_on_the_grid_is_saved_and_generates(tmp_path):
 
 
 def test_positions_that_cannot_be_are_named():
-    with pytest.raises(ValueError, match="positions is 'learned'"):
-        PriorConfig(positions="learned")
+    with pytest.raises(ValueError, match="positions is 'absolute'"):
+        PriorConfig(positions="absolute")
     with pytest.raises(ValueError, match="multiple of 4 dimensions a head, not 6"):
         PriorConfig(hidden_size=24, num_attention_heads=4, positions="rotary_2d")
     deep = SequenceConfig(16, (3, 3), depth=2)

@@ -31,7 +31,7 @@ def small(**changes):
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"positions": "rotary_2d"}])
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"positions": "rotary_2d"}, {"qk_norm": True}])
 def test_it_is_the_stock_models_and_so_are_the_gradients(changes, checkpointing):
     model = make_prior(small(initializer_range=0.3, **changes), SEQUENCE)
     for parameter in model.parameters():  # norms that are not 1
