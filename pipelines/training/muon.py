@@ -6,7 +6,8 @@ update's size is that of AdamW's, so that both go by one learning rate).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 # Root mean square of AdamW's usual updates, in units of the learning rate (Liu et al., section 2.2).
 _ADAMW_RMS = 0.2
+# Matrices of one shape are made orthogonal together, as many as have so many elements (16 MB): small ones take most of
+# their time in the calls.
+_AT_ONCE = 2**22
 
 
 class Muon(torch.optim.AdamW):
@@ -34,31 +38,46 @@ class Muon(torch.optim.AdamW):
             self.param_groups = groups
         for group in groups:
             if group.get("momentum"):
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        self._step_matrix(parameter, group["lr"], group["momentum"], group["weight_decay"])
+                parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+                self._step_matrices(parameters, group["lr"], group["momentum"], group["weight_decay"])
         return loss
 
-    def _step_matrix(self, parameter: Tensor, lr: float, momentum: float, weight_decay: float) -> None:
-        state = self.state[parameter]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        state["momentum_buffer"].lerp_(parameter.grad, 1 - momentum)
-        update = parameter.grad.lerp(state["momentum_buffer"], momentum)  # Nesterov's
-        matrix = orthogonalized(update.flatten(1))
-        size = _ADAMW_RMS * max(matrix.shape) ** 0.5
-        parameter.mul_(1 - lr * weight_decay)
-        parameter.add_(matrix.view(parameter.shape), alpha=-lr * size)
+    def _step_matrices(self, parameters: list[Tensor], lr: float, momentum: float, weight_decay: float) -> None:
+        if not parameters:
+            return
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        for alike in _of_one_shape(updates):
+            matrices = orthogonalized(torch.stack([updates[index].flatten(1) for index in alike]))
+            size = _ADAMW_RMS * max(matrices.shape[1:]) ** 0.5
+            for index, matrix in zip(alike, matrices, strict=True):
+                parameters[index].add_(matrix.view(parameters[index].shape), alpha=-lr * size)
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
-    """U V' of the singular value decomposition U S V', about, by Newton-Schulz iterations: [M, N] -> [M, N]."""
+def _of_one_shape(tensors: list[Tensor]) -> Iterator[list[int]]:
+    """Indices of tensors that are matrices of the same shape, some at a time."""
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for index, tensor in enumerate(tensors):
+        alike[len(tensor), tensor.numel(), tensor.dtype, tensor.device].append(index)
+    for (_, size, *_), indices in alike.items():
+        number = max(1, _AT_ONCE // size)
+        yield from (indices[first : first + number] for first in range(0, len(indices), number))
+
+
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """U V' of each singular value decomposition U S V', about, by Newton-Schulz iterations: [B, M, N] -> [B, M, N]."""
     a, b, c = _COEFFICIENTS
-    x = matrix / (matrix.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
+    x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
     if tall:
-        x = x.t()
+        x = x.mT
     for _ in range(_ITERATIONS):
-        gram = x @ x.t()
-        x = a * x + torch.addmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.t() if tall else x
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x

@@ -68,7 +68,7 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
-        max_steps=3000,
+        max_steps=3200,
         batch_size=16,
         eval_every=1000,
         save_every=500,

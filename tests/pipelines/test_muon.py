@@ -43,7 +43,8 @@ def test_singular_values_end_near_one_and_directions_stay():
     matrix = torch.randn(6, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     for given, polar in ((matrix, u @ v), (matrix.t(), (u @ v).t())):
-        found = orthogonalized(given)
+        found, other = orthogonalized(torch.stack([given, 3 * torch.ones_like(given)]))
+        assert torch.linalg.matrix_rank(other) == 1  # each by itself
         assert (torch.linalg.svdvals(found) - 1).abs().max() < 0.35
         # The iteration is an odd polynomial of the matrix: it keeps both sets of singular vectors.
         assert torch.allclose(polar.t() @ found, found.t() @ polar, atol=1e-8)
