@@ -36,20 +36,24 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
 
 
 def small64_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
-    """7M parameters for the 64 codes an image of the tokenizer preset small64; meant for minutes on two CPU cores.
+    """2M parameters for the 64 codes an image of the tokenizer preset small64; minutes on a CPU.
 
     python scripts/train_prior.py small64 --codes CODES --output-dir RUN
+
+    177 s on two cores of an AMD EPYC; then 5.38 bits a code held out on emoji64's codes (docs/benchmarks.md).
     """
     return PriorTrainingConfig(
         output_dir=output_dir,
         codes=codes,
-        max_steps=450,
+        max_steps=900,
         batch_size=16,
         log_every=50,
-        eval_every=450,
+        eval_every=900,
         save_every=450,
-        model=PriorConfig(hidden_size=384, num_hidden_layers=4, num_attention_heads=6),
-        optimizer=OptimizerConfig(learning_rate=2e-3, base_batch_size=16, warmup_steps=40, weight_decay=0.1),
+        model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
+        optimizer=OptimizerConfig(
+            type="muon", learning_rate=3e-3, base_batch_size=16, warmup_steps=60, weight_decay=0.1
+        ),
     )
 
 
