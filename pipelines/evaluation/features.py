@@ -26,7 +26,8 @@ from tokenizer import feature_nets
 FeatureNetName = Literal["inception", "efficientnet_lite0", "squeezenet1_1"]
 # The names that belong to Inception alone; the same distances between other features carry their net's name.
 _PUBLISHED = {"inception": ("fid", "kid", "inception_score", "precision", "recall")}
-_AT_ONCE = 50  # images that a net sees at once
+# Images that a net sees at once. On a CPU the large buffers of more would go back to the system after every layer.
+_AT_ONCE, _AT_ONCE_ON_CPU = 50, 4
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,14 @@ class FeatureNet:
         forward: uint8 RGB images [B, 3, H, W] of any size -> features [B, D] and logits [B, classes], float32.
         resize: how an image comes to the size that the net sees; part of what a figure means.
         weights: sha256 of the weights' file.
+        at_once: images that `forward` should be given.
     """
 
     name: str
     forward: Callable[[Tensor], tuple[Tensor, Tensor]]
     resize: str
     weights: str
+    at_once: int = _AT_ONCE
 
     @property
     def names(self) -> tuple[str, str, str, str, str]:
@@ -75,7 +78,7 @@ def load_feature_net(name: FeatureNetName, weights: str | None, device: torch.de
             features, logits = module(images.to(device))
         return features.float(), logits.float()
 
-    return FeatureNet(name, forward, resize, sha256(path))
+    return FeatureNet(name, forward, resize, sha256(path), _AT_ONCE_ON_CPU if device.type == "cpu" else _AT_ONCE)
 
 
 def weights_path(name: FeatureNetName) -> Path:
@@ -185,7 +188,7 @@ class FeatureCache:
         if self._load(key) is None:
             images = pixels.permute(0, 3, 1, 2)
             images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-            found = [self.net.forward(part.contiguous()) for part in images.split(_AT_ONCE)]
+            found = [self.net.forward(part.contiguous()) for part in images.split(self.net.at_once)]
             features, logits = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
             write_atomically(self._path(key), lambda aside: save_file({"features": features, "logits": logits}, aside))
         return key
