@@ -25,13 +25,13 @@ compare-quantizers: $(PACKAGE) ## one small tokenizer per quantizer, a table and
 	$(BIN)/python scripts/compare_quantizers.py $(ARGS)
 
 test: $(DEV) ## the test suite, less what takes over a minute
-	$(BIN)/python -m pytest -m "not slow and not faults" $(ARGS)
+	$(BIN)/pytest -m "not slow and not faults" $(ARGS)
 
 test-slow: $(DEV) ## the tests that take over a minute each
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/pytest -m slow $(ARGS)
 
 test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
-	$(LOWER)/bin/python -m pytest -m "not slow and not faults" $(ARGS)
+	$(LOWER)/bin/pytest -m "not slow and not faults" $(ARGS)
 
 # The folder's clones by the names of their repositories; diffusers is the installed package.
 PEERS ?= ../peers

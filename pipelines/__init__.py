@@ -1,5 +1,5 @@
 """Where the stages, the devices and the disk meet."""
 
-from pipelines.generation import ImageGenerationPipeline, ImagePipelineOutput, SamplingConfig
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline, ImagePipelineOutput, SamplingConfig
 
 __all__ = ["ImageGenerationPipeline", "ImagePipelineOutput", "SamplingConfig"]

@@ -15,23 +15,29 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from pipelines.data import DataConfig, ImageSource, open_images
-from pipelines.devices import make_accelerator
-from pipelines.evaluation.class_agreement import class_agreement, diversity_ratio, near_copy_share, train_classifier
-from pipelines.evaluation.reconstruction import all_pixels, evaluate_reconstruction, prepared_batches
-from pipelines.files import write_atomically, write_json
-from pipelines.generate_images import class_sheet
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.make_pipeline import make_pipeline
-from pipelines.reconstruction import reconstruction_sheet
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training.presets import quickstart_tokenizer
-from pipelines.training.prior_presets import quickstart_prior
-from pipelines.training.train_prior import train_prior
-from pipelines.training.train_tokenizer import train_tokenizer
-from tokenizer.images import to_pil, to_uint8
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.records import DataConfig, ImageSource
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation.class_agreement import (
+    class_agreement,
+    diversity_ratio,
+    near_copy_share,
+    train_classifier,
+)
+from codegrid.pipelines.evaluation.reconstruct import reconstruction_sheet
+from codegrid.pipelines.evaluation.reconstruction import all_pixels, evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.files import write_atomically, write_json
+from codegrid.pipelines.training.prior.presets import quickstart_prior
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.pipelines.training.tokenizer.presets import quickstart_tokenizer
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.tokenizer.images import to_pil, to_uint8
 
-IMAGES = Path(__file__).parent / "data_files" / "fashion_mnist_6k.parquet"
+IMAGES = Path(__file__).parent / "data" / "embedded" / "fashion_mnist_6k.parquet"
 _HELD_OUT = 500
 _SAMPLES = 500
 _SEED = 0

@@ -1,11 +1,11 @@
 """Stage two: a transformer over sequences of codes. Knows nothing of images."""
 
-from prior.configuration import PriorConfig
-from prior.distribution import SamplingConfig
-from prior.modeling import load_prior, make_prior, save_prior
-from prior.objective import PriorObjective, bits_per_code, code_cross_entropy, prior_loss
-from prior.sampling import image_generator, iterate_codes, sample_codes
-from prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
+from codegrid.prior.configuration import PriorConfig
+from codegrid.prior.distribution import SamplingConfig
+from codegrid.prior.modeling import load_prior, make_prior, save_prior
+from codegrid.prior.objective import PriorObjective, bits_per_code, code_cross_entropy, prior_loss
+from codegrid.prior.sampling import image_generator, iterate_codes, sample_codes
+from codegrid.prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
 
 __all__ = [
     "PriorConfig",

@@ -18,8 +18,8 @@ import numpy as np
 from datasets import load_dataset
 from huggingface_hub import snapshot_download
 
-from prior.mapped_rows import MappedRows
-from prior.sequence import SequenceConfig
+from codegrid.prior.mapped_rows import MappedRows
+from codegrid.prior.sequence import SequenceConfig
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "codegrid-codes"

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
-from prior.grid_llama import GridLlamaConfig
-from prior.sequence import SequenceConfig
+from codegrid.prior.grid_llama import GridLlamaConfig
+from codegrid.prior.sequence import SequenceConfig
 
 
 @dataclass(frozen=True)

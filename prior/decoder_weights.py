@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from prior.linear_maps import Linear
+from codegrid.prior.linear_maps import Linear
 
 AsMap = Callable[[Tensor, Tensor | None], Linear]  # a weight [out, in] and a bias -> the map
 

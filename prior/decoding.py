@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
-from prior.decoder_weights import DecoderWeights
-from prior.decoding_gpt2 import read_gpt2
-from prior.decoding_llama import read_llama
-from prior.linear_maps import WeightFormat, linear_map
+from codegrid.prior.decoder_weights import DecoderWeights
+from codegrid.prior.decoding_gpt2 import read_gpt2
+from codegrid.prior.decoding_llama import read_llama
+from codegrid.prior.linear_maps import WeightFormat, linear_map
 
 _READERS: dict[type[PreTrainedModel], Callable[..., DecoderWeights]] = {
     LlamaForCausalLM: read_llama,  # its subclass with positions on the grid too

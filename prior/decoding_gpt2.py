@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
-from prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
-from prior.linear_maps import Linear
+from codegrid.prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
+from codegrid.prior.linear_maps import Linear
 
 
 def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap) -> DecoderWeights:

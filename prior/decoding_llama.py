@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 from transformers.activations import ACT2FN
 
-from prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
-from prior.linear_maps import Linear
+from codegrid.prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
+from codegrid.prior.linear_maps import Linear
 
 
 def read_llama(

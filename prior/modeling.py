@@ -25,9 +25,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from prior.configuration import PriorConfig, transformers_config
-from prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
-from prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
+from codegrid.prior.configuration import PriorConfig, transformers_config
+from codegrid.prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
+from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 
 # By the class's name: the model_type beside it, the config and the model.
 ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], type[PreTrainedModel]]] = {

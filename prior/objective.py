@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
-from prior.sequence import SequenceConfig, to_tokens
-from prior.teacher_forcing import hidden_states
+from codegrid.prior.sequence import SequenceConfig, to_tokens
+from codegrid.prior.teacher_forcing import hidden_states
 
 # Logits are computed for so many rows at a time that they have about so many elements (32 MB).
 _LOGITS_AT_ONCE = 2**23

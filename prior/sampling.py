@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prior.decoder_weights import DecoderWeights
-from prior.decoding import Decoder, read_weights
-from prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
-from prior.linear_maps import WeightFormat
-from prior.memory import batch_that_fits
-from prior.sequence import SequenceConfig, flat_rows, prefix_tokens
+from codegrid.prior.decoder_weights import DecoderWeights
+from codegrid.prior.decoding import Decoder, read_weights
+from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
+from codegrid.prior.linear_maps import WeightFormat
+from codegrid.prior.memory import batch_that_fits
+from codegrid.prior.sequence import SequenceConfig, flat_rows, prefix_tokens
 
 _MOST_ON_A_CPU, _MOST_ELSEWHERE = 16, 32  # images at once, by default
 

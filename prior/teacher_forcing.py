@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
-from prior.row_operations import gated_silu, rms_norm, rotate
+from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.benchmarks import benchmark
+from codegrid.pipelines.benchmarks import benchmark
+from codegrid.pipelines.commands import run_function
 
 if __name__ == "__main__":
     run_function(benchmark)

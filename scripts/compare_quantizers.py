@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.comparison import compare_quantizers
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.comparison import compare_quantizers
 
 if __name__ == "__main__":
     run_function(compare_quantizers)

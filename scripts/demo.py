@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.demo_page import run_demo
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.demo.page import run_demo
 
 if __name__ == "__main__":
     run_function(run_demo)

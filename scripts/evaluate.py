@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from command_line import run_functions
-
-from pipelines.evaluation.generation import evaluate_generation
-from pipelines.evaluation.tokenizer import evaluate_tokenizer
+from codegrid.pipelines.commands import run_functions
+from codegrid.pipelines.evaluation.generation import evaluate_generation
+from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
 
 if __name__ == "__main__":
     run_functions({"reconstruction": evaluate_tokenizer, "generation": evaluate_generation}, __doc__)

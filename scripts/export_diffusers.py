@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.importing.checkpoints import export_diffusers
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.importing.checkpoints import export_diffusers
 
 if __name__ == "__main__":
     run_function(export_diffusers)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.generate_images import generate_images
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.generation.to_folder import generate_images
 
 if __name__ == "__main__":
     run_function(generate_images)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.make_pipeline import make_pipeline
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.generation.make import make_pipeline
 
 if __name__ == "__main__":
     run_function(make_pipeline)

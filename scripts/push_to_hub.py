@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.publishing import push_to_hub
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.publishing.push import push_to_hub
 
 if __name__ == "__main__":
     run_function(push_to_hub)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.quickstart import quickstart
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.quickstart import quickstart
 
 if __name__ == "__main__":
     run_function(quickstart)

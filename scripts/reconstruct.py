@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.reconstruction import reconstruct
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.evaluation.reconstruct import reconstruct
 
 if __name__ == "__main__":
     run_function(reconstruct)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_config
-
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.commands import run_config
 
 if __name__ == "__main__":
     run_config(TokenizationConfig, tokenize_dataset, __doc__)

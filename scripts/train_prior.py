@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from command_line import run_preset
-
-from pipelines.training.prior_presets import PRIOR_PRESETS
-from pipelines.training.train_prior import train_prior
+from codegrid.pipelines.commands import run_preset
+from codegrid.pipelines.training.prior.presets import PRIOR_PRESETS
+from codegrid.pipelines.training.prior.train import train_prior
 
 if __name__ == "__main__":
     run_preset(PRIOR_PRESETS, train_prior, __doc__)

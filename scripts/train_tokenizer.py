@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from command_line import run_preset
-
-from pipelines.training.presets import TOKENIZER_PRESETS
-from pipelines.training.train_tokenizer import train_tokenizer
+from codegrid.pipelines.commands import run_preset
+from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
 
 if __name__ == "__main__":
     run_preset(TOKENIZER_PRESETS, train_tokenizer, __doc__)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_config
-
-from pipelines.verification import VerificationConfig, verify_codes
+from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
+from codegrid.pipelines.commands import run_config
 
 if __name__ == "__main__":
     run_config(VerificationConfig, verify_codes, __doc__)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from command_line import run_function
-
-from pipelines.comparison.report import write_page
+from codegrid.pipelines.commands import run_function
+from codegrid.pipelines.comparison.report import write_page
 
 if __name__ == "__main__":
     run_function(write_page)

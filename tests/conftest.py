@@ -41,7 +41,7 @@ def _seeded() -> None:
 @pytest.fixture
 def tiny_vqmodel():
     """A VQModel in evaluation mode that encodes [B, 3, 16, 16] to codes [B, 4, 4] out of 32, in milliseconds."""
-    from tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
+    from codegrid.tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
 
     backbone = BackboneConfig(
         resolution=16,
@@ -80,4 +80,4 @@ def image_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def fashion_parquet() -> Path:
     """The 6,000 Fashion-MNIST images that ship with the package: columns `image` (28x28 grey PNG) and `label`."""
-    return ROOT / "pipelines" / "data_files" / "fashion_mnist_6k.parquet"
+    return ROOT / "pipelines" / "data" / "embedded" / "fashion_mnist_6k.parquet"

@@ -14,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_" + "secret" * 5
 
 
@@ -37,7 +36,6 @@ class HubClient:
             "HF_TOKEN": TOKEN,
             "HF_DEBUG": "",
             "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         }
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(

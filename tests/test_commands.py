@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from pipelines import ImageGenerationPipeline
-from pipelines.data import DataConfig
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training.prior_presets import quickstart_prior
-from pipelines.training.train_prior import train_prior
-from prior import PriorConfig, SequenceConfig, make_prior
-from prior.codes import open_codes
-from tokenizer import VQModel
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.training.prior.presets import quickstart_prior
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.codes import open_codes
+from codegrid.tokenizer import VQModel
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 TINY = ["--preprocessing.image-size", "16", "--mixed-precision", "no"]
@@ -48,7 +48,6 @@ def main(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
     def run_here(command: str, *arguments: object) -> str:
         monkeypatch.setattr(sys, "argv", [f"{command}.py", *map(str, arguments)])
-        monkeypatch.syspath_prepend(str(SCRIPTS))
         capsys.readouterr()
         runpy.run_path(str(SCRIPTS / f"{command}.py"), run_name="__main__")
         return capsys.readouterr().out
@@ -232,15 +231,16 @@ import hashlib, sys, torch
 from dataclasses import replace
 from pathlib import Path
 from accelerate import Accelerator
-from pipelines.data import DataConfig
-from pipelines.training import train_tokenizer, train_prior
-from pipelines.training.prior_presets import quickstart_prior
-from pipelines.training.presets import quickstart_tokenizer
-from pipelines.training.config import TokenizerTrainingConfig
-from prior import PriorConfig
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
-from tokenizer.discriminators import PatchGANConfig
-from tokenizer.losses import ObjectiveConfig
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.training.tokenizer import train as train_tokenizer
+from codegrid.pipelines.training.prior import train as train_prior
+from codegrid.pipelines.training.prior.presets import quickstart_prior
+from codegrid.pipelines.training.tokenizer.presets import quickstart_tokenizer
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.prior import PriorConfig
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
+from codegrid.tokenizer.discriminators import PatchGANConfig
+from codegrid.tokenizer.losses import ObjectiveConfig
 
 images, codes, out = sys.argv[1:]
 Accelerator.end_training = lambda self: None  # two runs in one process group save two starts

@@ -2,10 +2,10 @@
 
 from transformers import AutoConfig, AutoModel
 
-from tokenizer.configuration import BackboneConfig, VQModelConfig
-from tokenizer.images import Preprocessing
-from tokenizer.modeling import VQModel, VQModelOutput
-from tokenizer.quantizers import VectorQuantizerConfig
+from codegrid.tokenizer.configuration import BackboneConfig, VQModelConfig
+from codegrid.tokenizer.images import Preprocessing
+from codegrid.tokenizer.modeling import VQModel, VQModelOutput
+from codegrid.tokenizer.quantizers import VectorQuantizerConfig
 
 # So that `AutoModel.from_pretrained` knows a tokenizer's folder once this package is imported.
 AutoConfig.register(VQModelConfig.model_type, VQModelConfig)

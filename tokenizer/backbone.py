@@ -8,8 +8,17 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.configuration import BackboneConfig
-from tokenizer.layers import AdaptiveGroupNorm, Downsample, Level, MidBlock, Upsample, group_norm, normalize, swish
+from codegrid.tokenizer.configuration import BackboneConfig
+from codegrid.tokenizer.layers import (
+    AdaptiveGroupNorm,
+    Downsample,
+    Level,
+    MidBlock,
+    Upsample,
+    group_norm,
+    normalize,
+    swish,
+)
 
 
 def _attention_at(config: BackboneConfig, level: int) -> bool:

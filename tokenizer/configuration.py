@@ -8,9 +8,9 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from tokenizer.fields import from_dict, require, younger
-from tokenizer.images import Preprocessing
-from tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
+from codegrid.tokenizer.fields import from_dict, require, younger
+from codegrid.tokenizer.images import Preprocessing
+from codegrid.tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
 
 
 @dataclass(frozen=True)

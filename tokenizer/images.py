@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from tokenizer.fields import require
+from codegrid.tokenizer.fields import require
 
 Image.init()  # registers all formats; otherwise a rare one is an unknown name below
 # Decoders that work on pixels in memory. Left out on purpose: EPS and its like, which start other programs.

@@ -15,15 +15,15 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from tokenizer.backbone import Decoder, Encoder
-from tokenizer.card import PLACEHOLDER, model_card
-from tokenizer.configuration import VQModelConfig
-from tokenizer.fields import established
-from tokenizer.hub import WEIGHT_FILES, in_subfolder, push_files
-from tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
-from tokenizer.layers import lay_out
-from tokenizer.quantizers import make_quantizer
-from tokenizer.weight_files import check_weight_files
+from codegrid.tokenizer.backbone import Decoder, Encoder
+from codegrid.tokenizer.configuration import VQModelConfig
+from codegrid.tokenizer.fields import established
+from codegrid.tokenizer.hub.card import PLACEHOLDER, model_card
+from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
+from codegrid.tokenizer.hub.weight_files import check_weight_files
+from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
+from codegrid.tokenizer.layers import lay_out
+from codegrid.tokenizer.quantizers import make_quantizer
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from pipelines.benchmarks import (
+from codegrid.pipelines.benchmarks import (
     autoencoding,
     codes_reading,
     nearest_codes,
@@ -16,7 +16,7 @@ from pipelines.benchmarks import (
     sampling,
     train_step,
 )
-from pipelines.benchmarks.report import Row, Settings, machine, write_report
+from codegrid.pipelines.benchmarks.report import Row, Settings, machine, write_report
 
 # What `--what` takes: each gives its rows, which it has printed. A new benchmark is a file, a name and a line here.
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pipelines.benchmarks.peers import llamagen_model, taming_model
-from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from pipelines.devices import computes_bf16
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.pipelines.benchmarks.peers import llamagen_model, taming_model
+from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.system.devices import computes_bf16
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
 
 _CH, _SIDE, _CODES, _WIDTH, _BATCHES = 128, 256, 16_384, 256, (1, 4)
 _WIDTHS = {"batch": 5, "model": 14, "ms": 9, "ratio": 6, "same": 7}

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import torch
 from datasets import load_dataset
 
-from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from pipelines.training.randomness import SampleOrder
-from prior.codes import CodeDataset, CodesManifest, Shard
+from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.system.randomness import SampleOrder
+from codegrid.prior.codes import CodeDataset, CodesManifest, Shard
 
 _ROWS, _READ, _LENGTH, _CODES, _BATCH = 100_000, 65_536, 256, 16_384, 256
 _WIDTHS = {"reader": 28, "rows": 7, "batch": 6, "ms": 8, "rows/s": 9, "ratio": 6}

@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipelines.benchmarks.memory import peak_extra_bytes
-from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from tokenizer.quantizers import VectorQuantizerConfig, nearest
-from tokenizer.quantizers.vector import VectorQuantizer
+from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
+from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.tokenizer.quantizers import VectorQuantizerConfig, nearest
+from codegrid.tokenizer.quantizers.vector import VectorQuantizer
 
 # Rows, codes, width: LlamaGen's, taming's, and a codebook of 2^18.
 _SHAPES = ((4096, 16_384, 8), (4096, 16_384, 256), (1024, 262_144, 8))

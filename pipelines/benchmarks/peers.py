@@ -19,8 +19,7 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-import tokenizer
-from tokenizer.fields import require
+from codegrid.tokenizer.fields import require
 
 _TAMING_URL = "https://github.com/CompVis/taming-transformers"
 _LLAMAGEN_URL = "https://github.com/FoundationVision/LlamaGen"
@@ -104,19 +103,20 @@ class _LightningModule(nn.Module):
 
 @contextmanager
 def _importing(folder: str, file: str, url: str) -> Iterator[None]:
-    """Within, the modules of `folder` can be imported: as themselves, and beside ours where a package has our name."""
+    """Within, the modules of `folder` can be imported as themselves."""
     require((Path(folder) / file).is_file(), f"{folder} holds no {file}: clone {url} and name that folder.")
     shims = {"pytorch_lightning": types.ModuleType("pytorch_lightning"), "main": types.ModuleType("main")}
     shims["pytorch_lightning"].LightningModule = _LightningModule
     shims["main"].instantiate_from_config = None
+    # LlamaGen's own package of this name has no __init__: any other on the path would win over it.
+    shims["tokenizer"] = types.ModuleType("tokenizer")
+    shims["tokenizer"].__path__ = [str(Path(folder) / "tokenizer")]
     kept = {name: sys.modules.get(name) for name in shims}
     sys.modules.update(shims)
     sys.path.insert(0, folder)
-    tokenizer.__path__.append(str(Path(folder) / "tokenizer"))
     try:
         yield
     finally:
-        tokenizer.__path__.pop()
         sys.path.remove(folder)
         for name, module in kept.items():
             if module is None:

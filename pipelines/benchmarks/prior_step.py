@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipelines.benchmarks.peers import llamagen_prior, taming_prior
-from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from pipelines.devices import computes_bf16, make_accelerator
-from pipelines.training.announcement import flops_a_token
-from pipelines.training.learner import Learner, update_together
-from pipelines.training.optim import OptimizerConfig
-from pipelines.training.switches import compile_prior
-from prior import PriorConfig, PriorObjective, SequenceConfig, code_cross_entropy, make_prior
+from codegrid.pipelines.benchmarks.peers import llamagen_prior, taming_prior
+from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.system.devices import computes_bf16, make_accelerator
+from codegrid.pipelines.training.announcement import flops_a_token
+from codegrid.pipelines.training.learner import Learner, update_together
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.switches import compile_prior
+from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, code_cross_entropy, make_prior
 
 _LAYERS, _WIDTH, _HEADS, _CODES, _GRID, _BATCH, _CLASSES = 12, 512, 8, 16_384, 16, 4, 10
 _OPTIMIZER = OptimizerConfig(weight_decay=0.05)

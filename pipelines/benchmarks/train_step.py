@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from pipelines.benchmarks.peers import llamagen_loss, llamagen_model, random_trunk, taming_model
-from pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from pipelines.data import DataConfig
-from pipelines.devices import computes_bf16, make_accelerator
-from pipelines.training.config import TokenizerTrainingConfig
-from pipelines.training.switches import compile_learners, prepare_learners
-from pipelines.training.tokenizer_step import make_learners, train_step
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.losses import ObjectiveConfig
+from codegrid.pipelines.benchmarks.peers import llamagen_loss, llamagen_model, random_trunk, taming_model
+from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.system.devices import computes_bf16, make_accelerator
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.switches import compile_learners, prepare_learners
+from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.losses import ObjectiveConfig
 
 _CH, _SIDE, _BATCH, _CODES, _WIDTH = 64, 128, 4, 16_384, 8
 _RATE = 1e-4

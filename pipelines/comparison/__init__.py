@@ -9,19 +9,20 @@ from typing import Literal
 
 from tqdm import tqdm
 
-from pipelines.benchmarks.report import machine
-from pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
-from pipelines.comparison.rows import Comparison, complete_row, write_sheet
-from pipelines.comparison.variants import VARIANTS
-from pipelines.data import DataConfig, DataError, ImageSource, split_images
-from pipelines.files import OutputError, write_text
-from pipelines.quickstart import IMAGES
-from pipelines.training.presets import TOKENIZER_PRESETS
-from pipelines.training.run import TrainingError, differences
-from tokenizer import Preprocessing
-from tokenizer.fields import require
-from tokenizer.images import BadImage, load_image
-from tokenizer.losses import FeatureDistance, FeatureDistanceConfig
+from codegrid.pipelines.benchmarks.report import machine
+from codegrid.pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
+from codegrid.pipelines.comparison.rows import Comparison, complete_row, write_sheet
+from codegrid.pipelines.comparison.variants import VARIANTS
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
+from codegrid.pipelines.data.sources import split_images
+from codegrid.pipelines.quickstart import IMAGES
+from codegrid.pipelines.system.files import OutputError, write_text
+from codegrid.pipelines.training.run import TrainingError, differences
+from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
+from codegrid.tokenizer import Preprocessing
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.images import BadImage, load_image
+from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 
 _EMBEDDED = DataConfig(str(IMAGES))
 

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.comparison.variants import VARIANTS
-from pipelines.files import OutputError, write_atomically, write_json, write_text
+from codegrid.pipelines.comparison.variants import VARIANTS
+from codegrid.pipelines.system.files import OutputError, write_atomically, write_json, write_text
 
 REPORT_NAME, TABLE_NAME, SHEET_NAME = "comparison.json", "comparison.md", "reconstructions.png"
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"

@@ -14,19 +14,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from tqdm import tqdm
 
-from pipelines.comparison.report import SHEET_NAME, Report, Row
-from pipelines.comparison.variants import VARIANTS
-from pipelines.data import ImageSource
-from pipelines.devices import evaluating, make_accelerator
-from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
-from pipelines.files import write_atomically
-from pipelines.loading import load_tokenizer
-from pipelines.pictures import labelled_rows
-from pipelines.training.config import TokenizerTrainingConfig
-from pipelines.training.train_tokenizer import train_tokenizer
-from tokenizer import VQModelConfig
-from tokenizer.images import to_pil
-from tokenizer.losses import FeatureDistance
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.comparison.report import SHEET_NAME, Report, Row
+from codegrid.pipelines.comparison.variants import VARIANTS
+from codegrid.pipelines.data.records import ImageSource
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.pictures.grids import labelled_rows
+from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.pipelines.system.files import write_atomically
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.tokenizer import VQModelConfig
+from codegrid.tokenizer.images import to_pil
+from codegrid.tokenizer.losses import FeatureDistance
 
 # Steps of two short trainings: the difference of their times is that of the steps alone.
 _TRIALS = (5, 25)

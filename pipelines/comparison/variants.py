@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from tokenizer.quantizers import (
+from codegrid.tokenizer.quantizers import (
     BinarySphericalQuantizerConfig,
     FiniteScalarQuantizerConfig,
     GroupedQuantizerConfig,
@@ -18,9 +18,9 @@ from tokenizer.quantizers import (
     ResidualQuantizerConfig,
     VectorQuantizerConfig,
 )
-from tokenizer.quantizers.gumbel import GumbelConfig
-from tokenizer.quantizers.index_backpropagation import IBQConfig
-from tokenizer.quantizers.simvq import SimVQConfig
+from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
+from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
+from codegrid.tokenizer.quantizers.simvq import SimVQConfig
 
 # What the presets small64 and quickstart train with: few channels, plain distances, features kept near N(0, I).
 _PLAIN = VectorQuantizerConfig(

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.fields import require
+from codegrid.tokenizer.fields import require
 
 # What torch-fidelity takes, so that figures can be compared.
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE, SPLITS, SHUFFLE_SEED = 100, 1000, 10, 2020

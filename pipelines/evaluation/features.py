@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from pipelines.files import sha256, write_atomically
-from pipelines.loading import LoadingError
-from tokenizer import feature_nets
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.system.files import sha256, write_atomically
+from codegrid.tokenizer import feature_nets
 
 FeatureNetName = Literal["inception", "efficientnet_lite0", "squeezenet1_1"]
 # The names that belong to Inception alone; the same distances between other features carry their net's name.

@@ -15,21 +15,27 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.charts import Chart, Series, png
-from pipelines.data import DataConfig, DataError, ImageSource, open_images
-from pipelines.devices import make_accelerator
-from pipelines.evaluation.distances import classifier_score, frechet_distance, kernel_distance, precision_recall
-from pipelines.evaluation.features import FeatureCache, FeatureNet, FeatureNetName, load_feature_net
-from pipelines.evaluation.judging import Judge, train_judge
-from pipelines.evaluation.reconstruction import prepared_batches
-from pipelines.evaluation.results import Row, circumstances, describe_data, output_folder, save_result
-from pipelines.evaluation.samples import Samples
-from pipelines.files import write_atomically
-from pipelines.generate_images import weights_fingerprint
-from pipelines.generation import ImageGenerationPipeline
-from prior.sampling import SamplingConfig
-from tokenizer.fields import require
-from tokenizer.images import to_uint8
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation.distances import (
+    classifier_score,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNet, FeatureNetName, load_feature_net
+from codegrid.pipelines.evaluation.judging import Judge, train_judge
+from codegrid.pipelines.evaluation.reconstruction import prepared_batches
+from codegrid.pipelines.evaluation.results import Row, circumstances, describe_data, output_folder, save_result
+from codegrid.pipelines.evaluation.samples import Samples
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.generation.to_folder import weights_fingerprint
+from codegrid.pipelines.pictures.charts import Chart, Series, png
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.files import write_atomically
+from codegrid.prior.sampling import SamplingConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.images import to_uint8
 
 _VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # what the options set; the rest is the pipeline's own
 _CHUNK = 250  # reference images whose features are one entry of the cache

@@ -10,11 +10,12 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm import tqdm
 
-from pipelines.data import DataConfig, ImageSource, split_images
-from pipelines.evaluation.class_agreement import class_agreement, predicted_labels, train_classifier
-from pipelines.evaluation.reconstruction import all_pixels
-from pipelines.evaluation.samples import Samples
-from pipelines.generation import ImageGenerationPipeline
+from codegrid.pipelines.data.records import DataConfig, ImageSource
+from codegrid.pipelines.data.sources import split_images
+from codegrid.pipelines.evaluation.class_agreement import class_agreement, predicted_labels, train_classifier
+from codegrid.pipelines.evaluation.reconstruction import all_pixels
+from codegrid.pipelines.evaluation.samples import Samples
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 
 _HELD_OUT = 0.1  # share of the reference that the judge is itself judged on
 _SEED = 0

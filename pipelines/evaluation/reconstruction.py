@@ -11,12 +11,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from pipelines.classes import decoder_classes, record_labels
-from pipelines.data import ImageRecord, ImageStream
-from pipelines.devices import evaluating
-from tokenizer import VQModel
-from tokenizer.images import BadImage, load_image, prepare, to_model, to_uint8, valid_box
-from tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
+from codegrid.pipelines.data.classes import decoder_classes, record_labels
+from codegrid.pipelines.data.records import ImageRecord, ImageStream
+from codegrid.pipelines.system.devices import evaluating
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import BadImage, load_image, prepare, to_model, to_uint8, valid_box
+from codegrid.tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
 
 Box = tuple[int, int, int, int]
 # Side of SSIM's window: on a smaller picture it is not defined.

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipelines.cards import with_evaluation
-from pipelines.data import ImageStream
-from pipelines.files import write_json, write_text
-from tokenizer import VQModel
+from codegrid.pipelines.artifacts.cards import with_evaluation
+from codegrid.pipelines.data.records import ImageStream
+from codegrid.pipelines.system.files import write_json, write_text
+from codegrid.tokenizer import VQModel
 
 _LIBRARIES = ("codegrid", "torch", "torchvision", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 FOLDER_NAME = "evaluation"  # within a model's folder

@@ -16,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.files import write_atomically
-from pipelines.generate_images import claim_images, class_sheet, weights_fingerprint
-from pipelines.generation import ImageGenerationPipeline
-from prior.sampling import image_generator
-from tokenizer.images import to_model, to_pil, to_uint8
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.generation.to_folder import claim_images, weights_fingerprint
+from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.files import write_atomically
+from codegrid.prior.sampling import image_generator
+from codegrid.tokenizer.images import to_model, to_pil, to_uint8
 
 _IN_PICTURE = 100
 

@@ -16,16 +16,17 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
-from pipelines.classes import decoder_classes, record_labels
-from pipelines.data import DataConfig, DataError, open_images
-from pipelines.devices import evaluating, make_accelerator
-from pipelines.evaluation.distances import frechet_distance
-from pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
-from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
-from pipelines.evaluation.results import circumstances, describe_data, output_folder, save_result
-from pipelines.loading import load_tokenizer
-from tokenizer import VQModel
-from tokenizer.losses.perceptual import LPIPS, PerceptualNet
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.classes import decoder_classes, record_labels
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation.distances import frechet_distance
+from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_result
+from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
 _REPEATS = 5  # of a batch, for the throughput
 

@@ -11,22 +11,22 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pipelines.data import DataConfig
-from pipelines.export import export, export_prior, export_tokenizer
-from pipelines.files import OutputError, sha256, write_json
-from pipelines.loading import load_tokenizer
-from pipelines.reconstruction import reconstruct
-from prior import SequenceConfig
-from prior.importers import PRIOR_FAMILIES, convert_prior, guess_prior_family
-from tokenizer import VQModel
-from tokenizer.importers import (
+from codegrid.pipelines.artifacts.export import export, export_prior, export_tokenizer
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.evaluation.reconstruct import reconstruct
+from codegrid.pipelines.system.files import OutputError, sha256, write_json
+from codegrid.prior import SequenceConfig
+from codegrid.prior.importers import PRIOR_FAMILIES, convert_prior, guess_prior_family
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.importers import (
     TOKENIZER_FAMILIES,
     ForeignCheckpointError,
     guess_tokenizer_family,
     read_settings,
     read_weights,
 )
-from tokenizer.importers.diffusers import to_diffusers
+from codegrid.tokenizer.importers.diffusers import to_diffusers
 
 
 def import_checkpoint(

@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.files import write_atomically
-from pipelines.importing.peers import PEERS, PRIOR_PEERS, Peer, PriorPeer
-from prior import sample_codes
-from prior.importers import convert_prior
-from tokenizer import VQModel
-from tokenizer.fields import require
+from codegrid.pipelines.importing.peers import PEERS, PRIOR_PEERS, Peer, PriorPeer
+from codegrid.pipelines.system.files import write_atomically
+from codegrid.prior import sample_codes
+from codegrid.prior.importers import convert_prior
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.fields import require
 
 # What counts as equal: pixels within this share of the output's range, in float32.
 PIXEL_TOLERANCE = 1e-5

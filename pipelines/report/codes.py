@@ -11,14 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.classes import decoder_classes, record_labels
-from pipelines.data import ImageStream
-from pipelines.devices import evaluating
-from pipelines.evaluation.reconstruction import prepared_batches
-from pipelines.pictures import differences, labelled_rows
-from tokenizer import VQModel
-from tokenizer.images import to_pil
-from tokenizer.metrics import code_counts
+from codegrid.pipelines.data.classes import decoder_classes, record_labels
+from codegrid.pipelines.data.records import ImageStream
+from codegrid.pipelines.evaluation.reconstruction import prepared_batches
+from codegrid.pipelines.pictures.grids import differences, labelled_rows
+from codegrid.pipelines.system.devices import evaluating
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import to_pil
+from codegrid.tokenizer.metrics import code_counts
 
 _BATCH = 32
 _GOLDEN = 0.618033988749895  # steps of the golden ratio spread any number of hues evenly

@@ -8,22 +8,23 @@ from typing import Any
 
 from PIL import Image
 
-from pipelines.charts import Chart, Series
-from pipelines.data import DataConfig, DataError, split_images
-from pipelines.devices import make_accelerator
-from pipelines.evaluation.results import FOLDER_NAME, circumstances
-from pipelines.evaluation.tokenizer import bits_per_pixel
-from pipelines.files import write_text
-from pipelines.generate_images import class_sheet
-from pipelines.generation import MODEL_INDEX_NAME, ImageGenerationPipeline
-from pipelines.loading import LoadingError, load_tokenizer
-from pipelines.report import markup
-from pipelines.report.codes import code_sheet, codebook_atlas, coded_images, enlarged, usage
-from pipelines.training.run import CONFIG_NAME, read_metrics
-from prior import load_prior
-from prior.codes import CodesError, read_manifest
-from tokenizer import VQModel
-from tokenizer.fields import from_dict
+from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.sources import split_images
+from codegrid.pipelines.evaluation.results import FOLDER_NAME, circumstances
+from codegrid.pipelines.evaluation.tokenizer import bits_per_pixel
+from codegrid.pipelines.generation.pipeline import MODEL_INDEX_NAME, ImageGenerationPipeline
+from codegrid.pipelines.pictures import markup
+from codegrid.pipelines.pictures.charts import Chart, Series
+from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.report.codes import code_sheet, codebook_atlas, coded_images, enlarged, usage
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.files import write_text
+from codegrid.pipelines.training.run import CONFIG_NAME, read_metrics
+from codegrid.prior import load_prior
+from codegrid.prior.codes import CodesError, read_manifest
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.fields import from_dict
 
 _EXAMPLES = 256  # images that the atlas and the usage are counted on
 _ATLAS = 96

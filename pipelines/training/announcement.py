@@ -9,14 +9,14 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from pipelines.data import ImageSource
-from pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
-from pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
-from pipelines.training.optim import OptimizerConfig
-from pipelines.training.run import Run
-from pipelines.training.tokenizer_step import TokenizerLearners
-from prior import PriorObjective, SequenceConfig
-from tokenizer import VQModel
+from codegrid.pipelines.data.records import ImageSource
+from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
+from codegrid.pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.run import Run
+from codegrid.pipelines.training.tokenizer.step import TokenizerLearners
+from codegrid.prior import PriorObjective, SequenceConfig
+from codegrid.tokenizer import VQModel
 
 
 def announce_tokenizer(

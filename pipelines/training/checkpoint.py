@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from pipelines.files import OutputError, fsync, sha256, write_json
+from codegrid.pipelines.system.files import OutputError, fsync, sha256, write_json
 
 Tensors = dict[str, Tensor]
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.data import DataConfig
-from pipelines.training.optim import OptimizerConfig
-from prior import PriorConfig
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
-from tokenizer.fields import require
-from tokenizer.losses import ObjectiveConfig
-from tokenizer.quantizers import AnyQuantizerConfig
+from codegrid.pipelines.data.batches import AugmentationConfig
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.prior import PriorConfig
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.losses import ObjectiveConfig
+from codegrid.tokenizer.quantizers import AnyQuantizerConfig
 
 
 @dataclass(frozen=True)
@@ -80,19 +81,6 @@ class TrainingConfig:
             f"gradient_accumulation_steps: make it a multiple of {parts}.",
         )
         return self.batch_size // parts
-
-
-@dataclass(frozen=True)
-class AugmentationConfig:
-    """Random changes of the training images, drawn anew each epoch.
-
-    Args:
-        flip: mirror half of the images.
-        random_crop: cut the square anywhere along the long side instead of in the centre.
-    """
-
-    flip: bool = True
-    random_crop: bool = True
 
 
 @dataclass(frozen=True)

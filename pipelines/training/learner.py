@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer, set_learning_rate
+from codegrid.pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer, set_learning_rate
 
 
 @dataclass

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from prior import PriorObjective
-from tokenizer import VQModel
+from codegrid.prior import PriorObjective
+from codegrid.tokenizer import VQModel
 
 _MOMENTS = 2  # of AdamW, for each weight
 

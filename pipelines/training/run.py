@@ -18,8 +18,8 @@ from torch import Tensor
 from torchvision.io import encode_png
 from tqdm import tqdm
 
-from pipelines.devices import make_accelerator
-from pipelines.files import (
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.files import (
     GO_ON,
     OutputError,
     describe,
@@ -29,9 +29,9 @@ from pipelines.files import (
     write_json,
     write_text,
 )
-from pipelines.training.config import TrainingConfig
-from pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
-from tokenizer.fields import require
+from codegrid.pipelines.training.config import TrainingConfig
+from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
+from codegrid.tokenizer.fields import require
 
 logger = logging.getLogger("codegrid")
 

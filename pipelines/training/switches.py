@@ -11,11 +11,11 @@ import torch
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipelines.training.config import TokenizerTrainingConfig
-from pipelines.training.run import TrainingError
-from pipelines.training.tokenizer_step import TokenizerLearners
-from prior import PriorObjective
-from tokenizer.layers import lay_out
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.pipelines.training.tokenizer.step import TokenizerLearners
+from codegrid.prior import PriorObjective
+from codegrid.tokenizer.layers import lay_out
 
 
 def prepare_learners(learners: TokenizerLearners, config: TokenizerTrainingConfig) -> None:

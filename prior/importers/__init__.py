@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from prior.importers import llamagen, taming_gpt
-from prior.sequence import SequenceConfig
+from codegrid.prior.importers import llamagen, taming_gpt
+from codegrid.prior.sequence import SequenceConfig
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from prior.modeling import generation_config
-from prior.sequence import SequenceConfig
+from codegrid.prior.modeling import generation_config
+from codegrid.prior.sequence import SequenceConfig
 
 
 def filled(

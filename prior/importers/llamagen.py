@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
-from prior.importers.layout import filled
-from prior.sequence import SequenceConfig
+from codegrid.prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
+from codegrid.prior.importers.layout import filled
+from codegrid.prior.sequence import SequenceConfig
 
 TITLE = "GPT of LlamaGen's"
 SIGNS = (r"^cls_embedding\.embedding_table\.weight$", r"^layers\.0\.attention\.wqkv\.weight$", r"^output\.weight$")

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from prior.importers.layout import filled
-from prior.sequence import SequenceConfig
+from codegrid.prior.importers.layout import filled
+from codegrid.prior.sequence import SequenceConfig
 
 TITLE = "GPT of taming-transformers'"
 SIGNS = (r"^transformer\.tok_emb\.weight$", r"^transformer\.pos_emb$", r"^transformer\.blocks\.0\.attn\.key\.weight$")

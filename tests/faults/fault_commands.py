@@ -28,13 +28,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = ROOT / "scripts"
 PRELOAD = [
-    "pipelines.console",
-    "pipelines.generate_images",
-    "pipelines.tokenization",
-    "pipelines.training.presets",
-    "pipelines.training.train_prior",
-    "pipelines.training.train_tokenizer",
-    "pipelines.verification",
+    "codegrid.pipelines.system.console",
+    "codegrid.pipelines.generation.to_folder",
+    "codegrid.pipelines.codes.tokenize",
+    "codegrid.pipelines.training.tokenizer.presets",
+    "codegrid.pipelines.training.prior.train",
+    "codegrid.pipelines.training.tokenizer.train",
+    "codegrid.pipelines.codes.verify",
     "tyro",
 ]
 # A command of this suite takes seconds; one that has not ended by then hangs.
@@ -56,7 +56,7 @@ _context = multiprocessing.get_context("forkserver")
 
 def prepare() -> None:
     """Set up the process that the others are forked from; once, before the first command."""
-    folders = [str(ROOT), str(Path(__file__).parent), str(SCRIPTS)]
+    folders = [str(Path(__file__).parent)]
     os.environ["PYTHONPATH"] = os.pathsep.join([*folders, os.environ.get("PYTHONPATH", "")])
     os.environ["OMP_NUM_THREADS"] = "1"
     _context.set_forkserver_preload(PRELOAD)
@@ -78,7 +78,6 @@ def _main(script: str, arguments: list[str], environment: dict[str, str], log: s
 
         inject.plant(environment["FAULT"])
     sys.argv = [script, *arguments]
-    sys.path.insert(0, str(SCRIPTS))
     runpy.run_path(script, run_name="__main__")
 
 

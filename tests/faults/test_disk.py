@@ -22,7 +22,7 @@ from fault_commands import (
     training,
 )
 
-from pipelines.training.checkpoint import what_is_wrong
+from codegrid.pipelines.training.checkpoint import what_is_wrong
 
 JOBS = {"tokenizer": TOKENIZER, "prior": PRIOR}
 ADVICE = "run the same command again"

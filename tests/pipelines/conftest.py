@@ -14,17 +14,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data import DataConfig
-from pipelines.make_pipeline import make_pipeline
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
-from pipelines.training.optim import OptimizerConfig
-from pipelines.training.train_prior import train_prior
-from pipelines.training.train_tokenizer import train_tokenizer
-from prior import PriorConfig
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
-from tokenizer.discriminators import PatchGANConfig
-from tokenizer.losses import ObjectiveConfig
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.prior import PriorConfig
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
+from codegrid.tokenizer.discriminators import PatchGANConfig
+from codegrid.tokenizer.losses import ObjectiveConfig
 
 BACKBONE = {
     "resolution": 16,

@@ -6,10 +6,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
-from pipelines.training import train_tokenizer as module
-from pipelines.training.run import TrainingError
-from pipelines.training.train_tokenizer import train_tokenizer
-from tokenizer.discriminators import DinoConfig
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.pipelines.training.tokenizer import train as module
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.tokenizer.discriminators import DinoConfig
 
 
 def test_terms_start_at_their_steps_and_are_logged_by_their_names(tokenizer_config, tmp_path, read_metrics):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipelines.training.announcement import describe_learning_rate, flops_a_token
-from pipelines.training.optim import OptimizerConfig
-from pipelines.training.presets import TOKENIZER_PRESETS
-from pipelines.training.prior_presets import PRIOR_PRESETS
-from pipelines.training.train_prior import train_prior
-from pipelines.training.train_tokenizer import train_tokenizer
-from prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
-from tokenizer import VQModel
+from codegrid.pipelines.training.announcement import describe_learning_rate, flops_a_token
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.prior.presets import PRIOR_PRESETS
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
+from codegrid.tokenizer import VQModel
 
 
 def test_a_run_announces_what_it_resolved(tokenizer_config, tmp_path, capsys):

@@ -9,7 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from pipelines.benchmarks import (
+from codegrid.pipelines.benchmarks import (
     BENCHMARKS,
     autoencoding,
     benchmark,
@@ -20,10 +20,18 @@ from pipelines.benchmarks import (
     sampling,
     train_step,
 )
-from pipelines.benchmarks.memory import peak_extra_bytes
-from pipelines.benchmarks.report import in_turn
-from prior import PriorConfig, PriorObjective, SequenceConfig, make_prior, prior_loss, sample_codes, to_tokens
-from prior.decoding import read_weights
+from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
+from codegrid.pipelines.benchmarks.report import in_turn
+from codegrid.prior import (
+    PriorConfig,
+    PriorObjective,
+    SequenceConfig,
+    make_prior,
+    prior_loss,
+    sample_codes,
+    to_tokens,
+)
+from codegrid.prior.decoding import read_weights
 
 
 def test_the_nearest_codes_are_compared_with_all_distances_at_once(monkeypatch, tmp_path, capsys):

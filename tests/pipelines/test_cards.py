@@ -6,11 +6,18 @@ import math
 
 from huggingface_hub import DatasetCard, ModelCard
 
-from pipelines import ImageGenerationPipeline
-from pipelines.cards import CardFacts, codes_card, completed, pipeline_card, prior_card, tokenizer_card
-from prior import SequenceConfig
-from prior.codes import read_manifest
-from tokenizer import VQModel
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.cards import (
+    CardFacts,
+    codes_card,
+    completed,
+    pipeline_card,
+    prior_card,
+    tokenizer_card,
+)
+from codegrid.prior import SequenceConfig
+from codegrid.prior.codes import read_manifest
+from codegrid.tokenizer import VQModel
 
 SEQUENCE = SequenceConfig(32, (4, 4), class_names=("disc", "ring"))
 

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from pipelines.charts import COLOURS, Chart, Series, png, svg, ticks
+from codegrid.pipelines.pictures.charts import COLOURS, Chart, Series, png, svg, ticks
 
 CHART = Chart(
     "loss & <more>", "step", [Series("train", [(0, 1.0), (50, 0.5), (100, 0.2)]), Series("held", [(50, 0.7)])]

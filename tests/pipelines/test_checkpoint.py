@@ -11,9 +11,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from pipelines.files import OutputError
-from pipelines.training import checkpoint as checkpoint_module
-from pipelines.training.checkpoint import (
+from codegrid.pipelines.system.files import OutputError
+from codegrid.pipelines.training import checkpoint as checkpoint_module
+from codegrid.pipelines.training.checkpoint import (
     Checkpoint,
     load_newest_checkpoint,
     load_optimizer_tensors,
@@ -21,7 +21,7 @@ from pipelines.training.checkpoint import (
     save_checkpoint,
     what_is_wrong,
 )
-from pipelines.training.optim import OptimizerConfig, make_optimizer
+from codegrid.pipelines.training.optim import OptimizerConfig, make_optimizer
 
 
 def make(step: int, **groups) -> Checkpoint:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.evaluation.class_agreement import (
+from codegrid.pipelines.evaluation.class_agreement import (
     class_agreement,
     class_agreement_by_class,
     distances_to_nearest,
@@ -113,7 +113,7 @@ def test_the_distances_do_not_depend_on_the_chunks(monkeypatch: pytest.MonkeyPat
     train, samples = rng.integers(0, 256, (2, 23, 8, 8, 1)).astype(np.uint8)
     whole = distances_to_nearest(samples, train)
     expected = [min(np.linalg.norm(s / 255.0 - t / 255.0) for k in train for t in (k, k[:, ::-1])) for s in samples]
-    monkeypatch.setattr("pipelines.evaluation.class_agreement._NUMBERS_AT_ONCE", 5 * 64)
+    monkeypatch.setattr("codegrid.pipelines.evaluation.class_agreement._NUMBERS_AT_ONCE", 5 * 64)
     assert torch.allclose(distances_to_nearest(samples, train), whole, atol=1e-4)
     assert whole.tolist() == pytest.approx(expected, abs=1e-4)
 

@@ -9,21 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.classes import decoder_classes
-from pipelines.data import DataConfig, DataError, open_images
-from pipelines.devices import make_accelerator
-from pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.loading import LoadingError
-from pipelines.make_pipeline import make_pipeline
-from pipelines.reconstruction import reconstruct
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training import train_tokenizer
-from pipelines.training.train_prior import train_prior
-from prior import SequenceConfig
-from tokenizer import VQModel
-from tokenizer.discriminators import PatchGANConfig, StyleGANConfig
-from tokenizer.metrics import psnr
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.classes import decoder_classes
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation.reconstruct import reconstruct
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.pipelines.training.tokenizer import train as train_tokenizer
+from codegrid.prior import SequenceConfig
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.discriminators import PatchGANConfig, StyleGANConfig
+from codegrid.tokenizer.metrics import psnr
 
 NAMES = ("gradient", "noise", "stripes")
 ADVERSARIAL = {

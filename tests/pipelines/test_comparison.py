@@ -10,13 +10,14 @@ from types import SimpleNamespace
 import pytest
 from PIL import Image
 
-from pipelines.comparison import compare_quantizers, rows
-from pipelines.comparison.report import BEGIN, END, Report, Row, markdown, write_page
-from pipelines.data import DataConfig, DataError, split_images
-from pipelines.files import OutputError
-from pipelines.loading import load_tokenizer
-from pipelines.reconstruction import reconstruct
-from pipelines.training.run import TrainingError
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.comparison import compare_quantizers, rows
+from codegrid.pipelines.comparison.report import BEGIN, END, Report, Row, markdown, write_page
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.sources import split_images
+from codegrid.pipelines.evaluation.reconstruct import reconstruct
+from codegrid.pipelines.system.files import OutputError
+from codegrid.pipelines.training.run import TrainingError
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def test_a_net_adds_its_distance_later_without_training_again(compare, monkeypat
 
     folder = compare(only=("vq",))
     assert read(folder)["vq"]["feature_net"] is None
-    monkeypatch.setattr("pipelines.comparison.FeatureDistance", lambda config: Mean())
+    monkeypatch.setattr("codegrid.pipelines.comparison.FeatureDistance", lambda config: Mean())
     compare(only=("vq",), feature_net="squeezenet1_1")
     row = read(folder)["vq"]
     assert row["feature_net"] == "squeezenet1_1"

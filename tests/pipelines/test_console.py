@@ -8,12 +8,12 @@ import signal
 
 import pytest
 
-from pipelines.console import guarded
-from pipelines.data import DataConfig, DataError, open_images
-from pipelines.loader import load
-from pipelines.training.config import AugmentationConfig
-from pipelines.training.image_batches import AugmentedImages
-from tokenizer import Preprocessing
+from codegrid.pipelines.data.batches import AugmentationConfig, AugmentedImages
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.workers import load
+from codegrid.pipelines.system.console import guarded
+from codegrid.tokenizer import Preprocessing
 
 
 def ends(capsys, run, status: int = 1) -> str:

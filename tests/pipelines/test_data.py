@@ -1,4 +1,4 @@
-"""pipelines/data.py: folders, Parquet, WebDataset and what stands for the Hub, as the same records."""
+"""pipelines/data/sources.py: folders, Parquet, WebDataset and what stands for the Hub, as the same records."""
 
 import io
 import os
@@ -17,17 +17,10 @@ import pytest
 from datasets.packaged_modules.parquet.parquet import Parquet
 from PIL import Image
 
-from pipelines import data_tables
-from pipelines.data import (
-    DataConfig,
-    DataError,
-    ImageRecord,
-    ImageSource,
-    open_image_stream,
-    open_images,
-    split_images,
-)
-from tokenizer.images import BadImage, load_image
+from codegrid.pipelines.data import tables as data_tables
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource
+from codegrid.pipelines.data.sources import open_image_stream, open_images, split_images
+from codegrid.tokenizer.images import BadImage, load_image
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -374,7 +367,8 @@ import sys, types
 for name in ("tokenizer", "pipelines"):  # without their __init__, which imports transformers: ten seconds less
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = [f"{sys.argv[1]}/{name}"]
-from pipelines.data import DataConfig, split_images
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.sources import split_images
 _, held_out = split_images(DataConfig(source=sys.argv[2], validation_fraction=0.3))
 print(*(record.source_id for record in held_out))
 """

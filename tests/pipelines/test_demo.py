@@ -7,10 +7,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines import ImageGenerationPipeline, demo, demo_page
-from pipelines.demo import Cell
-from pipelines.loading import LoadingError
-from tokenizer.images import BadImage, to_pil
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.demo import actions as demo
+from codegrid.pipelines.demo import page as demo_page
+from codegrid.pipelines.demo.actions import Cell
+from codegrid.tokenizer.images import BadImage, to_pil
 
 
 @pytest.fixture(scope="module")

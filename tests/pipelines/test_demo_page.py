@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import ImageGenerationPipeline, demo
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.demo import actions as demo
 
 pytest.importorskip("gradio", reason="needs the extra demo")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser-tests")

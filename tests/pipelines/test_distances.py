@@ -10,8 +10,13 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
-from pipelines.evaluation import distances
-from pipelines.evaluation.distances import classifier_score, frechet_distance, kernel_distance, precision_recall
+from codegrid.pipelines.evaluation import distances
+from codegrid.pipelines.evaluation.distances import (
+    classifier_score,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.training.ema import EMA
+from codegrid.pipelines.training.ema import EMA
 
 
 def test_the_average_follows_the_formula():

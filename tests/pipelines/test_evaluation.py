@@ -13,19 +13,20 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from pipelines import ImageGenerationPipeline
-from pipelines.data import DataConfig, DataError, open_images
-from pipelines.devices import make_accelerator
-from pipelines.evaluation import generation, judging, tokenizer
-from pipelines.evaluation.class_agreement import train_classifier
-from pipelines.evaluation.distances import frechet_distance, precision_recall
-from pipelines.evaluation.features import FeatureNet
-from pipelines.evaluation.generation import evaluate_generation, sweep_charts
-from pipelines.evaluation.reconstruction import evaluate_reconstruction
-from pipelines.evaluation.tokenizer import evaluate_tokenizer
-from pipelines.files import OutputError
-from pipelines.loading import load_tokenizer
-from pipelines.make_pipeline import make_pipeline
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation import generation, judging, tokenizer
+from codegrid.pipelines.evaluation.class_agreement import train_classifier
+from codegrid.pipelines.evaluation.distances import frechet_distance, precision_recall
+from codegrid.pipelines.evaluation.features import FeatureNet
+from codegrid.pipelines.evaluation.generation import evaluate_generation, sweep_charts
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
+from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.files import OutputError
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +178,7 @@ def test_a_sweep_has_a_row_a_setting_and_a_plot(pipeline, pictures):
 
 
 def test_samples_are_made_once_and_others_are_refused(pipeline, pictures, at_step):
-    from pipelines.evaluation import samples as module
+    from codegrid.pipelines.evaluation import samples as module
 
     calls = []
     at_step(module, "image_generator", 6, lambda: (_ for _ in ()).throw(KeyboardInterrupt))  # in the second batch

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from pipelines.evaluation.features import FeatureCache, FeatureNet, load_feature_net, weights_path
-from pipelines.files import sha256
-from pipelines.loading import LoadingError
-from tokenizer.feature_nets import EfficientNetLite0
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNet, load_feature_net, weights_path
+from codegrid.pipelines.system.files import sha256
+from codegrid.tokenizer.feature_nets import EfficientNetLite0
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = Path(os.environ.get("CODEGRID_SHARED", ROOT.parent / "shared")) / "weights"

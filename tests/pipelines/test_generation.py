@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-import prior.memory
-from pipelines import ImageGenerationPipeline, SamplingConfig
-from pipelines.files import OutputError
-from pipelines.generate_images import generate_images
-from pipelines.loading import LoadingError
-from pipelines.make_pipeline import make_pipeline
-from prior import PriorConfig, SequenceConfig, make_prior
-from prior.sampling import image_generator
-from tokenizer.images import prepare, to_model, to_pil, to_uint8
+from codegrid import prior
+from codegrid.pipelines import ImageGenerationPipeline, SamplingConfig
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.to_folder import generate_images
+from codegrid.pipelines.system.files import OutputError
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.sampling import image_generator
+from codegrid.tokenizer.images import prepare, to_model, to_pil, to_uint8
 
 
 @pytest.fixture(scope="module")

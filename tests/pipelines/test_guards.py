@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from pipelines.training import train_tokenizer
-from pipelines.training.guards import Watched, largest_rise, possible_usage, replay, watch
-from tokenizer.losses import ObjectiveConfig
+from codegrid.pipelines.training.tokenizer import train as train_tokenizer
+from codegrid.pipelines.training.tokenizer.guards import Watched, largest_rise, possible_usage, replay, watch
+from codegrid.tokenizer.losses import ObjectiveConfig
 
 
 @pytest.fixture

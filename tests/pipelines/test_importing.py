@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.files import OutputError
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.importing.checkpoints import export_diffusers, import_checkpoint
-from pipelines.importing.parity import random_weights
-from pipelines.make_pipeline import make_pipeline
-from pipelines.training.presets import small64_tokenizer, with_start
-from pipelines.training.run import TrainingError
-from pipelines.training.train_tokenizer import train_tokenizer
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.importers import ForeignCheckpointError
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.importing.checkpoints import export_diffusers, import_checkpoint
+from codegrid.pipelines.importing.parity import random_weights
+from codegrid.pipelines.system.files import OutputError
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.pipelines.training.tokenizer.presets import small64_tokenizer, with_start
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.importers import ForeignCheckpointError
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -10,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
 # The first iterator starts multiprocessing's tracker; of the second one a batch is taken, and it is kept to the end.
 SCRIPT = """
 import multiprocessing
 from pathlib import Path
 
-from pipelines.loader import load
+from codegrid.pipelines.data.workers import load
 
 
 def blocked():
@@ -43,7 +40,6 @@ def test_workers_take_no_signals_and_end_with_their_iterator_or_the_process(tmp_
     script.write_text(SCRIPT)
     done = subprocess.run(
         [sys.executable, script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=120,  # it would wait for its worker for ever

@@ -7,12 +7,12 @@ import gc
 import pytest
 import torch
 
-from pipelines.benchmarks.memory import peak_extra_bytes
-from pipelines.devices import make_accelerator
-from pipelines.training.memory_estimate import estimate_memory
-from pipelines.training.optim import OptimizerConfig
-from pipelines.training.tokenizer_step import make_learners, train_step
-from tokenizer import VQModel, VQModelConfig
+from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.training.memory_estimate import estimate_memory
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
+from codegrid.tokenizer import VQModel, VQModelConfig
 
 # The estimate lies within this factor of the measured peak. What it leaves out, chiefly oneDNN's own memory on a CPU,
 # makes it too low; what backward passes free before the end of an operation, too high.

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.training.checkpoint import load_optimizer_tensors, optimizer_tensors
-from pipelines.training.muon import orthogonalized
-from pipelines.training.optim import OptimizerConfig, make_optimizer, set_learning_rate
-from prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.pipelines.training.checkpoint import load_optimizer_tensors, optimizer_tensors
+from codegrid.pipelines.training.muon import orthogonalized
+from codegrid.pipelines.training.optim import OptimizerConfig, make_optimizer, set_learning_rate
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 
 CONFIG = OptimizerConfig(type="muon", learning_rate=1e-2, weight_decay=0.1)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from pipelines.devices import make_accelerator
-from pipelines.training.learner import Learner, update_together
-from pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.training.learner import Learner, update_together
+from codegrid.pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer
 
 
 def test_the_learning_rate_rises_and_falls():

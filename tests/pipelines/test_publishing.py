@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines import ImageGenerationPipeline, publishing
-from pipelines.loading import LoadingError, load_prior_and_sequence, load_tokenizer
-from pipelines.publishing import push_folder
-from prior.codes import CodesError, open_codes
-from tokenizer import VQModel
-from tokenizer.hub import PublishingError
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer
+from codegrid.pipelines.publishing import push as publishing
+from codegrid.pipelines.publishing.push import push_folder
+from codegrid.prior.codes import CodesError, open_codes
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.hub.push import PublishingError
 
 TOKEN = "hf_" + "secret" * 5  # as in hub_client.py
-PUSH = "from pipelines.publishing import push_folder; result = push_folder(folder, repo, **options)"
+PUSH = "from codegrid.pipelines.publishing.push import push_folder; result = push_folder(folder, repo, **options)"
 KINDS = ("tokenizer", "prior", "pipeline", "codes")
 REQUESTS = {
     "create": ("POST", "/api/repos/create"),
@@ -109,7 +110,7 @@ def test_codes_are_streamed_and_trained_on_from_the_hub(hub, client, push, folde
         "result = [row['codes'] for row in stream]"
     )
     assert rows == local.codes(range(len(local))).tolist()
-    assert client("from prior.codes import open_codes; result = open_codes('me/thing').labels.tolist()") == (
+    assert client("from codegrid.prior.codes import open_codes; result = open_codes('me/thing').labels.tolist()") == (
         local.labels.tolist()
     )
 
@@ -124,11 +125,11 @@ def test_a_branch_and_a_subfolder(hub, client, push, folders):
     push(folders["tokenizer"], "me/tokenizer", revision="v2", subfolder="other")
     place = "revision='v2', subfolder='deep/er'"
     found = client(f"""
-from pipelines import ImageGenerationPipeline
-from pipelines.loading import load_prior_and_sequence, load_tokenizer
-from prior import load_prior
-from prior.codes import open_codes
-from tokenizer import VQModel
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
+from codegrid.prior import load_prior
+from codegrid.prior.codes import open_codes
+from codegrid.tokenizer import VQModel
 pipe = ImageGenerationPipeline.from_pretrained("me/pipeline", {place})
 sums = [float(sum(p.detach().double().sum() for p in model.parameters())) for model in (
     load_prior_and_sequence("me/prior", {place})[0], load_prior("me/prior", {place})[0], pipe.prior)]
@@ -144,7 +145,10 @@ result = [load_tokenizer("me/tokenizer", {place}).fingerprint(), VQModel.from_pr
     code = snippet(hub.files("me/codes", "dataset")["deep/er/README.md"].decode())
     assert client(f"{code}\nresult = len(codes)") == 36
     with pytest.raises(Exception, match=r"LoadingError: .*has no folder 'nowhere'"):
-        client("from pipelines.loading import load_tokenizer; load_tokenizer('me/tokenizer', subfolder='nowhere')")
+        client(
+            "from codegrid.pipelines.artifacts.loading import load_tokenizer\n"
+            "load_tokenizer('me/tokenizer', subfolder='nowhere')"
+        )
 
 
 def test_a_pull_request_leaves_the_branch_alone(hub, client, push, folders):
@@ -153,7 +157,7 @@ def test_a_pull_request_leaves_the_branch_alone(hub, client, push, folders):
     assert list(hub.files("me/thing")) == [".gitattributes"]
     model = "VQModel.from_pretrained('me/thing', revision='refs/pr/1')"
     assert (
-        client(f"from tokenizer import VQModel\nresult = {model}.fingerprint()")
+        client(f"from codegrid.tokenizer import VQModel\nresult = {model}.fingerprint()")
         == load_tokenizer(folders["tokenizer"]).fingerprint()
     )
     # An answer that is lost may hide a request: a second one is not opened.
@@ -166,10 +170,10 @@ def test_models_push_themselves(hub, client, folders):
     """`push_to_hub` of the objects, as the ecosystem has it."""
     client(
         """
-from tokenizer import VQModel
-from pipelines import ImageGenerationPipeline
-from pipelines.loading import load_prior_and_sequence
-from pipelines.publishing import push_prior
+from codegrid.tokenizer import VQModel
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
+from codegrid.pipelines.publishing.push import push_prior
 VQModel.from_pretrained(folders["tokenizer"]).push_to_hub("me/tokenizer", private=True, subfolder="tok")
 ImageGenerationPipeline.from_pretrained(folders["pipeline"]).push_to_hub("me/pipeline", base_tokenizer="me/tokenizer")
 push_prior(*load_prior_and_sequence(folders["prior"]), "me/prior", base_tokenizer="me/tokenizer")
@@ -185,7 +189,8 @@ push_prior(*load_prior_and_sequence(folders["prior"]), "me/prior", base_tokenize
         assert "base_model: me/tokenizer" in card
         assert "[me/tokenizer](https://huggingface.co/me/tokenizer)" in card
     fingerprint = client(
-        "from tokenizer import VQModel\nresult = VQModel.from_pretrained('me/tokenizer', subfolder='tok').fingerprint()"
+        "from codegrid.tokenizer import VQModel\n"
+        "result = VQModel.from_pretrained('me/tokenizer', subfolder='tok').fingerprint()"
     )
     assert fingerprint == load_tokenizer(folders["tokenizer"]).fingerprint()
 
@@ -280,7 +285,7 @@ def test_somebody_else_commits_in_between(hub, push, folders):
     assert "model-00002-of-2.safetensors" not in hub.files("me/thing")
 
 
-LOAD = "from pipelines import ImageGenerationPipeline\nImageGenerationPipeline.from_pretrained(repo)"
+LOAD = "from codegrid.pipelines import ImageGenerationPipeline\nImageGenerationPipeline.from_pretrained(repo)"
 
 
 @pytest.mark.parametrize("kind", [503, "reset", "half"])

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.comparison.report import BEGIN, END
-from pipelines.comparison.variants import VARIANTS
-from pipelines.training.config import TokenizerTrainingConfig
-from pipelines.training.presets import small64_tokenizer
-from tokenizer import VQModel, VQModelConfig
-from tokenizer.quantizers import QUANTIZERS
+from codegrid.pipelines.comparison.report import BEGIN, END
+from codegrid.pipelines.comparison.variants import VARIANTS
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.tokenizer.presets import small64_tokenizer
+from codegrid.tokenizer import VQModel, VQModelConfig
+from codegrid.tokenizer.quantizers import QUANTIZERS
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "quantizers.md").read_text(encoding="utf-8")

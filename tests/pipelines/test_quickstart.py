@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipelines import ImageGenerationPipeline
-from pipelines import quickstart as module
-from pipelines.training.presets import quickstart_tokenizer
-from pipelines.training.prior_presets import quickstart_prior
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines import quickstart as module
+from codegrid.pipelines.training.prior.presets import quickstart_prior
+from codegrid.pipelines.training.tokenizer.presets import quickstart_tokenizer
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.training.image_batches import AugmentedImages, image_batches
-from pipelines.training.randomness import SampleOrder, key, numpy_generator, seed_step, torch_generator
+from codegrid.pipelines.data.batches import AugmentedImages, image_batches
+from codegrid.pipelines.system.randomness import SampleOrder, key, numpy_generator, seed_step, torch_generator
 
 
 def test_every_epoch_is_a_permutation_of_its_own():

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.data import DataConfig, open_images
-from pipelines.loading import LoadingError, load_tokenizer
-from pipelines.make_pipeline import make_pipeline
-from pipelines.report.codes import CodedImages, code_sheet, codebook_atlas, coded_images, colours, usage
-from pipelines.report.report import metric_charts, report
+from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.report.codes import CodedImages, code_sheet, codebook_atlas, coded_images, colours, usage
+from codegrid.pipelines.report.report import metric_charts, report
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

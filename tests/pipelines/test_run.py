@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from pipelines.export import export
-from pipelines.files import OutputError, write_atomically, write_json
-from pipelines.training import run as run_module
-from pipelines.training.checkpoint import Checkpoint, save_checkpoint
-from pipelines.training.config import TrainingConfig
-from pipelines.training.optim import OptimizerConfig
-from pipelines.training.run import Run
+from codegrid.pipelines.artifacts.export import export
+from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
+from codegrid.pipelines.training import run as run_module
+from codegrid.pipelines.training.checkpoint import Checkpoint, save_checkpoint
+from codegrid.pipelines.training.config import TrainingConfig
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.run import Run
 
 
 @pytest.fixture

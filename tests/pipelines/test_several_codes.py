@@ -9,21 +9,22 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines import ImageGenerationPipeline
-from pipelines.data import DataConfig, open_images
-from pipelines.devices import make_accelerator
-from pipelines.evaluation.reconstruction import prepared_batches
-from pipelines.loading import load_tokenizer
-from pipelines.make_pipeline import make_pipeline
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from pipelines.training.ema import EMA
-from pipelines.training.tokenizer_step import make_learners, train_step
-from pipelines.training.train_prior import train_prior
-from pipelines.training.train_tokenizer import train_tokenizer
-from prior import to_codes, to_tokens
-from prior.codes import open_codes
-from tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.quantizers import GroupedQuantizerConfig, HierarchicalQuantizerConfig, ResidualQuantizerConfig
+from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation.reconstruction import prepared_batches
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.training.ema import EMA
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.prior import to_codes, to_tokens
+from codegrid.prior.codes import open_codes
+from codegrid.tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.quantizers import GroupedQuantizerConfig, HierarchicalQuantizerConfig, ResidualQuantizerConfig
 
 QUANTIZERS = {
     "residual": ResidualQuantizerConfig(

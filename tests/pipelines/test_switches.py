@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.training import switches
-from pipelines.training.checkpoint import load_newest_checkpoint
-from pipelines.training.run import TrainingError
-from pipelines.training.train_tokenizer import train_tokenizer
-from tokenizer import VQModel
-from tokenizer.layers import lay_out
+from codegrid.pipelines.training import switches
+from codegrid.pipelines.training.checkpoint import load_newest_checkpoint
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.layers import lay_out
 
 SWITCHES = [{"channels_last": False}, {"gradient_checkpointing": True}, {"compile": True}]
 OBJECTIVE = {"adversarial_weight": 0.5, "adversarial_start": 1, "adversarial_warmup": 0, "r1_weight": 1.0}

@@ -17,15 +17,16 @@ import torch
 from datasets import ClassLabel, List, Value
 from PIL import Image
 
-from pipelines import code_shards, tokenization
-from pipelines.data import DataConfig, DataError
-from pipelines.evaluation.reconstruction import prepared_batches
-from pipelines.files import OutputError, lock_folder
-from pipelines.loading import load_tokenizer
-from pipelines.tokenization import TokenizationConfig, tokenize_dataset
-from prior.codes import open_codes, read_manifest
-from tokenizer import VQModel
-from tokenizer.images import load_image, prepare, to_model
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.codes import shards as code_shards
+from codegrid.pipelines.codes import tokenize as tokenization
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.evaluation.reconstruction import prepared_batches
+from codegrid.pipelines.system.files import OutputError, lock_folder
+from codegrid.prior.codes import open_codes, read_manifest
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import load_image, prepare, to_model
 
 
 @pytest.fixture

@@ -10,11 +10,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipelines.devices import make_accelerator
-from pipelines.training.learner import Learner
-from pipelines.training.tokenizer_step import make_learners, train_step
-from tokenizer import VQModel, VQModelConfig
-from tokenizer.losses import GAN_LOSSES, clamped_ratio
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.training.learner import Learner
+from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
+from codegrid.tokenizer import VQModel, VQModelConfig
+from codegrid.tokenizer.losses import GAN_LOSSES, clamped_ratio
 
 STEPS_OF_TWO_RANKS = """
 import sys
@@ -24,9 +24,9 @@ from types import SimpleNamespace
 import torch
 from accelerate import Accelerator
 
-from pipelines.training.ema import EMA
-from pipelines.training.tokenizer_step import _revive_codes, _update_quantizer
-from tokenizer.quantizers import HierarchicalQuantizerConfig, VectorQuantizerConfig, make_quantizer
+from codegrid.pipelines.training.ema import EMA
+from codegrid.pipelines.training.tokenizer.step import _revive_codes, _update_quantizer
+from codegrid.tokenizer.quantizers import HierarchicalQuantizerConfig, VectorQuantizerConfig, make_quantizer
 
 accelerator = Accelerator(cpu=True)
 rank = accelerator.process_index

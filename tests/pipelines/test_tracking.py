@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pipelines.training.train_prior import train_prior
-from pipelines.training.train_tokenizer import train_tokenizer
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.pipelines.training.tokenizer.train import train_tokenizer
 
 SHORT = {"max_steps": 2, "log_every": 1, "eval_every": 1}
 

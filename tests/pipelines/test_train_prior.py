@@ -15,14 +15,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pipelines.files import sha256
-from pipelines.generation import ImageGenerationPipeline
-from pipelines.make_pipeline import make_pipeline
-from pipelines.training import train_prior
-from pipelines.training.checkpoint import load_newest_checkpoint
-from pipelines.training.run import TrainingError
-from prior import bits_per_code, load_prior
-from prior.codes import CodesError, open_codes
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.system.files import sha256
+from codegrid.pipelines.training.checkpoint import load_newest_checkpoint
+from codegrid.pipelines.training.prior import train as train_prior
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.prior import bits_per_code, load_prior
+from codegrid.prior.codes import CodesError, open_codes
 
 
 class Broken(Exception):  # noqa: N818
@@ -168,7 +168,7 @@ def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(prior_co
         return original(model, *args, **options) * math.nan
 
     monkeypatch.setattr(train_prior, "prior_loss", broken)
-    monkeypatch.setattr("pipelines.training.run._MOST_BAD_STEPS", 3)
+    monkeypatch.setattr("codegrid.pipelines.training.run._MOST_BAD_STEPS", 3)
     with pytest.raises(TrainingError, match="3 steps in a row up to step 2"):
         train_prior.train_prior(prior_config(tmp_path / "run", max_steps=9))
     assert len(seen) == 3

@@ -13,16 +13,17 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.data import DataConfig, DataError
-from pipelines.training import run as run_module
-from pipelines.training import tokenizer_step, train_tokenizer
-from pipelines.training.checkpoint import load_newest_checkpoint, optimizer_tensors
-from pipelines.training.ema import EMA
-from pipelines.training.learner import Learner
-from pipelines.training.run import TrainingError
-from tokenizer import Preprocessing, VQModel
-from tokenizer.discriminators import PatchGANConfig
-from tokenizer.losses import GAN_LOSSES
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.training import run as run_module
+from codegrid.pipelines.training.checkpoint import load_newest_checkpoint, optimizer_tensors
+from codegrid.pipelines.training.ema import EMA
+from codegrid.pipelines.training.learner import Learner
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.pipelines.training.tokenizer import step as tokenizer_step
+from codegrid.pipelines.training.tokenizer import train as train_tokenizer
+from codegrid.tokenizer import Preprocessing, VQModel
+from codegrid.tokenizer.discriminators import PatchGANConfig
+from codegrid.tokenizer.losses import GAN_LOSSES
 
 
 class Broken(Exception):  # noqa: N818

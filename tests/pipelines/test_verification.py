@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.verification import VerificationConfig, verify_codes
-from prior.codes import CodesError
+from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
+from codegrid.prior.codes import CodesError
 
 
 @pytest.fixture

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pipelines.training import window as module
-from pipelines.training.window import gather_windows, own_window
+from codegrid.pipelines.training import window as module
+from codegrid.pipelines.training.window import gather_windows, own_window
 
 
 class Rank:

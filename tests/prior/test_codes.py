@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prior.codes import CodesError, open_codes, read_manifest
+from codegrid.prior.codes import CodesError, open_codes, read_manifest
 
 
 @pytest.fixture

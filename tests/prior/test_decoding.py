@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-import prior.linear_maps
-from prior import PriorConfig, SequenceConfig, make_prior
-from prior.decoding import Decoder, read_weights
-from prior.linear_maps import ROW_MULTIPLE, linear_map, pack_linear
+from codegrid import prior
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.decoding import Decoder, read_weights
+from codegrid.prior.linear_maps import ROW_MULTIPLE, linear_map, pack_linear
 
 SEQUENCE = SequenceConfig(24, (4, 4), class_names=("a", "b"))
 SHAPES = {

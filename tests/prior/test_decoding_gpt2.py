@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-import prior.linear_maps
-from prior import SequenceConfig, load_prior, prior_loss, sample_codes, save_prior
-from prior.decoding import Decoder, read_weights
-from prior.modeling import cached_width, generation_config
-from prior.sampling import image_generator
+from codegrid import prior
+from codegrid.prior import SequenceConfig, load_prior, prior_loss, sample_codes, save_prior
+from codegrid.prior.decoding import Decoder, read_weights
+from codegrid.prior.modeling import cached_width, generation_config
+from codegrid.prior.sampling import image_generator
 
 SEQUENCE = SequenceConfig(24, (3, 4), class_names=("a", "b", "c"))
 

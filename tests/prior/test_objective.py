@@ -4,8 +4,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from prior import PriorConfig, SequenceConfig, bits_per_code, code_cross_entropy, make_prior, objective, prior_loss
-from prior.sampling import sample_codes
+from codegrid.prior import (
+    PriorConfig,
+    SequenceConfig,
+    bits_per_code,
+    code_cross_entropy,
+    make_prior,
+    objective,
+    prior_loss,
+)
+from codegrid.prior.sampling import sample_codes
 
 SEQUENCE = SequenceConfig(8, (2, 2), class_names=("a", "b", "c", "d"))
 

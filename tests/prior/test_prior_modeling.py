@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from prior import PriorConfig, SequenceConfig, load_prior, make_prior, prior_loss, save_prior
+from codegrid.prior import PriorConfig, SequenceConfig, load_prior, make_prior, prior_loss, save_prior
 
 SEQUENCE = SequenceConfig(16, (3, 3), class_names=("a", "b"))
 CONFIG = PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)

@@ -3,11 +3,10 @@ import math
 import pytest
 import torch
 
-import prior.linear_maps
-import prior.memory
-from prior import PriorConfig, SamplingConfig, SequenceConfig, iterate_codes, make_prior
-from prior.modeling import generation_config
-from prior.sampling import image_generator, sample_codes
+from codegrid import prior
+from codegrid.prior import PriorConfig, SamplingConfig, SequenceConfig, iterate_codes, make_prior
+from codegrid.prior.modeling import generation_config
+from codegrid.prior.sampling import image_generator, sample_codes
 
 SEQUENCE = SequenceConfig(24, (3, 4), class_names=("a", "b", "c"))
 FREE = SequenceConfig(24, (3, 4))

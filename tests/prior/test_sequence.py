@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from prior.sequence import SequenceConfig, flat_rows, resolve_labels, to_codes, to_tokens
+from codegrid.prior.sequence import SequenceConfig, flat_rows, resolve_labels, to_codes, to_tokens
 
 CLASSES = ("cat", "dog", "7", "Ankle boot")
 

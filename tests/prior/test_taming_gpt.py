@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from pipelines.importing.parity import PIXEL_TOLERANCE, random_weights
-from prior import SequenceConfig, load_prior, sample_codes, save_prior, to_tokens
-from prior.decoding import Decoder, read_weights
-from prior.importers import convert_prior, guess_prior_family
+from codegrid.pipelines.importing.parity import PIXEL_TOLERANCE, random_weights
+from codegrid.prior import SequenceConfig, load_prior, sample_codes, save_prior, to_tokens
+from codegrid.prior.decoding import Decoder, read_weights
+from codegrid.prior.importers import convert_prior, guess_prior_family
 
 
 def golden(name):

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
-from prior.row_operations import gated_silu, rms_norm, rotate
-from prior.teacher_forcing import hidden_states
+from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
+from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
+from codegrid.prior.teacher_forcing import hidden_states
 
 SEQUENCE = SequenceConfig(16, (4, 4), class_names=("a", "b"))
 

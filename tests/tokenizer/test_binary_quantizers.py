@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from vector_quantize_pytorch import LFQ
 
-from tokenizer.quantizers import BinarySphericalQuantizerConfig, LookupFreeQuantizerConfig, make_quantizer
-from tokenizer.quantizers.binary import factorised_entropies
+from codegrid.tokenizer.quantizers import BinarySphericalQuantizerConfig, LookupFreeQuantizerConfig, make_quantizer
+from codegrid.tokenizer.quantizers.binary import factorised_entropies
 
 KINDS = [LookupFreeQuantizerConfig, BinarySphericalQuantizerConfig]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=["lfq", "bsq"])

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.fields import established
-from tokenizer.layers import ConditionalGroupNorm
+from codegrid.tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.fields import established
+from codegrid.tokenizer.layers import ConditionalGroupNorm
 
 BACKBONE = {
     "resolution": 16,

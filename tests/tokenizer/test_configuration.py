@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pytest
 
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModelConfig
-from tokenizer.fields import from_dict
-from tokenizer.quantizers import quantizer_config_from_dict
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModelConfig
+from codegrid.tokenizer.fields import from_dict
+from codegrid.tokenizer.quantizers import quantizer_config_from_dict
 
 
 @dataclass(frozen=True)

@@ -11,10 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import ViTConfig, ViTModel
 
-from tokenizer.discriminators import DISCRIMINATORS, DinoConfig, PatchGANConfig, StyleGANConfig, make_discriminator
-from tokenizer.discriminators.projection import Projection
-from tokenizer.discriminators.stylegan import blur_down, minibatch_stddev
-from tokenizer.losses import gradient_penalty, r1_penalty
+from codegrid.tokenizer.discriminators import (
+    DISCRIMINATORS,
+    DinoConfig,
+    PatchGANConfig,
+    StyleGANConfig,
+    make_discriminator,
+)
+from codegrid.tokenizer.discriminators.projection import Projection
+from codegrid.tokenizer.discriminators.stylegan import blur_down, minibatch_stddev
+from codegrid.tokenizer.losses import gradient_penalty, r1_penalty
 
 CLASSES = 3
 _FOLDER = tempfile.TemporaryDirectory(prefix="codegrid-vit-")  # removed when the process ends

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torchvision.models import squeezenet1_1
 from transformers import ViTConfig, ViTModel
 
-from tokenizer.losses import FeatureDistance, FeatureDistanceConfig, ObjectiveConfig, make_distances
+from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig, ObjectiveConfig, make_distances
 
 
 def images(*shape: int) -> torch.Tensor:

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ConvNextConfig, ConvNextModel, Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from tokenizer.feature_nets import DEFAULT_LAYERS, INPUTS, EfficientNetLite0, FeatureNet
-from tokenizer.feature_nets.convolutional import _in_torchvisions_names, convolutional_features
-from tokenizer.feature_nets.hidden_states import HiddenStates
+from codegrid.tokenizer.feature_nets import DEFAULT_LAYERS, INPUTS, EfficientNetLite0, FeatureNet
+from codegrid.tokenizer.feature_nets.convolutional import _in_torchvisions_names, convolutional_features
+from codegrid.tokenizer.feature_nets.hidden_states import HiddenStates
 
 SHARED = next(
     (folder / "shared/weights" for folder in Path(__file__).resolve().parents if (folder / "shared/weights").is_dir()),
@@ -70,8 +70,8 @@ def test_features_are_those_of_hooks_on_the_whole_net(name, tmp_path):
 @pytest.mark.parametrize("name", sorted(DEFAULT_LAYERS))
 def test_the_default_layers_of_every_net_exist_and_the_rest_is_not_computed(name, monkeypatch):
     """Shapes alone, without storage: the halvings of the side that the layers should stand at."""
-    monkeypatch.setattr("tokenizer.feature_nets.convolutional.read_weights", lambda path, option: {})
-    monkeypatch.setattr("tokenizer.feature_nets.convolutional.load_renamed", lambda *args: None)
+    monkeypatch.setattr("codegrid.tokenizer.feature_nets.convolutional.read_weights", lambda path, option: {})
+    monkeypatch.setattr("codegrid.tokenizer.feature_nets.convolutional.load_renamed", lambda *args: None)
     net, layers, _ = convolutional_features(name, "file", (), "net", "")
     found = net(torch.empty(1, 3, 128, 128, device="meta"))
     sides = [found[layer].shape[2] for layer in layers]

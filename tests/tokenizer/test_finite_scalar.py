@@ -6,7 +6,7 @@ import pytest
 import torch
 from vector_quantize_pytorch import FSQ
 
-from tokenizer.quantizers import FiniteScalarQuantizerConfig, make_quantizer
+from codegrid.tokenizer.quantizers import FiniteScalarQuantizerConfig, make_quantizer
 
 GRIDS = [(8, 5, 5, 5), (3, 4, 7), (8, 6, 5), (2000,)]
 

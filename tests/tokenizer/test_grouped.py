@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from vector_quantize_pytorch import GroupedResidualVQ
 
-from tokenizer.quantizers import GroupedQuantizerConfig, VectorQuantizerConfig, make_quantizer
+from codegrid.tokenizer.quantizers import GroupedQuantizerConfig, VectorQuantizerConfig, make_quantizer
 
 
 def make(groups: int = 3, l2_normalize: bool = True):

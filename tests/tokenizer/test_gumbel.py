@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.distributions import Categorical, kl_divergence
 
-from tokenizer.quantizers import make_quantizer
-from tokenizer.quantizers.gumbel import GumbelConfig, kl_to_uniform
+from codegrid.tokenizer.quantizers import make_quantizer
+from codegrid.tokenizer.quantizers.gumbel import GumbelConfig, kl_to_uniform
 
 
 def features() -> torch.Tensor:

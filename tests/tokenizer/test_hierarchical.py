@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.quantizers import HierarchicalQuantizerConfig, make_quantizer
-from tokenizer.quantizers.hierarchical import pack, unpack
+from codegrid.tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.quantizers import HierarchicalQuantizerConfig, make_quantizer
+from codegrid.tokenizer.quantizers.hierarchical import pack, unpack
 
 PLAIN = VectorQuantizerConfig(codebook_size=16, code_dim=3, l2_normalize=False)
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Categorical
 
-from tokenizer.quantizers import make_quantizer
-from tokenizer.quantizers.index_backpropagation import IBQConfig
+from codegrid.tokenizer.quantizers import make_quantizer
+from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
 
 
 def features() -> torch.Tensor:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile, features
 
-from tokenizer.images import (
+from codegrid.tokenizer.images import (
     TEN_CROP,
     TEN_CROP_SCALE,
     BadImage,
@@ -273,7 +273,7 @@ def test_bomb_needs_little_memory(tmp_path):
 import resource, sys, types
 package = types.ModuleType("tokenizer"); package.__path__ = [sys.argv[1]]  # without transformers: ten seconds less
 sys.modules["tokenizer"] = package
-from tokenizer.images import BadImage, load_image
+from codegrid.tokenizer.images import BadImage, load_image
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
     load_image(sys.argv[2])

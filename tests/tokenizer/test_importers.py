@@ -14,17 +14,17 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from pipelines.importing.parity import PIXEL_TOLERANCE, random_images, random_weights
-from tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
-from tokenizer.fields import established
-from tokenizer.importers import (
+from codegrid.pipelines.importing.parity import PIXEL_TOLERANCE, random_images, random_weights
+from codegrid.tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.fields import established
+from codegrid.tokenizer.importers import (
     TOKENIZER_FAMILIES,
     ForeignCheckpointError,
     guess_tokenizer_family,
     read_settings,
     read_weights,
 )
-from tokenizer.importers.diffusers import to_diffusers
+from codegrid.tokenizer.importers.diffusers import to_diffusers
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("*.safetensors"))
 

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from vector_quantize_pytorch.vector_quantize_pytorch import kmeans as their_kmeans
 
-from tokenizer.quantizers import VectorQuantizerConfig, make_quantizer
-from tokenizer.quantizers.kmeans import kmeans
+from codegrid.tokenizer.quantizers import VectorQuantizerConfig, make_quantizer
+from codegrid.tokenizer.quantizers.kmeans import kmeans
 
 each_geometry = pytest.mark.parametrize("on_sphere", [False, True], ids=["plain", "sphere"])
 
@@ -48,7 +48,7 @@ def test_the_means_equal_vector_quantize_pytorch(on_sphere):
 
 
 def test_it_stops_where_nothing_moves(monkeypatch):
-    from tokenizer.quantizers import kmeans as module
+    from codegrid.tokenizer.quantizers import kmeans as module
 
     calls, nearest = [], module.nearest_codes
     monkeypatch.setattr(module, "nearest_codes", lambda *arguments: calls.append(1) or nearest(*arguments))

@@ -7,14 +7,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tokenizer.quantizers import (
+from codegrid.tokenizer.quantizers import (
     GroupedQuantizerConfig,
     ResidualQuantizerConfig,
     VectorQuantizerConfig,
     make_quantizer,
 )
-from tokenizer.quantizers.gradients import rotation
-from tokenizer.quantizers.levels import mean_losses
+from codegrid.tokenizer.quantizers.gradients import rotation
+from codegrid.tokenizer.quantizers.levels import mean_losses
 
 PLAIN = VectorQuantizerConfig(codebook_size=16, code_dim=4, l2_normalize=False)
 CONFIGS = {

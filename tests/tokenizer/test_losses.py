@@ -14,8 +14,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from tokenizer.discriminators import PatchGAN, PatchGANConfig
-from tokenizer.losses import (
+from codegrid.tokenizer.discriminators import PatchGAN, PatchGANConfig
+from codegrid.tokenizer.losses import (
     GAN_LOSSES,
     LPIPS,
     TERMS,

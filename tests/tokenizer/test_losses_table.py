@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-from tokenizer.discriminators import DISCRIMINATORS
-from tokenizer.losses import (
+from codegrid.tokenizer.discriminators import DISCRIMINATORS
+from codegrid.tokenizer.losses import (
     GAN_LOSSES,
     TERMS,
     FeatureDistance,

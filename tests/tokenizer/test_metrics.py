@@ -9,7 +9,7 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
+from codegrid.tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
 
 
 @pytest.fixture

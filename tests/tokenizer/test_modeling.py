@@ -10,8 +10,15 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig, layers
-from tokenizer.quantizers import GroupedQuantizerConfig, ResidualQuantizerConfig
+from codegrid.tokenizer import (
+    BackboneConfig,
+    Preprocessing,
+    VectorQuantizerConfig,
+    VQModel,
+    VQModelConfig,
+    layers,
+)
+from codegrid.tokenizer.quantizers import GroupedQuantizerConfig, ResidualQuantizerConfig
 
 
 def make(**backbone) -> VQModel:

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tokenizer.quantizers.nearest import nearest_codes
+from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
 
 @pytest.mark.parametrize("on_sphere", [False, True])

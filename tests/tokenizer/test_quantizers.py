@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch.distributions import MultivariateNormal, kl_divergence
 from vector_quantize_pytorch import VectorQuantize
 
-from tokenizer.quantizers import (
+from codegrid.tokenizer.quantizers import (
     QUANTIZERS,
     BinarySphericalQuantizerConfig,
     FiniteScalarQuantizerConfig,
@@ -17,12 +17,12 @@ from tokenizer.quantizers import (
     VectorQuantizerConfig,
     make_quantizer,
 )
-from tokenizer.quantizers.grouped import GroupedQuantizerConfig
-from tokenizer.quantizers.gumbel import GumbelConfig
-from tokenizer.quantizers.index_backpropagation import IBQConfig
-from tokenizer.quantizers.residual import ResidualQuantizerConfig
-from tokenizer.quantizers.simvq import SimVQConfig
-from tokenizer.quantizers.vector import isotropy_loss
+from codegrid.tokenizer.quantizers.grouped import GroupedQuantizerConfig
+from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
+from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
+from codegrid.tokenizer.quantizers.residual import ResidualQuantizerConfig
+from codegrid.tokenizer.quantizers.simvq import SimVQConfig
+from codegrid.tokenizer.quantizers.vector import isotropy_loss
 
 CONFIGS = [
     VectorQuantizerConfig(codebook_size=32, code_dim=4),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from vector_quantize_pytorch import ResidualFSQ, ResidualLFQ, ResidualVQ
 
-from tokenizer.quantizers import (
+from codegrid.tokenizer.quantizers import (
     BinarySphericalQuantizerConfig,
     FiniteScalarQuantizerConfig,
     LookupFreeQuantizerConfig,
@@ -14,7 +14,7 @@ from tokenizer.quantizers import (
     VectorQuantizerConfig,
     make_quantizer,
 )
-from tokenizer.quantizers.vector import isotropy_loss
+from codegrid.tokenizer.quantizers.vector import isotropy_loss
 
 LEVELS = (8, 5, 4, 3)
 PLAIN = VectorQuantizerConfig(codebook_size=16, code_dim=4, l2_normalize=False)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from vector_quantize_pytorch import SimVQ as TheirSimVQ
 
-from tokenizer.quantizers import make_quantizer
-from tokenizer.quantizers.simvq import SimVQConfig
+from codegrid.tokenizer.quantizers import make_quantizer
+from codegrid.tokenizer.quantizers.simvq import SimVQConfig
 
 
 def features() -> torch.Tensor:

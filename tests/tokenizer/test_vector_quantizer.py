@@ -11,9 +11,9 @@ from torch.distributions import Categorical
 from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from tokenizer.quantizers import VectorQuantizerConfig, make_quantizer, vector
-from tokenizer.quantizers.entropy import entropy_loss
-from tokenizer.quantizers.gradients import rotation
+from codegrid.tokenizer.quantizers import VectorQuantizerConfig, make_quantizer, vector
+from codegrid.tokenizer.quantizers.entropy import entropy_loss
+from codegrid.tokenizer.quantizers.gradients import rotation
 
 
 def features(batch: int = 3, dim: int = 4, seed: int = 1) -> torch.Tensor:

@@ -6,10 +6,10 @@ from typing import Union
 
 from torch import nn
 
-from tokenizer.discriminators.dino import DinoConfig, DinoDiscriminator
-from tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
-from tokenizer.discriminators.stylegan import StyleGANConfig, StyleGANDiscriminator
-from tokenizer.fields import require
+from codegrid.tokenizer.discriminators.dino import DinoConfig, DinoDiscriminator
+from codegrid.tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
+from codegrid.tokenizer.discriminators.stylegan import StyleGANConfig, StyleGANDiscriminator
+from codegrid.tokenizer.fields import require
 
 DISCRIMINATORS: dict[str, tuple[type, type[nn.Module]]] = {
     "patchgan": (PatchGANConfig, PatchGAN),

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.discriminators.projection import Projection, check_labels
-from tokenizer.feature_nets import FeatureNet
-from tokenizer.fields import require
+from codegrid.tokenizer.discriminators.projection import Projection, check_labels
+from codegrid.tokenizer.feature_nets import FeatureNet
+from codegrid.tokenizer.fields import require
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.discriminators.projection import Projection, check_labels
-from tokenizer.fields import require
-from tokenizer.layers import lay_out
+from codegrid.tokenizer.discriminators.projection import Projection, check_labels
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.layers import lay_out
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tokenizer.feature_nets.convolutional import DEFAULT_LAYERS, LITE0, convolutional_features, is_known
-from tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
-from tokenizer.feature_nets.hidden_states import HiddenStates, model_folder
+from codegrid.tokenizer.feature_nets.convolutional import DEFAULT_LAYERS, LITE0, convolutional_features, is_known
+from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
+from codegrid.tokenizer.feature_nets.hidden_states import HiddenStates, model_folder
 
 InputConvention = Literal["auto", "imagenet", "caffe", "lite"]
 # Order of the channels; then mean and deviation of values in 0 to 255 in that order.

@@ -10,8 +10,8 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
-from tokenizer.feature_nets.weights import Weights, download_weights, load_renamed, read_weights
+from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
+from codegrid.tokenizer.feature_nets.weights import Weights, download_weights, load_renamed, read_weights
 
 LITE0 = "efficientnet_lite0"
 # Where features are taken unless the config says: the last layer before each halving of the side. Those of vgg16,

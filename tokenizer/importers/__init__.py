@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tokenizer.configuration import VQModelConfig
-from tokenizer.images import Preprocessing
-from tokenizer.importers import diffusers, ibq, llamagen, maskgit, open_magvit2, taming
-from tokenizer.importers.layout import TokenizerFamily, Weights, find_setting
-from tokenizer.importers.reading import ForeignCheckpointError, read_settings, read_weights
+from codegrid.tokenizer.configuration import VQModelConfig
+from codegrid.tokenizer.images import Preprocessing
+from codegrid.tokenizer.importers import diffusers, ibq, llamagen, maskgit, open_magvit2, taming
+from codegrid.tokenizer.importers.layout import TokenizerFamily, Weights, find_setting
+from codegrid.tokenizer.importers.reading import ForeignCheckpointError, read_settings, read_weights
 
 TOKENIZER_FAMILIES: dict[str, TokenizerFamily] = {
     "taming": taming.FAMILY,

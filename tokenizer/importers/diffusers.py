@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizer.configuration import BackboneConfig, VQModelConfig
-from tokenizer.fields import require
-from tokenizer.importers.layout import (
+from codegrid.tokenizer.configuration import BackboneConfig, VQModelConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.importers.layout import (
     Converted,
     TokenizerFamily,
     Weights,
@@ -19,8 +19,8 @@ from tokenizer.importers.layout import (
     plain_codebook,
     shape_of,
 )
-from tokenizer.importers.reading import ForeignCheckpointError
-from tokenizer.quantizers import VectorQuantizerConfig
+from codegrid.tokenizer.importers.reading import ForeignCheckpointError
+from codegrid.tokenizer.quantizers import VectorQuantizerConfig
 
 # (theirs, ours) within a level or the bottleneck; the first fits the names, the second is what they become.
 _PARTS = (

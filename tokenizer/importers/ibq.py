@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizer.importers import taming
-from tokenizer.importers.layout import Converted, TokenizerFamily, Weights, check_settings, shape_of
-from tokenizer.quantizers.index_backpropagation import IBQConfig
+from codegrid.tokenizer.importers import taming
+from codegrid.tokenizer.importers.layout import Converted, TokenizerFamily, Weights, check_settings, shape_of
+from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:

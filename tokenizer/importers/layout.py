@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tokenizer.configuration import BackboneConfig
-from tokenizer.importers.reading import ForeignCheckpointError
-from tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig
+from codegrid.tokenizer.configuration import BackboneConfig
+from codegrid.tokenizer.importers.reading import ForeignCheckpointError
+from codegrid.tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig
 
 Weights = dict[str, Tensor]
 

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizer.importers.layout import Converted, TokenizerFamily, Weights, backbone_of, drop, rename, shape_of
-from tokenizer.quantizers import VectorQuantizerConfig
+from codegrid.tokenizer.importers.layout import Converted, TokenizerFamily, Weights, backbone_of, drop, rename, shape_of
+from codegrid.tokenizer.quantizers import VectorQuantizerConfig
 
 _RULES = (
     (r"\.conv_blocks\.(\d+)\.res\.", r".conv_blocks.\1.block."),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from tokenizer.importers.layout import (
+from codegrid.tokenizer.importers.layout import (
     Converted,
     TokenizerFamily,
     Weights,

@@ -7,9 +7,16 @@ from typing import Any
 
 from torch import Tensor
 
-from tokenizer.importers import taming
-from tokenizer.importers.layout import Converted, TokenizerFamily, Weights, check_settings, rename, with_zero_biases
-from tokenizer.quantizers import LookupFreeQuantizerConfig
+from codegrid.tokenizer.importers import taming
+from codegrid.tokenizer.importers.layout import (
+    Converted,
+    TokenizerFamily,
+    Weights,
+    check_settings,
+    rename,
+    with_zero_biases,
+)
+from codegrid.tokenizer.quantizers import LookupFreeQuantizerConfig
 
 _RULES = (
     (r"\.mid_block\.(\d+)\.", lambda found: f".mid.block_{int(found[1]) + 1}."),

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tokenizer.configuration import BackboneConfig
-from tokenizer.importers.layout import (
+from codegrid.tokenizer.configuration import BackboneConfig
+from codegrid.tokenizer.importers.layout import (
     Converted,
     TokenizerFamily,
     Weights,
@@ -23,8 +23,8 @@ from tokenizer.importers.layout import (
     plain_codebook,
     shape_of,
 )
-from tokenizer.importers.reading import ForeignCheckpointError
-from tokenizer.quantizers.gumbel import GumbelConfig
+from codegrid.tokenizer.importers.reading import ForeignCheckpointError
+from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:

@@ -1,11 +1,11 @@
 """Losses: pure terms, each weighted and named by `ObjectiveConfig`."""
 
-from tokenizer.losses.adversarial import GAN_LOSSES, adaptive_weight, clamped_ratio, warmup_factor
-from tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
-from tokenizer.losses.objective import RECONSTRUCTION_WEIGHTS, TERMS, ObjectiveConfig, make_distances
-from tokenizer.losses.perceptual import LPIPS
-from tokenizer.losses.reconstruction import log_laplace_loss, reconstruction_terms
-from tokenizer.losses.regularization import gradient_penalty, lecam_penalty, r1_penalty
+from codegrid.tokenizer.losses.adversarial import GAN_LOSSES, adaptive_weight, clamped_ratio, warmup_factor
+from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
+from codegrid.tokenizer.losses.objective import RECONSTRUCTION_WEIGHTS, TERMS, ObjectiveConfig, make_distances
+from codegrid.tokenizer.losses.perceptual import LPIPS
+from codegrid.tokenizer.losses.reconstruction import log_laplace_loss, reconstruction_terms
+from codegrid.tokenizer.losses.regularization import gradient_penalty, lecam_penalty, r1_penalty
 
 __all__ = [
     "GAN_LOSSES",

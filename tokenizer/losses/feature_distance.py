@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenizer.feature_nets import FeatureNet, InputConvention
-from tokenizer.fields import require
+from codegrid.tokenizer.feature_nets import FeatureNet, InputConvention
+from codegrid.tokenizer.fields import require
 
 _OPTION = "objective.feature_distance"
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
-from tokenizer.fields import require
-from tokenizer.losses.adversarial import GANLoss
-from tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
-from tokenizer.losses.perceptual import LPIPS, PerceptualNet
+from codegrid.tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.losses.adversarial import GANLoss
+from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
+from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
 # The weights of the terms that compare a reconstruction with its image; one of them is above 0.
 RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_laplace_weight", "perceptual_weight")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from tokenizer.feature_nets.weights import download_weights, load_renamed, read_weights
+from codegrid.tokenizer.feature_nets.weights import download_weights, load_renamed, read_weights
 
 PerceptualNet = Literal["vgg", "alex", "squeeze"]
 _TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.losses.objective import ObjectiveConfig
+from codegrid.tokenizer.losses.objective import ObjectiveConfig
 
 # Smallest scale of `log_laplace_loss`: half a step of 8 bits on [-1, 1]. Rounding loses what is smaller.
 _SMALLEST_SCALE = 1 / 255

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any, Union
 
-from tokenizer.fields import from_dict
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.binary_spherical import BinarySphericalQuantizerConfig
-from tokenizer.quantizers.finite_scalar import FiniteScalarQuantizerConfig
-from tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
-from tokenizer.quantizers.hierarchical import HierarchicalQuantizer, HierarchicalQuantizerConfig
-from tokenizer.quantizers.levels import SINGLE
-from tokenizer.quantizers.lookup_free import LookupFreeQuantizerConfig
-from tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
-from tokenizer.quantizers.vector import VectorQuantizerConfig
+from codegrid.tokenizer.fields import from_dict
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from codegrid.tokenizer.quantizers.binary_spherical import BinarySphericalQuantizerConfig
+from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarQuantizerConfig
+from codegrid.tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
+from codegrid.tokenizer.quantizers.hierarchical import HierarchicalQuantizer, HierarchicalQuantizerConfig
+from codegrid.tokenizer.quantizers.levels import SINGLE
+from codegrid.tokenizer.quantizers.lookup_free import LookupFreeQuantizerConfig
+from codegrid.tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
     **SINGLE,

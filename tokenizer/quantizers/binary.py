@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
+from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
 
 
 @dataclass(frozen=True)

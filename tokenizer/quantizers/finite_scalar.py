@@ -15,9 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.gradients import straight_through
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from codegrid.tokenizer.quantizers.gradients import straight_through
 
 # The bounded range is wider than the span of the levels by this share, as in vector-quantize-pytorch.
 # (The paper's listing makes it narrower by as much: beyond 1,000 levels the outermost would not be reached.)

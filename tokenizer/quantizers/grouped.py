@@ -12,10 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, QuantizerConfig
-from tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
-from tokenizer.quantizers.vector import VectorQuantizerConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.quantizers.base import Quantized, QuantizerConfig
+from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
+from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizer.fields import require
-from tokenizer.layers import Downsample, ResnetBlock, Upsample
-from tokenizer.quantizers.base import Quantized, QuantizerConfig, spread, to_rows
-from tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
-from tokenizer.quantizers.vector import VectorQuantizerConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.layers import Downsample, ResnetBlock, Upsample
+from codegrid.tokenizer.quantizers.base import Quantized, QuantizerConfig, spread, to_rows
+from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
+from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 # The sides of a top position, in positions of the bottom grid.
 _SIDE = 2

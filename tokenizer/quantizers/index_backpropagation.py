@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
-from tokenizer.quantizers.entropy import entropy_loss
-from tokenizer.quantizers.gradients import straight_through
-from tokenizer.quantizers.nearest import nearest_codes
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
+from codegrid.tokenizer.quantizers.entropy import entropy_loss
+from codegrid.tokenizer.quantizers.gradients import straight_through
+from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.quantizers.nearest import nearest_codes
+from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
 
 @torch.no_grad()

@@ -8,14 +8,14 @@ from typing import Union
 import torch
 from torch import Tensor, nn
 
-from tokenizer.quantizers.base import Quantizer, QuantizerConfig
-from tokenizer.quantizers.binary_spherical import BinarySphericalQuantizer, BinarySphericalQuantizerConfig
-from tokenizer.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
-from tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
-from tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
-from tokenizer.quantizers.lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
-from tokenizer.quantizers.simvq import SimVQ, SimVQConfig
-from tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
+from codegrid.tokenizer.quantizers.base import Quantizer, QuantizerConfig
+from codegrid.tokenizer.quantizers.binary_spherical import BinarySphericalQuantizer, BinarySphericalQuantizerConfig
+from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
+from codegrid.tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
+from codegrid.tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
+from codegrid.tokenizer.quantizers.lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
+from codegrid.tokenizer.quantizers.simvq import SimVQ, SimVQConfig
+from codegrid.tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
 # The quantizers of one code a position. The whole registry adds to them those that are made of several.
 SINGLE: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
+from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
 
 
 @dataclass(frozen=True)

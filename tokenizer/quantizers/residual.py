@@ -12,12 +12,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from tokenizer.fields import require
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from tokenizer.quantizers.finite_scalar import FiniteScalarLevel, soft_bound
-from tokenizer.quantizers.gradients import rotation, straight_through
-from tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
-from tokenizer.quantizers.vector import VectorQuantizerConfig
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarLevel, soft_bound
+from codegrid.tokenizer.quantizers.gradients import rotation, straight_through
+from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
+from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 # What a level may be. The gradient of ibq and gumbel goes through the choice, and the sum of the codes would lose it;
 # the codes of bsq lie on the sphere.

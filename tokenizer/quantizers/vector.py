@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.fields import require, younger
-from tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
-from tokenizer.quantizers.entropy import entropy_loss
-from tokenizer.quantizers.gradients import rotation, straight_through
-from tokenizer.quantizers.kmeans import kmeans, sum_by_code
-from tokenizer.quantizers.nearest import nearest_codes
+from codegrid.tokenizer.fields import require, younger
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
+from codegrid.tokenizer.quantizers.entropy import entropy_loss
+from codegrid.tokenizer.quantizers.gradients import rotation, straight_through
+from codegrid.tokenizer.quantizers.kmeans import kmeans, sum_by_code
+from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
 # k-means for a codebook's start: Lloyd's iterations, and the features that it takes, a code and rank.
 _KMEANS_ITERATIONS = 10

@@ -1,0 +1,1 @@
+"""Folders of finished things: loading, writing and describing them, and what of them goes to the Hub."""

@@ -1,0 +1,261 @@
+"""Model cards and data set cards: what a folder is, how it was made, and a snippet that runs.
+
+A card is YAML for the Hub and a few sections, each made by one function. It is written with the folder; a push
+completes the copy that it sends (`completed`).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from codegrid.prior import SequenceConfig
+from codegrid.prior.codes import CodesManifest
+from codegrid.tokenizer.hub.card import PLACEHOLDER, description, usage
+
+TRAINING = "Training"
+_REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """What only a push knows: where it goes, under which licence, on which tokenizer, with which pictures.
+
+    `license` is the Hub's identifier, `base_tokenizer` a repository's name, `pictures` are names of files.
+    """
+
+    repo_id: str
+    subfolder: str | None = None
+    license: str | None = None
+    base_tokenizer: str | None = None
+    pictures: tuple[str, ...] = ()
+
+
+def tokenizer_card(config: Any, source: str | None = None, scores: Mapping[str, float] | None = None) -> str:
+    """Model card of a tokenizer; `config` is its VQModelConfig, `source` what it was trained on."""
+    return _card(
+        {"library_name": "codegrid", "tags": ["codegrid", "vqgan", "image-tokenizer"]},
+        "Image tokenizer",
+        description(config),
+        training_section(f"Trained on the images `{source}`." if source else "", scores, "Validation"),
+        usage(config),
+    )
+
+
+def prior_card(
+    sequence: SequenceConfig,
+    codes: str | None = None,
+    scores: Mapping[str, float] | None = None,
+    tokenizer: str | None = None,
+    model_type: str = "llama",
+) -> str:
+    """Model card of a prior; `codes` is what it was trained on, `tokenizer` where these codes' tokenizer was found.
+
+    `model_type` is that of the prior's config.
+    """
+    network, tag = ("GPT-2", "gpt2") if model_type == "gpt2" else ("Llama", "llama")
+    classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes"
+    return _card(
+        {
+            "library_name": "codegrid",
+            "tags": ["codegrid", tag, "image-prior"],
+            **_base_model(tokenizer),
+        },
+        "Prior of image codes",
+        f"A {network} that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
+        f"{classes}.\nIts codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
+        training_section(_trained_on_codes(codes, tokenizer), scores, "Held-out codes"),
+        f"""## Use
+
+```python
+from codegrid.prior import load_prior, sample_codes, to_codes
+
+model, sequence = load_prior("{PLACEHOLDER}")
+sampled = sample_codes(model, sequence, seeds=[0])
+codes = to_codes(sampled, sequence)  # a grid for the tokenizer's decode
+```
+
+`AutoModelForCausalLM.from_pretrained("{PLACEHOLDER}")` gives the same model; `sequence_config.json` says what its
+tokens mean.
+""",
+    )
+
+
+def pipeline_card(sequence: SequenceConfig, cards: Mapping[str, str] | None = None) -> str:
+    """Model card of a generation pipeline; `cards` are those of its parts "tokenizer" and "prior"."""
+    labels = (
+        f"class_labels=[{sequence.class_names[0]!r}], num_images_per_label=4"
+        if sequence.class_names
+        else "num_images=4"
+    )
+    names = f"Classes: {', '.join(sequence.class_names)}.\n" if sequence.class_names else ""
+    parts = [
+        f"## The {part}'s training\n\n{text}\n" for part, card in (cards or {}).items() if (text := _training_of(card))
+    ]
+    return _card(
+        {
+            "library_name": "codegrid",
+            "pipeline_tag": "unconditional-image-generation",
+            "tags": ["codegrid", "image-generation"],
+            **_base_model_of((cards or {}).get("prior", "")),
+        },
+        "Image generation from codes",
+        f"A prior samples {sequence.length} codes, a tokenizer's decoder turns them into an image. {names}",
+        *parts,
+        f"""## Use
+
+```python
+from codegrid.pipelines import ImageGenerationPipeline
+
+pipe = ImageGenerationPipeline.from_pretrained("{PLACEHOLDER}")
+images = pipe({labels}, seed=0).images  # PIL images
+```
+""",
+    )
+
+
+def codes_card(manifest: CodesManifest) -> str:
+    """Data set card of a code data set; its YAML tells `datasets` where the shards are."""
+    height, width = manifest.grid_shape
+    classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no labels"
+    changed = ""
+    if manifest.num_compared:
+        changed = (
+            f" in {manifest.precision} ({manifest.num_changed / manifest.num_compared:.1%} others than in float32)"
+        )
+    return _card(
+        {
+            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+            "tags": ["codegrid", "image-codes"],
+        },
+        "Image codes",
+        f"""{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`,
+{manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
+({manifest.depth} a position), made by the tokenizer `{manifest.tokenizer}` with fingerprint
+`{manifest.tokenizer_fingerprint}`{changed}.
+`manifest.json` has the rest.
+""",
+        f"""## Use
+
+```python
+from datasets import load_dataset
+
+codes = load_dataset("{PLACEHOLDER}", split="train")
+```
+""",
+    )
+
+
+def training_section(text: str, scores: Mapping[str, float] | None, title: str) -> str:
+    """What the thing was trained on and how well, or nothing where neither is known."""
+    table = _table(scores or {}, title)
+    return f"## {TRAINING}\n\n{text}\n\n{table}".rstrip() + "\n" if text or table else ""
+
+
+def completed(card: str, facts: CardFacts) -> str:
+    """The card as it is published: its snippet names the repository; licence, tokenizer and pictures are in."""
+    metadata, text = _split(card)
+    if "configs" not in metadata:
+        metadata.setdefault("library_name", "codegrid")
+    if facts.license:
+        metadata["license"] = facts.license
+    if facts.base_tokenizer and "configs" not in metadata:  # a data set has no base model
+        metadata["base_model"] = facts.base_tokenizer
+    text = _naming(text, facts)
+    shown = [f"![{Path(name).stem}]({name})" for name in facts.pictures if f"({name})" not in text]
+    if shown:
+        head, mark, rest = text.partition("\n## ")  # behind the first paragraph
+        text = f"{head.rstrip()}\n\n" + "\n\n".join(shown) + f"\n{mark}{rest}"
+    sections = [text.rstrip()]
+    if facts.base_tokenizer:
+        sections.append(f"The tokenizer is [{facts.base_tokenizer}](https://huggingface.co/{facts.base_tokenizer}).")
+    if "\n## Licence" not in text:
+        stated = f"`{metadata['license']}`." if metadata.get("license") else "Not stated."
+        sections.append(f"## Licence\n\n{stated}")
+    return _with_metadata(metadata, "\n\n".join(sections) + "\n")
+
+
+def with_evaluation(card: str, name: str, rows: Sequence[Mapping[str, float | None]], data: str) -> str:
+    """The card with a table of an evaluation at its end, in place of an older one of that name.
+
+    Args:
+        name: of the evaluation, such as "generation"; `evaluation/NAME.json` has all that is needed to repeat it.
+        rows: one is shown as lines of name and value, several as lines of a table.
+        data: the images that it is made on.
+    """
+    begin, end = (f"<!-- codegrid evaluation: {name}{mark} -->" for mark in ("", ", end"))
+    title = f"Evaluation of {name}"
+    table = _table({key: value for key, value in rows[0].items() if value is not None}, title)
+    if len(rows) > 1:
+        table = wide_table(rows)
+    section = f"{begin}\n## {title}\n\nOn `{data}` (`evaluation/{name}.json` says how).\n\n{table}{end}\n"
+    older = re.compile(re.escape(begin) + ".*?" + re.escape(end) + r"\n?", re.DOTALL)
+    return f"{older.sub('', card).rstrip()}\n\n{section}"
+
+
+def wide_table(rows: Sequence[Mapping[str, float | None]]) -> str:
+    """A Markdown table with a line a row; what is None in all rows has no column."""
+    names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    cells = [["-" if row[name] is None else f"{row[name]:.4g}" for name in names] for row in rows]
+    lines = [names, ["---"] * len(names), *cells]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _naming(text: str, facts: CardFacts) -> str:
+    """The text with the repository in its snippets; a subfolder is named as each library wants it."""
+    data_files = f', data_files="{facts.subfolder}/data/*.parquet"' if facts.subfolder else ""
+    text = text.replace(f'load_dataset("{PLACEHOLDER}"', f'load_dataset("{facts.repo_id}"{data_files}')
+    subfolder = f', subfolder="{facts.subfolder}"' if facts.subfolder else ""
+    return text.replace(f'"{PLACEHOLDER}"', f'"{facts.repo_id}"{subfolder}')
+
+
+def _trained_on_codes(codes: str | None, tokenizer: str | None) -> str:
+    if codes is None:
+        return ""
+    return f"Trained on the codes `{codes}`" + (f", made by the tokenizer `{tokenizer}`." if tokenizer else ".")
+
+
+def _training_of(card: str) -> str:
+    """The text of a card's section on training."""
+    _, mark, rest = card.partition(f"\n## {TRAINING}\n")
+    return rest.split("\n## ")[0].strip() if mark else ""
+
+
+def _base_model(tokenizer: str | None) -> dict[str, str]:
+    """The Hub's link to the tokenizer, where its name is a repository's and no folder here has it."""
+    on_hub = tokenizer is not None and _REPO_NAME.fullmatch(tokenizer) and not Path(tokenizer).exists()
+    return {"base_model": tokenizer} if on_hub else {}
+
+
+def _base_model_of(card: str) -> dict[str, str]:
+    base_model = _split(card)[0].get("base_model")
+    return {"base_model": base_model} if base_model else {}
+
+
+def _split(card: str) -> tuple[dict[str, Any], str]:
+    """A card's metadata and its text."""
+    found = re.match(r"---\n(.*?)\n---\n+", card, re.DOTALL)
+    if not found:
+        return {}, card
+    metadata = yaml.safe_load(found[1])
+    return (metadata if isinstance(metadata, dict) else {}), card[found.end() :]
+
+
+def _card(metadata: dict[str, Any], title: str, *sections: str) -> str:
+    text = "\n".join(section for section in sections if section)
+    return _with_metadata(metadata, f"# {title}\n\n{text}")
+
+
+def _with_metadata(metadata: dict[str, Any], text: str) -> str:
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}"
+
+
+def _table(scores: Mapping[str, float], title: str) -> str:
+    rows = [f"| {name} | {value:.4g} |" for name, value in scores.items() if math.isfinite(value)]
+    return "\n".join([f"| {title} | |", "|---|---|", *rows, ""]) if rows else ""

@@ -1,0 +1,64 @@
+"""Putting a finished model into a folder: its files appear whole, the config last."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from codegrid.pipelines.artifacts.cards import prior_card, tokenizer_card
+from codegrid.pipelines.system.files import GO_ON, OutputError, fsync
+from codegrid.prior import SequenceConfig, save_prior
+from codegrid.tokenizer import VQModel
+
+
+def export_tokenizer(model: VQModel, folder: Path, source: str, scores: Mapping[str, float]) -> None:
+    """Write a tokenizer and its card into `folder`; `VQModel.from_pretrained(folder)` reads it."""
+
+    def write(aside: Path) -> None:
+        model.save_pretrained(aside)
+        (aside / "README.md").write_text(tokenizer_card(model.config, source, scores), encoding="utf-8")
+
+    export(folder, write)
+
+
+def export_prior(
+    model: PreTrainedModel,
+    sequence: SequenceConfig,
+    folder: Path,
+    codes: str,
+    scores: Mapping[str, float],
+    tokenizer: str | None = None,
+) -> None:
+    """Write a prior, its sequence config and its card into `folder`; `tokenizer` made the codes."""
+
+    def write(aside: Path) -> None:
+        save_prior(model, sequence, aside)
+        card = prior_card(sequence, codes, scores, tokenizer, model.config.model_type)
+        (aside / "README.md").write_text(card, encoding="utf-8")
+
+    export(folder, write)
+
+
+def export(folder: Path, write: Callable[[Path], Any]) -> None:
+    """Let `write` fill a folder aside, flush it, then move its files into `folder`, `config.json` last."""
+    aside = folder / ".tmp-export"
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        write(aside)
+        files = sorted(aside.iterdir(), key=lambda file: file.name == "config.json")
+        for file in files:
+            fsync(file)
+        for file in files:
+            os.replace(file, folder / file.name)
+        fsync(folder)
+    except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
+        raise OutputError(f"Could not write the model into {folder}: {error}. {GO_ON}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Code data sets: writing them shard by shard, and checking them."""

@@ -1,0 +1,145 @@
+"""What a tokenization has to do in its folder: everything, what an earlier run left, or only the new images."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from codegrid.pipelines.codes.shards import changed_since, is_done, read_records, remove_shard, source_ids
+from codegrid.pipelines.data.records import ImageSource, ImageStream
+from codegrid.pipelines.system.files import OutputError, describe, lock_folder, remove_leftovers, write_json
+from codegrid.prior.codes import MANIFEST_NAME
+
+_PLAN_NAME = ".plan.json"
+# What may differ where images were added to a folder; the rest decides what an image's codes are.
+_GROWS = {"source", "source_fingerprint"}
+
+
+@dataclass(frozen=True)
+class Job:
+    """Args:
+    images: those that this round of the data set is made of; all of them, unless images were added.
+    first_shard: the number of the shard that the first of them is in.
+    shards: those that are not done, for all ranks together; None where the images have no number (streams).
+    finished: whether there is nothing left to do.
+    """
+
+    images: ImageStream
+    first_shard: int
+    shards: list[int] | None
+    finished: bool
+
+
+@contextmanager
+def claimed(folder: Path, plan: dict[str, Any], images: ImageStream, accelerator: Accelerator) -> Iterator[Job]:
+    """Make the folder this job's own, or find that it is already. The main process decides for all ranks.
+
+    Args:
+        plan: all that the rows depend on, with `images_per_shard`; as JSON.
+
+    Raises:
+        OutputError: the folder holds something else, or another process is at work there.
+    """
+    lock: IO[str] | None = None
+    box: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            lock, box[0] = _decide(folder, json.loads(json.dumps(plan)), images)
+        except (OutputError, OSError) as error:
+            box[0] = describe(error)
+    if accelerator.num_processes > 1:
+        torch.distributed.broadcast_object_list(box)
+    if isinstance(box[0], str):
+        raise OutputError(box[0])
+    first_shard, remaining, shards, finished = box[0]
+    part = images if remaining is None else images.subset(remaining, "new")
+    try:
+        yield Job(part, first_shard, shards, finished)
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO[str] | None, tuple]:
+    """The lock, and (first shard, images of this round or None for all, shards to do or None, finished)."""
+    path = folder / _PLAN_NAME
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if before is None and (folder.exists() and (not folder.is_dir() or any(map(_visible, folder.iterdir())))):
+        raise OutputError(f"{folder} is not empty and holds no code data set: choose another --output-dir.")
+    different = [] if before is None else [name for name in plan if name in before and before[name] != plan[name]]
+    if set(different) - _GROWS:
+        raise _other_job(folder, different)
+    manifest = folder / MANIFEST_NAME
+    if before is not None and not different and manifest.is_file():
+        made_of = json.loads(manifest.read_text(encoding="utf-8")).get("source_fingerprint")
+        if made_of == plan["source_fingerprint"] and all(is_done(folder, shard) for shard in read_records(folder)):
+            return None, (0, None, [], True)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder, "tokenizing")
+    try:
+        remove_leftovers(folder, folder / "data", folder / ".shards")
+        if before is None:
+            before = {**plan, "first_shard": 0}
+            write_json(path, before)
+        elif different:
+            before = {**plan, "first_shard": _after_growth(folder, images, different)}
+            write_json(path, before)
+        return lock, _rest(folder, images, before.get("first_shard", 0), plan["images_per_shard"])
+    except BaseException:
+        lock.close()
+        raise
+
+
+def _visible(path: Path) -> bool:
+    return not path.name.startswith(".")
+
+
+def _other_job(folder: Path, different: list[str], detail: str = "") -> OutputError:
+    return OutputError(
+        f"{folder} holds codes of another job (different: {', '.join(different)}){detail}: choose another --output-dir."
+    )
+
+
+def _after_growth(folder: Path, images: ImageStream, different: list[str]) -> int:
+    """Check that images were only added; gives the number of the first new shard. Unfinished shards are dropped."""
+    records = read_records(folder)
+    done = {shard: record for shard, record in records.items() if is_done(folder, shard)}
+    for shard, record in done.items():
+        if not isinstance(images, ImageSource) or changed_since(folder, shard, record, images):
+            raise _other_job(
+                folder, different, f"; images can only be added, and shard {shard} was made of files that are not there"
+            )
+    written = {int(path.stem.rpartition("-")[2]) for path in (folder / "data").glob("codes-*.parquet")}
+    for shard in (set(records) | written) - set(done):
+        remove_shard(folder, shard)
+    return max(done, default=-1) + 1
+
+
+def _rest(folder: Path, images: ImageStream, first_shard: int, images_per_shard: int) -> tuple:
+    if not isinstance(images, ImageSource):
+        return first_shard, None, None, False
+    remaining, total = None, len(images)
+    if first_shard:
+        earlier = read_records(folder)
+        known: set[str] = set()
+        for shard in (shard for shard in earlier if shard < first_shard):
+            if not is_done(folder, shard):
+                raise OutputError(
+                    f"Shard {shard} of {folder} is damaged, and images were added since it was made: choose another "
+                    "--output-dir to make all codes anew."
+                )
+            known.update(source_ids(folder, shard, earlier[shard]))
+        names = images.reader.names()
+        remaining = np.array([index for index, name in enumerate(names) if name not in known], dtype=np.int64)
+        total = len(remaining)
+    shards = range(first_shard, first_shard + math.ceil(total / images_per_shard))
+    return first_shard, remaining, [shard for shard in shards if not is_done(folder, shard)], False

@@ -1,0 +1,140 @@
+"""The shards of a code data set on disk: each written whole, with a record that says what is in it.
+
+CODES/
+    .plan.json              all that the rows depend on; a folder goes on only with the same
+    .lock                   held while a process tokenizes there
+    .shards/00000.json      record of a shard: rows, images, skipped inputs, sha256; a shard without it is not done
+    data/codes-00000.parquet
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Features, List, Value
+
+from codegrid.pipelines.data.records import ImageSource, ImageStream
+from codegrid.pipelines.system.files import sha256, write_atomically, write_json
+from codegrid.tokenizer import VQModel
+
+Record = dict[str, Any]
+
+
+@dataclass
+class EncodedShard:
+    """Args:
+    rows: by column, a row for each variant of an image; "codes" by batch, each [B, L].
+    skipped: source_id, reason and detail of what could not be used.
+    num_images: images that were read.
+    num_compared: codes that were computed in float32 too, where the encoder ran in another precision.
+    num_changed: those of them that are others in float32.
+    """
+
+    rows: dict[str, list] = field(
+        default_factory=lambda: {name: [] for name in ("codes", "label", "source_id", "crop", "flip")}
+    )
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    num_images: int = 0
+    num_compared: int = 0
+    num_changed: int = 0
+
+
+def code_dtype(codebook_size: int) -> str:
+    return "uint16" if codebook_size <= 65_536 else "uint32"
+
+
+def code_features(codebook_size: int, length: int, class_names: list[str] | None) -> Features:
+    """Columns of a code data set: flat fixed-size lists are what both Arrow and torch read fastest."""
+    features = {"codes": List(Value(code_dtype(codebook_size)), length=length)}
+    if class_names is not None:
+        features["label"] = ClassLabel(names=class_names)
+    return Features({**features, "source_id": Value("string"), "crop": Value("uint8"), "flip": Value("bool")})
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    return folder / "data" / f"codes-{shard:05d}.parquet"
+
+
+def record_path(folder: Path, shard: int) -> Path:
+    return folder / ".shards" / f"{shard:05d}.json"
+
+
+def read_records(folder: Path) -> dict[int, Record]:
+    """The records of the shards that were written, by number."""
+    paths = sorted((folder / ".shards").glob("*.json"), key=lambda path: int(path.stem))
+    return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
+
+
+def is_done(folder: Path, shard: int) -> bool:
+    path = record_path(folder, shard)
+    if not path.is_file():
+        return False
+    record, file = json.loads(path.read_text(encoding="utf-8")), shard_path(folder, shard)
+    if not record["num_rows"]:
+        return True
+    return file.is_file() and file.stat().st_size == record["num_bytes"] and sha256(file) == record["sha256"]
+
+
+def remove_shard(folder: Path, shard: int) -> None:
+    record_path(folder, shard).unlink(missing_ok=True)
+    shard_path(folder, shard).unlink(missing_ok=True)
+
+
+def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel, images: ImageStream) -> None:
+    """The Parquet file, then its record.
+
+    Where none of its images could be used there is a record only: datasets cannot read a file of no rows.
+    """
+    rows, skipped = encoded.rows, encoded.skipped
+    length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
+    schema = code_features(size, length, images.class_names).arrow_schema
+    codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
+    flat = pa.array(codes.astype(code_dtype(size)).ravel())
+    columns = {**rows, "codes": pa.FixedSizeListArray.from_arrays(flat, length)}
+    # An unlabelled image among labelled ones is -1, as datasets has it.
+    columns["label"] = [-1 if label is None else label for label in rows["label"]]
+    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    path = shard_path(folder, shard)
+    names = {*rows["source_id"], *(entry["source_id"] for entry in skipped)}
+    record = {
+        "num_rows": len(table),
+        "num_images": encoded.num_images - len(skipped),
+        "skipped": skipped,
+        "num_compared": encoded.num_compared,
+        "num_changed": encoded.num_changed,
+        "images_mark": _mark(sorted(names), images),
+    }
+    if len(table):
+        write_atomically(path, lambda aside: pq.write_table(table, aside, compression="zstd"))
+        name = path.relative_to(folder).as_posix()
+        record.update(file=name, num_bytes=path.stat().st_size, sha256=sha256(path))
+    write_json(record_path(folder, shard), record)
+
+
+def source_ids(folder: Path, shard: int, record: Record) -> list[str]:
+    """The inputs of a shard, used or left out, sorted."""
+    names = {entry["source_id"] for entry in record["skipped"]}
+    if record["num_rows"]:
+        names |= set(pq.read_table(shard_path(folder, shard), columns=["source_id"])["source_id"].unique().to_pylist())
+    return sorted(names)
+
+
+def changed_since(folder: Path, shard: int, record: Record, images: ImageSource) -> bool:
+    """Whether inputs of a finished shard are gone from `images`, or are other files than they were."""
+    return record.get("images_mark") is None or record["images_mark"] != _mark(
+        source_ids(folder, shard, record), images
+    )
+
+
+def _mark(names: list[str], images: ImageStream) -> str | None:
+    """sha256 over sizes and times of the files of these names; None where they are no files, or one is gone."""
+    marks = getattr(images.reader, "file_marks", lambda _: None)(names)
+    return None if marks is None else hashlib.sha256(json.dumps([*zip(names, marks, strict=True)]).encode()).hexdigest()

@@ -1,0 +1,300 @@
+"""Images -> a code data set on disk, shard by shard; a run that was stopped goes on with the next shard.
+
+Run again on a folder of images that has grown, it adds what is new in shards of their own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from codegrid.pipelines.artifacts.cards import codes_card
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.codes.job import Job, claimed
+from codegrid.pipelines.codes.shards import EncodedShard, code_dtype, is_done, read_records, write_shard
+from codegrid.pipelines.data.classes import decoder_classes
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource, ImageStream
+from codegrid.pipelines.data.sources import open_image_stream
+from codegrid.pipelines.data.workers import load
+from codegrid.pipelines.system.devices import evaluating, make_accelerator, patient_barrier
+from codegrid.pipelines.system.files import write_json, write_text
+from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard
+from codegrid.tokenizer import Preprocessing, VQModel
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.images import TEN_CROP, BadImage, load_image, prepare, to_model
+
+
+@dataclass(frozen=True)
+class TokenizationConfig:
+    """Args:
+    tokenizer: folder or Hub name of the tokenizer.
+    data: the images.
+    output_dir: the code data set's folder. To go on after a stop, run the same command again.
+    flip: add the mirrored image as a variant.
+    ten_crop: instead of the central square take ADM's and LlamaGen's ten crops (their mirror images are among them).
+    batch_size: images (variants) a forward pass.
+    images_per_shard: source images a Parquet file; a stop loses at most one.
+    mixed_precision: "bf16" is faster where the device computes in it and changes some of the codes; how many of the
+        first batch of each shard is counted, said and recorded.
+    device: "auto" is what Accelerate finds.
+    num_workers: processes that load images; 0 loads in the main one. Not for streaming.
+    """
+
+    tokenizer: str
+    data: DataConfig
+    output_dir: str
+    flip: bool = False
+    ten_crop: bool = False
+    batch_size: int = 64
+    images_per_shard: int = 10_000
+    mixed_precision: Literal["no", "bf16"] = "no"
+    device: Literal["auto", "cpu"] = "auto"
+    num_workers: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "images_per_shard"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
+        require(not (self.flip and self.ten_crop), "ten_crop has the mirrored crops already: leave flip out.")
+
+
+class Variant(NamedTuple):
+    """crop: 0 for the central square or the index of `TEN_CROP`; flip: whether the image is mirrored."""
+
+    crop: int
+    flip: bool
+
+
+class Prepared(NamedTuple):
+    """An image's variants as pixels uint8 [V, S, S, C], or the reason why it is left out."""
+
+    record: ImageRecord
+    pixels: np.ndarray | None
+    reason: str = ""
+    detail: str = ""
+
+
+def tokenize_dataset(config: TokenizationConfig) -> Path:
+    """Encode all images of `config.data`; gives the code data set's folder.
+
+    Raises:
+        DataError: the images cannot be read as asked, or none of them could be used; or the tokenizer's decoder is
+            class-conditional, and they have no classes, or others.
+        OutputError: the folder holds something else, or the disk is full.
+    """
+    accelerator = make_accelerator(config.device, config.mixed_precision)
+    everyone = patient_barrier(accelerator)
+    model = load_tokenizer(config.tokenizer).to(accelerator.device)
+    images = open_image_stream(config.data)
+    # Codes of pictures without the decoder's classes could never be decoded.
+    decoder_classes(model.config, images.class_names, images.description)
+    folder = Path(config.output_dir)
+    with claimed(folder, _plan(config, model, images), images, accelerator) as job:
+        if job.finished:
+            _say(accelerator, f"{folder} is finished already: nothing to do.")
+            return folder
+        new = f" ({len(job.images):,} of them new)" if job.first_shard else ""
+        _say(accelerator, f"Tokenizing {images.description}{new} with {config.tokenizer} into {folder}.")
+        with evaluating(model):
+            _write_shards(config, model, job, folder, accelerator)
+        everyone()
+        if accelerator.is_main_process:
+            manifest = _finish(config, model, images, folder)
+            _say(
+                accelerator,
+                f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
+                f"images are in {folder}"
+                + (f"; {manifest.num_skipped} left out, see skipped.jsonl." if manifest.num_skipped else "."),
+            )
+            if manifest.num_compared:
+                _say(
+                    accelerator,
+                    f"In {manifest.precision} {manifest.num_changed / manifest.num_compared:.1%} of the codes are "
+                    f"others than in float32 (of {manifest.num_compared:,} computed in both).",
+                )
+        everyone()
+    return folder
+
+
+def variants(config: TokenizationConfig) -> list[Variant]:
+    if config.ten_crop:
+        return [Variant(index, TEN_CROP[index].flip) for index in range(len(TEN_CROP))]
+    return [Variant(0, False), Variant(0, True)] if config.flip else [Variant(0, False)]
+
+
+class _PreparedImages(Dataset):
+    """Item i -> `Prepared`; picklable, so that worker processes can load."""
+
+    def __init__(self, source: ImageStream, preprocessing: Preprocessing, channels: int, config: TokenizationConfig):
+        self.source, self.preprocessing, self.channels = source, preprocessing, channels
+        self.variants, self.ten_crop = variants(config), config.ten_crop
+
+    def __getitem__(self, index: int) -> Prepared:
+        return self.prepare(self.source[index])
+
+    def prepare(self, record: ImageRecord) -> Prepared:
+        try:
+            image = load_image(record.data, self.preprocessing.max_pixels)
+            pixels = []
+            for crop, flip in self.variants:
+                # a TEN_CROP variant mirrors by itself
+                chosen = {"crop": crop} if self.ten_crop else {"flip": flip}
+                pixels.append(prepare(image, self.preprocessing, self.channels, **chosen))
+            return Prepared(record, np.stack(pixels))
+        except BadImage as error:
+            return Prepared(record, None, error.reason, str(error))
+
+
+def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: Path, accelerator: Accelerator) -> None:
+    """Shard k of a round holds its images k * images_per_shard and on; the ranks take the shards in turn."""
+    dataset = _PreparedImages(
+        job.images, model.config.preprocessing_config, model.config.backbone_config.in_channels, config
+    )
+    total = len(job.images) if isinstance(job.images, ImageSource) else None
+    bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
+    parts = _streamed_shards if job.shards is None else _shards
+    for shard, prepared in parts(dataset, job, config, accelerator, folder, bar):
+        encoded = _encode(model, prepared, dataset.variants, config.batch_size, accelerator, bar)
+        write_shard(folder, shard, encoded, model, job.images)
+    bar.close()
+
+
+def _shards(
+    dataset: _PreparedImages, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
+) -> Iterator[tuple[int, Iterator[Prepared]]]:
+    """This rank's share of the shards to do, each with its images in order."""
+    size, total = config.images_per_shard, len(job.images)
+    mine = job.shards[accelerator.process_index :: accelerator.num_processes]
+    bar.total = sum(min(size, total - (shard - job.first_shard) * size) for shard in mine)
+    for shard in mine:
+        first = (shard - job.first_shard) * size
+        rows = range(first, min(total, first + size))
+        yield shard, load(dataset, config.num_workers, batch_size=None, sampler=rows)
+
+
+def _streamed_shards(
+    dataset: _PreparedImages, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
+) -> Iterator[tuple[int, Iterator[Prepared]]]:
+    """Those of every shard of a stream that this rank has to do: the number of shards is not known before its end."""
+    stream = iter(dataset.source)
+    for shard in itertools.count():
+        records = list(itertools.islice(stream, config.images_per_shard))  # undecoded
+        if not records:
+            return
+        if shard % accelerator.num_processes == accelerator.process_index and not is_done(folder, shard):
+            yield shard, map(dataset.prepare, records)
+        else:
+            bar.update(len(records))
+
+
+def _encode(
+    model: VQModel,
+    images: Iterator[Prepared],
+    kinds: list[Variant],
+    batch_size: int,
+    accelerator: Accelerator,
+    bar: tqdm,
+) -> EncodedShard:
+    """Encode a shard's images; in another precision than float32, the first batch in both."""
+    shard, rounded = EncodedShard(), accelerator.mixed_precision != "no"
+    rows = shard.rows
+    waiting: list[np.ndarray] = []
+
+    def encode(most: int) -> None:
+        while len(waiting) >= most:
+            pixels = to_model(torch.from_numpy(np.stack(waiting[:batch_size]))).to(accelerator.device)
+            del waiting[:batch_size]
+            with accelerator.autocast():
+                codes = model.encode(pixels)  # [B, h, w] or [B, h, w, depth]
+            if rounded and not rows["codes"]:
+                shard.num_compared = codes.numel()
+                shard.num_changed = int((codes != model.encode(pixels)).sum())
+            rows["codes"].append(codes.flatten(1).cpu().numpy())
+
+    for image in images:
+        shard.num_images += 1
+        bar.update()
+        if image.pixels is None:
+            shard.skipped.append({"source_id": image.record.source_id, "reason": image.reason, "detail": image.detail})
+            continue
+        for pixels, kind in zip(image.pixels, kinds, strict=True):
+            waiting.append(pixels)
+            rows["label"].append(image.record.label)
+            rows["source_id"].append(image.record.source_id)
+            rows["crop"].append(kind.crop)
+            rows["flip"].append(kind.flip)
+        encode(batch_size)
+    encode(1)
+    return shard
+
+
+def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path) -> CodesManifest:
+    """Gather the shards' records into the manifest, which makes the folder a code data set."""
+    records = list(read_records(folder).values())
+    skipped = [entry for record in records for entry in record["skipped"]]
+    num_rows = sum(record["num_rows"] for record in records)
+    if not num_rows:
+        first = f" The first: {skipped[0]['source_id']}, {skipped[0]['detail']}" if skipped else ""
+        raise DataError(f"None of the {len(skipped)} inputs could be tokenized.{first}")
+    quantizer = model.config.quantizer_config
+    manifest = CodesManifest(
+        tokenizer=config.tokenizer,
+        tokenizer_fingerprint=model.fingerprint(),
+        codebook_size=quantizer.codebook_size,
+        grid_shape=model.config.grid_shape,
+        depth=quantizer.depth,
+        order="grids" if quantizer.stride > 1 else "positions",
+        class_names=None if images.class_names is None else tuple(images.class_names),
+        source=images.description,
+        source_fingerprint=images.fingerprint,
+        num_rows=num_rows,
+        num_images=sum(record["num_images"] for record in records),
+        shards=tuple(
+            Shard(*(record[name] for name in ("file", "num_rows", "num_bytes", "sha256")))
+            for record in records
+            if record["num_rows"]
+        ),
+        code_dtype=code_dtype(quantizer.codebook_size),
+        preprocessing=model.config.preprocessing,
+        precision="bfloat16" if config.mixed_precision == "bf16" else "float32",
+        num_compared=sum(record.get("num_compared", 0) for record in records),
+        num_changed=sum(record.get("num_changed", 0) for record in records),
+        flip=config.flip,
+        ten_crop=config.ten_crop,
+        num_skipped=len(skipped),
+        skipped_reasons=dict(sorted(Counter(entry["reason"] for entry in skipped).items())),
+    )
+    write_text(folder / "skipped.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
+    write_text(folder / "README.md", codes_card(manifest))
+    write_json(folder / MANIFEST_NAME, asdict(manifest))
+    return manifest
+
+
+def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> dict[str, Any]:
+    """All that the rows depend on: a folder goes on only with the same."""
+    return {
+        "tokenizer_fingerprint": model.fingerprint(),
+        "preprocessing": model.config.preprocessing,
+        "source": images.description,
+        "source_fingerprint": images.fingerprint,
+        "class_names": images.class_names,
+        "flip": config.flip,
+        "ten_crop": config.ten_crop,
+        "images_per_shard": config.images_per_shard,
+        "mixed_precision": config.mixed_precision,
+    }
+
+
+def _say(accelerator: Accelerator, message: str) -> None:
+    if accelerator.is_main_process:
+        tqdm.write(message)

@@ -1,0 +1,143 @@
+"""Checking a code data set: against its manifest, and by sample against the tokenizer that made it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.records import DataConfig, ImageRecord
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.pipelines.system.randomness import numpy_generator
+from codegrid.prior.codes import CodesError, CodesManifest, open_codes, read_manifest
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import load_image, prepare, to_model
+
+
+@dataclass(frozen=True)
+class VerificationConfig:
+    """Args:
+    codes: folder of the code data set.
+    tokenizer: folder or Hub name of the tokenizer that should have made it; none compares nothing with a tokenizer.
+    source: the images, as in data.source when they were tokenized; with it `num_samples` rows are encoded again.
+    split: of the images.
+    num_samples: rows to encode again; 0 for all.
+    max_differing: share of the sampled codes that may differ. Rounding decides between two codes that are equally
+        near, and differs between devices and batch sizes.
+    seed: of the choice of the rows.
+    """
+
+    codes: str
+    tokenizer: str | None = None
+    source: str | None = None
+    split: str = "train"
+    num_samples: int = 64
+    max_differing: float = 0.001
+    seed: int = 0
+
+
+def verify_codes(config: VerificationConfig) -> None:
+    """Say that a code data set is whole, or what is wrong with it.
+
+    Raises:
+        CodesError: a file is missing, changed or not listed, rows are lost or doubled, a code is beyond the codebook,
+            or the codes are not the tokenizer's.
+        DataError: the images cannot be read.
+    """
+    folder = Path(config.codes)
+    manifest = read_manifest(folder)
+    open_codes(folder)  # shards: size, sha256, rows, grid
+    inputs = _check_rows(folder, manifest)
+    print(
+        f"{folder}: {manifest.num_rows} rows in {len(manifest.shards)} shards are as the manifest says; {inputs} "
+        f"images, {manifest.num_skipped} left out; none twice, no code beyond {manifest.codebook_size}."
+    )
+    if config.tokenizer is None:
+        return
+    model = load_tokenizer(config.tokenizer)
+    if model.fingerprint() != manifest.tokenizer_fingerprint:
+        raise CodesError(
+            f"The codes in {folder} are of the tokenizer {manifest.tokenizer} (fingerprint "
+            f"{manifest.tokenizer_fingerprint[:12]}), not of {config.tokenizer} ({model.fingerprint()[:12]})."
+        )
+    print(f"They are of the tokenizer {config.tokenizer}.")
+    if config.source is not None:
+        _check_sample(config, folder, manifest, model)
+
+
+def _check_rows(folder: Path, manifest: CodesManifest) -> int:
+    """Nothing is lost, doubled or out of range, shard by shard; gives the number of images."""
+    listed = {shard.file for shard in manifest.shards}
+    stray = sorted({path.relative_to(folder).as_posix() for path in (folder / "data").glob("*.parquet")} - listed)
+    if stray:
+        raise CodesError(f"{folder} has shards that its manifest does not name: {', '.join(stray)}. Move them away.")
+    variants = 10 if manifest.ten_crop else 2 if manifest.flip else 1
+    seen: set[str] = set()
+    for shard in manifest.shards:
+        table = pq.read_table(folder / shard.file)
+        most = pc.max(table["codes"].combine_chunks().flatten()).as_py()
+        if most >= manifest.codebook_size:
+            raise CodesError(f"{shard.file} holds code {most}, beyond the codebook of {manifest.codebook_size}.")
+        counts = table.group_by(["source_id"]).aggregate([([], "count_all")])
+        names = set(counts["source_id"].to_pylist())
+        rows = {tuple(row.values()) for row in table.select(["source_id", "crop", "flip"]).to_pylist()}
+        if len(rows) != len(table) or pc.any(pc.not_equal(counts["count_all"], variants)).as_py() or names & seen:
+            raise CodesError(f"{shard.file} holds an image twice, or not all {variants} variants of one.")
+        seen |= names
+    lines = (folder / "skipped.jsonl").read_text(encoding="utf-8").splitlines()
+    skipped = {json.loads(line)["source_id"] for line in lines}
+    if len(seen) != manifest.num_images or len(lines) != manifest.num_skipped or len(skipped) != len(lines):
+        raise CodesError(
+            f"{folder} has {len(seen)} images and {len(lines)} lines in skipped.jsonl, the manifest says "
+            f"{manifest.num_images} and {manifest.num_skipped}."
+        )
+    if both := sorted(skipped & seen):
+        raise CodesError(f"{both[0]} is in skipped.jsonl and has codes.")
+    return len(seen)
+
+
+def _check_sample(config: VerificationConfig, folder: Path, manifest: CodesManifest, model: VQModel) -> None:
+    """Encode sampled rows again and compare."""
+    precision = "bf16" if manifest.precision == "bfloat16" else "no"
+    accelerator = make_accelerator(mixed_precision=precision)
+    model.to(accelerator.device)
+    images = open_images(DataConfig(config.source, split=config.split))
+    places = {name: index for index, name in enumerate(images.reader.names())}
+    number = config.num_samples or manifest.num_rows
+    chosen = np.sort(
+        numpy_generator(config.seed, "verification").permutation(manifest.num_rows)[:number]
+    )  # row numbers over all shards
+    differing, total, first = 0, 0, 0
+    with evaluating(model), accelerator.autocast():
+        for shard in manifest.shards:
+            mine = chosen[(chosen >= first) & (chosen < first + shard.num_rows)] - first
+            first += shard.num_rows
+            for row in pq.read_table(folder / shard.file).take(mine).to_pylist():
+                if row["source_id"] not in places:
+                    raise CodesError(f"{row['source_id']}, whose codes {shard.file} holds, is not in {config.source}.")
+                codes = _encode(model, images[places[row["source_id"]]], row, manifest, accelerator.device)
+                differing += int((codes != torch.tensor(row["codes"])).sum())
+                total += codes.numel()
+    if differing > config.max_differing * total:
+        raise CodesError(
+            f"{differing} of {total} codes of {len(chosen)} rows are not what the tokenizer makes of the images: the "
+            "images have changed, or the codes are not theirs. Make the codes again."
+        )
+    print(f"{len(chosen)} rows were encoded again: {differing} of {total} codes differ.")
+
+
+def _encode(
+    model: VQModel, record: ImageRecord, row: dict, manifest: CodesManifest, device: torch.device
+) -> torch.Tensor:
+    """The codes [L] of one row's variant of an image."""
+    preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
+    variant = {"crop": row["crop"]} if manifest.ten_crop else {"flip": row["flip"]}
+    pixels = prepare(load_image(record.data, preprocessing.max_pixels), preprocessing, channels, **variant)
+    return model.encode(to_model(pixels[None]).to(device)).flatten().cpu()

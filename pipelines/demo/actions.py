@@ -1,0 +1,151 @@
+"""What the demo page does, without the page: an image's codes as a map, changed codes, and images of them again."""
+
+from __future__ import annotations
+
+import colorsys
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.system.devices import evaluating
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.fields import require
+from codegrid.tokenizer.images import load_image, prepare, to_model, to_pil
+
+DIFFERENCE_GAIN = 4
+_SIDE = 384
+_LEAST_CELL_WITH_NUMBER = 22
+_GOLDEN_RATIO = 0.6180339887
+
+
+class Cell(NamedTuple):
+    """A place of the code grid."""
+
+    row: int
+    column: int
+
+
+def generate(
+    pipe: ImageGenerationPipeline,
+    class_name: str | None,
+    num_images: int,
+    guidance_scale: float,
+    temperature: float,
+    seed: int,
+) -> list[tuple[Image.Image, str]]:
+    """Enlarged samples with their class as caption; `class_name` None takes all classes in turn.
+
+    Raises:
+        ValueError: a number is out of its range, or the class is unknown.
+    """
+    settings = {"temperature": temperature, "seed": seed, "progress": False}
+    if pipe.class_names is None:
+        output = pipe(num_images=num_images, **settings)
+        return [(enlarged(image, 128), "") for image in output.images]
+    settings["guidance_scale"] = guidance_scale
+    if class_name is None:
+        output = pipe(num_images=num_images, **settings)
+    else:
+        output = pipe(class_name, num_images_per_label=num_images, **settings)
+    captions = [pipe.class_names[label] for label in output.labels]
+    return [(enlarged(image, 128), caption) for image, caption in zip(output.images, captions, strict=True)]
+
+
+def read_image(model: VQModel, file: str | Path) -> Tensor:
+    """A picture as the tokenizer sees it: [1, C, S, S] in [-1, 1].
+
+    Raises:
+        BadImage: it cannot be used; the message says why.
+    """
+    preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
+    pixels = prepare(load_image(file, preprocessing.max_pixels), preprocessing, channels)  # [S, S, C]
+    return to_model(torch.from_numpy(pixels[None]))
+
+
+def encode(model: VQModel, image: Tensor) -> Tensor:
+    """[1, C, S, S] in [-1, 1] -> codes [h, w] or [h, w, depth] on the CPU."""
+    with evaluating(model):
+        return model.encode(image.to(model.device))[0].cpu()
+
+
+def decode(pipe: ImageGenerationPipeline, codes: Tensor, class_name: str | None = None) -> Tensor:
+    """Codes [h, w] or [h, w, depth] -> [1, C, S, S] in [-1, 1] on the CPU.
+
+    `class_name` is for a tokenizer whose decoder is class-conditional; None is the first class there.
+    """
+    labels = None if pipe.class_names is None else [class_name or pipe.class_names[0]]
+    return pipe.decode(codes[None], labels)
+
+
+def with_code(codes: Tensor, cell: Cell, code: int, codebook_size: int, level: int = 0) -> Tensor:
+    """A copy of the codes with another one at `cell` (of its `level`, where a position has several).
+
+    Raises:
+        ValueError: the codebook has no such code.
+    """
+    require(0 <= code < codebook_size, f"The code is {code}: this codebook's run from 0 to {codebook_size - 1}.")
+    changed = codes.clone()
+    changed[(*cell, level) if codes.dim() == 3 else cell] = code
+    return changed
+
+
+def code_at(codes: Tensor, cell: Cell, level: int = 0) -> int:
+    return int(codes[(*cell, level) if codes.dim() == 3 else cell])
+
+
+def codes_map(codes: Tensor, level: int = 0, changed: Tensor | None = None) -> Image.Image:
+    """The grid as coloured squares with the codes' numbers; cells that differ from `changed` have a black frame.
+
+    A code has the same colour in every map. Numbers are left out where cells are too small for them.
+    """
+    grid = codes[..., level] if codes.dim() == 3 else codes  # [h, w]
+    rows, columns = grid.shape
+    cell = max(4, _SIDE // max(rows, columns))
+    picture = Image.new("RGB", (columns * cell, rows * cell))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(9, cell // 4))
+    for row in range(rows):
+        for column in range(columns):
+            code = int(grid[row, column])
+            left, top = column * cell, row * cell
+            draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=colour_of(code))
+            if cell >= _LEAST_CELL_WITH_NUMBER:
+                draw.text((left + cell / 2, top + cell / 2), str(code), fill=(0, 0, 0), font=font, anchor="mm")
+            if changed is not None and not torch.equal(codes[row, column], changed[row, column]):
+                draw.rectangle(
+                    (left, top, left + cell - 2, top + cell - 2), outline=(0, 0, 0), width=max(2, cell // 10)
+                )
+    return picture
+
+
+def cell_at(x: float, y: float, codes: Tensor) -> Cell:
+    """The cell under a pixel of `codes_map`'s picture."""
+    rows, columns = codes.shape[:2]
+    cell = max(4, _SIDE // max(rows, columns))
+    return Cell(min(rows - 1, max(0, int(y) // cell)), min(columns - 1, max(0, int(x) // cell)))
+
+
+def colour_of(code: int) -> tuple[int, int, int]:
+    """A light colour; hues of neighbouring codes lie far apart."""
+    red, green, blue = colorsys.hsv_to_rgb(code * _GOLDEN_RATIO % 1, 0.35 + 0.3 * (code % 3) / 2, 0.95)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def picture(image: Tensor) -> Image.Image:
+    """[1, C, S, S] in [-1, 1] as a picture that is large enough to look at."""
+    return enlarged(to_pil(image)[0], _SIDE)
+
+
+def difference(image: Tensor, other: Tensor) -> Image.Image:
+    """How far two images [1, C, S, S] are apart: black where equal, 255 times half the distance times the gain."""
+    distance = (image - other).abs() * DIFFERENCE_GAIN - 1  # 0 becomes -1, which is black
+    return enlarged(to_pil(distance.clamp(-1, 1))[0], _SIDE)
+
+
+def enlarged(image: Image.Image, least_side: int) -> Image.Image:
+    """Whole pixels repeated until the picture has about `least_side`."""
+    scale = max(1, round(least_side / image.width))
+    return image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

@@ -1,0 +1,1 @@
+"""Sampling codes and decoding them: the pipeline, and what makes one."""

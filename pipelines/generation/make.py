@@ -1,0 +1,55 @@
+"""A tokenizer and a prior -> a pipeline's folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer, local_folder
+from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenerationPipeline, cards_of
+from codegrid.prior import SamplingConfig
+from codegrid.prior.distribution import GuidanceSchedule
+
+
+def make_pipeline(
+    tokenizer: str,
+    prior: str,
+    output_dir: str,
+    guidance_scale: float | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    guidance_schedule: GuidanceSchedule = "constant",
+    guidance_power: float = 2.0,
+    guidance_range: tuple[float, float] = (0.0, 1.0),
+) -> Path:
+    """Put a tokenizer and a prior together into a pipeline folder, with the sampling settings that it has by default.
+
+    Args:
+        tokenizer: folder or Hub name.
+        prior: folder or Hub name.
+        output_dir: the pipeline's folder.
+        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance. None is 2 where
+            there are classes and a null class.
+        temperature: the logits are divided by it; 0 takes the likeliest code.
+        top_k: only the k likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together reach this probability; 1 for all.
+        min_p: only codes at least this share as likely as the likeliest; 0 for all.
+        guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
+        guidance_power: of the schedule "power"; the higher, the later guidance sets in.
+        guidance_range: the part of the positions that is guided, as fractions.
+
+    Raises:
+        LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
+    """
+    folders = {"tokenizer": local_folder(tokenizer, "tokenizer"), "prior": local_folder(prior, "prior")}
+    model = load_tokenizer(folders["tokenizer"])
+    prior_model, sequence = load_prior_and_sequence(folders["prior"])
+    if guidance_scale is None:
+        guidance_scale = DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0
+    sampling = SamplingConfig(
+        guidance_scale, temperature, top_k, top_p, min_p, guidance_schedule, guidance_power, guidance_range
+    )
+    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling)
+    pipe.cards = cards_of(folders)
+    return pipe.save_pretrained(output_dir)

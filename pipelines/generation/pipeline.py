@@ -1,0 +1,379 @@
+"""ImageGenerationPipeline: class labels (or nothing) -> codes -> images."""
+
+from __future__ import annotations
+
+import json
+import numbers
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+
+from codegrid.pipelines.artifacts.cards import pipeline_card
+from codegrid.pipelines.artifacts.export import export
+from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer, local_folder
+from codegrid.pipelines.data.classes import decoder_classes
+from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.system.devices import evaluating
+from codegrid.pipelines.system.files import OutputError, replace_folder, write_json, write_text
+from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior, to_codes
+from codegrid.prior.linear_maps import WeightFormat
+from codegrid.prior.memory import batch_that_fits
+from codegrid.prior.modeling import cached_width
+from codegrid.prior.sampling import image_generator, iterate_codes
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.fields import from_dict, require
+from codegrid.tokenizer.images import prepare, to_model, to_pil, to_uint8
+
+MODEL_INDEX_NAME = "model_index.json"
+# The only classes a pipeline folder may name; nothing is ever imported because a file says so.
+_TOKENIZER = ["tokenizer", "VQModel"]
+_PRIORS = {name: ["transformers", name] for name in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel")}
+_PRIORS["GridLlamaForCausalLM"] = ["prior", "GridLlamaForCausalLM"]
+# Default of class-conditional pipelines whose folder names none, where the prior has a null class.
+DEFAULT_GUIDANCE = 2.0
+_MOST_AT_ONCE = 64  # images, by default
+_KEPT = 8  # full-size feature maps that decoding an image holds at its peak, roughly
+
+OutputType = Literal["pil", "np", "pt", "codes"]
+
+
+@dataclass
+class ImagePipelineOutput:
+    """What the pipeline gives.
+
+    Attributes:
+        images: a list of PIL images; a uint8 array [N, H, W, C] ("np"); a float tensor [N, C, H, W] in [-1, 1] ("pt");
+            None for "codes".
+        codes: int64 [N, h, w] on the CPU, or [N, h, w, depth] where a position has several.
+        labels: the class of each image, or None.
+    """
+
+    images: list[Image.Image] | np.ndarray | Tensor | None
+    codes: Tensor
+    labels: list[int] | None
+
+
+class ImageGenerationPipeline:
+    """A tokenizer and a prior on its codes.
+
+    `cards` are the model cards of the two, where they have any; `save_pretrained` writes them with the parts.
+
+    Raises:
+        LoadingError: the prior was trained on the codes of another tokenizer; or the tokenizer's decoder is
+            class-conditional, and the prior has no classes, or others.
+    """
+
+    def __init__(
+        self,
+        tokenizer: VQModel,
+        prior: PreTrainedModel,
+        sequence: SequenceConfig,
+        sampling: SamplingConfig | None = None,
+    ) -> None:
+        fingerprint = tokenizer.fingerprint()
+        if sequence.tokenizer_fingerprint not in (None, fingerprint):
+            raise LoadingError(
+                "The prior was trained on codes of the tokenizer with fingerprint "
+                f"{sequence.tokenizer_fingerprint[:12]}; this tokenizer's is {fingerprint[:12]}. Put the prior "
+                "together with the tokenizer that made its codes."
+            )
+        try:
+            self._decoder_classes = decoder_classes(tokenizer.config, sequence.class_names, "the prior")
+        except DataError as error:
+            raise LoadingError(str(error)) from error
+        self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
+        self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0)
+        self.cards: dict[str, str] = {}
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.sequence.class_names
+
+    @property
+    def device(self) -> torch.device:
+        return self.prior.device
+
+    def to(self, device: torch.device | str) -> ImageGenerationPipeline:
+        self.tokenizer.to(device)
+        self.prior.to(device)
+        return self
+
+    def __call__(
+        self,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        *,
+        output_type: OutputType = "pil",
+        progress: bool = True,
+        **options: Any,
+    ) -> ImagePipelineOutput:
+        """Sample images.
+
+        Args:
+            class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
+                pipeline takes all classes in turn.
+            output_type: what `.images` holds; "codes" does not decode.
+            options: those of `stream`.
+
+        Raises:
+            ValueError: an argument is out of its range, or a class is unknown (the message lists the classes).
+            TypeError: an option is unknown.
+        """
+        parts = list(self.stream(class_labels, output_type=output_type, progress=progress, **options))
+        codes = torch.cat([part.codes for part in parts])
+        labels = None if parts[0].labels is None else [label for part in parts for label in part.labels]
+        if output_type == "codes":
+            return ImagePipelineOutput(None, codes, labels)
+        images = [part.images for part in parts]
+        if output_type == "pil":
+            return ImagePipelineOutput([image for batch in images for image in batch], codes, labels)
+        return ImagePipelineOutput(np.concatenate(images) if output_type == "np" else torch.cat(images), codes, labels)
+
+    def stream(
+        self,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        *,
+        num_images_per_label: int = 1,
+        num_images: int | None = None,
+        seed: int | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        prefix_codes: Tensor | None = None,
+        batch_size: int | None = None,
+        weights: WeightFormat = "exact",
+        output_type: OutputType = "pil",
+        progress: bool = True,
+        **settings: Any,
+    ) -> Iterator[ImagePipelineOutput]:
+        """Sample images and give each batch as soon as it is decoded, while the later ones are still to be sampled.
+
+        Args:
+            class_labels, output_type: see `__call__`.
+            num_images: how many images in all, where `class_labels` is None.
+            seed: image i is drawn from its own stream, keyed by seed and i; None draws one from torch's own.
+            generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
+            prefix_codes: codes that the images begin with, one row an image: [N, P], or upper rows of the grid
+                [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`: the rest is drawn.
+            batch_size: images at a time; None for 64, or fewer where the free memory asks for it. It changes no code
+                (on a CPU), and pixels by the last bit of rounding only.
+            weights: "exact"; or the prior's rounded to "float16" or "int8", on CPUs: faster, and other images.
+            settings: fields of `SamplingConfig`; what is None or not given is the pipeline's (`self.sampling`).
+        """
+        require(output_type in ("pil", "np", "pt", "codes"), f"output_type is {output_type!r}: pil, np, pt or codes.")
+        require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
+        sampling = replace(self.sampling, **{name: value for name, value in settings.items() if value is not None})
+        labels = self._labels(class_labels, num_images_per_label, num_images)
+        number = len(labels) if labels is not None else (num_images or num_images_per_label)
+        batches = iterate_codes(
+            self.prior,
+            self.sequence,
+            None if labels is None else torch.tensor(labels),
+            generators=_generators(seed, generator, number),
+            prefix_codes=prefix_codes,
+            batch_size=batch_size or self.default_batch_size(output_type != "codes"),
+            weights=weights,
+            **asdict(sampling),
+        )
+        return self._decoded(batches, labels, number, output_type, progress)
+
+    def _decoded(
+        self, batches: Iterator[Tensor], labels: list[int] | None, number: int, output_type: OutputType, progress: bool
+    ) -> Iterator[ImagePipelineOutput]:
+        done = 0
+        with tqdm(total=number, unit="image", disable=not progress, dynamic_ncols=True) as bar:
+            for batch in batches:
+                codes = to_codes(batch, self.sequence).cpu()
+                part = None if labels is None else labels[done : done + len(codes)]
+                images = None if output_type == "codes" else _as_output(self.decode(codes, part), output_type)
+                done += len(codes)
+                bar.update(len(codes))
+                yield ImagePipelineOutput(images, codes, part)
+
+    def default_batch_size(self, decodes: bool = True) -> int:
+        """Images at a time for which there is memory, at most 64."""
+        width = cached_width(self.prior.config)
+        cache = 2 * 2 * width * self.sequence.length * self.prior.dtype.itemsize  # keys, values; two branches
+        backbone = self.tokenizer.config.backbone_config
+        pixels = backbone.resolution**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
+        return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
+
+    def encode(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
+        """Pictures (prepared as the tokenizer's own) or float [N, C, H, W] in [-1, 1] -> codes as in the output.
+
+        Raises:
+            BadImage: a picture is too small, or otherwise not to be used.
+        """
+        if not isinstance(images, Tensor):
+            preprocessing = self.tokenizer.config.preprocessing_config
+            images = to_model(np.stack([prepare(image, preprocessing) for image in images]))
+        with evaluating(self.tokenizer):
+            return self.tokenizer.encode(images.to(self.tokenizer.device)).cpu()
+
+    def decode(self, codes: Tensor, labels: Sequence[int] | None = None) -> Tensor:
+        """Codes and labels as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU.
+
+        Only a tokenizer whose decoder is class-conditional needs and uses the labels.
+
+        Raises:
+            ValueError: it needs them, and there are none; or a label lies outside the prior's classes.
+        """
+        classes = None
+        if self._decoder_classes is not None and labels is not None:
+            labels = resolve_labels(labels, self.sequence)
+            classes = torch.tensor([self._decoder_classes[label] for label in labels])
+        with evaluating(self.tokenizer):
+            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1).cpu()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write the pipeline's folder: it appears whole, in place of an older pipeline of that name.
+
+        Raises:
+            OutputError: `folder` holds something that is no pipeline; nothing is overwritten.
+        """
+        folder = Path(folder)
+        if (
+            folder.exists()
+            and not (folder / MODEL_INDEX_NAME).is_file()
+            and (folder.is_file() or any(folder.iterdir()))
+        ):
+            raise OutputError(f"{folder} is not empty and holds no pipeline: choose another folder.")
+        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        try:
+            export(aside / "tokenizer", lambda part: self.tokenizer.save_pretrained(part))
+            export(aside / "prior", lambda part: save_prior(self.prior, self.sequence, part))
+            for part, card in self.cards.items():
+                write_text(aside / part / "README.md", card)
+            write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
+            parts = {"tokenizer": _TOKENIZER, "prior": _PRIORS[type(self.prior).__name__]}
+            index = {"_class_name": type(self).__name__, **parts, "sampling": asdict(self.sampling)}
+            write_json(aside / MODEL_INDEX_NAME, index)
+            replace_folder(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+        return folder
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_repo: str | Path,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+    ) -> ImageGenerationPipeline:
+        """Load a pipeline's folder or Hub repository.
+
+        Args:
+            revision: branch, tag or commit on the Hub.
+            subfolder: where in the folder or repository the pipeline lies; None is its root.
+            token: None takes HF_TOKEN or the one that `hf auth login` stored.
+
+        Raises:
+            LoadingError: it is no pipeline, names a class outside the allow-list, or its parts do not fit together.
+        """
+        # `*` of a download's patterns matches slashes too: the parts come with it.
+        folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token)
+        sampling = _read_index(folder)
+        pipe = cls(load_tokenizer(folder / "tokenizer"), *load_prior_and_sequence(folder / "prior"), sampling)
+        pipe.cards = cards_of({part: folder / part for part in ("tokenizer", "prior")})
+        return pipe
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        subfolder: str | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        create_pr: bool = False,
+        license: str | None = None,
+        base_tokenizer: str | None = None,
+    ) -> str:
+        """Save and upload in one commit, with a card and samples; gives its address. See `publishing.push_folder`."""
+        from codegrid.pipelines.publishing.push import push_folder  # which loads pipelines
+
+        with TemporaryDirectory() as parent:
+            return push_folder(
+                self.save_pretrained(Path(parent) / "pipeline"),
+                repo_id,
+                private=private,
+                revision=revision,
+                subfolder=subfolder,
+                token=token,
+                commit_message=commit_message,
+                create_pr=create_pr,
+                license=license,
+                base_tokenizer=base_tokenizer,
+            )
+
+    def _labels(
+        self, class_labels: Sequence[int | str] | int | str | None, per_label: int, num_images: int | None
+    ) -> list[int] | None:
+        require(per_label >= 1, f"num_images_per_label is {per_label}: it must be at least 1.")
+        require(num_images is None or num_images >= 1, f"num_images is {num_images}: it must be at least 1.")
+        require(num_images is None or per_label == 1, "Give num_images_per_label or num_images, not both.")
+        if self.class_names is None:
+            require(class_labels is None, "This pipeline is unconditional: it takes no class_labels.")
+            return None
+        if class_labels is None:
+            if num_images is None:
+                return [label for label in range(self.sequence.num_classes) for _ in range(per_label)]
+            return [index % self.sequence.num_classes for index in range(num_images)]
+        require(num_images is None, "Give class_labels with num_images_per_label, or num_images, not both.")
+        wanted = [class_labels] if isinstance(class_labels, (numbers.Integral, str)) else list(class_labels)
+        require(bool(wanted), "class_labels is empty: name at least one class, or leave it out for all of them.")
+        return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
+
+
+def cards_of(folders: dict[str, Path]) -> dict[str, str]:
+    files = {part: folder / "README.md" for part, folder in folders.items()}
+    return {part: file.read_text(encoding="utf-8") for part, file in files.items() if file.is_file()}
+
+
+def _read_index(folder: Path) -> SamplingConfig:
+    """Check model_index.json against the allow-list; gives the pipeline's sampling defaults."""
+    path = folder / MODEL_INDEX_NAME
+    if not path.is_file():
+        raise LoadingError(
+            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. scripts/make_pipeline.py makes one."
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadingError(f"{path} is damaged: {error}") from error
+    named = {"_class_name": ImageGenerationPipeline.__name__, "tokenizer": _TOKENIZER}
+    expected = [{**named, "prior": prior} for prior in _PRIORS.values()]
+    if index not in expected:
+        raise LoadingError(f"{path} names {index}: this pipeline loads {expected[0]} and nothing else.")
+    return sampling
+
+
+def _generators(
+    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
+) -> list[torch.Generator]:
+    require(seed is None or generator is None, "Give a seed or generators, not both.")
+    if generator is None:
+        seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        return [image_generator(seed, index) for index in range(number)]
+    if isinstance(generator, torch.Generator):
+        seeds = torch.randint(2**63 - 1, (number,), generator=generator).tolist()
+        return [image_generator(seed, 0) for seed in seeds]
+    require(len(generator) == number, f"There are {len(generator)} generators for {number} images: give one each.")
+    return list(generator)
+
+
+def _as_output(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
+    if output_type == "pt":
+        return images
+    return to_pil(images) if output_type == "pil" else to_uint8(images).numpy()

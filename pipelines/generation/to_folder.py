@@ -1,0 +1,184 @@
+"""Generating many images into a folder: by all ranks, whole files only, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from PIL import Image
+from tqdm import tqdm
+
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
+from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
+from codegrid.prior import resolve_labels
+from codegrid.prior.distribution import GuidanceSchedule
+from codegrid.prior.linear_maps import WeightFormat
+from codegrid.prior.sampling import image_generator
+from codegrid.tokenizer.fields import require
+
+_SETTINGS_NAME = "generation.json"
+_MOST_IN_PICTURE = 100
+
+
+def generate_images(
+    pipeline: str,
+    output_dir: str,
+    class_labels: tuple[str, ...] = (),
+    num_images: int = 16,
+    seed: int = 0,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    min_p: float | None = None,
+    guidance_schedule: GuidanceSchedule | None = None,
+    guidance_power: float | None = None,
+    guidance_range: tuple[float, float] | None = None,
+    batch_size: int | None = None,
+    weights: WeightFormat = "exact",
+) -> Path:
+    """Sample images: one PNG each, samples.png with all of them by class, and generation.json.
+
+    Args:
+        pipeline: folder or Hub name of a pipeline.
+        output_dir: where the images go. To go on after a stop, run the same command again.
+        class_labels: classes, by name or number; the images take them in turn. None takes all classes.
+        num_images: how many images in all.
+        seed: image i depends on seed and i alone, not on the number of processes, nor (but for rounding) on the batch.
+        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
+        temperature: the logits are divided by it; 0 takes the likeliest code.
+        top_k: only the k likeliest codes; 0 for all.
+        top_p: only the likeliest codes that together reach this probability; 1 for all.
+        min_p: only codes at least this share as likely as the likeliest; 0 for all.
+        guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
+        guidance_power: of the schedule "power"; the higher, the later guidance sets in.
+        guidance_range: the part of the positions that is guided, as fractions.
+        batch_size: images at a time, which are written before the next are sampled; None for 64, or fewer where the
+            free memory asks for it.
+        weights: the prior's own, or rounded to 16 or 8 bits on a CPU: faster, and other images.
+
+    Raises:
+        LoadingError: the pipeline cannot be loaded.
+        OutputError: the folder holds something else.
+        ValueError: a class is unknown, or a number out of range.
+    """
+    require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
+    accelerator = make_accelerator()
+    everyone = patient_barrier(accelerator)
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
+    pipe.sampling = replace(
+        pipe.sampling,
+        **_given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule),
+        **_given(guidance_power=guidance_power, guidance_range=guidance_range),
+        **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
+    )
+    labels = _labels(pipe, class_labels, num_images)
+    folder = Path(output_dir)
+    settings = {
+        **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": weights_fingerprint(pipe.prior)},
+        **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
+        **{"sampling": asdict(pipe.sampling), "weights": weights},
+    }
+    if accelerator.is_main_process:
+        claim_images(folder, settings)
+    everyone()
+    names = [
+        _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
+    ]
+    # All ranks cut the same batches, whatever memory each has.
+    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
+    _write_missing(pipe, accelerator, everyone, [folder / name for name in names], labels, seed, batch_size, weights)
+    everyone()
+    if accelerator.is_main_process:
+        _write_sheet(folder, names, None if labels is None else [pipe.class_names[label] for label in labels])
+        tqdm.write(f"{num_images} images and samples.png are in {folder}.")
+    return folder
+
+
+def _write_missing(
+    pipe: ImageGenerationPipeline,
+    accelerator: Accelerator,
+    everyone: Callable[[], None],
+    paths: list[Path],
+    labels: list[int] | None,
+    seed: int,
+    batch_size: int,
+    weights: WeightFormat,
+) -> None:
+    """Make this rank's share of the images that are not there, each batch written before the next is sampled."""
+    # A batch is decoded whole, as in an undisturbed run, because rounding depends on the company.
+    batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
+    unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
+    everyone()  # no rank writes before all have looked: they share out the same list
+    mine = [index for batch in unfinished[accelerator.process_index :: accelerator.num_processes] for index in batch]
+    if not mine:
+        return
+    made = pipe.stream(
+        None if labels is None else [labels[index] for index in mine],
+        num_images=len(mine) if labels is None else None,
+        generator=[image_generator(seed, index) for index in mine],
+        batch_size=batch_size,
+        weights=weights,
+        progress=accelerator.is_main_process,
+    )
+    for index, image in zip(mine, (image for part in made for image in part.images), strict=True):
+        if not paths[index].is_file():
+            write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None) -> None:
+    sheet = class_sheet([Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]], class_names)
+    write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
+
+
+def weights_fingerprint(model: torch.nn.Module) -> str:
+    """sha256 over the weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
+    if pipe.class_names is None:
+        require(not class_labels, "This pipeline is unconditional: leave --class-labels out.")
+        return None
+    chosen = resolve_labels(class_labels, pipe.sequence) if class_labels else list(range(len(pipe.class_names)))
+    return (chosen * math.ceil(num_images / len(chosen)))[:num_images]
+
+
+def _file_name(index: int, class_name: str | None) -> str:
+    plain = "" if class_name is None else "-" + re.sub(r"[^A-Za-z0-9]+", "_", class_name).strip("_")[:40]
+    return f"{index:06d}{plain}.png"
+
+
+def claim_images(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder that of images of these settings, or find that it is already.
+
+    Raises:
+        OutputError: it holds something else.
+    """
+    path = folder / _SETTINGS_NAME
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+            raise OutputError(f"{folder} holds images of other settings (see {path}): choose another --output-dir.")
+    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
+        raise OutputError(f"{folder} is not empty and holds no generated images: choose another --output-dir.")
+    else:
+        write_json(path, settings)

@@ -1,0 +1,53 @@
+"""Pictures for people: grids of images with names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+_SPACE = 2
+_WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
+
+
+def labelled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], least_side: int = 64) -> Image.Image:
+    """One line of images a row, its name before it; small images are enlarged to about `least_side` pixels."""
+    side = max(image.width for _, images in rows for image in images)
+    scale = max(1, round(least_side / side))
+    side *= scale
+    font = ImageFont.load_default(size=14)
+    margin = max(math.ceil(font.getlength(name)) for name, _ in rows) + 12
+    width = margin + max(len(images) for _, images in rows) * (side + _SPACE)
+    sheet = Image.new("RGB", (width, len(rows) * (side + _SPACE) + _SPACE), _WHITE)
+    draw = ImageDraw.Draw(sheet)
+    for line, (name, images) in enumerate(rows):
+        top = _SPACE + line * (side + _SPACE)
+        draw.text((6, top + side // 2), name, fill=_BLACK, font=font, anchor="lm")
+        for column, image in enumerate(images):
+            enlarged = image.convert("RGB").resize(
+                (image.width * scale, image.height * scale), Image.Resampling.NEAREST
+            )
+            sheet.paste(enlarged, (margin + column * (side + _SPACE), top))
+    return sheet
+
+
+def grid(images: Sequence[Image.Image], columns: int = 8, least_side: int = 64) -> Image.Image:
+    """Images in lines of `columns`, without names."""
+    return labelled_rows(
+        [("", images[first : first + columns]) for first in range(0, len(images), columns)], least_side
+    )
+
+
+def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
+    """A picture of the images: a row a class with its name, or a plain grid."""
+    if names is None:
+        return grid(images)
+    rows = {name: [image for image, other in zip(images, names, strict=False) if other == name] for name in names}
+    return labelled_rows([(name, row) for name, row in rows.items() if row])
+
+
+def differences(images: Tensor, reconstruction: Tensor) -> Tensor:
+    """Pictures of |image - reconstruction|, doubled; black where they are equal. [B, C, H, W] in [-1, 1] each."""
+    return (2 * (images - reconstruction).abs() - 1).clamp(-1, 1)

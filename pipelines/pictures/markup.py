@@ -1,0 +1,117 @@
+"""Pieces of a page that needs no network: every picture is in it, and no script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from typing import Any
+
+from PIL import Image
+
+from codegrid.pipelines.pictures.charts import Chart, svg
+
+_STYLE = """
+:root { color-scheme: light; }
+body { margin: 0 auto; max-width: 1180px; padding: 24px; color: #1f2937; background: #fff;
+  font: 15px/1.5 system-ui, sans-serif; }
+h1 { margin: 0 0 4px; font-size: 26px; } h2 { margin: 44px 0 6px; font-size: 20px; } h3 { margin: 26px 0 4px; }
+p { margin: 4px 0 12px; max-width: 80ch; color: #4b5563; }
+nav { margin: 14px 0; } nav a { margin-right: 16px; color: #2563eb; text-decoration: none; }
+img { display: block; image-rendering: pixelated; max-width: 100%; }
+figure > img { min-width: min(100%, 640px); margin: 6px 0; }
+.atlas img { min-width: 0; margin: 0; }
+figure { margin: 0; } figcaption { color: #6b7280; font-size: 12px; }
+.tiles { display: flex; flex-wrap: wrap; gap: 10px; margin: 14px 0; }
+.tile { border: 1px solid #e5e7eb; border-radius: 8px; padding: 8px 14px; min-width: 90px; }
+.tile b { display: block; font-size: 20px; } .tile span { color: #6b7280; font-size: 12px; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 14px; }
+.atlas { display: grid; grid-template-columns: repeat(auto-fill, minmax(92px, 1fr)); gap: 10px; }
+.atlas div { display: flex; gap: 3px; } .atlas img { width: 44px; height: 44px; }
+table { border-collapse: collapse; margin: 8px 0 16px; font-size: 13px; display: block; overflow-x: auto; }
+th, td { border-bottom: 1px solid #e5e7eb; padding: 3px 12px 3px 0; text-align: left; white-space: nowrap; }
+details { margin: 6px 0; } summary { cursor: pointer; color: #374151; }
+"""
+
+
+def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
+    """The whole page: sections of (heading, body), with links to them at the top."""
+    links = "".join(f'<a href="#s{index}">{escape(name)}</a>' for index, (name, _) in enumerate(sections))
+    bodies = "".join(
+        f'<section id="s{index}"><h2>{escape(name)}</h2>{body}</section>' for index, (name, body) in enumerate(sections)
+    )
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{paragraph(subtitle)}<nav>{links}</nav>{bodies}"
+        "</body></html>\n"
+    )
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def subheading(text: str) -> str:
+    return f"<h3>{escape(text)}</h3>"
+
+
+def picture(image: Image.Image, description: str, caption: str = "") -> str:
+    """An image in the page itself, with its caption."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", optimize=True)
+    data = base64.b64encode(file.getvalue()).decode()
+    tag = f'<img alt="{escape(description, quote=True)}" src="data:image/png;base64,{data}">'
+    return f"<figure>{tag}<figcaption>{escape(caption)}</figcaption></figure>" if caption else tag
+
+
+def charts(shown: Iterable[Chart]) -> str:
+    return f'<div class="charts">{"".join(f"<div>{svg(chart)}</div>" for chart in shown)}</div>'
+
+
+def tiles(values: Mapping[str, Any]) -> str:
+    """The few numbers that matter most, in large type."""
+    cells = (
+        f'<div class="tile"><b>{escape(show(value))}</b><span>{escape(name)}</span></div>'
+        for name, value in values.items()
+    )
+    return f'<div class="tiles">{"".join(cells)}</div>'
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A line a row; what is None in all rows has no column. One row alone stands upright: a line a value."""
+    names = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
+    if len(rows) == 1:
+        return pairs({name: rows[0][name] for name in names})
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    lines = ("".join(f"<td>{escape(show(row.get(name)))}</td>" for name in names) for row in rows)
+    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
+
+
+def pairs(values: Mapping[str, Any]) -> str:
+    """Names and values; what is nested gets names with dots."""
+    lines = (f"<tr><th>{escape(name)}</th><td>{escape(show(value))}</td></tr>" for name, value in _flat(values))
+    return f"<table>{''.join(lines)}</table>"
+
+
+def folded(summary: str, body: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>"
+
+
+def show(value: Any) -> str:
+    """A value for people."""
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

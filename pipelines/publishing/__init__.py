@@ -1,0 +1,1 @@
+"""Publishing a finished folder on the Hub."""

@@ -1,0 +1,73 @@
+"""What the commands show: quiet libraries, and errors as one sentence instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from tqdm import tqdm
+
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.system.files import OutputError, describe
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.prior.codes import CodesError
+from codegrid.tokenizer.hub.push import PublishingError
+
+# The errors whose message is meant for the user. Anything else is a defect and shows its traceback.
+_FOR_USERS = (DataError, OutputError, LoadingError, CodesError, TrainingError, PublishingError, ValueError, OSError)
+
+
+# The exit status of a command that SIGTERM stopped, and of one that Ctrl-C did: 128 plus the signal's number.
+EXIT_TERMINATED, EXIT_INTERRUPTED = 143, 130
+
+
+def guarded(run: Callable[[], Any]) -> None:
+    """Run; a known error ends the command with its sentence and status 1. CODEGRID_TRACEBACK=1 shows where it arose.
+
+    SIGTERM and Ctrl-C end it with a sentence and status 143 or 130; training saves a checkpoint first (see `Run`).
+    """
+    # Our own bars say what matters; those of loading and writing small files only flicker.
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        run()
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
+            raise
+        tqdm.write(f"error: {sentence}", file=sys.stderr)  # on a line of its own, also where a bar is being drawn
+        raise SystemExit(1) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _stop(number: int, frame: Any) -> None:
+    print("Stopped. Run the same command to go on.", file=sys.stderr)
+    raise SystemExit(128 + number)
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to tell the user; None for a defect, which shows its traceback."""
+    text = str(error)
+    if isinstance(error, _FOR_USERS):
+        return describe(error)
+    if isinstance(error, RuntimeError) and "DataLoader worker" in text:
+        return (
+            "A process that loads images was killed. Run the same command again: it goes on where it stopped. If "
+            f"memory ran out, lower --num-workers. ({text.splitlines()[0]})"
+        )
+    if isinstance(error, RuntimeError) and ("gloo" in text or isinstance(error, torch.distributed.DistError)):
+        return (
+            "Another process of this job has died or does not answer. Run the same command again: it goes on where it "
+            f"stopped. ({text.splitlines()[0]})"
+        )
+    return None

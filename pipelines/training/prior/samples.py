@@ -1,0 +1,50 @@
+"""Samples of a prior while it trains: the same seeds at every evaluation, so that the pictures can be compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.devices import evaluating
+from codegrid.pipelines.training.config import PriorTrainingConfig
+from codegrid.prior import SequenceConfig
+from codegrid.prior.codes import CodesManifest
+from codegrid.tokenizer import VQModel
+
+
+def samples_tokenizer(
+    config: PriorTrainingConfig, manifest: CodesManifest, log: Callable[[str], None]
+) -> VQModel | None:
+    """The tokenizer that made the codes, where it is at hand and samples are wanted; else None, and `log` says why."""
+    if not config.num_samples:
+        return None
+    name = config.tokenizer or manifest.tokenizer
+    if config.tokenizer is None and not Path(name).is_dir():  # nothing is downloaded for pictures that nobody asked for
+        log(f"No samples while training: the codes' tokenizer {name!r} is no folder here (name it with --tokenizer).")
+        return None
+    try:
+        tokenizer = load_tokenizer(name)
+    except LoadingError as error:
+        log(f"No samples while training: {error}")
+        return None
+    if tokenizer.fingerprint() != manifest.tokenizer_fingerprint:
+        log(f"No samples while training: {name} has changed since it made the codes.")
+        return None
+    return tokenizer
+
+
+def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: SequenceConfig, number: int) -> Tensor:
+    """`number` samples, by class where there are classes, with guidance as a pipeline has it: uint8 [3, H, W]."""
+    with evaluating(prior):
+        pipe = ImageGenerationPipeline(tokenizer.to(prior.device), prior, sequence)
+        output = pipe(num_images=number, seed=0, progress=False)
+    names = None if output.labels is None else [sequence.class_names[label] for label in output.labels]
+    return torch.from_numpy(np.array(class_sheet(output.images, names))).permute(2, 0, 1).contiguous()

@@ -1,0 +1,192 @@
+"""One training step of the tokenizer: the generator's and the discriminator's on a single shared forward pass."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from codegrid.pipelines.system.randomness import torch_generator
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.ema import EMA
+from codegrid.pipelines.training.learner import Learner, update_together
+from codegrid.pipelines.training.optim import OptimizerConfig
+from codegrid.pipelines.training.run import TrainingError
+from codegrid.pipelines.training.tokenizer.adversarial import (
+    discriminator_terms,
+    generator_terms,
+    update_running_logits,
+)
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.discriminators import make_discriminator
+from codegrid.tokenizer.losses import ObjectiveConfig, make_distances, reconstruction_terms, warmup_factor
+from codegrid.tokenizer.metrics import code_counts
+from codegrid.tokenizer.quantizers import Quantizer
+
+
+@dataclass
+class TokenizerLearners:
+    """All that a tokenizer's training changes."""
+
+    model: Learner
+    discriminator: Learner | None
+    ema: EMA
+    distances: dict[str, nn.Module]  # frozen nets that compare images, by the names of their terms
+    # Running means of the logits, "real" and "fake", where LeCAM needs them; empty before its first step.
+    running_logits: dict[str, Tensor] = field(default_factory=dict)
+    # Sums since the last line of metrics: part of the checkpoint, so that a resumed run writes the same lines.
+    window: dict[str, Tensor] = field(default_factory=dict)
+
+
+def make_learners(
+    model: VQModel,
+    objective: ObjectiveConfig,
+    optimizer: OptimizerConfig,
+    discriminator_optimizer: OptimizerConfig,
+    ema_decay: float,
+    accelerator: Accelerator,
+    num_classes: int = 0,
+) -> TokenizerLearners:
+    """`num_classes`: of the data, which a class-conditional discriminator knows."""
+    try:
+        distances = make_distances(objective)
+        if objective.adversarial_weight:
+            judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
+    except RuntimeError as error:  # its weights cannot be had: the message says how to get them
+        raise TrainingError(str(error)) from error
+    discriminator = None
+    if objective.adversarial_weight:
+        discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
+    learner = Learner.make(model, optimizer, accelerator)
+    for distance in distances.values():
+        distance.to(accelerator.device)
+    return TokenizerLearners(learner, discriminator, EMA(model, ema_decay), distances)
+
+
+def train_step(
+    learners: TokenizerLearners,
+    config: TokenizerTrainingConfig,
+    micro_batches: list[Tensor],
+    step: int,
+    accelerator: Accelerator,
+    labels: list[Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, S, S] in [-1, 1].
+
+    Args:
+        labels: of each micro-batch, int64 [B]; where decoder or discriminator are class-conditional.
+
+    Returns:
+        scalars by name, and `code_counts` [depth * codebook_size]; means over the micro-batches, of this rank alone.
+    """
+    model, discriminator, objective = learners.model, learners.discriminator, config.objective
+    factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
+    active = [model, discriminator] if factor else [model]
+    draws = torch_generator(config.seed, "gradient penalty", step, accelerator.process_index)
+    values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+    all_codes, all_features = [], []
+    for index, images in enumerate(micro_batches):
+        share = 1 / len(micro_batches)
+        last = index == len(micro_batches) - 1
+        with contextlib.ExitStack() as stack:
+            for learner in active:
+                stack.enter_context(learner.exchanging_gradients(accelerator, last))
+            classes = labels[index] if labels else None
+            with accelerator.autocast():
+                output = model.wrapped(images, classes if model.module.config.num_classes else None)
+            terms = reconstruction_terms(objective, learners.distances, images, output.reconstruction, step)
+            losses, judged, notes, logits = {**terms, **output.losses}, {}, {}, {}
+            if factor:
+                adversarial, notes, gradient = generator_terms(
+                    model,
+                    discriminator,
+                    objective,
+                    sum(terms.values()),
+                    output.reconstruction,
+                    classes,
+                    factor,
+                    accelerator,
+                )
+                losses.update(adversarial)
+                # Its gradient at the reconstruction is `gradient`: what is above it has been gone back through.
+                loss = sum(output.losses.values()) + (gradient * output.reconstruction).sum()
+            else:
+                loss = sum(losses.values())
+            accelerator.backward(loss * share)
+            if factor:
+                judged, logits = discriminator_terms(
+                    discriminator,
+                    objective,
+                    learners.running_logits,
+                    images,
+                    output.reconstruction,
+                    classes,
+                    step,
+                    draws,
+                    accelerator,
+                )
+                accelerator.backward(sum(judged.values()) * share)
+        for name, value in {**losses, **notes, **judged, **logits}.items():
+            values[name] = values[name] + value.detach().float() * share
+        all_codes.append(output.codes)
+        all_features.append(output.features.detach())
+    codes = torch.cat(all_codes)
+    _finish_step(learners, active, values, codes, torch.cat(all_features), step, config, accelerator)
+    quantizer = model.module.config.quantizer_config
+    values["code_counts"] = code_counts(codes, quantizer.codebook_size, quantizer.depth)
+    return dict(values)
+
+
+def _finish_step(
+    learners: TokenizerLearners,
+    active: list[Learner],
+    values: dict[str, Tensor],
+    codes: Tensor,
+    features: Tensor,
+    step: int,
+    config: TokenizerTrainingConfig,
+    accelerator: Accelerator,
+) -> None:
+    """Change all that a step changes, or, where a gradient is not finite, nothing; `values` gets what happened."""
+    norms = update_together(active, step, config.max_steps)
+    for name, norm in zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False):
+        values[name] = torch.tensor(norm, device=accelerator.device)
+    finite = all(map(math.isfinite, norms))  # the same on all ranks, as the gradients are
+    values["skipped_steps"] = torch.tensor(float(not finite), device=accelerator.device)
+    if not finite:
+        return
+    _update_quantizer(learners.model.module.quantize, codes, features, accelerator)
+    if step < config.revive_until * config.max_steps:
+        _revive_codes(learners, codes, features, step, config.seed, accelerator)
+    if config.objective.lecam_weight and "logits_real" in values:
+        update_running_logits(learners.running_logits, values, config.objective.lecam_decay, accelerator)
+    learners.ema.update(step)
+
+
+def _update_quantizer(quantizer: Quantizer, codes: Tensor, features: Tensor, accelerator: Accelerator) -> None:
+    """The sums of all ranks are the same on each, so that codebooks without a gradient stay the same too."""
+    statistics = quantizer.statistics(codes, features)
+    if statistics:
+        quantizer.update(accelerator.reduce(statistics, "sum"))
+
+
+@torch.no_grad()
+def _revive_codes(
+    learners: TokenizerLearners, codes: Tensor, features: Tensor, step: int, seed: int, accelerator: Accelerator
+) -> None:
+    """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
+    model = learners.model.module
+    candidates = model.quantize.candidates(features)  # [M, D]
+    codes, candidates = accelerator.gather((codes.contiguous(), candidates.contiguous()))
+    moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
+    parameters = dict(model.quantize.named_parameters())  # a codebook of running means is none of them
+    for name, rows in moved.items():
+        learners.ema.copy_rows(f"quantize.{name}", rows)
+        for slot in learners.model.optimizer.state.get(parameters.get(name), {}).values():
+            if slot.dim() == 2:
+                slot[rows] = 0.0  # the moments of a code that is no more

@@ -1,0 +1,57 @@
+"""A folder's weight files, looked at before anything is loaded or allocated."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path, PurePosixPath
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from codegrid.tokenizer.fields import require
+
+
+def check_weight_files(folder: Path, model: nn.Module) -> None:
+    """Refuse weights that are not this model's, and files outside of the folder (transformers would follow `../`).
+
+    Args:
+        model: as the folder's config describes it, on the meta device: nothing of a made-up size is allocated.
+
+    Raises:
+        ValueError: a file is missing, damaged or elsewhere, or names or shapes are not the model's.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    for file in _weight_files(folder):
+        try:
+            with safe_open(file, "pt") as tensors:
+                found.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}.") from error
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = {
+        "missing_keys": sorted(set(expected) - set(found)),
+        "unexpected_keys": sorted(set(found) - set(expected)),
+        "mismatched_keys": [
+            f"{name}: {list(found[name])} in the file, {list(expected[name])} by config.json"
+            for name in sorted(set(found) & set(expected))
+            if found[name] != expected[name]
+        ],
+    }
+    wrong = {key: names for key, names in wrong.items() if names}
+    require(not wrong, f"The weights in {folder} do not fit the tokenizer's config.json: {wrong}.")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        names = {"model.safetensors"}
+    else:
+        try:
+            names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index} is damaged: {error!r}.") from error
+    for name in sorted(names):
+        plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
+        require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
+        require((folder / name).is_file(), f"There is no {name} in {folder}: only safetensors are loaded.")
+    return [folder / name for name in sorted(names)]
