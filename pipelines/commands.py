@@ -12,6 +12,7 @@ from typing import Any
 
 import tyro
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines.system.console import guarded
 from codegrid.pipelines.training.tokenizer.presets import CHOICES, with_choice, with_start
 
@@ -95,8 +96,8 @@ def _parse(parse: Callable[[], Any]) -> Any:
     return parsed[0]
 
 
-def _refused_config(end: SystemExit) -> ValueError | None:
+def _refused_config(end: SystemExit) -> CodegridError | None:
     """The config's own error where tyro exits because of one; None where it could not read an argument."""
     failure = end.__context__  # what tyro was handling; its `arg` is a name where it made a dataclass
     cause = failure and failure.__context__
-    return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, ValueError) else None
+    return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, CodegridError) else None

@@ -18,6 +18,7 @@ import numpy as np
 from datasets import load_dataset
 from huggingface_hub import snapshot_download
 
+from codegrid.errors import CodegridError
 from codegrid.prior.mapped_rows import MappedRows
 from codegrid.prior.sequence import SequenceConfig
 
@@ -26,7 +27,7 @@ FORMAT = "codegrid-codes"
 VERSION = 1
 
 
-class CodesError(ValueError):
+class CodesError(CodegridError):
     """A code data set cannot be used; the message names what is wrong and the remedy."""
 
 
@@ -127,7 +128,7 @@ def read_manifest(folder: Path) -> CodesManifest:
         )
         most = {"uint16": 2**16, "uint32": 2**32}[manifest.code_dtype]
         if not manifest.codebook_size <= most:  # before a prior of that vocabulary is made
-            raise ValueError(f"codebook_size {manifest.codebook_size} is more than {manifest.code_dtype} can hold")
+            raise CodegridError(f"codebook_size {manifest.codebook_size} is more than {manifest.code_dtype} can hold")
         manifest.sequence_config()
         files = [PurePosixPath(shard.file) for shard in manifest.shards]
     except CodesError:

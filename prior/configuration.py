@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
+from codegrid.errors import require
 from codegrid.prior.grid_llama import GridLlamaConfig
 from codegrid.prior.sequence import SequenceConfig
 
@@ -33,7 +34,7 @@ class PriorConfig:
         tie_word_embeddings: the output layer is the embedding.
 
     Raises:
-        ValueError: a field is out of its range. The message names it.
+        CodegridError: a field is out of its range. The message names it.
     """
 
     hidden_size: int = 512
@@ -53,46 +54,46 @@ class PriorConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type.startswith("int") and value is not None:
-                _require(value >= 1, f"{field.name} is {value}: it must be at least 1.")
+                require(value >= 1, f"{field.name} is {value}: it must be at least 1.")
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         learned = self.positions == "learned"
-        _require(
+        require(
             self.hidden_size % heads == 0 and (learned or self.hidden_size // heads % 2 == 0),
             f"hidden_size {self.hidden_size} over num_attention_heads {heads} must give an even whole number of "
             "dimensions a head (rotary positions turn pairs of them).",
         )
-        _require(
+        require(
             shared is None or heads % shared == 0,
             f"num_key_value_heads {shared} must divide num_attention_heads {heads}.",
         )
-        _require(
+        require(
             self.positions in ("rotary", "rotary_2d", "learned"),
             f"positions is {self.positions!r}: it must be 'rotary', 'rotary_2d' or 'learned'.",
         )
-        _require(
+        require(
             not self.qk_norm or self.positions == "rotary",
             f"qk_norm goes with positions 'rotary' only, not {self.positions!r}: no architecture here has both.",
         )
-        _require(
+        require(
             not learned or shared in (None, heads),
             f"num_key_value_heads {shared}: with positions 'learned' every head has keys of its own, leave it out.",
         )
-        _require(
+        require(
             self.positions != "rotary_2d" or self.hidden_size // heads % 4 == 0,
             f"positions 'rotary_2d' needs a multiple of 4 dimensions a head, not {self.hidden_size // heads}.",
         )
-        _require(
+        require(
             0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
         )
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            _require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
 
 
 def transformers_config(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedConfig:
     """The config of the stock architecture, or of `grid_llama.py`, that `config` describes, for tokens of `sequence`.
 
     Raises:
-        ValueError: positions on the grid, where a position has several codes.
+        CodegridError: positions on the grid, where a position has several codes.
     """
     # Llama's default tokens are 1 and 2: the code 2 would end an image.
     common: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
@@ -128,7 +129,7 @@ def transformers_config(config: PriorConfig, sequence: SequenceConfig) -> PreTra
         return Qwen3Config(**common)
     if config.positions == "rotary":
         return LlamaConfig(**common)
-    _require(
+    require(
         sequence.depth == 1,
         f"positions 'rotary_2d' knows rows and columns, and these sequences have {sequence.depth} codes at each "
         "position: use 'rotary'.",
@@ -138,8 +139,3 @@ def transformers_config(config: PriorConfig, sequence: SequenceConfig) -> PreTra
 
 def _default_intermediate_size(hidden_size: int, multiple: int = 64) -> int:
     return -(-8 * hidden_size // (3 * multiple)) * multiple
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from codegrid.errors import CodegridError
 from codegrid.prior.linear_maps import Linear
 
 AsMap = Callable[[Tensor, Tensor | None], Linear]  # a weight [out, in] and a bias -> the map
@@ -58,7 +59,7 @@ def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> 
     """Linear layers of one input as one map; of its outputs the first `rows`.
 
     Raises:
-        ValueError: one of them is something else, such as an adapter.
+        CodegridError: one of them is something else, such as an adapter.
     """
     weight = torch.cat([_matrix(module) for module in modules])[:rows]  # [out, in]
     biases = [module.bias.detach() for module in modules if module.bias is not None]
@@ -68,7 +69,7 @@ def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> 
 def _matrix(module: nn.Module) -> Tensor:
     """Of a linear layer, or of GPT-2's, which is stored transposed: [out, in]."""
     if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
-        raise ValueError(
+        raise CodegridError(
             f"Sampling reads plain linear layers, and found {type(module).__name__}: merge adapters and "
             "dequantize the weights first."
         )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
 
+from codegrid.errors import CodegridError
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding_gpt2 import read_gpt2
 from codegrid.prior.decoding_llama import read_llama
@@ -43,13 +44,13 @@ def read_weights(
         weights: "exact", or the linear layers' weights rounded to "float16" or "int8" (CPUs only).
 
     Raises:
-        ValueError: the model is wrapped, or holds layers other than plain linear ones (adapters, quantized weights),
+        CodegridError: the model is wrapped, or holds layers other than plain linear ones (adapters, quantized weights),
             or cannot be decoded with weights of that format here.
     """
     read = next((reader for kind, reader in _READERS.items() if isinstance(model, kind)), None)
     if read is None:
         kinds = " or ".join(kind.__name__ for kind in _READERS)
-        raise ValueError(f"Sampling needs the {kinds} itself, not a {type(model).__name__}: unwrap it first.")
+        raise CodegridError(f"Sampling needs the {kinds} itself, not a {type(model).__name__}: unwrap it first.")
     return read(model, num_codes, length, functools.partial(linear_map, pack=pack, weights=weights))
 
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import GPT2LMHeadModel
 
+from codegrid.errors import CodegridError
 from codegrid.prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
 from codegrid.prior.linear_maps import Linear
 
@@ -18,11 +19,11 @@ def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap
     """See `read_weights`.
 
     Raises:
-        ValueError: attention is scaled otherwise than by the width of a head.
+        CodegridError: attention is scaled otherwise than by the width of a head.
     """
     config, inner = model.config, model.transformer
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
-        raise ValueError(
+        raise CodegridError(
             f"This GPT-2 has scale_attn_weights {config.scale_attn_weights} and scale_attn_by_inverse_layer_idx "
             f"{config.scale_attn_by_inverse_layer_idx}: sampling needs True and False."
         )

@@ -9,6 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from codegrid.errors import require
+
 GuidanceSchedule = Literal["constant", "linear", "cosine", "power"]
 
 
@@ -32,7 +34,7 @@ class SamplingConfig:
             not); the others are drawn as with scale 1 (arXiv:2404.07724). After the last one decoding costs half.
 
     Raises:
-        ValueError: a value is out of its range. The message names it.
+        CodegridError: a value is out of its range. The message names it.
     """
 
     guidance_scale: float = 1.0
@@ -47,22 +49,22 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "temperature"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"{name} is {value}: it must be a number of at least 0.")
-        _require(
+            require(math.isfinite(value) and value >= 0, f"{name} is {value}: it must be a number of at least 0.")
+        require(
             isinstance(self.top_k, int) and not isinstance(self.top_k, bool) and self.top_k >= 0,
             f"top_k is {self.top_k!r}: it must be a whole number of at least 0 (0 keeps all codes).",
         )
-        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1] (1 keeps all codes).")
-        _require(0 <= self.min_p <= 1, f"min_p is {self.min_p}: it must lie in [0, 1] (0 keeps all codes).")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1] (1 keeps all codes).")
+        require(0 <= self.min_p <= 1, f"min_p is {self.min_p}: it must lie in [0, 1] (0 keeps all codes).")
         schedules = get_args(GuidanceSchedule)
-        _require(
+        require(
             self.guidance_schedule in schedules,
             f"guidance_schedule is {self.guidance_schedule!r}: it must be one of {', '.join(schedules)}.",
         )
         power = self.guidance_power
-        _require(math.isfinite(power) and power > 0, f"guidance_power is {power}: it must be a number above 0.")
+        require(math.isfinite(power) and power > 0, f"guidance_power is {power}: it must be a number above 0.")
         parts = tuple(self.guidance_range)
-        _require(
+        require(
             len(parts) == 2 and 0 <= parts[0] < parts[1] <= 1,
             f"guidance_range is {self.guidance_range}: it must be two fractions with 0 <= first < last <= 1.",
         )
@@ -137,8 +139,3 @@ def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
     # probability above 0.
     wanted = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

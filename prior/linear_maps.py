@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.errors import CodegridError
+
 WeightFormat = Literal["exact", "float16", "int8"]
 
 
@@ -68,7 +70,7 @@ class Float16Linear:
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         if weight.abs().max() > torch.finfo(torch.float16).max:
-            raise ValueError("A weight is too large for float16: take weights exact or int8.")
+            raise CodegridError("A weight is too large for float16: take weights exact or int8.")
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), None)
         self.bias, self.dtype, self.row_multiple = bias, weight.dtype, 1
 
@@ -84,7 +86,7 @@ class Int8Linear:
         self.outputs, inputs = weight.shape
         dtype = weight.dtype
         if inputs % _BLOCK:  # the kernel would read beyond the weights
-            raise ValueError(f"int8 weights need widths in multiples of {_BLOCK}, and one is {inputs}.")
+            raise CodegridError(f"int8 weights need widths in multiples of {_BLOCK}, and one is {inputs}.")
         weight = F.pad(weight.float(), (0, 0, 0, -self.outputs % _BLOCK))
         # The scale is rounded before the weights are divided by it, so that its rounding is no error of its own.
         self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-20).bfloat16()  # [out]
@@ -100,13 +102,13 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
     """weight [out, in], bias [out] -> the map. `pack` is for exact weights: None packs wherever that can be done.
 
     Raises:
-        ValueError: there is no such format here; the message says why.
+        CodegridError: there is no such format here; the message says why.
     """
     if weights == "exact":
         packed = None if pack is False else pack_linear(weight, bias)
         return packed or PlainLinear(weight, bias)
     if weight.device.type != "cpu":
-        raise ValueError(
+        raise CodegridError(
             f"weights is {weights!r}, which is for CPUs, and the prior is on {weight.device.type}: take 'exact' there, "
             "with a prior loaded in bfloat16."
         )
@@ -115,7 +117,7 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
         linear = kind(weight, bias)
         linear.row_multiple = _steady_multiple(kind, *weight.shape)
     except (AttributeError, RuntimeError) as error:  # not every build has these products
-        raise ValueError(f"weights is {weights!r}, which this torch cannot compute with here: {error}") from error
+        raise CodegridError(f"weights is {weights!r}, which this torch cannot compute with here: {error}") from error
     return linear
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
+from codegrid.errors import CodegridError
+
 
 class MappedRows:
     """The rows of a column of fixed-size lists, numbered through the files' record batches in order.
@@ -16,7 +18,7 @@ class MappedRows:
         length: numbers in a row.
 
     Raises:
-        ValueError: the rows have another length, or lack numbers.
+        CodegridError: the rows have another length, or lack numbers.
     """
 
     def __init__(self, files: Sequence[str], column: str, length: int) -> None:
@@ -31,7 +33,7 @@ class MappedRows:
             for batch in table.column(column).chunks:
                 values = batch.flatten().to_numpy(zero_copy_only=True)
                 if values.size != len(batch) * length:
-                    raise ValueError(
+                    raise CodegridError(
                         f"A row holds {values.size // max(1, len(batch))} codes, the manifest's grid has {length}."
                     )
                 ends.append(ends[-1] + len(batch))

@@ -25,6 +25,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from codegrid.errors import CodegridError, MissingFileError, require
 from codegrid.prior.configuration import PriorConfig, transformers_config
 from codegrid.prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
@@ -44,7 +45,7 @@ def make_prior(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedModel
     It takes tokens [B, T] with T up to 1 + sequence.length and predicts, at each position, the next code.
 
     Raises:
-        ValueError: the config does not fit the sequence.
+        CodegridError: the config does not fit the sequence.
     """
     made = transformers_config(config, sequence)
     model = next(model for _, kind, model in ARCHITECTURES.values() if kind is type(made))(made)
@@ -76,9 +77,9 @@ def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | P
     """Write weights (safetensors), config.json, generation_config.json and sequence_config.json into `folder`.
 
     Raises:
-        ValueError: the model is none of `ARCHITECTURES`, or not of the vocabulary that `sequence` describes.
+        CodegridError: the model is none of `ARCHITECTURES`, or not of the vocabulary that `sequence` describes.
     """
-    _require(
+    require(
         type(model).__name__ in ARCHITECTURES,
         f"A prior is saved as one of {', '.join(ARCHITECTURES)}, not as {type(model).__name__}: unwrap it first.",
     )
@@ -109,8 +110,8 @@ def load_prior(
         The model in evaluation mode, and what its tokens mean.
 
     Raises:
-        FileNotFoundError: the folder does not exist or is no prior.
-        ValueError: its files do not fit each other, or are not what this project loads. The message says which.
+        MissingFileError: the folder does not exist or is no prior.
+        CodegridError: its files do not fit each other, or are not what this project loads. The message says which.
     """
     folder = Path(folder_or_repo)
     if not folder.is_dir():
@@ -133,7 +134,7 @@ def load_prior(
     )
     wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     wrong = {key: names for key, names in wrong.items() if names}
-    _require(not wrong, f"The weights in {folder} do not fit its config.json: {wrong}.")
+    require(not wrong, f"The weights in {folder} do not fit its config.json: {wrong}.")
     return model.eval(), sequence
 
 
@@ -143,22 +144,22 @@ def check_weight_files(folder: Path) -> None:
     transformers would follow an index's `../elsewhere.safetensors`.
 
     Raises:
-        FileNotFoundError: there are none, or the index names a file that is not there.
-        ValueError: the index is damaged, or names something else.
+        MissingFileError: there are none, or the index names a file that is not there.
+        CodegridError: the index is damaged, or names something else.
     """
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
     if not index.is_file():
         if not single.is_file():
-            raise FileNotFoundError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
+            raise MissingFileError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
         return
     weight_map = _read_json(index).get("weight_map")
-    _require(isinstance(weight_map, dict) and bool(weight_map), f"{index} has no weight_map.")
+    require(isinstance(weight_map, dict) and bool(weight_map), f"{index} has no weight_map.")
     for name in sorted({str(value) for value in weight_map.values()}):
         plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        _require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
+        require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{index} names {name}, which is not in the folder.")
+            raise MissingFileError(f"{index} names {name}, which is not in the folder.")
 
 
 def _download(
@@ -166,7 +167,7 @@ def _download(
 ) -> Path:
     # A local path that does not exist would otherwise be asked of the Hub, with a puzzling answer.
     if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
-        raise FileNotFoundError(f"There is no folder {repo}.")
+        raise MissingFileError(f"There is no folder {repo}.")
     return Path(
         snapshot_download(
             repo,
@@ -182,10 +183,10 @@ def _download(
 def _check_architecture(folder: Path) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
     path = folder / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"There is no config.json in {folder}: it is not the folder of a prior.")
+        raise MissingFileError(f"There is no config.json in {folder}: it is not the folder of a prior.")
     config = _read_json(path)
     found, kind = config.get("architectures"), config.get("model_type")
-    _require(
+    require(
         isinstance(found, list)
         and len(found) == 1
         and found[0] in ARCHITECTURES
@@ -193,11 +194,11 @@ def _check_architecture(folder: Path) -> tuple[type[PreTrainedConfig], type[PreT
         f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "
         f"{', '.join(ARCHITECTURES)}.",
     )
-    _require(
+    require(
         not (folder / "adapter_config.json").exists(),
         f"{folder} holds an adapter (adapter_config.json): merge it into the weights and save them first.",
     )
-    _require(
+    require(
         config.get("quantization_config") is None,
         f"{path} has a quantization_config: load_prior reads float weights only.",
     )
@@ -215,21 +216,21 @@ def _check_shapes(folder: Path, config: PreTrainedConfig, model_class: type[PreT
                 missing.discard(name)
                 expected = model.state_dict().get(name)
                 found = tensors.get_slice(name).get_shape()
-                _require(
+                require(
                     expected is None or list(expected.shape) == found,
                     f"The weights in {folder} do not fit its config.json: mismatched_keys, {name} is {found} in "
                     f"{file.name}.",
                 )
-    _require(not missing, f"The weights in {folder} do not fit its config.json: missing_keys {sorted(missing)}.")
+    require(not missing, f"The weights in {folder} do not fit its config.json: missing_keys {sorted(missing)}.")
 
 
 def _check_fit(config: PreTrainedConfig, sequence: SequenceConfig, where: str) -> None:
-    _require(
+    require(
         config.vocab_size == sequence.vocab_size,
         f"{where} says vocab_size {config.vocab_size}, {SEQUENCE_CONFIG_NAME} {sequence.vocab_size} "
         f"({sequence.codebook_size} codes, {sequence.num_classes} classes and null): they belong to different priors.",
     )
-    _require(
+    require(
         config.max_position_embeddings >= sequence.length,
         f"{where} says max_position_embeddings {config.max_position_embeddings}, too few for a sequence of "
         f"{sequence.length} codes.",
@@ -240,11 +241,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}.") from error
-    _require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
+        raise CodegridError(f"{path} is not valid JSON: {error}.") from error
+    require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
     return values
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from codegrid.errors import CodegridError
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding import Decoder, read_weights
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
@@ -70,8 +71,8 @@ def sample_codes(
         [B, sequence.length] int64 in [0, codebook_size), in the order of `sequence`, on the model's device.
 
     Raises:
-        ValueError: an argument is out of its range, labels or given codes do not fit the prior, guidance is asked of an
-            unconditional prior, of one without a null class or without labels, or the logits are not finite.
+        CodegridError: an argument is out of its range, labels or given codes do not fit the prior, guidance is asked of
+            an unconditional prior, of one without a null class or without labels, or the logits are not finite.
         TypeError: a setting is unknown.
     """
     batches = list(
@@ -112,7 +113,7 @@ def iterate_codes(
     """
     config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}: it must be at least 1.")
+        raise CodegridError(f"batch_size is {batch_size}: it must be at least 1.")
     scale = config.guidance_scale
     _check_null_class(scale, labels is not None, sequence)
     generators = _one_stream_an_image(labels, seeds, generators)
@@ -212,7 +213,9 @@ def _sample_batch(
         tokens = codes[image, position]  # [R]
         report(position + 1)
     if not finite:  # asked once, at the end: to ask at every step would stall an accelerator
-        raise ValueError("The prior's logits are not finite: its weights hold NaN or infinity, or its dtype overflows.")
+        raise CodegridError(
+            "The prior's logits are not finite: its weights hold NaN or infinity, or its dtype overflows."
+        )
     return codes
 
 
@@ -220,11 +223,11 @@ def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) ->
     """Guidance, and images of no class, are only for priors that have learned what they need."""
     if scale != 1 and not sequence.can_be_guided:
         lack = "is unconditional" if sequence.class_names is None else "has no null class to lead away from"
-        raise ValueError(f"guidance_scale is {scale}, but this prior {lack}: leave it at 1.")
+        raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}: leave it at 1.")
     if scale != 1 and not labelled:
-        raise ValueError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
+        raise CodegridError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
     if not labelled and not sequence.null_class:
-        raise ValueError("This prior has no null class: give labels.")
+        raise CodegridError("This prior has no null class: give labels.")
 
 
 def _one_stream_an_image(
@@ -233,14 +236,16 @@ def _one_stream_an_image(
     generators: Sequence[torch.Generator] | None,
 ) -> Sequence[torch.Generator]:
     if seeds is not None and generators is not None:
-        raise ValueError("Give seeds or generators, not both.")
+        raise CodegridError("Give seeds or generators, not both.")
     streams = generators if generators is not None else seeds
     if streams is None:
         if labels is None:
-            raise ValueError("How many images? Give labels, seeds or generators, one an image.")
+            raise CodegridError("How many images? Give labels, seeds or generators, one an image.")
         seeds = torch.randint(2**32, (len(labels),)).tolist()
     elif labels is not None and len(labels) != len(streams):
-        raise ValueError(f"There are {len(labels)} labels, but {len(streams)} seeds or generators: give one an image.")
+        raise CodegridError(
+            f"There are {len(labels)} labels, but {len(streams)} seeds or generators: give one an image."
+        )
     if generators is not None:
         return generators
     return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
@@ -252,7 +257,9 @@ def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tenso
         return torch.empty(images, 0, dtype=torch.int64)
     codes = flat_rows(codes, sequence).cpu()
     if len(codes) != images:
-        raise ValueError(f"There are prefix_codes of {len(codes)} images, but {images} are asked for: give one each.")
+        raise CodegridError(
+            f"There are prefix_codes of {len(codes)} images, but {images} are asked for: give one each."
+        )
     return codes
 
 

@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from codegrid.errors import CodegridError, MissingFileError, require
+
 SEQUENCE_CONFIG_NAME = "sequence_config.json"
 
 
@@ -40,7 +42,7 @@ class SequenceConfig:
             need. Its token stands in the vocabulary in any case.
 
     Raises:
-        ValueError: a field is of the wrong type or out of its range. The message names it.
+        CodegridError: a field is of the wrong type or out of its range. The message names it.
     """
 
     codebook_size: int
@@ -52,7 +54,7 @@ class SequenceConfig:
     null_class: bool = True
 
     def __post_init__(self) -> None:
-        _require(
+        require(
             isinstance(self.grid_shape, (tuple, list)) and len(self.grid_shape) == 2,
             f"grid_shape is {self.grid_shape!r}: it must be two numbers, rows and columns.",
         )
@@ -60,7 +62,7 @@ class SequenceConfig:
         height, width = self.grid_shape
         sizes = {"codebook_size": self.codebook_size, "depth": self.depth}
         for name, value in {**sizes, "grid_shape[0]": height, "grid_shape[1]": width}.items():
-            _require(
+            require(
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
                 f"{name} is {value!r}: it must be a whole number of at least 1.",
             )
@@ -68,34 +70,34 @@ class SequenceConfig:
         if self.class_names is not None:
             self._check_class_names()
         fingerprint = self.tokenizer_fingerprint
-        _require(
+        require(
             fingerprint is None or isinstance(fingerprint, str),
             f"tokenizer_fingerprint is {fingerprint!r}: it must be a string or None.",
         )
-        _require(
+        require(
             self.null_class is True or (self.null_class is False and self.class_names is not None),
             f"null_class is {self.null_class!r}: it must be True, or False where there are class_names.",
         )
 
     def _check_order(self) -> None:
-        _require(
+        require(
             self.order in ("positions", "grids"), f"order is {self.order!r}: it must be one of 'positions', 'grids'."
         )
-        _require(
+        require(
             self.order == "positions" or (self.depth > 1 and math.isqrt(self.depth - 1) ** 2 == self.depth - 1),
             f"order is 'grids', but depth is {self.depth}: it must be 1 and a square, as 5 = 1 + 2 x 2.",
         )
 
     def _check_class_names(self) -> None:
         names = self.class_names
-        _require(
+        require(
             isinstance(names, (tuple, list)) and len(names) >= 1 and all(isinstance(name, str) for name in names),
             f"class_names is {names!r}: it must be a list of at least one name, or None for an unconditional prior.",
         )
         object.__setattr__(self, "class_names", tuple(names))
         seen: set[str] = set()
         for name in names:
-            _require(name not in seen, f"class_names has two classes called {name!r}: names must be unique.")
+            require(name not in seen, f"class_names has two classes called {name!r}: names must be unique.")
             seen.add(name)
 
     @property
@@ -139,8 +141,8 @@ class SequenceConfig:
         Raises:
             ValueError: there is no such class.
         """
-        _require(self.class_names is not None, "This prior is unconditional: it has no class tokens.")
-        _require(0 <= label < self.num_classes, _no_such_label(label, self))
+        require(self.class_names is not None, "This prior is unconditional: it has no class tokens.")
+        require(0 <= label < self.num_classes, _no_such_label(label, self))
         return self.codebook_size + int(label)
 
     def save(self, folder: str | Path) -> Path:
@@ -164,32 +166,32 @@ class SequenceConfig:
         """Read `sequence_config.json` of `folder`.
 
         Raises:
-            FileNotFoundError: there is no such file: the folder is no prior of this project.
+            MissingFileError: there is no such file: the folder is no prior of this project.
             ValueError: it is no JSON object, a key is unknown or missing, or a value is wrong. The file is named.
         """
         path = Path(folder) / SEQUENCE_CONFIG_NAME
         if not path.is_file():
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"There is no {SEQUENCE_CONFIG_NAME} in {folder}: it is no prior, or was not saved with save_prior."
             )
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are both ValueErrors
-            raise ValueError(f"{path} is not valid JSON: {error}.") from error
+            raise CodegridError(f"{path} is not valid JSON: {error}.") from error
         return _config_from_json(values, path)
 
 
 def _config_from_json(values: Any, path: Path) -> SequenceConfig:
-    _require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
+    require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
     known = {field.name for field in fields(SequenceConfig)}
     younger = {"order", "null_class"}  # than the first priors that were saved
     unknown, missing = sorted(set(values) - known), sorted(known - set(values) - younger)
-    _require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
-    _require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
+    require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
+    require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
     try:
         return SequenceConfig(**values)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise CodegridError(f"{path}: {error}") from error
 
 
 def to_tokens(
@@ -209,16 +211,16 @@ def to_tokens(
         [B, 1 + L] int64, on the device of `codes`: the prefix and the codes in the order of the config.
 
     Raises:
-        ValueError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled for,
-            or drop for a prior without a null class.
+        CodegridError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled
+            for, or drop for a prior without a null class.
     """
     codes = _flat_codes(codes, config)
     if validate:
         _check_codes(codes, config)
     prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B]
     if drop is not None:
-        _require(config.null_class, "This prior has no null class: drop must be None.")
-        _require(
+        require(config.null_class, "This prior has no null class: drop must be None.")
+        require(
             drop.dtype == torch.bool and drop.shape == prefix.shape,
             f"drop must be bool of shape [{len(codes)}], not {drop.dtype} {list(drop.shape)}.",
         )
@@ -238,20 +240,20 @@ def prefix_tokens(
 ) -> Tensor:
     """Labels [B] (None exactly if the prior is unconditional) -> first tokens [B] int64 on `device`."""
     if labels is None:
-        _require(
+        require(
             config.class_names is None,
             f"This prior has {config.num_classes} classes: labels must be given (drop replaces them by null).",
         )
         return torch.full((batch,), config.null_token, dtype=torch.int64, device=device)
-    _require(config.class_names is not None, "This prior is unconditional: it takes no labels.")
-    _require(
+    require(config.class_names is not None, "This prior is unconditional: it takes no labels.")
+    require(
         labels.shape == (batch,) and _is_integer(labels),
         f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.",
     )
     labels = labels.to(device=device, dtype=torch.int64)
     if validate and labels.numel():
         for extreme in (int(labels.min()), int(labels.max())):
-            _require(0 <= extreme < config.num_classes, _no_such_label(extreme, config))
+            require(0 <= extreme < config.num_classes, _no_such_label(extreme, config))
     return labels + config.codebook_size
 
 
@@ -259,9 +261,9 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
     """Code tokens without their prefix, [B, L] -> grids of codes [B, h, w] int64, or [B, h, w, depth] if depth > 1.
 
     Raises:
-        ValueError: wrong shape, or a token that is no code.
+        CodegridError: wrong shape, or a token that is no code.
     """
-    _require(
+    require(
         tokens.dim() == 2 and _is_integer(tokens) and tokens.shape[1] == config.length,
         f"tokens must be integers of shape [B, {config.length}] (without the prefix), not {tokens.dtype} "
         f"{list(tokens.shape)}.",
@@ -284,13 +286,13 @@ def resolve_labels(names_or_ids: Iterable[str | int], config: SequenceConfig) ->
         names_or_ids: names, integers in [0, num_classes), or such integers as strings; freely mixed.
 
     Raises:
-        ValueError: a class is unknown (the message names the nearest ones), or the prior has no classes.
+        CodegridError: a class is unknown (the message names the nearest ones), or the prior has no classes.
     """
     if isinstance(names_or_ids, (str, numbers.Integral)):
         names_or_ids = [names_or_ids]
     wanted = list(names_or_ids)
     if config.class_names is None:
-        _require(not wanted, f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.")
+        require(not wanted, f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.")
         return []
     ids = {name: label for label, name in enumerate(config.class_names)}
     return [_resolve_label(value, ids, config) for value in wanted]
@@ -303,21 +305,21 @@ def _resolve_label(value: Any, ids: dict[str, int], config: SequenceConfig) -> i
         try:
             label = int(value)
         except ValueError:
-            raise ValueError(_no_such_name(value, config)) from None
+            raise CodegridError(_no_such_name(value, config)) from None
     else:
-        _require(
+        require(
             isinstance(value, numbers.Integral) and not isinstance(value, bool),
             f"{value!r} is neither the name nor the number of a class.",
         )
         label = int(value)
-    _require(0 <= label < config.num_classes, _no_such_label(label, config))
+    require(0 <= label < config.num_classes, _no_such_label(label, config))
     return label
 
 
 def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
     """[B, L] or [B, h, w(, depth)] -> [B, L] int64."""
     grid = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
-    _require(
+    require(
         _is_integer(codes) and tuple(codes.shape[1:]) in {(config.length,), grid},
         f"codes must be integers of shape [B, {config.length}] or [B, {', '.join(map(str, grid))}], not {codes.dtype} "
         f"{list(codes.shape)}.",
@@ -332,21 +334,21 @@ def flat_rows(codes: Tensor, config: SequenceConfig) -> Tensor:
     in "grids", where the top grid is, flat.
 
     Raises:
-        ValueError: wrong shape, nothing left to sample, or a code beyond the codebook.
+        CodegridError: wrong shape, nothing left to sample, or a code beyond the codebook.
     """
-    _require(
+    require(
         codes.dim() == 2 or config.order == "positions",
         f"prefix_codes has the shape {list(codes.shape)}, but the prior's order is {config.order!r}: give the first "
         "codes in that order, [B, P] (the top grid first).",
     )
     line = config.grid_shape[1:] if config.depth == 1 else (config.grid_shape[1], config.depth)
-    _require(
+    require(
         _is_integer(codes) and (codes.dim() == 2 or tuple(codes.shape[2:]) == line),
         f"prefix_codes must be integers of shape [B, P] or [B, r, {', '.join(map(str, line))}], not {codes.dtype} "
         f"{list(codes.shape)}.",
     )
     codes = codes.flatten(1).long()
-    _require(
+    require(
         codes.shape[1] < config.length,
         f"prefix_codes gives {codes.shape[1]} codes of {config.length}: it must leave at least one to sample.",
     )
@@ -358,7 +360,7 @@ def _check_codes(codes: Tensor, config: SequenceConfig) -> None:
     if not codes.numel():
         return
     low, high = (int(extreme) for extreme in codes.aminmax())
-    _require(
+    require(
         low >= 0 and high < config.codebook_size,
         f"A code lies outside the codebook: they run from {low} to {high}, the codebook from 0 to "
         f"{config.codebook_size - 1}.",
@@ -383,8 +385,3 @@ def _no_such_name(name: str, config: SequenceConfig) -> str:
 def _some_classes(config: SequenceConfig, limit: int = 20) -> str:
     names = ", ".join(config.class_names[:limit])
     return names if config.num_classes <= limit else f"{names}, ... ({config.num_classes} in all)"
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

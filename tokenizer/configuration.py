@@ -8,7 +8,8 @@ from typing import Any, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from codegrid.tokenizer.fields import from_dict, require, younger
+from codegrid.errors import require
+from codegrid.tokenizer.fields import from_dict, younger
 from codegrid.tokenizer.images import Preprocessing
 from codegrid.tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
 
@@ -117,7 +118,7 @@ class VQModelConfig(PreTrainedConfig):
     given).
 
     Raises:
-        ValueError: a field is unknown, of the wrong type or out of its range. The message names it.
+        CodegridError: a field is unknown, of the wrong type or out of its range. The message names it.
     """
 
     model_type = "codegrid_vqmodel"

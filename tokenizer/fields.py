@@ -6,13 +6,9 @@ import types
 from dataclasses import field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from codegrid.errors import CodegridError, require
+
 T = TypeVar("T")
-
-
-def require(condition: bool, message: str) -> None:
-    """Raise ValueError(message) unless `condition` holds."""
-    if not condition:
-        raise ValueError(message)
 
 
 def younger(default: Any) -> Any:
@@ -40,7 +36,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         where: the name under which the user knows this part of the config; it stands in the error messages.
 
     Raises:
-        ValueError: `values` is no dictionary, has an unknown key, or a value of another type than its field's.
+        CodegridError: `values` is no dictionary, has an unknown key, or a value of another type than its field's.
     """
     require(isinstance(values, dict), f"{where} must be a dictionary of fields, not {type(values).__name__}.")
     hints = get_type_hints(cls)
@@ -84,4 +80,4 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise ValueError(f"{where} is {value!r}: it must be of type {hint}.")
+    raise CodegridError(f"{where} is {value!r}: it must be of type {hint}.")

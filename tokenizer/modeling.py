@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from codegrid.errors import CodegridError
 from codegrid.tokenizer.backbone import Decoder, Encoder
 from codegrid.tokenizer.configuration import VQModelConfig
 from codegrid.tokenizer.fields import established
@@ -108,10 +109,10 @@ class VQModel(PreTrainedModel):
         if depth > 1:
             shape, fits = f"[B, h, w, {depth}]", codes.dim() == 4 and codes.shape[3] == depth
         if not fits or codes.is_floating_point():
-            raise ValueError(f"codes must be integers of shape {shape}, not {codes.dtype} {list(codes.shape)}.")
+            raise CodegridError(f"codes must be integers of shape {shape}, not {codes.dtype} {list(codes.shape)}.")
         codes = codes.long()
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
-            raise ValueError(
+            raise CodegridError(
                 f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the "
                 f"codebook from 0 to {size - 1}. The codes come from another tokenizer."
             )
@@ -146,14 +147,14 @@ class VQModel(PreTrainedModel):
         number = self.config.num_classes
         if not number:
             if labels is not None:
-                raise ValueError("This tokenizer's decoder is unconditional: it takes no labels.")
+                raise CodegridError("This tokenizer's decoder is unconditional: it takes no labels.")
             return None
         if labels is None:
-            raise ValueError(f"This tokenizer's decoder is class-conditional: give labels [B] in [0, {number}).")
+            raise CodegridError(f"This tokenizer's decoder is class-conditional: give labels [B] in [0, {number}).")
         if labels.shape != (batch,) or labels.is_floating_point():
-            raise ValueError(f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.")
+            raise CodegridError(f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.")
         if batch and not torch.compiler.is_compiling() and not (int(labels.min()) >= 0 and int(labels.max()) < number):
-            raise ValueError(
+            raise CodegridError(
                 f"A label lies outside the classes: they run from {int(labels.min())} to {int(labels.max())}, the "
                 f"tokenizer's from 0 to {number - 1}."
             )
@@ -162,7 +163,7 @@ class VQModel(PreTrainedModel):
     def _checked(self, images: Tensor) -> Tensor:
         factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels
         if images.dim() != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
-            raise ValueError(
+            raise CodegridError(
                 f"images have shape {list(images.shape)}: this tokenizer takes [B, {channels}, H, W] with H and W "
                 f"multiples of {factor}."
             )
@@ -185,7 +186,7 @@ class VQModel(PreTrainedModel):
         wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         wrong = {key: names for key, names in wrong.items() if names}
         if wrong:
-            raise ValueError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
+            raise CodegridError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
         model = lay_out(model)
         return (model, info) if wants_info else model
 

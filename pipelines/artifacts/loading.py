@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
+from codegrid.errors import CodegridError
 from codegrid.prior import SequenceConfig, load_prior
 from codegrid.prior.modeling import check_weight_files
 from codegrid.tokenizer import VQModel, VQModelConfig
@@ -16,7 +17,7 @@ from codegrid.tokenizer import VQModel, VQModelConfig
 _MODEL_FILES = ("*.json", "*.safetensors", "*.md")
 
 
-class LoadingError(ValueError):
+class LoadingError(CodegridError):
     """A checkpoint cannot be used; the message names it and the remedy."""
 
 

@@ -19,7 +19,7 @@ import torchvision
 import transformers
 from torch import Tensor, nn
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 
 _TAMING_URL = "https://github.com/CompVis/taming-transformers"
 _LLAMAGEN_URL = "https://github.com/FoundationVision/LlamaGen"

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
+from codegrid.errors import require
 from codegrid.pipelines.system.files import write_json
-from codegrid.tokenizer.fields import require
 
 Row = dict[str, Any]
 

@@ -6,13 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.errors import require
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, local_folder
 from codegrid.pipelines.benchmarks.report import Row, Settings, print_row
 from codegrid.prior.codes import open_codes
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding import Decoder, read_weights
 from codegrid.prior.sequence import to_tokens
-from codegrid.tokenizer.fields import require
 
 _WIDTHS = {"weights": 8, "nats a code": 12, "change": 10, "images": 7}
 _FRACTION = 0.05  # held out, as by the presets of train_prior.py

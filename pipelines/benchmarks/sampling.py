@@ -16,11 +16,11 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from codegrid.errors import require
 from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
 from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
 from codegrid.pipelines.system.devices import computes_bf16
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior, sample_codes
-from codegrid.tokenizer.fields import require
 
 _SCALE, _CLASSES = 4.0, 1000
 _WIDTHS = {"shape": 5, "dtype": 8, "batch": 5, "sampler": 24, "tokens/s": 8, "images/s": 8, "ratio": 6}

@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import codes_card
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.job import Job, claimed
@@ -31,7 +32,6 @@ from codegrid.pipelines.system.devices import evaluating, make_accelerator, pati
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard
 from codegrid.tokenizer import Preprocessing, VQModel
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.images import TEN_CROP, BadImage, load_image, prepare, to_model
 
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from tqdm import tqdm
 
+from codegrid.errors import require
 from codegrid.pipelines.benchmarks.report import machine
 from codegrid.pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
 from codegrid.pipelines.comparison.rows import Comparison, complete_row, write_sheet
@@ -20,7 +21,6 @@ from codegrid.pipelines.system.files import OutputError, write_text
 from codegrid.pipelines.training.run import TrainingError, differences
 from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
 from codegrid.tokenizer import Preprocessing
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.images import BadImage, load_image
 from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 
@@ -72,7 +72,7 @@ def compare_quantizers(
     comparison = Comparison(Path(output_dir), base, seconds, validation, feature_net, None)
     if feature_net:
         net = FeatureDistanceConfig(net=feature_net, weights=feature_weights)
-        comparison = replace(comparison, feature_distance=_feature_distance(net))
+        comparison = replace(comparison, feature_distance=FeatureDistance(net))
     report = _open_report(
         comparison, preset, f"{len(train_images)} images to train on, {len(validation)} to validate on"
     )
@@ -110,14 +110,6 @@ def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:
             continue
         return "quickstart" if max(size) <= 32 else "small64"
     raise DataError(f"None of the images of {images.description} could be used.")
-
-
-def _feature_distance(config: FeatureDistanceConfig) -> FeatureDistance:
-    """Made before the first training, so that weights that cannot be had cost no time."""
-    try:
-        return FeatureDistance(config)
-    except RuntimeError as error:
-        raise TrainingError(str(error)) from error
 
 
 def _open_report(comparison: Comparison, preset: str, images: str) -> Report:

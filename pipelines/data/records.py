@@ -11,10 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from codegrid.errors import CodegridError
+
 NO_LABELS = "none"
 
 
-class DataError(ValueError):
+class DataError(CodegridError):
     """The data cannot be read as asked; the message is a sentence that says what to do."""
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from codegrid.errors import require
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.images import load_image, prepare, to_model, to_pil
 
 DIFFERENCE_GAIN = 4
@@ -40,7 +40,7 @@ def generate(
     """Enlarged samples with their class as caption; `class_name` None takes all classes in turn.
 
     Raises:
-        ValueError: a number is out of its range, or the class is unknown.
+        CodegridError: a number is out of its range, or the class is unknown.
     """
     settings = {"temperature": temperature, "seed": seed, "progress": False}
     if pipe.class_names is None:
@@ -85,7 +85,7 @@ def with_code(codes: Tensor, cell: Cell, code: int, codebook_size: int, level: i
     """A copy of the codes with another one at `cell` (of its `level`, where a position has several).
 
     Raises:
-        ValueError: the codebook has no such code.
+        CodegridError: the codebook has no such code.
     """
     require(0 <= code < codebook_size, f"The code is {code}: this codebook's run from 0 to {codebook_size - 1}.")
     changed = codes.clone()

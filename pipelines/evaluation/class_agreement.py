@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.errors import CodegridError
+
 _WIDTH = 24
 _LEARNING_RATE = 1e-2  # at its peak
 _SHIFT = 1  # pixels that a training image may move by, each way
@@ -60,11 +62,11 @@ def train_classifier(
         a module in evaluation mode: uint8 [B, H, W, C] -> logits [B, num_classes].
 
     Raises:
-        ValueError: the images are not uint8 [N, H, W, C], or the labels do not fit them.
+        CodegridError: the images are not uint8 [N, H, W, C], or the labels do not fit them.
     """
     x, y = _images(images), _labels(labels, images)
     if len(x) < 2 or int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise ValueError(f"train_classifier needs at least two images and labels in [0, {num_classes}).")
+        raise CodegridError(f"train_classifier needs at least two images and labels in [0, {num_classes}).")
     batch_size = min(batch_size, len(x))
     with torch.random.fork_rng(devices=[]):
         generator = torch.default_generator.manual_seed(seed)  # of the fork; given back when the block ends
@@ -127,7 +129,7 @@ def diversity_ratio(samples: np.ndarray, sample_labels: np.ndarray, real: np.nda
     images do. Above 1 they differ more, which noise does too: read it together with the class agreement.
 
     Raises:
-        ValueError: no class has two samples and two different real images.
+        CodegridError: no class has two samples and two different real images.
     """
     samples, real = _images(samples), _images(real)
     sample_labels, real_labels = _labels(sample_labels, samples), _labels(real_labels, real)
@@ -137,7 +139,7 @@ def diversity_ratio(samples: np.ndarray, sample_labels: np.ndarray, real: np.nda
         if len(made) >= 2 and len(true) >= 2 and (distance := _mean_pair_distance(true)) > 0:
             ratios.append(_mean_pair_distance(made) / distance)
     if not ratios:
-        raise ValueError("diversity_ratio needs a class with two samples and two different real images.")
+        raise CodegridError("diversity_ratio needs a class with two samples and two different real images.")
     return float(np.mean(ratios))
 
 
@@ -163,7 +165,7 @@ def distances_to_nearest(images: np.ndarray, train_images: np.ndarray) -> Tensor
     """L2 distance, in units of full pixel range, to the nearest training image or its mirror image: float32 [N]."""
     images, train_images = _images(images), _images(train_images)
     if images.shape[1:] != train_images.shape[1:] or not len(images) or not len(train_images):
-        raise ValueError(f"Images {list(images.shape)} cannot be compared with images {list(train_images.shape)}.")
+        raise CodegridError(f"Images {list(images.shape)} cannot be compared with images {list(train_images.shape)}.")
     chunk = max(1, _NUMBERS_AT_ONCE // train_images[0].numel())
     nearest = []
     for part in images.split(min(_AT_ONCE, chunk)):
@@ -181,12 +183,12 @@ def distances_to_nearest(images: np.ndarray, train_images: np.ndarray) -> Tensor
 def _images(images: np.ndarray | Tensor) -> Tensor:
     images = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise ValueError(f"Images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}.")
+        raise CodegridError(f"Images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}.")
     return images
 
 
 def _labels(labels: np.ndarray | Tensor, images: np.ndarray | Tensor) -> Tensor:
     labels = torch.as_tensor(labels)
     if labels.shape != (len(images),) or labels.is_floating_point():
-        raise ValueError(f"Labels must be integers [{len(images)}], one an image, not {list(labels.shape)}.")
+        raise CodegridError(f"Labels must be integers [{len(images)}], one an image, not {list(labels.shape)}.")
     return labels.long()

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 
 # What torch-fidelity takes, so that figures can be compared.
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE, SPLITS, SHUFFLE_SEED = 100, 1000, 10, 2020
@@ -94,7 +94,7 @@ def precision_recall(features: Tensor, reference: Tensor, neighbours: int = 3) -
     A set's manifold is the union of balls around its features, each reaching to the `neighbours`-th nearest other one.
 
     Raises:
-        ValueError: a set has no more than `neighbours` features.
+        CodegridError: a set has no more than `neighbours` features.
     """
     least = min(len(features), len(reference))
     require(least > neighbours, f"Precision and recall need more than {neighbours} images on each side, not {least}.")

@@ -64,7 +64,7 @@ def load_feature_net(name: FeatureNetName, weights: str | None, device: torch.de
         weights: the weights' file; None looks where `weights_path` says and, for Inception, downloads it to there.
 
     Raises:
-        LoadingError, ValueError: the weights are not there, cannot be downloaded, or are another net's.
+        LoadingError, CodegridError: the weights are not there, cannot be downloaded, or are another net's.
     """
     path = Path(weights).expanduser() if weights else weights_path(name)
     if not path.is_file():

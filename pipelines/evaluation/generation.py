@@ -15,6 +15,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from codegrid.errors import require
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.distances import (
@@ -34,7 +35,6 @@ from codegrid.pipelines.pictures.charts import Chart, Series, png
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior.sampling import SamplingConfig
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.images import to_uint8
 
 _VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # what the options set; the rest is the pipeline's own
@@ -88,7 +88,7 @@ def evaluate_generation(
         DataError: the reference cannot be read as asked, or none of its images could be used.
         LoadingError: the pipeline or the feature net cannot be loaded.
         OutputError: the output folder holds samples of another pipeline or seed.
-        ValueError: a number is out of its range.
+        CodegridError: a number is out of its range.
     """
     _check_numbers(num_images, batch_size, seed, num_reference, judge_images)
     accelerator = make_accelerator()

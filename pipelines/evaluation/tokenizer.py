@@ -26,6 +26,7 @@ from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_result
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.feature_nets.weights import WeightsError
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
 _REPEATS = 5  # of a batch, for the throughput
@@ -115,9 +116,9 @@ def _lpips(
         return {}
     try:
         if (size := model.config.preprocessing_config.image_size) < 32:
-            raise RuntimeError(f"it is not defined on images of {size} pixels.")
+            raise WeightsError(f"it is not defined on images of {size} pixels.")
         return {"perceptual": LPIPS(net, weights).to(accelerator.device)}
-    except RuntimeError as error:  # an explicit file that is missing or wrong raises others, and ends the command
+    except WeightsError as error:  # an explicit file that is missing or wrong raises others, and ends the command
         if accelerator.is_main_process:
             tqdm.write(f"LPIPS is left out (--lpips-weights FILE, --lpips none): {error}")
         return {}

@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import pipeline_card
 from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer, local_folder
@@ -32,7 +33,7 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.fields import from_dict, require
+from codegrid.tokenizer.fields import from_dict
 from codegrid.tokenizer.images import prepare, to_model, to_pil, to_uint8
 
 MODEL_INDEX_NAME = "model_index.json"

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 from PIL import Image
 from tqdm import tqdm
 
+from codegrid.errors import require
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
@@ -25,7 +26,6 @@ from codegrid.prior import resolve_labels
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
-from codegrid.tokenizer.fields import require
 
 _SETTINGS_NAME = "generation.json"
 _MOST_IN_PICTURE = 100
@@ -71,7 +71,7 @@ def generate_images(
     Raises:
         LoadingError: the pipeline cannot be loaded.
         OutputError: the folder holds something else.
-        ValueError: a class is unknown, or a number out of range.
+        CodegridError: a class is unknown, or a number out of range.
     """
     require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
     accelerator = make_accelerator()

@@ -152,7 +152,7 @@ def export_diffusers(tokenizer: str, output_dir: str) -> Path:
         output_dir: `diffusers.VQModel.from_pretrained` reads it.
 
     Raises:
-        ValueError: diffusers' VQModel cannot be this tokenizer; the message names the field.
+        CodegridError: diffusers' VQModel cannot be this tokenizer; the message names the field.
     """
     model = load_tokenizer(tokenizer)
     settings, weights = to_diffusers(model.config, model.state_dict())

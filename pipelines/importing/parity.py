@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from codegrid.errors import require
 from codegrid.pipelines.importing.peers import PEERS, PRIOR_PEERS, Peer, PriorPeer
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior import sample_codes
 from codegrid.prior.importers import convert_prior
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.fields import require
 
 # What counts as equal: pixels within this share of the output's range, in float32.
 PIXEL_TOLERANCE = 1e-5
@@ -53,7 +53,7 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
             into this .safetensors file, for tests that have no clone.
 
     Raises:
-        ValueError: `name` is none of them, or codes or pixels differ by more than rounding.
+        CodegridError: `name` is none of them, or codes or pixels differ by more than rounding.
     """
     known = [*PEERS, *PRIOR_PEERS]
     require(name in known, f"There is no comparison {name!r}: it is one of {', '.join(known)}.")

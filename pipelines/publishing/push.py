@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 from transformers import PreTrainedModel
 
+from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import (
     CardFacts,
     codes_card,
@@ -23,7 +24,6 @@ from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.publishing.kinds import open_folder, owned_patterns, published_files
 from codegrid.prior import SequenceConfig, save_prior
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.hub.push import in_subfolder, push_files
 
 _SAMPLES_NAME = "samples.png"

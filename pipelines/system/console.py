@@ -13,16 +13,8 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from codegrid.pipelines.artifacts.loading import LoadingError
-from codegrid.pipelines.data.records import DataError
-from codegrid.pipelines.system.files import OutputError, describe
-from codegrid.pipelines.training.run import TrainingError
-from codegrid.prior.codes import CodesError
-from codegrid.tokenizer.hub.push import PublishingError
-
-# The errors whose message is meant for the user. Anything else is a defect and shows its traceback.
-_FOR_USERS = (DataError, OutputError, LoadingError, CodesError, TrainingError, PublishingError, ValueError, OSError)
-
+from codegrid.errors import CodegridError
+from codegrid.pipelines.system.files import describe
 
 # The exit status of a command that SIGTERM stopped, and of one that Ctrl-C did: 128 plus the signal's number.
 EXIT_TERMINATED, EXIT_INTERRUPTED = 143, 130
@@ -58,7 +50,8 @@ def _stop(number: int, frame: Any) -> None:
 def _sentence(error: Exception) -> str | None:
     """What to tell the user; None for a defect, which shows its traceback."""
     text = str(error)
-    if isinstance(error, _FOR_USERS):
+    # A system call that names its file tells of the disk and the paths, not of a defect.
+    if isinstance(error, CodegridError) or (isinstance(error, OSError) and error.filename is not None):
         return describe(error)
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return (

@@ -13,13 +13,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
+from codegrid.errors import CodegridError
+
 # What helps where a disk is full or a folder read-only: nothing that was finished is lost.
 GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
-class OutputError(RuntimeError):
+class OutputError(CodegridError):
     """The output folder cannot be used, or the disk cannot take more; the message says what to do."""
 
 

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines.system.files import OutputError, fsync, sha256, write_json
 
 Tensors = dict[str, Tensor]
@@ -94,7 +95,7 @@ def _load(path: Path) -> Checkpoint:
         try:
             groups[Path(name).stem] = load_file(path / name)
         except SafetensorError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise CodegridError(f"{name}: {error}") from error
     return Checkpoint(manifest["step"], groups, json.loads((path / "state.json").read_text()))
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from codegrid.errors import require
 from codegrid.pipelines.data.batches import AugmentationConfig
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.prior import PriorConfig
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.losses import ObjectiveConfig
 from codegrid.tokenizer.quantizers import AnyQuantizerConfig
 

@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import nn
 
+from codegrid.errors import require
 from codegrid.pipelines.training.muon import Muon
-from codegrid.tokenizer.fields import require
 
 
 @dataclass(frozen=True)

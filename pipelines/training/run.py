@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.io import encode_png
 from tqdm import tqdm
 
+from codegrid.errors import CodegridError, require
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import (
     GO_ON,
@@ -31,7 +32,6 @@ from codegrid.pipelines.system.files import (
 )
 from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
-from codegrid.tokenizer.fields import require
 
 logger = logging.getLogger("codegrid")
 
@@ -64,7 +64,7 @@ _ONE_REQUEST = 5.0
 _MOST_BAD_STEPS = 20
 
 
-class TrainingError(RuntimeError):
+class TrainingError(CodegridError):
     """Training cannot go on; the message says why and what to change."""
 
 

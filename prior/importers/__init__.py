@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from codegrid.errors import CodegridError
 from codegrid.prior.importers import llamagen, taming_gpt
 from codegrid.prior.sequence import SequenceConfig
 
@@ -84,16 +85,16 @@ def convert_prior(
         settings: the family's own config (yaml), where it has one.
 
     Raises:
-        ValueError: the weights are not of this family, or are not whole. The message lists the keys.
+        CodegridError: the weights are not of this family, or are not whole. The message lists the keys.
     """
     for sign, reason in NOT_IMPORTED:
         if any(re.search(sign, key) for key in weights):
-            raise ValueError(reason)
+            raise CodegridError(reason)
     known = PRIOR_FAMILIES[family]
     if not known.fits(weights):
         guess = guess_prior_family(weights)
         hint = f" By their keys use the family {guess}." if guess else ""
-        raise ValueError(
+        raise CodegridError(
             f"These are not the weights of {known.title}.{hint} The first of their {len(weights)} keys are "
             f"{', '.join(sorted(weights)[:6])}."
         )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from codegrid.errors import CodegridError
 from codegrid.prior.modeling import generation_config
 from codegrid.prior.sequence import SequenceConfig
 
@@ -25,7 +26,7 @@ def filled(
         title: of what the checkpoint should be, for the error.
 
     Raises:
-        ValueError: weights are missing, left over or of another shape.
+        CodegridError: weights are missing, left over or of another shape.
     """
     with torch.device("meta"):
         model = model_class(config)
@@ -37,7 +38,7 @@ def filled(
     }
     if any(wrong.values()):
         listed = "; ".join(f"{what}: {', '.join(names[:12])}" for what, names in wrong.items() if names)
-        raise ValueError(f"The checkpoint is no whole {title}. {listed}.")
+        raise CodegridError(f"The checkpoint is no whole {title}. {listed}.")
     model.load_state_dict(weights, assign=True)
     model.generation_config = generation_config(sequence)
     return model.eval()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from codegrid.errors import CodegridError
 from codegrid.prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from codegrid.prior.importers.layout import filled
 from codegrid.prior.sequence import SequenceConfig
@@ -42,10 +43,10 @@ def convert(
     width = codes.shape[1]
     heads = heads or _HEADS.get((layers, width))
     if heads is None:
-        raise ValueError(f"{layers} layers of width {width} are no published size: say how many heads a layer has.")
+        raise CodegridError(f"{layers} layers of width {width} are no published size: say how many heads a layer has.")
     names = class_names or tuple(map(str, range(len(classes) - 1)))
     if len(names) != len(classes) - 1:
-        raise ValueError(f"{len(names)} class names were given; the checkpoint has {len(classes) - 1} classes.")
+        raise CodegridError(f"{len(names)} class names were given; the checkpoint has {len(classes) - 1} classes.")
     sequence = SequenceConfig(codebook_size=len(codes), grid_shape=(grid_size, grid_size), class_names=names)
     head_dim = width // heads
     ours = {

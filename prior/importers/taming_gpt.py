@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from codegrid.errors import CodegridError
 from codegrid.prior.importers.layout import filled
 from codegrid.prior.sequence import SequenceConfig
 
@@ -71,20 +72,20 @@ def _is_ours(key: str) -> bool:
 def _params(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The settings of the whole, in which the transformer's are."""
     if not settings:
-        raise ValueError(
+        raise CodegridError(
             "The weights of taming-transformers' GPT tell neither its heads nor what its first token means: give its "
             "yaml (--config)."
         )
     params = (settings.get("model") or {}).get("params") or {}
     if not isinstance(params.get("transformer_config"), Mapping):
-        raise ValueError("The settings have no model.params.transformer_config: they are not those of a GPT.")
+        raise CodegridError("The settings have no model.params.transformer_config: they are not those of a GPT.")
     return params
 
 
 def _check_order(weights: Mapping[str, Tensor]) -> None:
     order = weights.get("permuter.forward_shuffle_idx")
     if order is not None and not torch.equal(order.long(), torch.arange(len(order))):
-        raise ValueError(
+        raise CodegridError(
             "This GPT takes an image's codes in another order than row by row (its permuter, first "
             f"{', '.join(map(str, order[:4].tolist()))}): that is not supported."
         )
@@ -95,9 +96,9 @@ def _check_network(network: Mapping[str, Any], vocabulary: int, layers: int, wid
     differing = {name: value for name, value in found.items() if network.get(name, value) != value}
     wrong = [f"{name} {network[name]} (the weights: {value})" for name, value in differing.items()]
     if wrong:
-        raise ValueError(f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}.")
+        raise CodegridError(f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}.")
     if network.get("n_unmasked", 0) > 1:
-        raise ValueError(f"n_unmasked is {network['n_unmasked']}: only attention to the past alone is supported.")
+        raise CodegridError(f"n_unmasked is {network['n_unmasked']}: only attention to the past alone is supported.")
 
 
 def _sequence(
@@ -108,20 +109,20 @@ def _sequence(
     grid = (grid_size, grid_size)
     if condition == "__is_unconditional__" or params.get("unconditional"):
         if class_names:
-            raise ValueError(f"{len(class_names)} class names were given; the checkpoint is unconditional.")
+            raise CodegridError(f"{len(class_names)} class names were given; the checkpoint is unconditional.")
         return SequenceConfig(codebook_size, grid)
     target = str(condition.get("target") if isinstance(condition, Mapping) else condition)
     if not target.endswith(".Labelator"):
-        raise ValueError(
+        raise CodegridError(
             f"This GPT is conditioned on {params.get('cond_stage_key', 'something')!r} ({target}): this project's "
             "priors know classes, or nothing."
         )
     classes = (condition.get("params") or {}).get("n_classes")
     if not isinstance(classes, int) or classes < 1:
-        raise ValueError(f"cond_stage_config.params.n_classes is {classes!r}: it must be at least 1.")
+        raise CodegridError(f"cond_stage_config.params.n_classes is {classes!r}: it must be at least 1.")
     names = class_names or tuple(map(str, range(classes)))
     if len(names) != classes:
-        raise ValueError(f"{len(names)} class names were given; the checkpoint has {classes} classes.")
+        raise CodegridError(f"{len(names)} class names were given; the checkpoint has {classes} classes.")
     return SequenceConfig(codebook_size, grid, class_names=names, null_class=False)
 
 
@@ -137,9 +138,9 @@ def _embeddings(
     prefixes = list(range(sequence.num_classes)) or [start]
     most = max(*prefixes, sequence.codebook_size - 1)
     if most >= len(embedding):
-        raise ValueError(f"The embedding has {len(embedding)} rows, too few for code, class or start token {most}.")
+        raise CodegridError(f"The embedding has {len(embedding)} rows, too few for code, class or start token {most}.")
     if len(positions) < sequence.length:
-        raise ValueError(
+        raise CodegridError(
             f"The checkpoint has {len(positions)} positions, too few for {sequence.grid_shape[0]} x "
             f"{sequence.grid_shape[1]} codes: give another --grid-size."
         )

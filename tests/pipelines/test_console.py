@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import pickle
 import signal
 
 import pytest
 
+from codegrid.errors import CodegridError, MissingFileError
 from codegrid.pipelines.data.batches import AugmentationConfig, AugmentedImages
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
@@ -50,6 +52,21 @@ def test_dead_processes_are_named(capsys, text, sentence):
 def test_a_defect_shows_its_traceback():
     with pytest.raises(RuntimeError, match="shapes"):
         guarded(raising(RuntimeError("shapes cannot be multiplied")))
+
+
+def test_a_librarys_errors_are_defects_and_ours_are_sentences(capsys):
+    """torch, numpy and datasets raise ValueErrors and OSErrors for what no user can mend."""
+    for error in (ValueError("operands could not be broadcast"), OSError("no file descriptor")):
+        with pytest.raises(type(error), match=str(error)):
+            guarded(raising(error))
+    for error in (CodegridError("x is 3.", "Set it to 2."), MissingFileError("There is no x: make it.")):
+        assert f"error: {error}" in ends(capsys, raising(error))
+    assert str(CodegridError("x is 3.", "Set it to 2.")) == "x is 3. Set it to 2."
+
+
+def test_our_errors_survive_a_process(tmp_path):
+    error = pickle.loads(pickle.dumps(CodegridError("x is 3.", "Set it to 2.")))
+    assert (type(error), str(error)) == (CodegridError, "x is 3. Set it to 2.")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

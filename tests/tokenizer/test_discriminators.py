@@ -20,6 +20,7 @@ from codegrid.tokenizer.discriminators import (
 )
 from codegrid.tokenizer.discriminators.projection import Projection
 from codegrid.tokenizer.discriminators.stylegan import blur_down, minibatch_stddev
+from codegrid.tokenizer.feature_nets.weights import WeightsError
 from codegrid.tokenizer.losses import gradient_penalty, r1_penalty
 
 CLASSES = 3
@@ -214,7 +215,7 @@ def test_the_heads_see_every_place_of_every_block():
 
 def test_a_frozen_net_that_cannot_be_had_is_named():
     with pytest.raises(
-        RuntimeError, match=r"objective\.discriminator\.net 'facebook/dinov2-small' is neither a folder"
+        WeightsError, match=r"objective\.discriminator\.net 'facebook/dinov2-small' is neither a folder"
     ):
         make(DinoConfig())
     with pytest.raises(ValueError, match=r"grey or colour, not 4 channels"):

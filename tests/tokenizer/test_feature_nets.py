@@ -16,6 +16,7 @@ from transformers import ConvNextConfig, ConvNextModel, Dinov2Config, Dinov2Mode
 from codegrid.tokenizer.feature_nets import DEFAULT_LAYERS, INPUTS, EfficientNetLite0, FeatureNet
 from codegrid.tokenizer.feature_nets.convolutional import _in_torchvisions_names, convolutional_features
 from codegrid.tokenizer.feature_nets.hidden_states import HiddenStates
+from codegrid.tokenizer.feature_nets.weights import WeightsError
 
 SHARED = next(
     (folder / "shared/weights" for folder in Path(__file__).resolve().parents if (folder / "shared/weights").is_dir()),
@@ -123,7 +124,7 @@ def test_no_random_number_is_drawn(tmp_path):
         ({"net": "mnasnet1_0"}, ValueError, r"no default layers: set feature\.layers"),
         ({"net": "resnet18", "weights": "no.pth"}, FileNotFoundError, r"no\.pth do not exist \(feature\.weights\)"),
         ({"net": "efficientnet_lite0"}, FileNotFoundError, r"pass a local file as feature\.weights"),
-        ({"net": "nobody/nothing"}, RuntimeError, r"feature\.net 'nobody/nothing' is neither a folder"),
+        ({"net": "nobody/nothing"}, WeightsError, r"feature\.net 'nobody/nothing' is neither a folder"),
     ],
 )
 def test_what_cannot_be_had_is_refused_by_name(values, error, message):
@@ -184,10 +185,10 @@ def test_folders_without_all_weights_are_refused(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["layernorm.weight"]
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(RuntimeError, match=r"feature\.net: .* lacks 1 weights, the first is layernorm\.weight"):
+    with pytest.raises(WeightsError, match=r"feature\.net: .* lacks 1 weights, the first is layernorm\.weight"):
         FeatureNet(str(tmp_path), option="feature")
     (tmp_path / "config.json").unlink()
-    with pytest.raises(RuntimeError, match=r"feature\.net: .* holds no model"):
+    with pytest.raises(WeightsError, match=r"feature\.net: .* holds no model"):
         FeatureNet(str(tmp_path), option="feature")
 
 

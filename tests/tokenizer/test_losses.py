@@ -15,6 +15,7 @@ from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from codegrid.tokenizer.discriminators import PatchGAN, PatchGANConfig
+from codegrid.tokenizer.feature_nets.weights import WeightsError
 from codegrid.tokenizer.losses import (
     GAN_LOSSES,
     LPIPS,
@@ -382,7 +383,7 @@ def test_no_download_says_how_to_get_the_file(monkeypatch, tmp_path):
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
-    with pytest.raises(RuntimeError, match="no route to host") as error:
+    with pytest.raises(WeightsError, match="no route to host") as error:
         LPIPS("squeeze")
     for part in ("squeezenet1_1", str(tmp_path / "hub" / "checkpoints"), "https://", "objective.perceptual_weight 0"):
         assert part in str(error.value)

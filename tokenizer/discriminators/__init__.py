@@ -6,10 +6,10 @@ from typing import Union
 
 from torch import nn
 
+from codegrid.errors import require
 from codegrid.tokenizer.discriminators.dino import DinoConfig, DinoDiscriminator
 from codegrid.tokenizer.discriminators.patchgan import PatchGAN, PatchGANConfig
 from codegrid.tokenizer.discriminators.stylegan import StyleGANConfig, StyleGANDiscriminator
-from codegrid.tokenizer.fields import require
 
 DISCRIMINATORS: dict[str, tuple[type, type[nn.Module]]] = {
     "patchgan": (PatchGANConfig, PatchGAN),
@@ -27,8 +27,8 @@ def make_discriminator(config: AnyDiscriminatorConfig, in_channels: int, num_cla
     `config.conditional` is set, it takes labels int64 [B] in [0, num_classes) beside the images.
 
     Raises:
-        FileNotFoundError, RuntimeError: a frozen net's weights cannot be had; the message names the option.
-        ValueError: `config.conditional` is set and there are no classes.
+        MissingFileError, WeightsError: a frozen net's weights cannot be had; the message names the option.
+        CodegridError: `config.conditional` is set and there are no classes.
     """
     require(
         not config.conditional or num_classes >= 1,

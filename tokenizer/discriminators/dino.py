@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.errors import require
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
 from codegrid.tokenizer.feature_nets import FeatureNet
-from codegrid.tokenizer.fields import require
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class DinoDiscriminator(nn.Module):
     Class-conditional: labels int64 [B] beside the images.
 
     Raises:
-        FileNotFoundError, RuntimeError: the net's weights cannot be had; the message names the option.
-        ValueError: there is no such net or layer; or the images are neither grey nor colour.
+        MissingFileError, WeightsError: the net's weights cannot be had; the message names the option.
+        CodegridError: there is no such net or layer; or the images are neither grey nor colour.
     """
 
     def __init__(self, config: DinoConfig, in_channels: int, num_classes: int = 0) -> None:

@@ -9,8 +9,8 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.errors import require
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.layers import lay_out
 
 

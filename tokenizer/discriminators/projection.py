@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from codegrid.errors import CodegridError
+
 
 class Projection(nn.Module):
     """Features [B, D, h, w] and labels int64 [B] -> <v_y, features> / sqrt(D) at each place, [B, 1, h, w].
@@ -26,7 +28,9 @@ def check_labels(is_conditional: bool, labels: Tensor | None, batch: int) -> Non
     """Raises ValueError where labels are missing, not wanted, or not [B]."""
     if not is_conditional:
         if labels is not None:
-            raise ValueError("This discriminator is unconditional: it takes no labels (discriminator.conditional).")
+            raise CodegridError("This discriminator is unconditional: it takes no labels (discriminator.conditional).")
     elif labels is None or labels.shape != (batch,) or labels.is_floating_point():
         found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
-        raise ValueError(f"This discriminator is class-conditional: it needs labels, integers [{batch}], not {found}.")
+        raise CodegridError(
+            f"This discriminator is class-conditional: it needs labels, integers [{batch}], not {found}."
+        )

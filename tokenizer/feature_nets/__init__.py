@@ -10,6 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from codegrid.errors import CodegridError
 from codegrid.tokenizer.feature_nets.convolutional import DEFAULT_LAYERS, LITE0, convolutional_features, is_known
 from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
 from codegrid.tokenizer.feature_nets.hidden_states import HiddenStates, model_folder
@@ -38,8 +39,8 @@ class FeatureNet(nn.Module):
         option: the path of this config in error messages; `turn_off` says what to set where the net is not needed.
 
     Raises:
-        FileNotFoundError, RuntimeError: the weights cannot be had; the message names the option.
-        ValueError: there is no such net or layer, or the file does not hold the net's weights.
+        MissingFileError, WeightsError: the weights cannot be had; the message names the option.
+        CodegridError: there is no such net or layer, or the file does not hold the net's weights.
     """
 
     def __init__(
@@ -58,7 +59,7 @@ class FeatureNet(nn.Module):
             values = INPUTS[wanted if convention == "auto" else convention]
         else:
             if not Path(net).is_dir() and net.count("/") != 1:
-                raise ValueError(
+                raise CodegridError(
                     f"{option}.net is {net!r}: it must be a classifier of torchvision {torchvision.__version__}, "
                     f"{LITE0!r}, or a folder or Hub repository of a model of transformers."
                 )
@@ -100,7 +101,7 @@ class FeatureNet(nn.Module):
 
 def _numbers(layers: tuple[str, ...], option: str) -> tuple[int, ...] | None:
     if not all(layer.isdigit() for layer in layers):
-        raise ValueError(f"{option}.layers is {layers}: of a model of transformers they are numbers of blocks.")
+        raise CodegridError(f"{option}.layers is {layers}: of a model of transformers they are numbers of blocks.")
     return tuple(map(int, layers)) or None
 
 

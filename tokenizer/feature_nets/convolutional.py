@@ -10,6 +10,7 @@ import torchvision
 from torch import nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
+from codegrid.errors import CodegridError, MissingFileError
 from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
 from codegrid.tokenizer.feature_nets.weights import Weights, download_weights, load_renamed, read_weights
 
@@ -52,8 +53,8 @@ def convolutional_features(
         option: the path of the config in error messages.
 
     Raises:
-        FileNotFoundError, RuntimeError: the weights cannot be had.
-        ValueError: the net has no such layer, or the file does not hold its weights.
+        MissingFileError, WeightsError: the weights cannot be had.
+        CodegridError: the net has no such layer, or the file does not hold its weights.
     """
     with torch.device("meta"):  # drawn weights would be overwritten
         model = EfficientNetLite0() if net == LITE0 else torchvision.models.get_model(net, weights=None)
@@ -63,13 +64,13 @@ def convolutional_features(
     if unknown or not layers:
         shown = ", ".join(names[:12])
         what = f"has no layer {unknown[0]!r}" if unknown else "has no default layers"
-        raise ValueError(f"{net} {what}: set {option}.layers to some of its {len(names)} modules, such as {shown}.")
+        raise CodegridError(f"{net} {what}: set {option}.layers to some of its {len(names)} modules, such as {shown}.")
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # it would change the features that the layer before it gives
     extractor = create_feature_extractor(model.eval(), {layer: layer for layer in layers})
     if weights is None and net == LITE0:
-        raise FileNotFoundError(f"torchvision has no weights of {LITE0}: pass a local file as {option}.weights.")
+        raise MissingFileError(f"torchvision has no weights of {LITE0}: pass a local file as {option}.weights.")
     if weights is None:
         tensors = download_weights(net, f"{option}.weights", turn_off)
     else:

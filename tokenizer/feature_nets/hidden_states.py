@@ -13,6 +13,9 @@ from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from codegrid.errors import CodegridError
+from codegrid.tokenizer.feature_nets.weights import WeightsError
+
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
@@ -20,7 +23,7 @@ def model_folder(net: str, revision: str | None, option: str) -> Path:
     """The folder itself, or the snapshot of the Hub repository of that name.
 
     Raises:
-        RuntimeError: it is neither; the message names the option.
+        WeightsError: it is neither; the message names the option.
     """
     if Path(net).is_dir():
         return Path(net)
@@ -28,9 +31,9 @@ def model_folder(net: str, revision: str | None, option: str) -> Path:
         return Path(snapshot_download(net, revision=revision, allow_patterns=_FILES))
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else ""
-        raise RuntimeError(
+        raise WeightsError(
             f"{option} {net!r} is neither a folder here nor a repository that the Hub gives "
-            f"({type(error).__name__}: {reason}). Download it on a machine with internet (huggingface-cli download "
+            f"({type(error).__name__}: {reason}). Download it on a machine with internet (hf download "
             f"{net} --local-dir FOLDER) and set {option} to that folder."
         ) from error
 
@@ -50,7 +53,7 @@ class HiddenStates(nn.Module):
 
     Raises:
         RuntimeError: the folder holds no such model.
-        ValueError: it has no such block.
+        CodegridError: it has no such block.
     """
 
     def __init__(self, folder: Path, blocks: tuple[int, ...] | None, option: str) -> None:
@@ -60,7 +63,7 @@ class HiddenStates(nn.Module):
         number = number or len(getattr(self.model.config, "depths", ()))
         self.blocks = blocks or tuple(sorted({max(1, round(number * part / 4)) for part in range(1, 5)}))
         if not number or not all(0 <= block <= number for block in self.blocks):
-            raise ValueError(f"{folder} has the blocks 1 to {number}: {option} asks for {self.blocks}.")
+            raise CodegridError(f"{folder} has the blocks 1 to {number}: {option} asks for {self.blocks}.")
         self.patch_size = int(getattr(self.model.config, "patch_size", None) or 1)
         parameters = inspect.signature(self.model.forward).parameters
         self.extra = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
@@ -96,10 +99,10 @@ def _load(folder: Path, option: str) -> Any:
         with torch.random.fork_rng(devices=[]):  # a missing pooler would be drawn
             model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
     except Exception as error:  # transformers, safetensors and json have each their own
-        raise RuntimeError(
+        raise WeightsError(
             f"{option}: {folder} holds no model that transformers' AutoModel reads ({error})."
         ) from error
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
-        raise RuntimeError(f"{option}: {folder} lacks {len(missing)} weights, the first is {missing[0]}.")
+        raise WeightsError(f"{option}: {folder} lacks {len(missing)} weights, the first is {missing[0]}.")
     return model

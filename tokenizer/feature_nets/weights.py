@@ -10,7 +10,13 @@ import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from codegrid.errors import CodegridError, MissingFileError
+
 Weights = dict[str, Tensor]
+
+
+class WeightsError(CodegridError):
+    """A frozen net's weights cannot be had; the message says how to get them."""
 
 
 def read_weights(path: Path, option: str) -> Weights:
@@ -20,10 +26,10 @@ def read_weights(path: Path, option: str) -> Weights:
         option: the config's field that named the file; it stands in the error.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        MissingFileError: there is no such file.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"The perceptual net's weights {path} do not exist ({option}).")
+        raise MissingFileError(f"The perceptual net's weights {path} do not exist ({option}).")
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -35,7 +41,7 @@ def download_weights(model: str, option: str, turn_off: str) -> Weights:
         turn_off: what to set where the net is not needed.
 
     Raises:
-        RuntimeError: they cannot be had; the message says how to get them.
+        WeightsError: they cannot be had; the message says how to get them.
     """
     weights = torchvision.models.get_model_weights(model).DEFAULT
     name = Path(weights.url).name
@@ -43,7 +49,7 @@ def download_weights(model: str, option: str, turn_off: str) -> Weights:
     try:
         return weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:
-        raise RuntimeError(
+        raise WeightsError(
             f"The weights of the perceptual net {model!r} could not be downloaded ({type(error).__name__}: {error}). "
             f"Get {name} from {weights.url} on a machine with internet, then put it at {cached}, or pass its path as "
             f"{option}. Without it, turn the term off: {turn_off}."
@@ -54,13 +60,13 @@ def load_renamed(net: nn.Module, weights: Weights, rename: Callable[[str], str],
     """Fill `net` with the file's tensors called `rename(key)`, in float32; tensors of the file left over do not matter.
 
     Raises:
-        ValueError: a tensor is missing or of another shape; the message names `name`, `where` and the first.
+        CodegridError: a tensor is missing or of another shape; the message names `name`, `where` and the first.
     """
     wanted = net.state_dict()
     found = {key: weights.get(rename(key)) for key in wanted}
     wrong = [key for key, tensor in found.items() if tensor is None or tensor.shape != wanted[key].shape]
     if wrong:
-        raise ValueError(
+        raise CodegridError(
             f"{where} does not hold torchvision's weights of {name!r}: {len(wrong)} tensors are missing or of another "
             f"shape, the first is {rename(wrong[0])}."
         )

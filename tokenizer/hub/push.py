@@ -13,6 +13,8 @@ from typing import TypeVar
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
+from codegrid.errors import CodegridError
+
 T = TypeVar("T")
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 
@@ -27,7 +29,7 @@ _HTTP_ERROR = HfHubHTTPError.__mro__[1]  # the HTTPError of httpx or httpx2, whi
 _logger = logging.getLogger(__name__)
 
 
-class PublishingError(RuntimeError):
+class PublishingError(CodegridError):
     """The Hub did not take something; the message says why and what to do."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import CodegridError, require
 
 
 def check_weight_files(folder: Path, model: nn.Module) -> None:
@@ -18,7 +18,7 @@ def check_weight_files(folder: Path, model: nn.Module) -> None:
         model: as the folder's config describes it, on the meta device: nothing of a made-up size is allocated.
 
     Raises:
-        ValueError: a file is missing, damaged or elsewhere, or names or shapes are not the model's.
+        CodegridError: a file is missing, damaged or elsewhere, or names or shapes are not the model's.
     """
     found: dict[str, tuple[int, ...]] = {}
     for file in _weight_files(folder):
@@ -26,7 +26,7 @@ def check_weight_files(folder: Path, model: nn.Module) -> None:
             with safe_open(file, "pt") as tensors:
                 found.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{file} is damaged: {error}.") from error
+            raise CodegridError(f"{file} is damaged: {error}.") from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = {
         "missing_keys": sorted(set(expected) - set(found)),
@@ -49,7 +49,7 @@ def _weight_files(folder: Path) -> list[Path]:
         try:
             names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index} is damaged: {error!r}.") from error
+            raise CodegridError(f"{index} is damaged: {error!r}.") from error
     for name in sorted(names):
         plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
         require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")

@@ -8,7 +8,14 @@ to_uint8        [B, C, H, W]         -> uint8 [B, H, W, C]
 
 from codegrid.tokenizer.images.decoding import FORMATS, IMAGE_EXTENSIONS, BadImage, load_image
 from codegrid.tokenizer.images.pixels import to_model, to_pil, to_uint8
-from codegrid.tokenizer.images.squares import TEN_CROP, TEN_CROP_SCALE, Preprocessing, TenCropVariant, prepare, valid_box
+from codegrid.tokenizer.images.squares import (
+    TEN_CROP,
+    TEN_CROP_SCALE,
+    Preprocessing,
+    TenCropVariant,
+    prepare,
+    valid_box,
+)
 
 __all__ = [
     "FORMATS",

@@ -6,16 +6,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+from codegrid.errors import CodegridError
+
 
 def to_model(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """uint8 [B, H, W, C] -> float32 [B, C, H, W] in [-1, 1], on the same device.
 
     Raises:
-        ValueError: another dtype or number of dimensions.
+        CodegridError: another dtype or number of dimensions.
     """
     pixels = torch.as_tensor(pixels)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
-        raise ValueError(f"Pixels must be uint8 [B, H, W, C], not {pixels.dtype} {list(pixels.shape)}.")
+        raise CodegridError(f"Pixels must be uint8 [B, H, W, C], not {pixels.dtype} {list(pixels.shape)}.")
     return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
 
 
@@ -23,10 +25,10 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     """[B, C, H, W] of any float dtype -> uint8 [B, H, W, C]: clamped to [-1, 1] and rounded; undoes `to_model` exactly.
 
     Raises:
-        ValueError: not a float tensor of four dimensions.
+        CodegridError: not a float tensor of four dimensions.
     """
     if not images.is_floating_point() or images.ndim != 4:
-        raise ValueError(f"Images must be floats [B, C, H, W], not {images.dtype} {list(images.shape)}.")
+        raise CodegridError(f"Images must be floats [B, C, H, W], not {images.dtype} {list(images.shape)}.")
     pixels = images.detach().float().add(1.0).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
 
@@ -35,9 +37,9 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """[B, C, H, W] in [-1, 1] -> B pictures, grey for C = 1 and RGB for C = 3.
 
     Raises:
-        ValueError: another number of channels, or what `to_uint8` refuses.
+        CodegridError: another number of channels, or what `to_uint8` refuses.
     """
     pixels = to_uint8(images).cpu().numpy()
     if pixels.shape[-1] not in (1, 3):
-        raise ValueError(f"Pictures have 1 or 3 channels, not {pixels.shape[-1]}.")
+        raise CodegridError(f"Pictures have 1 or 3 channels, not {pixels.shape[-1]}.")
     return [Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array) for array in pixels]

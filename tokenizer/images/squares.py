@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.images.decoding import MAX_PIXELS, PIL_PIXEL_LIMIT, BadImage
 
 
@@ -80,10 +80,10 @@ def prepare(
 
     Raises:
         BadImage: too_small or extreme_aspect.
-        ValueError: an argument is out of range.
+        CodegridError: an argument is out of range.
     """
     if channels not in (1, 3):
-        raise ValueError(
+        raise CodegridError(
             f"channels is {channels}: pictures are grey (1) or colour (3). Set backbone.in_channels to one."
         )
     _check_shape(image.size, preprocessing)
@@ -121,7 +121,7 @@ def _position(crop: Literal["center"] | tuple[float, float]) -> tuple[float, flo
     if crop == "center":
         return 0.5, 0.5
     if isinstance(crop, str) or len(crop) != 2 or not all(0 <= fraction <= 1 for fraction in crop):
-        raise ValueError(f'crop is {crop!r}: it must be "center", two fractions (y, x) in [0, 1], or 0 to 9.')
+        raise CodegridError(f'crop is {crop!r}: it must be "center", two fractions (y, x) in [0, 1], or 0 to 9.')
     return crop
 
 

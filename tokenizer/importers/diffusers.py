@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from codegrid.errors import require
 from codegrid.tokenizer.configuration import BackboneConfig, VQModelConfig
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.importers.layout import (
     Converted,
     TokenizerFamily,
@@ -82,7 +82,7 @@ def to_diffusers(config: VQModelConfig, weights: Mapping[str, Tensor]) -> tuple[
     """A tokenizer as diffusers' VQModel: its config.json and its state dict.
 
     Raises:
-        ValueError: diffusers' VQModel cannot be this tokenizer. The message names the field.
+        CodegridError: diffusers' VQModel cannot be this tokenizer. The message names the field.
     """
     backbone, quantizer = config.backbone_config, config.quantizer_config
     _check_exportable(backbone, quantizer)

@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from codegrid.errors import CodegridError
+
 # Modules whose objects lie beside the weights in Lightning's and LlamaGen's files.
 _LEFTOVERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.", "typing.", "numpy.")
 _LEFTOVERS += ("collections.", "pathlib.", "torch.optim.", "transformers.", "functools.partial", "__builtin__.")
@@ -28,7 +30,7 @@ _HARMLESS_BUILTINS = {f"builtins.{name}" for name in ("dict", "list", "set", "in
 _NESTED = ("state_dict", "model", "module", "ema")
 
 
-class ForeignCheckpointError(ValueError):
+class ForeignCheckpointError(CodegridError):
     """A checkpoint of another project cannot be imported; the message says why and what to do."""
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.feature_nets import FeatureNet, InputConvention
-from codegrid.tokenizer.fields import require
 
 _OPTION = "objective.feature_distance"
 
@@ -64,8 +64,8 @@ class FeatureDistance(nn.Module):
     plain, the mean over places and channels (the feature reconstruction loss of https://arxiv.org/abs/1603.08155).
 
     Raises:
-        FileNotFoundError, RuntimeError: the net's weights cannot be had; the message names the option.
-        ValueError: there is no such net or layer, or the file does not hold the net's weights.
+        MissingFileError, WeightsError: the net's weights cannot be had; the message names the option.
+        CodegridError: there is no such net or layer, or the file does not hold the net's weights.
     """
 
     def __init__(self, config: FeatureDistanceConfig) -> None:
@@ -86,7 +86,7 @@ class FeatureDistance(nn.Module):
 
     def forward(self, images: Tensor, other: Tensor) -> Tensor:
         if min(images.shape[-2:]) < 32:
-            raise ValueError(
+            raise CodegridError(
                 f"The feature distance needs images of at least 32 pixels a side, not {images.shape[-2]}x"
                 f"{images.shape[-1]}: set {_OPTION}_weight to 0."
             )

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from codegrid.errors import require
 from codegrid.tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.losses.adversarial import GANLoss
 from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
@@ -116,8 +116,8 @@ def make_distances(config: ObjectiveConfig) -> dict[str, nn.Module]:
     """The frozen nets that compare images, by the names of their terms; those of weight 0 are left out.
 
     Raises:
-        FileNotFoundError, RuntimeError: a net's weights cannot be had; the message names the option.
-        ValueError: the file holds another net's weights.
+        MissingFileError, WeightsError: a net's weights cannot be had; the message names the option.
+        CodegridError: the file holds another net's weights.
     """
     distances: dict[str, nn.Module] = {}
     if config.perceptual_weight:

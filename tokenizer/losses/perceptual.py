@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from codegrid.errors import CodegridError
 from codegrid.tokenizer.feature_nets.weights import download_weights, load_renamed, read_weights
 
 PerceptualNet = Literal["vgg", "alex", "squeeze"]
@@ -34,8 +35,8 @@ class LPIPS(nn.Module):
 
     Raises:
         FileNotFoundError: `weights` does not exist.
-        RuntimeError: the weights cannot be had; the message says how to get them.
-        ValueError: the file does not hold that trunk's weights.
+        WeightsError: the weights cannot be had; the message says how to get them.
+        CodegridError: the file does not hold that trunk's weights.
     """
 
     def __init__(self, net: PerceptualNet = "vgg", weights: str | Path | None = None) -> None:
@@ -57,7 +58,7 @@ class LPIPS(nn.Module):
 
     def forward(self, images: Tensor, other: Tensor) -> Tensor:
         if min(images.shape[-2:]) < 32:
-            raise ValueError(
+            raise CodegridError(
                 f"LPIPS needs images of at least 32 pixels a side, not {images.shape[-2]}x{images.shape[-1]}: "
                 "set the perceptual weight to 0."
             )

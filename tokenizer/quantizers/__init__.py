@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Union
 
+from codegrid.errors import CodegridError
 from codegrid.tokenizer.fields import from_dict
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from codegrid.tokenizer.quantizers.binary_spherical import BinarySphericalQuantizerConfig
@@ -29,11 +30,11 @@ def quantizer_config_from_dict(values: dict[str, Any]) -> QuantizerConfig:
     """The config dataclass of the quantizer that `values["type"]` names.
 
     Raises:
-        ValueError: the type is missing or unknown, or a field is wrong.
+        CodegridError: the type is missing or unknown, or a field is wrong.
     """
     name = values.get("type") if isinstance(values, dict) else None
     if name not in QUANTIZERS:
-        raise ValueError(f"quantizer.type is {name!r}: it must be one of {', '.join(map(repr, QUANTIZERS))}.")
+        raise CodegridError(f"quantizer.type is {name!r}: it must be one of {', '.join(map(repr, QUANTIZERS))}.")
     return from_dict(QUANTIZERS[name][0], values, where="quantizer")
 
 

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from codegrid.tokenizer.quantizers.gradients import straight_through
 

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantized, QuantizerConfig
 from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
 from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 from codegrid.tokenizer.layers import Downsample, ResnetBlock, Upsample
 from codegrid.tokenizer.quantizers.base import Quantized, QuantizerConfig, spread, to_rows
 from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 from codegrid.tokenizer.quantizers.entropy import entropy_loss
 from codegrid.tokenizer.quantizers.gradients import straight_through

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from codegrid.tokenizer.fields import require
+from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarLevel, soft_bound
 from codegrid.tokenizer.quantizers.gradients import rotation, straight_through

@@ -39,7 +39,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
     Raises:
         CodesError: the codes are no finished data set, damaged, or of another tokenizer than `config.tokenizer`.
         OutputError: the folder holds something else, or the disk is full.
-        ValueError: the config contradicts itself.
+        CodegridError: the config contradicts itself.
     """
     codes = open_codes(config.codes)
     sequence = codes.manifest.sequence_config()

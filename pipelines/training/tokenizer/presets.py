@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from codegrid.errors import CodegridError, require
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import AugmentationConfig
 from codegrid.pipelines.data.records import DataConfig
@@ -17,7 +18,6 @@ from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
 from codegrid.tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig
-from codegrid.tokenizer.fields import require
 from codegrid.tokenizer.losses import ObjectiveConfig
 from codegrid.tokenizer.quantizers import QUANTIZERS
 from codegrid.tokenizer.quantizers.levels import SINGLE
@@ -223,7 +223,7 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
         path: one of `CHOICES`.
 
     Raises:
-        ValueError: the registry has none of this name, or the config no such part.
+        CodegridError: the registry has none of this name, or the config no such part.
     """
     known = CHOICES[path]
     require(name in known, f"{path}.type is {name!r}: it must be one of {', '.join(map(repr, known))}.")
@@ -232,7 +232,7 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
     for field in outer:
         parents.append(getattr(parents[-1], field))
     if not hasattr(parents[-1], last):
-        raise ValueError(
+        raise CodegridError(
             f"{path}.type is {name!r}, but a {'.'.join(outer)} of type {parents[-1].type!r} has no {last}."
         )
     if getattr(parents[-1], last).type == name:

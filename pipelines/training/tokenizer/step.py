@@ -16,7 +16,6 @@ from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, update_together
 from codegrid.pipelines.training.optim import OptimizerConfig
-from codegrid.pipelines.training.run import TrainingError
 from codegrid.pipelines.training.tokenizer.adversarial import (
     discriminator_terms,
     generator_terms,
@@ -53,14 +52,10 @@ def make_learners(
     num_classes: int = 0,
 ) -> TokenizerLearners:
     """`num_classes`: of the data, which a class-conditional discriminator knows."""
-    try:
-        distances = make_distances(objective)
-        if objective.adversarial_weight:
-            judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
-    except RuntimeError as error:  # its weights cannot be had: the message says how to get them
-        raise TrainingError(str(error)) from error
+    distances = make_distances(objective)
     discriminator = None
     if objective.adversarial_weight:
+        judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
         discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
     for distance in distances.values():

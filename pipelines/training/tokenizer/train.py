@@ -54,7 +54,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     Raises:
         DataError: the images cannot be read as asked.
         OutputError: the folder holds something else, or the disk is full.
-        ValueError: the config contradicts itself.
+        CodegridError: the config contradicts itself.
     """
     train_images, validation_images = split_images(config.data)
     with Run(config, stage="tokenizer") as run:
