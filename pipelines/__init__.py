@@ -1,5 +1,28 @@
-"""Where the stages, the devices and the disk meet."""
+"""Where the stages, the devices and the disk meet. Its face is loaded when it is asked for: workers need none of it."""
 
-from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline, ImagePipelineOutput, SamplingConfig
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline, ImagePipelineOutput
+    from codegrid.prior.distribution import SamplingConfig
+
+_HOMES = {
+    "ImageGenerationPipeline": "codegrid.pipelines.generation.pipeline",
+    "ImagePipelineOutput": "codegrid.pipelines.generation.pipeline",
+    "SamplingConfig": "codegrid.prior.distribution",
+}
 
 __all__ = ["ImageGenerationPipeline", "ImagePipelineOutput", "SamplingConfig"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.data.records import DataConfig, ImageSource
+from codegrid.pipelines.data.sources import EMBEDDED_IMAGES as IMAGES
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.class_agreement import (
     class_agreement,
@@ -37,7 +38,6 @@ from codegrid.pipelines.training.tokenizer.presets import quickstart_tokenizer
 from codegrid.pipelines.training.tokenizer.train import train_tokenizer
 from codegrid.tokenizer.images import to_pil, to_uint8
 
-IMAGES = Path(__file__).parent / "data" / "embedded" / "fashion_mnist_6k.parquet"
 _HELD_OUT = 500
 _SAMPLES = 500
 _SEED = 0

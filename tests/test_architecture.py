@@ -18,6 +18,9 @@ NEVER_IMPORTS = {
     "prior": {"tokenizer", "pipelines", "scripts", "tests"},
     "pipelines": {"scripts", "tests"},
 }
+# The rooms of pipelines/, from the bottom up: a room imports only rooms before it. At most 20.
+ROOMS = ["system", "pictures", "data", "artifacts", "codes", "generation", "evaluation", "training", "report"]
+ROOMS += ["benchmarks", "comparison", "importing", "publishing", "demo", "quickstart", "commands"]
 FORBIDDEN_CODE = re.compile(r"weights_only\s*=\s*False|pickle\.loads?\b|trust_remote_code\s*=\s*True")
 
 
@@ -65,6 +68,41 @@ def test_packages_import_downwards_only(package: str):
         if (bad := imported_packages(path.read_text()) & NEVER_IMPORTS[package])
     ]
     assert not wrong
+
+
+def imported_rooms(source: str) -> set[str]:
+    """Rooms of pipelines/ that `source` imports from; "" for the package's own face."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        for parts in (name.split(".") for name in names if name.startswith("codegrid.pipelines")):
+            found.add(parts[2] if len(parts) > 2 and parts[2] in ROOMS else "")
+    return found
+
+
+def test_the_rooms_of_pipelines_import_downwards_only():
+    assert imported_rooms("from codegrid.pipelines.data.records import x\nfrom codegrid.pipelines import y") == {
+        "data",
+        "",
+    }
+    inside = ROOT / "pipelines"
+    there = {path.stem if path.suffix else path.name for path in inside.iterdir() if path.name != "__pycache__"}
+    assert there == {*ROOMS, "codegrid", "__init__"}
+    assert len(ROOMS) <= 20
+    wrong = []
+    for place, room in enumerate(ROOMS):
+        files = (inside / room).rglob("*.py") if (inside / room).is_dir() else [inside / f"{room}.py"]
+        for path in files:
+            bad = imported_rooms(path.read_text()) - set(ROOMS[: place + 1])
+            wrong += [f"{name_of(path)} imports {other or 'the face of pipelines'}" for other in sorted(bad)]
+    assert not wrong
+    assert not imported_packages("".join(path.read_text() for path in (inside / "codegrid").glob("*.py"))) & set(
+        PACKAGES
+    )
 
 
 def test_scripts_import_only_pipelines():

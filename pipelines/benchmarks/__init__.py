@@ -16,7 +16,8 @@ from codegrid.pipelines.benchmarks import (
     sampling,
     train_step,
 )
-from codegrid.pipelines.benchmarks.report import Row, Settings, machine, write_report
+from codegrid.pipelines.benchmarks.report import Row, Settings, write_report
+from codegrid.pipelines.system.devices import machine
 
 # What `--what` takes: each gives its rows, which it has printed. A new benchmark is a file, a name and a line here.
 BENCHMARKS: dict[str, Callable[[Settings], list[Row]]] = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 
 from codegrid.errors import require
+from codegrid.pipelines.system.devices import machine
 from codegrid.pipelines.system.files import write_json
 
 Row = dict[str, Any]
@@ -86,18 +86,6 @@ def _shown(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def machine() -> str:
-    """For people: versions, processor, threads."""
-    return f"torch {torch.__version__}, {_processor()}, {torch.get_num_threads()} threads"
-
-
-def _processor() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 def write_report(path: str, settings: Settings, rows: list[Row]) -> None:

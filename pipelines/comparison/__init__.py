@@ -10,13 +10,12 @@ from typing import Literal
 from tqdm import tqdm
 
 from codegrid.errors import require
-from codegrid.pipelines.benchmarks.report import machine
 from codegrid.pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
 from codegrid.pipelines.comparison.rows import Comparison, complete_row, write_sheet
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
-from codegrid.pipelines.data.sources import split_images
-from codegrid.pipelines.quickstart import IMAGES
+from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, split_images
+from codegrid.pipelines.system.devices import machine
 from codegrid.pipelines.system.files import OutputError, write_text
 from codegrid.pipelines.training.run import TrainingError, differences
 from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
@@ -24,7 +23,7 @@ from codegrid.tokenizer import Preprocessing
 from codegrid.tokenizer.images import BadImage, load_image
 from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 
-_EMBEDDED = DataConfig(str(IMAGES))
+_EMBEDDED = DataConfig(str(EMBEDDED_IMAGES))
 
 
 def compare_quantizers(

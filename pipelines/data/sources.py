@@ -33,6 +33,8 @@ from codegrid.pipelines.data.records import (
 from codegrid.pipelines.data.tables import TABLES, open_table
 from codegrid.tokenizer.images import IMAGE_EXTENSIONS
 
+# 6,000 of Fashion-MNIST, grey, 28x28 (MIT; the notice lies beside the file).
+EMBEDDED_IMAGES = Path(__file__).parent / "embedded" / "fashion_mnist_6k.parquet"
 _SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import io
 import numbers
 import shutil
 import uuid
@@ -22,28 +22,27 @@ from transformers import PreTrainedModel
 from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import pipeline_card
 from codegrid.pipelines.artifacts.export import export
+from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, read_index, write_index
 from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer, local_folder
+from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.system.devices import evaluating
-from codegrid.pipelines.system.files import OutputError, replace_folder, write_json, write_text
+from codegrid.pipelines.system.files import OutputError, replace_folder, write_text
 from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior, to_codes
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.fields import from_dict
 from codegrid.tokenizer.images import prepare, to_model, to_pil, to_uint8
 
-MODEL_INDEX_NAME = "model_index.json"
-# The only classes a pipeline folder may name; nothing is ever imported because a file says so.
-_TOKENIZER = ["tokenizer", "VQModel"]
-_PRIORS = {name: ["transformers", name] for name in ("LlamaForCausalLM", "Qwen3ForCausalLM", "GPT2LMHeadModel")}
-_PRIORS["GridLlamaForCausalLM"] = ["prior", "GridLlamaForCausalLM"]
+SAMPLES_NAME = "samples.png"
 # Default of class-conditional pipelines whose folder names none, where the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
 _MOST_AT_ONCE = 64  # images, by default
+_MOST_CLASSES, _PER_CLASS = 10, 4  # of the sheet of samples
 _KEPT = 8  # full-size feature maps that decoding an image holds at its peak, roughly
 
 OutputType = Literal["pil", "np", "pt", "codes"]
@@ -254,9 +253,7 @@ class ImageGenerationPipeline:
             for part, card in self.cards.items():
                 write_text(aside / part / "README.md", card)
             write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
-            parts = {"tokenizer": _TOKENIZER, "prior": _PRIORS[type(self.prior).__name__]}
-            index = {"_class_name": type(self).__name__, **parts, "sampling": asdict(self.sampling)}
-            write_json(aside / MODEL_INDEX_NAME, index)
+            write_index(aside, type(self.prior).__name__, self.sampling)
             replace_folder(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
@@ -282,7 +279,7 @@ class ImageGenerationPipeline:
         """
         # `*` of a download's patterns matches slashes too: the parts come with it.
         folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token)
-        sampling = _read_index(folder)
+        sampling = read_index(folder)
         pipe = cls(load_tokenizer(folder / "tokenizer"), *load_prior_and_sequence(folder / "prior"), sampling)
         pipe.cards = cards_of({part: folder / part for part in ("tokenizer", "prior")})
         return pipe
@@ -300,13 +297,17 @@ class ImageGenerationPipeline:
         license: str | None = None,
         base_tokenizer: str | None = None,
     ) -> str:
-        """Save and upload in one commit, with a card and samples; gives its address. See `publishing.push_folder`."""
-        from codegrid.pipelines.publishing.push import push_folder  # which loads pipelines
-
+        """Save and upload in one commit, with a card and samples; gives its address (see `publishing.push`)."""
         with TemporaryDirectory() as parent:
-            return push_folder(
-                self.save_pretrained(Path(parent) / "pipeline"),
+            folder = self.save_pretrained(Path(parent) / "pipeline")
+            type(self).from_pretrained(folder)  # what would not load is not sent
+            return upload(
+                folder,
+                "pipeline",
+                self,
+                pipeline_card(self.sequence, self.cards),
                 repo_id,
+                pictures={SAMPLES_NAME: sample_sheet(self)},
                 private=private,
                 revision=revision,
                 subfolder=subfolder,
@@ -336,28 +337,22 @@ class ImageGenerationPipeline:
         return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
 
 
+def sample_sheet(pipe: ImageGenerationPipeline) -> bytes:
+    """A PNG of some samples for a card: a row a class, or a grid."""
+    if pipe.class_names is None:
+        sheet = class_sheet(pipe(num_images=16, seed=0, progress=False).images, None)
+    else:
+        labels = list(range(min(_MOST_CLASSES, len(pipe.class_names))))
+        output = pipe(labels, num_images_per_label=_PER_CLASS, seed=0, progress=False)
+        sheet = class_sheet(output.images, [pipe.class_names[label] for label in output.labels])
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
 def cards_of(folders: dict[str, Path]) -> dict[str, str]:
     files = {part: folder / "README.md" for part, folder in folders.items()}
     return {part: file.read_text(encoding="utf-8") for part, file in files.items() if file.is_file()}
-
-
-def _read_index(folder: Path) -> SamplingConfig:
-    """Check model_index.json against the allow-list; gives the pipeline's sampling defaults."""
-    path = folder / MODEL_INDEX_NAME
-    if not path.is_file():
-        raise LoadingError(
-            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. scripts/make_pipeline.py makes one."
-        )
-    try:
-        index = json.loads(path.read_text(encoding="utf-8"))
-        sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoadingError(f"{path} is damaged: {error}") from error
-    named = {"_class_name": ImageGenerationPipeline.__name__, "tokenizer": _TOKENIZER}
-    expected = [{**named, "prior": prior} for prior in _PRIORS.values()]
-    if index not in expected:
-        raise LoadingError(f"{path} names {index}: this pipeline loads {expected[0]} and nothing else.")
-    return sampling
 
 
 def _generators(

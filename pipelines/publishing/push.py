@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from PIL import Image
 from transformers import PreTrainedModel
 
-from codegrid.errors import require
-from codegrid.pipelines.artifacts.cards import (
-    CardFacts,
-    codes_card,
-    completed,
-    pipeline_card,
-    prior_card,
-    tokenizer_card,
-)
-from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
-from codegrid.pipelines.pictures.grids import class_sheet
-from codegrid.pipelines.publishing.kinds import open_folder, owned_patterns, published_files
+from codegrid.pipelines.artifacts.cards import codes_card, pipeline_card, prior_card, tokenizer_card
+from codegrid.pipelines.artifacts.upload import upload
+from codegrid.pipelines.generation.pipeline import SAMPLES_NAME, sample_sheet
+from codegrid.pipelines.publishing.kinds import open_folder
 from codegrid.prior import SequenceConfig, save_prior
-from codegrid.tokenizer.hub.push import in_subfolder, push_files
 
-_SAMPLES_NAME = "samples.png"
 _RECONSTRUCTIONS_NAME = "reconstructions.png"
-_MOST_CLASSES, _PER_CLASS = 10, 4
 
 
 def push_to_hub(
@@ -95,29 +81,23 @@ def push_folder(
         LoadingError, CodesError: the folder is damaged or may not be published; nothing was sent.
         PublishingError: the Hub refuses, or cannot be reached.
     """
-    require(
-        license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is not None,
-        f"license is {license!r}: it must be an identifier of the Hub, such as mit, apache-2.0 or other.",
-    )
     path = Path(folder)
     kind, content = open_folder(path)
-    files: dict[str, Path | bytes] = dict(published_files(path, kind, content))
-    files.update(_pictures(path, kind, content, files))
-    card = path / "README.md"
-    text = card.read_text(encoding="utf-8") if card.is_file() else _card(kind, content)
-    pictures = tuple(name for name in files if "/" not in name and name.endswith(".png"))
-    facts = CardFacts(repo_id, subfolder, license, base_tokenizer, pictures)
-    files["README.md"] = completed(text, facts).encode()
-    return push_files(
-        in_subfolder(files, subfolder),
+    return upload(
+        path,
+        kind,
+        content,
+        _card(kind, content),
         repo_id,
-        repo_type="dataset" if kind == "codes" else "model",
-        replaces=tuple(in_subfolder(dict.fromkeys(owned_patterns(kind)), subfolder)),
+        pictures=_pictures(path, kind, content),
         private=private,
         revision=revision,
+        subfolder=subfolder,
         token=token,
-        commit_message=commit_message or f"Upload {kind}",
+        commit_message=commit_message,
         create_pr=create_pr,
+        license=license,
+        base_tokenizer=base_tokenizer,
     )
 
 
@@ -128,28 +108,12 @@ def push_prior(model: PreTrainedModel, sequence: SequenceConfig, repo_id: str, *
         return push_folder(folder, repo_id, **options)
 
 
-def _pictures(folder: Path, kind: str, content: Any, files: dict[str, Path | bytes]) -> dict[str, Path | bytes]:
+def _pictures(folder: Path, kind: str, content: Any) -> dict[str, Path | bytes]:
     """Pictures for the card, where the folder has none: samples of a pipeline, a training run's reconstructions."""
-    if kind == "pipeline" and _SAMPLES_NAME not in files:
-        return {_SAMPLES_NAME: _png(_samples(content))}
+    if kind == "pipeline" and not (folder / SAMPLES_NAME).is_file():
+        return {SAMPLES_NAME: sample_sheet(content)}
     newest = max((folder / "pictures").glob("reconstructions-*.png"), default=None)
-    if kind == "tokenizer" and newest is not None:
-        return {_RECONSTRUCTIONS_NAME: newest}
-    return {}
-
-
-def _samples(pipe: ImageGenerationPipeline) -> Image.Image:
-    if pipe.class_names is None:
-        return class_sheet(pipe(num_images=16, seed=0, progress=False).images, None)
-    labels = list(range(min(_MOST_CLASSES, len(pipe.class_names))))
-    output = pipe(labels, num_images_per_label=_PER_CLASS, seed=0, progress=False)
-    return class_sheet(output.images, [pipe.class_names[label] for label in output.labels])
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return buffer.getvalue()
+    return {_RECONSTRUCTIONS_NAME: newest} if kind == "tokenizer" and newest is not None else {}
 
 
 def _card(kind: str, content: Any) -> str:

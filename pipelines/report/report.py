@@ -8,12 +8,13 @@ from typing import Any
 
 from PIL import Image
 
+from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.results import FOLDER_NAME, circumstances
 from codegrid.pipelines.evaluation.tokenizer import bits_per_pixel
-from codegrid.pipelines.generation.pipeline import MODEL_INDEX_NAME, ImageGenerationPipeline
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures import markup
 from codegrid.pipelines.pictures.charts import Chart, Series
 from codegrid.pipelines.pictures.grids import class_sheet

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.artifacts import upload
 from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer
-from codegrid.pipelines.publishing import push as publishing
 from codegrid.pipelines.publishing.push import push_folder
 from codegrid.prior.codes import CodesError, open_codes
 from codegrid.tokenizer import VQModel
@@ -354,7 +354,7 @@ class TestRefused:
 
     @pytest.fixture(autouse=True)
     def _nothing_is_sent(self, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr(publishing, "push_files", lambda *args, **options: pytest.fail("something was sent"))
+        monkeypatch.setattr(upload, "push_files", lambda *args, **options: pytest.fail("something was sent"))
 
     @pytest.fixture
     def copy(self, folders, tmp_path):

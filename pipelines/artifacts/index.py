@@ -1,0 +1,61 @@
+"""A pipeline's model_index.json: which classes it is made of, by name. Nothing is imported because a file says so."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from codegrid.errors import CodegridError
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.system.files import write_json
+from codegrid.prior import SamplingConfig
+from codegrid.prior.modeling import ARCHITECTURES
+from codegrid.tokenizer.fields import from_dict
+
+MODEL_INDEX_NAME = "model_index.json"
+_PIPELINE = "ImageGenerationPipeline"
+_TOKENIZER = ["codegrid.tokenizer", "VQModel"]
+_OURS = {"GridLlamaForCausalLM"}  # the rest is transformers' own
+# What the libraries were called up to 0.1.0: such folders are read for ever.
+_FORMER_NAMES = {"tokenizer": "codegrid.tokenizer", "prior": "codegrid.prior"}
+
+
+def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
+    """Write `folder`/model_index.json; `prior` is the class's name."""
+    index = {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": _prior(prior), "sampling": asdict(sampling)}
+    write_json(folder / MODEL_INDEX_NAME, index)
+
+
+def read_index(folder: Path) -> SamplingConfig:
+    """Check model_index.json against the allow-list; gives the pipeline's sampling defaults.
+
+    Raises:
+        LoadingError: it is missing or damaged, or names a class outside the allow-list.
+    """
+    path = folder / MODEL_INDEX_NAME
+    if not path.is_file():
+        raise LoadingError(
+            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. scripts/make_pipeline.py makes one."
+        )
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
+        named = {key: _today(value) for key, value in index.items()}
+    except (CodegridError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LoadingError(f"{path} is damaged: {error}") from error
+    allowed = [{"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": _prior(name)} for name in ARCHITECTURES]
+    if named not in allowed:
+        raise LoadingError(f"{path} names {index}: this pipeline loads {allowed[0]} and nothing else.")
+    return sampling
+
+
+def _prior(name: str) -> list[str]:
+    return ["codegrid.prior" if name in _OURS else "transformers", name]
+
+
+def _today(value: object) -> object:
+    """[library, class] under today's name of the library."""
+    if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
+        return [_FORMER_NAMES.get(value[0], value[0]), value[1]]
+    return value

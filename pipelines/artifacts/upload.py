@@ -1,0 +1,132 @@
+"""Which files of a finished folder go to the Hub, and their upload in one commit with a completed card."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from codegrid.errors import require
+from codegrid.pipelines.artifacts.cards import CardFacts, completed
+from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
+from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.prior.codes import MANIFEST_NAME, CodesManifest
+from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
+
+PATTERNS_OF_SHARDS = ("data/*.parquet",)
+_PARTS = ("tokenizer", "prior")
+# What a training run leaves beside the exported model; it stays at home, like all dotted names.
+_BY_PRODUCTS = {"checkpoints", "tensorboard", "pictures", "wandb", "metrics.jsonl", "skipped.txt"}
+_PUBLISHED = ("README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "*config.json", MODEL_INDEX_NAME)
+_PUBLISHED += ("evaluation*.json", "*.png")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
+
+
+def upload(
+    folder: Path,
+    kind: str,
+    content: Any,
+    card: str,
+    repo_id: str,
+    *,
+    pictures: Mapping[str, Path | bytes] | None = None,
+    subfolder: str | None = None,
+    license: str | None = None,
+    base_tokenizer: str | None = None,
+    commit_message: str | None = None,
+    **options: Any,
+) -> str:
+    """Upload a folder that was loaded before, in one commit; gives the commit's address. Nothing in it changes.
+
+    Args:
+        kind: "tokenizer", "prior", "pipeline" or "codes"; `content` is the manifest of the last.
+        card: the card's text where the folder has no README.md.
+        pictures: by name, for the card; those that the folder has go first.
+        options: of `push_files`.
+
+    Raises:
+        LoadingError: a file may not be published; nothing was sent.
+        PublishingError: the Hub refuses, or cannot be reached.
+    """
+    require(
+        license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is not None,
+        f"license is {license!r}: it must be an identifier of the Hub, such as mit, apache-2.0 or other.",
+    )
+    files: dict[str, Path | bytes] = {**(pictures or {}), **published_files(folder, kind, content)}
+    own = folder / "README.md"
+    text = own.read_text(encoding="utf-8") if own.is_file() else card
+    shown = tuple(name for name in files if "/" not in name and name.endswith(".png"))
+    facts = CardFacts(repo_id, subfolder, license, base_tokenizer, shown)
+    files["README.md"] = completed(text, facts).encode()
+    return push_files(
+        in_subfolder(files, subfolder),
+        repo_id,
+        repo_type="dataset" if kind == "codes" else "model",
+        replaces=tuple(in_subfolder(dict.fromkeys(owned_patterns(kind)), subfolder)),
+        commit_message=commit_message or f"Upload {kind}",
+        **options,
+    )
+
+
+def published_files(folder: Path, kind: str, content: Any) -> dict[str, Path]:
+    """The files of the folder that go to the Hub, by their path there.
+
+    Raises:
+        LoadingError: one is a pickle, leads out of the folder, is no JSON, or holds an access token.
+    """
+    if kind == "codes":
+        return _checked(folder, [folder / name for name in _names_of_codes(folder, content)])
+    found = _plain_files(folder)
+    for part in _PARTS if kind == "pipeline" else ():
+        found += _plain_files(folder / part)
+    return _checked(folder, found)
+
+
+def owned_patterns(kind: str) -> tuple[str, ...]:
+    """Paths in a repository that a push of this kind replaces: what it lacks of them is deleted there."""
+    if kind == "codes":
+        return PATTERNS_OF_SHARDS
+    if kind == "pipeline":
+        return tuple(f"{part}/{pattern}" for part in _PARTS for pattern in WEIGHT_FILES)
+    return WEIGHT_FILES
+
+
+def _names_of_codes(folder: Path, manifest: CodesManifest) -> list[str]:
+    optional = [name for name in ("README.md", "skipped.jsonl") if (folder / name).is_file()]
+    return [MANIFEST_NAME, *optional, *(shard.file for shard in manifest.shards)]
+
+
+def _plain_files(folder: Path) -> list[Path]:
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith(".") or path.name in _BY_PRODUCTS or path.is_dir():
+            continue
+        if path.suffix.lower() in _PICKLES:
+            raise LoadingError(
+                f"{path} may be a pickle, which runs code where it is loaded: only safetensors are published. Move it "
+                "out of the folder."
+            )
+        if any(fnmatchcase(path.name, pattern) for pattern in _PUBLISHED):
+            found.append(path)
+    return found
+
+
+def _checked(folder: Path, files: list[Path]) -> dict[str, Path]:
+    home = folder.resolve()
+    for file in files:
+        if not file.resolve().is_relative_to(home):
+            raise LoadingError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
+        if file.suffix in (".json", ".md"):
+            text = file.read_text(encoding="utf-8", errors="replace")
+            if _TOKEN.search(text):
+                raise LoadingError(f"{file} holds an access token of the Hub: take it out, and revoke it.")
+        if file.suffix == ".json":
+            try:
+                json.loads(text)
+            except ValueError as error:
+                raise LoadingError(f"{file} is damaged: {error}.") from error
+    return {file.relative_to(folder).as_posix(): file for file in files}
