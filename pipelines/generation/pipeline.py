@@ -163,8 +163,8 @@ class ImageGenerationPipeline:
             generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
             prefix_codes: codes that the images begin with, one row an image: [N, P], or upper rows of the grid
                 [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`: the rest is drawn.
-            batch_size: images at a time; None for 64, or fewer where the free memory asks for it. It changes no code
-                (on a CPU), and pixels by the last bit of rounding only.
+            batch_size: images at a time; None for 64, or fewer where the free memory asks for it. On a CPU it changes
+                no code, and pixels by the last bit of rounding only; on an accelerator codes may change with it.
             weights: "exact"; or the prior's rounded to "float16" or "int8", on CPUs: faster, and other images.
             settings: fields of `SamplingConfig`; what is None or not given is the pipeline's (`self.sampling`).
         """
@@ -202,8 +202,8 @@ class ImageGenerationPipeline:
         """Images at a time for which there is memory, at most 64."""
         width = cached_width(self.prior.config)
         cache = 2 * 2 * width * self.sequence.length * self.prior.dtype.itemsize  # keys, values; two branches
-        backbone = self.tokenizer.config.backbone_config
-        pixels = backbone.resolution**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
+        backbone, size = self.tokenizer.config.backbone_config, self.tokenizer.config.preprocessing_config.image_size
+        pixels = size**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
         return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
 
     def encode(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
@@ -214,7 +214,8 @@ class ImageGenerationPipeline:
         """
         if not isinstance(images, Tensor):
             preprocessing = self.tokenizer.config.preprocessing_config
-            images = to_model(np.stack([prepare(image, preprocessing) for image in images]))
+            channels = self.tokenizer.config.backbone_config.in_channels
+            images = to_model(np.stack([prepare(image, preprocessing, channels) for image in images]))
         with evaluating(self.tokenizer):
             return self.tokenizer.encode(images.to(self.tokenizer.device)).cpu()
 

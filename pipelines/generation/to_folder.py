@@ -55,7 +55,8 @@ def generate_images(
         output_dir: where the images go. To go on after a stop, run the same command again.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
         num_images: how many images in all.
-        seed: image i depends on seed and i alone, not on the number of processes, nor (but for rounding) on the batch.
+        seed: image i depends on seed and i alone, not on the number of processes, nor, on a CPU, on the batch (but for
+            rounding of pixels). On an accelerator name batch_size too for the same images again.
         guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
         temperature: the logits are divided by it; 0 takes the likeliest code.
         top_k: only the k likeliest codes; 0 for all.

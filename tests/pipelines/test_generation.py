@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from codegrid.pipelines.generation.to_folder import generate_images
 from codegrid.pipelines.system.files import OutputError
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.prior.sampling import image_generator
+from codegrid.tokenizer import BackboneConfig, VQModel, VQModelConfig
 from codegrid.tokenizer.images import prepare, to_model, to_pil, to_uint8
 
 
@@ -153,6 +155,22 @@ def test_an_upper_part_is_completed(pipe):
         pipe(0, prefix_codes=prefix, progress=False)
 
 
+def test_grey_pictures_are_completed_as_the_readme_says():
+    backbone = BackboneConfig(1, 16, 16, (1, 2), 1, (), z_channels=16, patch_size=2, norm_groups=8)
+    config = VQModelConfig(backbone=backbone, quantizer={"type": "vq", "codebook_size": 32, "code_dim": 4})
+    model, upper_half = VQModel(config).eval(), "codes[:, : codes.shape[1] // 2]"
+    sequence = SequenceConfig(32, (4, 4))
+    own = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
+    pipe = ImageGenerationPipeline(model, own, sequence)
+    pictures = [Image.fromarray(np.full((24, 20), shade, np.uint8)) for shade in (40, 200)]
+    codes = pipe.encode(pictures)
+    prepared = [prepare(picture, config.preprocessing_config, 1) for picture in pictures]
+    assert torch.equal(codes, pipe.encode(to_model(np.stack(prepared))))
+    assert f"prefix_codes={upper_half})" in (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    completed = codes_of(pipe, num_images=2, prefix_codes=codes[:, : codes.shape[1] // 2])
+    assert torch.equal(completed[:, :2], codes[:, :2])
+
+
 def test_a_call_changes_the_settings_that_it_names(pipe):
     options = {"guidance_schedule": "linear", "guidance_range": (0.0, 0.5), "min_p": 0.3, "seed": 0}
     changed = ImageGenerationPipeline(
@@ -168,6 +186,14 @@ def test_batches_are_as_large_as_memory_allows(pipe, monkeypatch):
     assert pipe.default_batch_size() == 64
     monkeypatch.setattr(prior.memory, "free_memory", lambda device: 2_000_000)
     assert 1 <= pipe.default_batch_size() < pipe.default_batch_size(decodes=False)
+
+
+def test_batches_are_reckoned_for_the_pictures_size_not_for_the_backbones(unconditional, monkeypatch):
+    """`backbone.resolution` is no limit: imported networks are used on pictures of twice its side."""
+    monkeypatch.setattr(prior.memory, "free_memory", lambda device: 4_000_000)
+    before = unconditional.default_batch_size()
+    unconditional.tokenizer.config.preprocessing = {"image_size": 64}  # four times the resolution
+    assert 1 <= unconditional.default_batch_size() <= before // 8  # sixteen times the pixels, in powers of two
 
 
 def test_one_generator_for_all_and_none(pipe):
