@@ -10,6 +10,7 @@ from torch import Tensor
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.demo import actions as demo
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.tokenizer.images import BadImage
 
 _ALL = "all classes"
@@ -28,7 +29,7 @@ def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
         LoadingError: the pipeline cannot be loaded, or Gradio is not installed.
     """
     gradio = _gradio()
-    pipe = ImageGenerationPipeline.from_pretrained(pipeline)
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(make_accelerator().device)
     page = make_page(pipe, title=f"Codegrid: {pipeline}")
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
     print(f"The page is at http://{host}:{port} (Ctrl-C ends it).", flush=True)

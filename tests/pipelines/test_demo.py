@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -100,6 +102,18 @@ def test_the_difference_is_black_where_images_agree():
     picture = demo.picture(image)
     assert picture.size == (384, 384)
     np.testing.assert_array_equal(np.asarray(picture)[::48, ::48], np.asarray(to_pil(image)[0]))
+
+
+def test_the_page_computes_on_the_accelerator(pipeline_folder, monkeypatch):
+    """The device `meta` stands for one."""
+    gradio = SimpleNamespace(themes=SimpleNamespace(Default=lambda **options: None))
+    monkeypatch.setattr(demo_page, "_gradio", lambda: gradio)
+    made = []
+    page = SimpleNamespace(launch=lambda **options: None)
+    monkeypatch.setattr(demo_page, "make_accelerator", lambda: SimpleNamespace(device="meta"), raising=False)
+    monkeypatch.setattr(demo_page, "make_page", lambda pipe, title: made.append(pipe) or page)
+    demo_page.run_demo(str(pipeline_folder))
+    assert made[0].prior.device.type == made[0].tokenizer.device.type == "meta"
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
