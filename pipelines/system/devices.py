@@ -30,11 +30,13 @@ def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accel
 
 
 def computes_bf16(cpu: bool) -> bool:
-    """Whether bf16 is fast there. A CPU without the instructions emulates it, about a hundred times slower."""
+    """Whether the device has instructions for bf16. A CPU without them emulates it, about a hundred times slower."""
     if cpu:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-    return torch.accelerator.current_accelerator().type != "cuda" or torch.cuda.is_bf16_supported()
+    if torch.accelerator.current_accelerator().type != "cuda":
+        return True
+    return torch.cuda.is_bf16_supported(including_emulation=False)  # cuDNN has no bf16 convolutions before Ampere
 
 
 def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
