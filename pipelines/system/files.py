@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,10 @@ from codegrid.errors import CodegridError
 # What helps where a disk is full or a folder read-only: nothing that was finished is lost.
 GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
 
+# What a file system answers that does not know the call (Lustre without -o flock, some NFS and FUSE mounts).
+_UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+_HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
+_WITHOUT_LOCKS: set[int] = set()  # devices of which that was said already
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
@@ -60,6 +65,10 @@ def fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if not path.is_dir() or error.errno not in _UNKNOWN:
+            raise
+        # Several FUSE mounts know no flushing of folders. Files are written whole all the same.
     finally:
         os.close(descriptor)
 
@@ -90,6 +99,8 @@ def replace_folder(aside: Path, target: Path) -> None:
 def lock_folder(folder: Path, doing: str) -> IO[str]:
     """Claim `folder` for this process: keep what this gives, and close it to let go. The system lets go of a dead one.
 
+    Where the file system has no locks it says so, once, and goes on: nothing then keeps a second process out.
+
     Args:
         doing: what another process is then doing there, for the message.
 
@@ -100,11 +111,24 @@ def lock_folder(folder: Path, doing: str) -> IO[str]:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in _HELD:
+            _say_that_there_are_no_locks(folder, error.strerror)
+            return lock
         lock.close()
         raise OutputError(
             f"Another process is {doing} in {folder}: wait for it, or choose another --output-dir."
         ) from error
     return lock
+
+
+def _say_that_there_are_no_locks(folder: Path, reason: str | None) -> None:
+    device = folder.stat().st_dev
+    if device not in _WITHOUT_LOCKS:
+        print(
+            f"The file system of {folder} has no locks ({reason}): see to it that no second process writes there.",
+            file=sys.stderr,
+        )
+    _WITHOUT_LOCKS.add(device)
 
 
 def remove_leftovers(*folders: Path) -> None:
