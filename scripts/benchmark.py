@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.benchmarks import benchmark
-from codegrid.pipelines.commands import run_function
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(benchmark)
+    main(["dev", "benchmark", *sys.argv[1:]])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_function
-from codegrid.pipelines.comparison import compare_quantizers
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(compare_quantizers)
+    main(["dev", "compare-quantizers", *sys.argv[1:]])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_function
-from codegrid.pipelines.demo.page import run_demo
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(run_demo)
+    main(["demo", *sys.argv[1:]])

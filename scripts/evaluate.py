@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_functions
-from codegrid.pipelines.evaluation.generation import evaluate_generation
-from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_functions({"reconstruction": evaluate_tokenizer, "generation": evaluate_generation}, __doc__)
+    main(["evaluate", *sys.argv[1:]])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_function
-from codegrid.pipelines.generation.to_folder import generate_images
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(generate_images)
+    main(["generate", *sys.argv[1:]])

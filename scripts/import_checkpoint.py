@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_function
-from codegrid.pipelines.importing.checkpoints import import_checkpoint
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(import_checkpoint)
+    main(["import-checkpoint", *sys.argv[1:]])

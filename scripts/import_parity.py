@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_function
-from codegrid.pipelines.importing.parity import import_parity
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(import_parity)
+    main(["dev", "import-parity", *sys.argv[1:]])

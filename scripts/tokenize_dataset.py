@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
-from codegrid.pipelines.commands import run_config
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_config(TokenizationConfig, tokenize_dataset, __doc__)
+    main(["tokenize-dataset", *sys.argv[1:]])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_preset
-from codegrid.pipelines.training.prior.presets import PRIOR_PRESETS
-from codegrid.pipelines.training.prior.train import train_prior
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_preset(PRIOR_PRESETS, train_prior, __doc__)
+    main(["train-prior", *sys.argv[1:]])

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_preset
-from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
-from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_preset(TOKENIZER_PRESETS, train_tokenizer, __doc__)
+    main(["train-tokenizer", *sys.argv[1:]])

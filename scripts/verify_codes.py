@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.commands import run_config
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_config(VerificationConfig, verify_codes, __doc__)
+    main(["verify-codes", *sys.argv[1:]])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from codegrid.pipelines.commands import run_function
-from codegrid.pipelines.comparison.report import write_page
+import sys
+
+from codegrid.pipelines.commands import main
 
 if __name__ == "__main__":
-    run_function(write_page)
+    main(["dev", "write-comparison", *sys.argv[1:]])

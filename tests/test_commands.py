@@ -124,7 +124,7 @@ def test_evaluations_and_the_report_of_a_pipeline(main, fails, pipeline_folder, 
     assert "reconstruction.json" in printed.splitlines()[-1]
     result = json.loads((pipeline_folder / "tokenizer-evaluation" / "reconstruction.json").read_text())
     assert result["results"][0]["num_images"] == 12
-    assert result["command"].split()[1] == "reconstruction"
+    assert result["command"].split()[:3] == ["codegrid", "evaluate", "reconstruction"]
     arguments = ["generation", "--pipeline", pipeline_folder, "--reference", image_folder]
     arguments += ["--guidance-scales", 1, 2, "--feature-net", "efficientnet_lite0"]
     message = fails("evaluate", *arguments, "--feature-weights", tmp_path / "missing.safetensors")
@@ -264,7 +264,7 @@ def digest(*states):
 def watch(module, tensors):
     save = module._save
     def saved(run, learners, *rest):
-        path = Path(out) / f"{module.__name__.split('.')[-1]}-{run.accelerator.process_index}.txt"
+        path = Path(out) / f"train_{module.__name__.split('.')[-2]}-{run.accelerator.process_index}.txt"
         path.write_text(f"{run.accelerator.num_processes} {digest(*tensors(learners, *rest))}")
         save(run, learners, *rest)
     module._save = saved
@@ -318,3 +318,18 @@ def test_two_ranks_train_one_model(image_folder, tiny_vqmodel, tmp_path):
     weights, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("prior", "one"))
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=1e-2, atol=1e-4)
+
+
+def test_two_ranks_run_the_installed_command(image_folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "codegrid"]
+    arguments = ["train-tokenizer", "quickstart", "--data.source", image_folder, "--output-dir", tmp_path / "run"]
+    result = subprocess.run(
+        [*launch, *arguments, "--max-steps", "2", "--batch-size", "4", *TINY],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("The tokenizer is in") == 1  # one of the two says it
+    assert VQModel.from_pretrained(tmp_path / "run").config.grid_shape == (4, 4)

@@ -38,13 +38,18 @@ def circumstances(accelerator: Accelerator) -> dict[str, Any]:
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "command": shlex.join(sys.argv),
+        "command": _command(),
         "commit": _commit(),
         "precision": {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision],
         "device": f"{accelerator.num_processes} x {device.type} ({name}), {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "versions": {name: version for name in _LIBRARIES if (version := _version(name))},
     }
+
+
+def _command() -> str:
+    """The command line of this process; its first word is `codegrid NAME` where `codegrid` runs it."""
+    return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
 
 
 def describe_data(images: ImageStream, source: str, split: str, model: VQModel) -> dict[str, Any]:

@@ -1,0 +1,57 @@
+"""`main`: from a command line to the call of one function. Until a command is named it loads no library."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import codegrid
+from codegrid.pipelines.commands.nearest import unknown
+from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS
+
+HELP = {"-h", "--help"}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the first word (after `dev`, the second) names.
+
+    Args:
+        arguments: the words after `codegrid`; those of this process where not given.
+
+    Raises:
+        SystemExit: with status 1 where the user can mend something, after a line that begins with "error: ".
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in HELP or (words[0] == DEVELOPERS and not set(words[1:2]) - HELP):
+        print(overview(developers=DEVELOPERS in words))
+        return
+    if words[0] == "--version":
+        print(f"codegrid {codegrid.__version__}")
+        return
+    name = " ".join(words[: 1 + (words[0] == DEVELOPERS)])
+    if name not in COMMANDS:
+        names = [name for name in COMMANDS if name.startswith(f"{DEVELOPERS} ") == (words[0] == DEVELOPERS)]
+        print(f"error: {unknown(name, 'no command', names)} `codegrid --help` says what they do.", file=sys.stderr)
+        raise SystemExit(1)
+    rest = words[len(name.split()) :]
+    sys.argv = [f"codegrid {name}", *rest]  # what the results of an evaluation record, and a tracker shows
+    from codegrid.pipelines.commands import parsing  # the parser is a library too
+
+    parsing.run(COMMANDS[name], f"codegrid {name}", rest)
+
+
+def overview(developers: bool = False) -> str:
+    """The text of `codegrid --help`, or of `codegrid dev --help`: one line a command."""
+    prefix = f"{DEVELOPERS} " if developers else ""
+    shown = {
+        name.removeprefix(prefix): command.summary
+        for name, command in COMMANDS.items()
+        if name.startswith(f"{DEVELOPERS} ") == developers
+    }
+    if not developers:
+        shown[DEVELOPERS] = "tools for the project's developers: `codegrid dev --help`"
+    width = max(map(len, shown))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in shown.items()]
+    head = codegrid.__doc__ if not developers else "Tools for the project's developers."
+    usage = f"usage: codegrid {prefix}NAME [OPTIONS]    codegrid {prefix}NAME --help"
+    return "\n".join([usage + ("" if developers else "    codegrid --version"), "", head or "", "", *lines])

@@ -1,0 +1,22 @@
+"""What the user may have meant: the nearest of the names that there are."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown(name: str, kind: str, names: Iterable[str]) -> str:
+    """A sentence: `name` is not one of `names`; the nearest, where one is near; and all of them."""
+    known = list(names)
+    near = difflib.get_close_matches(name, known, n=1)
+    meant = f" Did you mean {near[0]!r}?" if near else ""
+    return f"{name!r} is {kind}.{meant} There are {', '.join(known)}."
+
+
+def unknown_option(option: str, options: Iterable[str], command: str) -> str:
+    """A sentence: `command` has no such option; the nearest, where one is near."""
+    near = difflib.get_close_matches(option, list(options), n=1)
+    if near:
+        return f"{option}: did you mean {near[0]}?"
+    return f"{option} is no option of `{command}`; `{command} --help` lists them."

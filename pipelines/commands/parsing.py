@@ -1,0 +1,151 @@
+"""Config dataclasses and functions as command lines, by tyro. Whatever is wrong with a command line is one sentence."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import io
+import itertools
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from codegrid.errors import CodegridError
+from codegrid.pipelines.commands.nearest import unknown, unknown_option
+from codegrid.pipelines.commands.table import Command, Config, Function, Functions, Preset, load
+
+_SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Examples?):\s*$", re.MULTILINE)
+
+
+def run(command: Command, name: str, arguments: Sequence[str]) -> None:
+    """Parse the arguments and call the command's function.
+
+    Args:
+        name: with `codegrid`, as usage lines and errors say it.
+    """
+    from codegrid.pipelines.system.console import guarded  # loads torch
+
+    calls: list[Callable[[], Any]] = []
+    guarded(lambda: calls.append(_call(command, name, list(arguments))))
+    guarded(calls[0])
+
+
+def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any]:
+    """What the command line asks for, not yet called."""
+    parsed = command.parsed
+    if isinstance(parsed, Preset):
+        presets = load(parsed.presets)
+        word = _word(arguments, name, "preset", presets)
+        config = _with_choices(presets[word](tyro.MISSING, tyro.MISSING), arguments)
+        given = _parse(type(config), f"{name} {word}", arguments[1:], presets[word].__doc__, config)
+        return lambda: load(parsed.run)(given)
+    if isinstance(parsed, Config):
+        given = _parse(load(parsed.config), name, arguments, load(parsed.run).__doc__)
+        return lambda: load(parsed.run)(given)
+    if isinstance(parsed, Functions):
+        functions = parsed.loaded()
+        word = _word(arguments, name, "word", functions)
+        name, arguments, function = f"{name} {word}", arguments[1:], functions[word]
+    else:
+        assert isinstance(parsed, Function)
+        function = load(parsed.run)
+    return _parse(_later(function), name, arguments, function.__doc__)
+
+
+def _word(arguments: list[str], name: str, kind: str, known: dict[str, Callable[..., Any]]) -> str:
+    """The preset or function that the first argument names; `--help` shows what there is."""
+    if arguments and arguments[0] in known:
+        return arguments[0]
+    if arguments and arguments[0] in ("-h", "--help"):
+        width = max(map(len, known))
+        lines = [f"  {word:<{width}}  {description(thing.__doc__).splitlines()[0]}" for word, thing in known.items()]
+        usage = f"usage: {name} {kind.upper()} [OPTIONS]    {name} {kind.upper()} --help"
+        print("\n".join([usage, "", *lines]))
+        raise SystemExit(0)
+    if not arguments or arguments[0].startswith("-"):
+        raise CodegridError(f"`{name}` needs a {kind} first: {', '.join(known)}.")
+    raise CodegridError(unknown(arguments[0], f"no {kind} of `{name}`", known))
+
+
+def _with_choices(config: Any, arguments: list[str]) -> Any:
+    """The preset's config, with the parts that `--init-from`, `--quantizer.type NAME` and the like name."""
+    from codegrid.pipelines.training.tokenizer.presets import CHOICES, with_choice, with_start
+
+    parts = [part for argument in arguments for part in argument.split("=", 1)]
+    starts = [value for flag, value in itertools.pairwise(parts) if flag == "--init-from"]
+    config = with_start(config, starts[-1]) if starts and hasattr(config, "init_from") else config
+    for path in CHOICES if hasattr(config, "quantizer") else ():
+        named = [value for flag, value in itertools.pairwise(parts) if flag == f"--{path}.type"]
+        config = with_choice(config, path, named[-1]) if named else config
+    return config
+
+
+def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+    """The function with the same arguments that only says what to call: parsing is not running."""
+
+    @functools.wraps(function)
+    def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
+        return lambda: function(*args, **kwargs)
+
+    return later
+
+
+def description(docstring: str | None) -> str:
+    """What a docstring says before its sections: an option's sentence stands beside the option."""
+    return _SECTION.split(inspect.cleandoc(docstring or ""))[0].strip()
+
+
+def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, *default: Any) -> Any:
+    """What tyro makes of the arguments.
+
+    A config that contradicts itself raises while it is made, and tyro shows this in a box that names parts of its own:
+    it is one sentence here. So is an option that there is not. Other mistakes stay in tyro's boxes.
+    """
+
+    def parse(words: list[str]) -> Any:
+        defaults = {"default": default[0]} if default else {}
+        flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _with_choices
+        return tyro.cli(kind, prog=name, description=description(docstring), args=words, config=flags, **defaults)
+
+    boxes = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(boxes):
+            parsed = parse(arguments)
+    except SystemExit as end:
+        if refused := _refused_config(end):
+            raise refused from None
+        if end.code and (option := _unknown_option(arguments, known := _options(parse))):
+            raise CodegridError(unknown_option(option, known, name)) from None
+        sys.stderr.write(boxes.getvalue())
+        raise
+    sys.stderr.write(boxes.getvalue())  # warnings
+    return parsed
+
+
+def _refused_config(end: SystemExit) -> CodegridError | None:
+    """The config's own error where tyro exits because of one; None where it could not read an argument."""
+    failure = end.__context__  # what tyro was handling; its `arg` is a name where it made a dataclass
+    cause = failure and failure.__context__
+    return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, CodegridError) else None
+
+
+def _options(parse: Callable[[list[str]], Any]) -> list[str]:
+    """The options' names, read off the help: tyro has no call that lists them."""
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        parse(["--help"])
+    lines = [line.strip("│ ") for line in shown.getvalue().splitlines()]
+    return [option for line in lines if line.startswith("-") for option in re.findall(r"--[\w.-]+", line)]
+
+
+def _unknown_option(arguments: list[str], known: list[str]) -> str | None:
+    """The first of the arguments that looks like an option and is none; tyro reads `_` as `-` in names."""
+    for argument in arguments:
+        option = argument.split("=", 1)[0]
+        if re.match(r"--[A-Za-z]", option) and option.replace("_", "-") not in known:
+            return option
+    return None

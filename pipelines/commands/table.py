@@ -1,0 +1,148 @@
+"""Every command: its name, a line of help, and where its function lies. Nothing is loaded until a command is named."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+def load(target: str) -> Any:
+    """The object that `module:name` names; the module is below `codegrid.pipelines`."""
+    module, name = target.split(":")
+    return getattr(importlib.import_module(f"codegrid.pipelines.{module}"), name)
+
+
+@dataclass(frozen=True)
+class Function:
+    """A function whose arguments are the options.
+
+    Args:
+        run: the function, as `module:name`.
+    """
+
+    run: str
+
+
+@dataclass(frozen=True)
+class Config:
+    """A dataclass whose fields are the options, and the function that takes it.
+
+    Args:
+        config: the dataclass.
+        run: the function.
+    """
+
+    config: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A word that chooses a config, whose fields the options override, and the function that takes it.
+
+    Args:
+        presets: a dictionary of functions of two values that only the user knows; each gives a config.
+        run: the function.
+    """
+
+    presets: str
+    run: str
+
+
+@dataclass(frozen=True)
+class Functions:
+    """A word that chooses a function, whose arguments are the options.
+
+    Args:
+        runs: the functions by their words, or the place of a dictionary of them.
+    """
+
+    runs: Mapping[str, str] | str
+
+    def loaded(self) -> dict[str, Callable[..., Any]]:
+        """The functions by their words."""
+        return load(self.runs) if isinstance(self.runs, str) else {word: load(run) for word, run in self.runs.items()}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What stands behind a name.
+
+    Args:
+        summary: a line for `codegrid --help`.
+        parsed: how its command line is read, and what is called.
+    """
+
+    summary: str
+    parsed: Function | Config | Preset | Functions
+
+
+DEVELOPERS = "dev"  # the word before the names of developers' tools
+
+# Names are those of scripts/, with dashes; a new command is a line here, and a script of two lines.
+COMMANDS: dict[str, Command] = {
+    "quickstart": Command("do the whole job on the embedded Fashion-MNIST images", Function("quickstart:quickstart")),
+    "train-tokenizer": Command(
+        "train a tokenizer (stage one); the same command again resumes",
+        Preset("training.tokenizer.presets:TOKENIZER_PRESETS", "training.tokenizer.train:train_tokenizer"),
+    ),
+    "reconstruct": Command(
+        "reconstruct images with a tokenizer, beside their originals, with scores",
+        Function("evaluation.reconstruct:reconstruct"),
+    ),
+    "tokenize-dataset": Command(
+        "encode images into a code data set; the same command again goes on",
+        Config("codes.tokenize:TokenizationConfig", "codes.tokenize:tokenize_dataset"),
+    ),
+    "verify-codes": Command(
+        "check a code data set against its manifest and its tokenizer",
+        Config("codes.verify:VerificationConfig", "codes.verify:verify_codes"),
+    ),
+    "train-prior": Command(
+        "train a prior on a code data set (stage two); the same command again resumes",
+        Preset("training.prior.presets:PRIOR_PRESETS", "training.prior.train:train_prior"),
+    ),
+    "make-pipeline": Command(
+        "put a tokenizer and a prior together into a pipeline's folder", Function("generation.make:make_pipeline")
+    ),
+    "generate": Command(
+        "sample images from a pipeline into a folder", Function("generation.to_folder:generate_images")
+    ),
+    "evaluate": Command(
+        "score a tokenizer's reconstructions, or a pipeline's samples against real images",
+        Functions(
+            {
+                "reconstruction": "evaluation.tokenizer:evaluate_tokenizer",
+                "generation": "evaluation.generation:evaluate_generation",
+            }
+        ),
+    ),
+    "report": Command("show a run as one HTML page that needs no network", Function("report.report:report")),
+    "demo": Command(
+        "serve a page to sample from a pipeline, and to look at codes and change them", Function("demo.page:run_demo")
+    ),
+    "push-to-hub": Command(
+        "upload a tokenizer, prior, pipeline or code data set to the Hub", Function("publishing.push:push_to_hub")
+    ),
+    "import-checkpoint": Command(
+        "import a tokenizer that another project trained", Function("importing.checkpoints:import_checkpoint")
+    ),
+    "export-diffusers": Command(
+        "export a tokenizer as diffusers' VQModel", Function("importing.checkpoints:export_diffusers")
+    ),
+    f"{DEVELOPERS} compare-quantizers": Command(
+        "train one small tokenizer per quantizer, all alike, and write a table and a sheet",
+        Function("comparison:compare_quantizers"),
+    ),
+    f"{DEVELOPERS} write-comparison": Command(
+        "put the table of a comparison of quantizers into a page of the docs", Function("comparison.report:write_page")
+    ),
+    f"{DEVELOPERS} import-parity": Command(
+        "compare an imported tokenizer with its project's own code", Function("importing.parity:import_parity")
+    ),
+    f"{DEVELOPERS} benchmark": Command(
+        "time a part of the project beside another way of computing the same", Function("benchmarks:benchmark")
+    ),
+}
