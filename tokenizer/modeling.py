@@ -22,6 +22,7 @@ from codegrid.tokenizer.fields import established
 from codegrid.tokenizer.hub.card import PLACEHOLDER, model_card
 from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 from codegrid.tokenizer.hub.weight_files import check_weight_files
+from codegrid.tokenizer.images.pixels import check_images
 from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
 from codegrid.tokenizer.layers import lay_out
 from codegrid.tokenizer.quantizers import make_quantizer
@@ -81,7 +82,11 @@ class VQModel(PreTrainedModel):
         return
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> VQModelOutput:
-        """images: [B, C, H, W] in [-1, 1]; labels: see the class."""
+        """images: [B, C, H, W] in [-1, 1]; labels: see the class.
+
+        Raises:
+            CodegridError: images are no floats or of another shape; on a CPU also: NaN, or far outside of [-1, 1].
+        """
         condition = self._condition(labels, len(images))
         features = self.quant_conv(self.encoder(self._checked(images)))
         quantized = self.quantize(features)
@@ -94,7 +99,11 @@ class VQModel(PreTrainedModel):
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] or [B, h, w, depth] int64 in [0, codebook_size)."""
+        """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] or [B, h, w, depth] int64 in [0, codebook_size).
+
+        Raises:
+            CodegridError: images are no floats or of another shape; on a CPU also: NaN, or far outside of [-1, 1].
+        """
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 
     def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -161,6 +170,9 @@ class VQModel(PreTrainedModel):
         return self.class_embedding(labels.to(self.class_embedding.weight.device).long())
 
     def _checked(self, images: Tensor) -> Tensor:
+        # Values are looked at where that waits for no device: on CPUs, and not on tensors without storage.
+        plain = type(images) in (Tensor, nn.Parameter) and images.device.type == "cpu"
+        check_images(images, values=plain and not torch.compiler.is_compiling())
         factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels
         if images.dim() != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
             raise CodegridError(

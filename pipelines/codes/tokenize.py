@@ -32,7 +32,7 @@ from codegrid.pipelines.system.devices import evaluating, make_accelerator, pati
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard
 from codegrid.tokenizer import Preprocessing, VQModel
-from codegrid.tokenizer.images import TEN_CROP, BadImage, load_image, prepare, to_model
+from codegrid.tokenizer.images import TEN_CROP, BadImage, open_picture, prepare, to_model
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ class _PreparedImages(Dataset):
 
     def prepare(self, record: ImageRecord) -> Prepared:
         try:
-            image = load_image(record.data, self.preprocessing.max_pixels)
+            image = open_picture(record.data, self.preprocessing)
             pixels = []
             for crop, flip in self.variants:
                 # a TEN_CROP variant mirrors by itself

@@ -18,7 +18,7 @@ from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.randomness import numpy_generator
 from codegrid.prior.codes import CodesError, CodesManifest, open_codes, read_manifest
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import load_image, prepare, to_model
+from codegrid.tokenizer.images import to_model, to_square
 
 
 @dataclass(frozen=True)
@@ -139,5 +139,5 @@ def _encode(
     """The codes [L] of one row's variant of an image."""
     preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
     variant = {"crop": row["crop"]} if manifest.ten_crop else {"flip": row["flip"]}
-    pixels = prepare(load_image(record.data, preprocessing.max_pixels), preprocessing, channels, **variant)
+    pixels = to_square(record.data, preprocessing, channels, **variant)
     return model.encode(to_model(pixels[None]).to(device)).flatten().cpu()

@@ -20,7 +20,7 @@ from codegrid.pipelines.system.files import OutputError, write_text
 from codegrid.pipelines.training.run import TrainingError, differences
 from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
 from codegrid.tokenizer import Preprocessing
-from codegrid.tokenizer.images import BadImage, load_image
+from codegrid.tokenizer.images import BadImage, open_picture
 from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 
 _EMBEDDED = DataConfig(str(EMBEDDED_IMAGES))
@@ -104,7 +104,7 @@ def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:
     """By the size of the first image that can be used."""
     for record in images:
         try:
-            size = load_image(record.data, Preprocessing().max_pixels).size
+            size = open_picture(record.data, Preprocessing()).size
         except BadImage:
             continue
         return "quickstart" if max(size) <= 32 else "small64"

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from codegrid.pipelines.data.records import DataError, ImageSource
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.randomness import SampleOrder, uniforms
-from codegrid.tokenizer.images import BadImage, Preprocessing, load_image, prepare
+from codegrid.tokenizer.images import BadImage, Preprocessing, to_square
 
 # A bad image is replaced by another; so many bad ones in a row mean that the source holds no images worth training on.
 _MOST_REPLACEMENTS = 100
@@ -64,10 +64,9 @@ class AugmentedImages(Dataset):
         for attempt in range(_MOST_REPLACEMENTS):
             record = self.source[index]
             try:
-                image = load_image(record.data, self.preprocessing.max_pixels)
                 crop = (top, left) if self.augmentation.random_crop else "center"
                 mirrored = mirror < 0.5 and self.augmentation.flip
-                pixels = prepare(image, self.preprocessing, self.channels, crop=crop, flip=mirrored)
+                pixels = to_square(record.data, self.preprocessing, self.channels, crop=crop, flip=mirrored)
                 return pixels, -1 if record.label is None else record.label, record.source_id, skipped
             except BadImage as error:
                 skipped[record.source_id] = f"{error.reason}: {error}"

@@ -14,7 +14,7 @@ from codegrid.errors import require
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import load_image, prepare, to_model, to_pil
+from codegrid.tokenizer.images import to_images, to_pil
 
 DIFFERENCE_GAIN = 4
 _SIDE = 384
@@ -62,8 +62,7 @@ def read_image(model: VQModel, file: str | Path) -> Tensor:
         BadImage: it cannot be used; the message says why.
     """
     preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
-    pixels = prepare(load_image(file, preprocessing.max_pixels), preprocessing, channels)  # [S, S, C]
-    return to_model(torch.from_numpy(pixels[None]))
+    return to_images(file, preprocessing, channels)
 
 
 def encode(model: VQModel, image: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import ImageRecord, ImageStream
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import BadImage, load_image, prepare, to_model, to_uint8, valid_box
+from codegrid.tokenizer.images import BadImage, open_picture, prepare, to_model, to_uint8, valid_box
 from codegrid.tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
 
 Box = tuple[int, int, int, int]
@@ -38,7 +38,7 @@ def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size:
     pixels, boxes, kept, skipped = [], [], [], {}
     for record in records:
         try:
-            image = load_image(record.data, preprocessing.max_pixels)
+            image = open_picture(record.data, preprocessing)
             pixels.append(torch.from_numpy(prepare(image, preprocessing, channels)))
         except BadImage as error:
             skipped[record.source_id] = f"{error.reason}: {error}"

@@ -36,7 +36,7 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import prepare, to_model, to_pil, to_uint8
+from codegrid.tokenizer.images import Picture, to_images, to_pil, to_uint8
 
 SAMPLES_NAME = "samples.png"
 # Default of class-conditional pipelines whose folder names none, where the prior has a null class.
@@ -206,16 +206,19 @@ class ImageGenerationPipeline:
         pixels = size**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
         return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
 
-    def encode(self, images: Sequence[Image.Image] | Tensor) -> Tensor:
-        """Pictures (prepared as the tokenizer's own) or float [N, C, H, W] in [-1, 1] -> codes as in the output.
+    def encode(self, images: Picture | Sequence[Picture] | Tensor) -> Tensor:
+        """Pictures, prepared as in training, or floats [N, C, H, W] in [-1, 1] -> codes as in the output.
+
+        Args:
+            images: one picture or several: paths, bytes, PIL pictures of any mode, uint8 arrays or tensors [H, W, C]
+                (see `codegrid.tokenizer.images.to_images`); or the model's own floats, of which nothing is cut.
 
         Raises:
-            BadImage: a picture is too small, or otherwise not to be used.
+            BadImage: a picture is too small, or otherwise not to be used; the message says which.
+            CodegridError: integers where floats are due, floats outside of [-1, 1], NaN, or no picture at all.
         """
-        if not isinstance(images, Tensor):
-            preprocessing = self.tokenizer.config.preprocessing_config
-            channels = self.tokenizer.config.backbone_config.in_channels
-            images = to_model(np.stack([prepare(image, preprocessing, channels) for image in images]))
+        config = self.tokenizer.config
+        images = to_images(images, config.preprocessing_config, config.backbone_config.in_channels)
         with evaluating(self.tokenizer):
             return self.tokenizer.encode(images.to(self.tokenizer.device)).cpu()
 

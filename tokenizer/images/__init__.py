@@ -1,12 +1,16 @@
-"""Picture files -> upright RGB -> uint8 squares -> model tensors, and back.
+"""Pictures -> upright RGB -> uint8 squares -> model tensors, and back.
 
-load_image      bytes or file        -> PIL image, RGB, upright, first frame, clear parts on white
+to_images       any pictures         -> float32 [N, C, H, W] in [-1, 1]: the whole way, for `encode`
+to_square       any picture          -> uint8 [S, S, C]: open_picture, then prepare
+open_picture    any picture          -> PIL image, as `Preprocessing` says
+load_image      bytes, file or PIL   -> PIL image, RGB, upright, first frame, clear parts on white
 prepare         PIL image            -> uint8 [S, S, C], S = preprocessing.image_size
 to_model        uint8 [B, H, W, C]   -> float32 [B, C, H, W] in [-1, 1]
 to_uint8        [B, C, H, W]         -> uint8 [B, H, W, C]
 """
 
 from codegrid.tokenizer.images.decoding import FORMATS, IMAGE_EXTENSIONS, BadImage, load_image
+from codegrid.tokenizer.images.door import Picture, open_picture, to_images, to_square
 from codegrid.tokenizer.images.pixels import to_model, to_pil, to_uint8
 from codegrid.tokenizer.images.squares import (
     TEN_CROP,
@@ -23,12 +27,16 @@ __all__ = [
     "TEN_CROP",
     "TEN_CROP_SCALE",
     "BadImage",
+    "Picture",
     "Preprocessing",
     "TenCropVariant",
     "load_image",
+    "open_picture",
     "prepare",
+    "to_images",
     "to_model",
     "to_pil",
+    "to_square",
     "to_uint8",
     "valid_box",
 ]

@@ -1,4 +1,4 @@
-"""Picture files -> upright 8-bit RGB, clear parts on white; what cannot be used raises `BadImage` with a reason."""
+"""Pictures -> upright 8-bit RGB, clear parts on white; what cannot be used raises `BadImage` with a reason."""
 
 from __future__ import annotations
 
@@ -56,13 +56,15 @@ class BadImage(ValueError):  # noqa: N818  (it names the picture's state; caller
         return self.args[1]
 
 
-def load_image(data: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture to 8-bit RGB, upright, its first frame, clear parts on white.
+def load_image(data: bytes | str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """A picture as 8-bit RGB, upright, a file's first frame, clear parts on white.
 
-    16-bit grey is scaled, not clipped. Bytes that stop early are refused, never filled up with grey.
+    16-bit grey is scaled, not clipped. Bytes that stop early are refused, never filled up with grey. The result carries
+    nothing of the file beside its pixels (no EXIF, no profile), so that loading it again changes nothing.
 
     Args:
-        data: the file's bytes, or its path.
+        data: the file's bytes, or its path; or a picture of PIL in any mode, which is treated like the file that it was
+            opened from (its current frame is taken).
         max_pixels: the limit that the header's size is held against before anything is decoded.
 
     Raises:
@@ -70,19 +72,21 @@ def load_image(data: bytes | str | Path, max_pixels: int = MAX_PIXELS) -> Image.
         FileNotFoundError: there is no such file. (Other trouble of the disk is raised as it is, too.)
     """
     where = "The picture"
-    if not isinstance(data, (bytes, bytearray, memoryview)):
+    if not isinstance(data, (bytes, bytearray, memoryview, Image.Image)):
         where = str(data)
         data = _read_file(Path(data))
-    data = bytes(data)
-    if not data:
-        raise BadImage("empty_file", f"{where} is empty (0 bytes).")
+    if not isinstance(data, Image.Image):
+        data = bytes(data)
+        if not data:
+            raise BadImage("empty_file", f"{where} is empty (0 bytes).")
     try:
         with _strict_and_quiet():
-            return _decode(data, max_pixels, where)
+            image = data if isinstance(data, Image.Image) else _open(data)
+            return _upright_rgb(image, max_pixels, where)
     except BadImage:
         raise
     except _DECODING_ERRORS as error:
-        raise _as_bad_image(error, data, where) from error
+        raise _as_bad_image(error, data if isinstance(data, bytes) else b"", where) from error
 
 
 def _read_file(path: Path) -> bytes:
@@ -107,18 +111,26 @@ def _strict_and_quiet() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _decode(data: bytes, max_pixels: int, where: str) -> Image.Image:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+
+
+def _upright_rgb(image: Image.Image, max_pixels: int, where: str) -> Image.Image:
     _check_pixels(image.size, max_pixels, where)
     image.load()
     _check_pixels(image.size, max_pixels, where)  # a decoder may find another size than its header's
     orientation = _orientation(image)
     image = _to_rgb(image, where)
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    if orientation in _UPRIGHT:
+        image = image.transpose(_UPRIGHT[orientation])
+    image.info = {}  # an orientation left here would turn the picture again when it is loaded again
+    return image
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int, where: str) -> None:
     width, height = size
+    if width * height == 0:
+        raise BadImage("too_small", f"{where} has no pixels ({width}x{height}).")
     if width * height > max_pixels:
         raise BadImage(
             "too_many_pixels", f"{where} has {width}x{height} pixels; preprocessing.max_pixels allows {max_pixels}."

@@ -6,7 +6,36 @@ import numpy as np
 import torch
 from PIL import Image
 
-from codegrid.errors import CodegridError
+from codegrid.errors import CodegridError, require
+
+# How far a value may lie outside of [-1, 1]: resampling and the decoder overshoot; 0..255 and pictures normalised by a
+# data set's mean and deviation lie further out.
+OVERSHOOT = 0.5
+
+
+def check_images(images: torch.Tensor, values: bool = True) -> None:
+    """Refuse what the model cannot mean: it reads floats in [-1, 1].
+
+    Args:
+        values: look at the values as well; on an accelerator this waits for the device.
+
+    Raises:
+        CodegridError: integers, NaN, or a value outside of [-1, 1] by more than `OVERSHOOT`.
+    """
+    require(
+        images.is_floating_point(),
+        f"Images must be floats in [-1, 1], not {images.dtype}: turn uint8 [B, H, W, C] into them by "
+        "codegrid.tokenizer.images.to_model, or x / 127.5 - 1.",
+    )
+    if not values or not images.numel():
+        return
+    low, high = (float(extreme) for extreme in images.detach().aminmax())  # NaN where there is one
+    require(low == low and high == high, "Images must be floats in [-1, 1]: these hold NaN (0 / 0, or a bad file).")
+    require(
+        low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT,
+        f"Images must be floats in [-1, 1]: these run from {low:.4g} to {high:.4g}. From 0..255 it is x / 127.5 - 1, "
+        "from 0..1 it is x * 2 - 1; a decoder's overshoot goes by x.clamp(-1, 1).",
+    )
 
 
 def to_model(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,161 @@
+"""Anything that is a picture -> what the model sees: the one way in for training, tokenizing, `encode` and the demo."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from codegrid.errors import CodegridError, require
+from codegrid.tokenizer.images.decoding import BadImage, load_image
+from codegrid.tokenizer.images.pixels import check_images, to_model
+from codegrid.tokenizer.images.squares import Preprocessing, prepare
+
+# A path, a file's bytes, an open file, a row of `datasets` ({"bytes": ..., "path": ...}), PIL in any mode; uint8 or
+# uint16 [H, W] or [H, W, C] with C = 1 (grey), 2 (grey, alpha), 3 (RGB) or 4 (RGBA), as an array or a tensor.
+Picture: TypeAlias = "bytes | str | os.PathLike[str] | Image.Image | np.ndarray | Tensor"
+
+_MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
+_KINDS = "a path, bytes, a PIL picture, a uint8 array or tensor [H, W, C], several, or floats [N, C, H, W] in [-1, 1]"
+
+
+def open_picture(picture: Picture, preprocessing: Preprocessing) -> Image.Image:
+    """A picture as `preprocessing` says, not yet cut: RGB, upright, clear parts on white.
+
+    Raises:
+        BadImage: it must be left out; `.reason` says why.
+        CodegridError: it is no picture: of another type, or an array of another shape or dtype.
+        FileNotFoundError: there is no such file.
+    """
+    if isinstance(picture, dict) and ("bytes" in picture or "path" in picture):
+        picture = picture.get("bytes") or picture.get("path")
+    if isinstance(picture, Tensor):
+        picture = picture.detach().cpu()
+        picture = (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy has no bfloat16
+    if isinstance(picture, (np.ndarray, np.generic)):
+        picture = _from_array(picture)
+    elif hasattr(picture, "read") and not isinstance(picture, (Image.Image, Path)):
+        picture = picture.read()
+    known = (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)
+    require(isinstance(picture, known), f"{_name(picture)} is no picture: give {_KINDS}.")
+    return load_image(picture, preprocessing.max_pixels)
+
+
+def to_square(
+    picture: Picture,
+    preprocessing: Preprocessing,
+    channels: int = 3,
+    *,
+    crop: Literal["center"] | tuple[float, float] | int = "center",
+    flip: bool = False,
+) -> np.ndarray:
+    """A picture as the tokenizer reads it: uint8 [H, W, channels]; `crop` and `flip` as in `prepare`.
+
+    Raises:
+        BadImage, CodegridError, FileNotFoundError: see `open_picture` and `prepare`.
+    """
+    return prepare(open_picture(picture, preprocessing), preprocessing, channels, crop=crop, flip=flip)
+
+
+def to_images(pictures: Any, preprocessing: Preprocessing, channels: int = 3) -> Tensor:
+    """Pictures, or what is the model's own already -> float32 [N, C, H, W] in [-1, 1].
+
+    Args:
+        pictures: one picture or several (see `Picture`), uint8 [N, H, W, C], or floats in [-1, 1]: a batch
+            [N, C, H, W], or single ones [C, H, W] in a list. Floats are the model's own: nothing is cut or scaled.
+
+    Raises:
+        BadImage: a picture cannot be used; the message says which.
+        CodegridError: it is none of these: integers where floats are due, floats that are not in [-1, 1], NaN.
+    """
+    if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4 and _is_float(pictures):
+        return _checked(torch.as_tensor(pictures), channels)
+    entries = _entries(pictures)
+    require(bool(entries), f"There is no picture: give {_KINDS}.")
+    images = [
+        _to_image(entry, preprocessing, channels, f"Picture {number} of {len(entries)}")
+        for number, entry in enumerate(entries, start=1)
+    ]
+    shapes = sorted({tuple(image.shape[1:]) for image in images})
+    require(len(shapes) == 1, f"The pictures have different sizes {shapes}: floats are taken as they are, so cut them.")
+    return torch.stack(images)
+
+
+def _entries(pictures: Any) -> list[Any]:
+    single = (bytes, bytearray, memoryview, str, os.PathLike, Image.Image, dict)
+    if isinstance(pictures, single) or hasattr(pictures, "read"):
+        pictures = [pictures]
+    elif isinstance(pictures, (Tensor, np.ndarray)):
+        pictures = list(pictures) if pictures.ndim == 4 else [pictures]
+    require(isinstance(pictures, Iterable), f"{_name(pictures)} is no picture: give {_KINDS}.")
+    return list(pictures)
+
+
+def _to_image(entry: Any, preprocessing: Preprocessing, channels: int, where: str) -> Tensor:
+    """One of `to_images`: [C, H, W]; errors name it."""
+    try:
+        if isinstance(entry, (Tensor, np.ndarray)) and entry.ndim == 3 and _is_float(entry):
+            return _checked(torch.as_tensor(entry)[None], channels)[0]
+        return to_model(to_square(entry, preprocessing, channels)[None])[0]
+    except BadImage as error:
+        raise BadImage(error.reason, f"{where}: {error}") from error
+    except FileNotFoundError as error:
+        raise CodegridError(f"{where}: there is no file {entry}.") from error
+    except CodegridError as error:
+        raise CodegridError(f"{where}: {error}") from error
+
+
+def _checked(images: Tensor, channels: int) -> Tensor:
+    """Floats [N, C, H, W] that are the model's own."""
+    require(
+        images.shape[1] == channels,
+        f"Floats {list(images.shape)} are no [N, {channels}, H, W], which this tokenizer takes: pictures as arrays "
+        "[H, W, C] are uint8.",
+    )
+    check_images(images)
+    if images.numel() and float(images.min()) >= 0:
+        warnings.warn(
+            "No value of these images lies below 0: the model reads black as -1. From 0..1 it is x * 2 - 1.",
+            stacklevel=5,
+        )
+    return images.detach().to(torch.float32)
+
+
+def _is_float(values: Tensor | np.ndarray) -> bool:
+    return values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    """uint8, uint16 or bool [H, W] or [H, W, C] as a picture."""
+    array = np.asarray(array)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _MODES)
+    kind = f"{array.dtype} {list(array.shape)}"
+    if not fits and array.ndim == 3 and array.shape[0] in _MODES and array.dtype in (np.uint8, np.uint16):
+        raise CodegridError(f"An array {kind} has its channels first: pictures are [H, W, C]; permute it to (1, 2, 0).")
+    require(
+        array.dtype in (np.uint8, np.uint16, np.bool_),
+        f"An array {kind} is no picture: 0..255 is uint8 [H, W, C] (x.astype('uint8')), 0..65535 uint16; the model's "
+        "own are floats [N, C, H, W] in [-1, 1].",
+    )
+    require(fits, f"An array {kind} is no picture: give [H, W] or [H, W, C] with 1, 2, 3 or 4 channels.")
+    if not array.size:
+        raise BadImage("too_small", f"An array {kind} has no pixels.")
+    if array.dtype == np.bool_:
+        array = array.astype(np.uint8) * np.uint8(255)
+    elif array.dtype == np.uint16 and array.ndim == 3:
+        array = np.rint(array.astype(np.float32) * (255 / 65535)).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))  # LA of two channels, RGB, RGBA
+
+
+def _name(value: Any) -> str:
+    return f"An object of type {type(value).__name__}"
