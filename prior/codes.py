@@ -8,6 +8,7 @@ CODES/
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from dataclasses import dataclass, field, fields
@@ -85,6 +86,12 @@ class CodesManifest:
     format: str = FORMAT
     version: int = VERSION
 
+    def fingerprint(self) -> str:
+        """sha256 over the tokenizer's fingerprint, the classes and the shards: the same for the same codes."""
+        shards = [(shard.file, shard.num_rows, shard.sha256) for shard in self.shards]
+        parts = [self.tokenizer_fingerprint, self.class_names, shards]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def sequence_config(self) -> SequenceConfig:
         """Vocabulary, length and classes of a prior on these codes."""
         return SequenceConfig(
@@ -151,9 +158,12 @@ class CodeDataset:
 
     def __init__(self, manifest: CodesManifest, files: list[Path]) -> None:
         self.manifest = manifest
-        # datasets turns the Parquet shards into one Arrow file in its cache, once, and maps that into memory.
-        names = [str(file) for file in files]
-        table = load_dataset("parquet", data_files=names, split="train", keep_in_memory=False)
+        # datasets turns the Parquet shards into one Arrow file in its cache, once, and maps that into memory. The
+        # cache's name has the files' paths and times; by the description it has their sizes and contents as well.
+        names = [glob.escape(str(file)) for file in files]
+        states = [(file.stat().st_size, file.stat().st_ctime_ns) for file in files]
+        key = hashlib.sha256(json.dumps([manifest.fingerprint(), states]).encode()).hexdigest()
+        table = load_dataset("parquet", data_files=names, split="train", keep_in_memory=False, description=key)
         if len(table) != manifest.num_rows:
             raise CodesError(f"The shards hold {len(table)} rows, the manifest says {manifest.num_rows}.")
         self._table = table

@@ -129,9 +129,16 @@ def codes_card(manifest: CodesManifest) -> str:
         changed = (
             f" in {manifest.precision} ({manifest.num_changed / manifest.num_compared:.1%} others than in float32)"
         )
+    # `datasets` names its cache of a folder by the folder's base name and this entry: without the description, another
+    # set, or this one before it grew, would be read in its place.
+    entry = {
+        "config_name": "default",
+        "description": f"fingerprint {manifest.fingerprint()}",
+        "data_files": [{"split": "train", "path": "data/*.parquet"}],
+    }
     return _card(
         {
-            "configs": [{"config_name": "default", "data_files": [{"split": "train", "path": "data/*.parquet"}]}],
+            "configs": [entry],
             "tags": ["codegrid", "image-codes"],
         },
         "Image codes",

@@ -30,7 +30,7 @@ from codegrid.pipelines.data.sources import open_image_stream
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.devices import evaluating, make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import write_json, write_text
-from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard
+from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
 from codegrid.tokenizer import Preprocessing, VQModel
 from codegrid.tokenizer.images import TEN_CROP, BadImage, open_picture, prepare, to_model
 
@@ -101,6 +101,8 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
     folder = Path(config.output_dir)
     with claimed(folder, _plan(config, model, images), images, accelerator) as job:
         if job.finished:
+            if accelerator.is_main_process:
+                _renew_card(folder)
             _say(accelerator, f"{folder} is finished already: nothing to do.")
             return folder
         new = f" ({len(job.images):,} of them new)" if job.first_shard else ""
@@ -278,6 +280,13 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
     write_text(folder / "README.md", codes_card(manifest))
     write_json(folder / MANIFEST_NAME, asdict(manifest))
     return manifest
+
+
+def _renew_card(folder: Path) -> None:
+    """Cards of 0.1.0 do not say which codes they are of, and `load_dataset(folder)` could give older ones."""
+    manifest, card = read_manifest(folder), folder / "README.md"
+    if not card.is_file() or manifest.fingerprint() not in card.read_text(encoding="utf-8"):
+        write_text(card, codes_card(manifest))
 
 
 def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 import datasets
 import fsspec
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from codegrid.pipelines.data.records import (
     NO_LABELS,
@@ -103,9 +104,14 @@ def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
     try:
         if path is None:
             return datasets.load_dataset_builder(config.source, config.subset, revision=config.revision)
+        where, files = str(path), {}
         if path.is_file():
-            return datasets.load_dataset_builder(TABLES[suffix], data_files={"train": [glob.escape(str(path))]})
-        builder = datasets.load_dataset_builder(str(path))
+            where, files = TABLES[suffix], {"data_files": {"train": [glob.escape(str(path))]}}
+        builder = datasets.load_dataset_builder(where, **files)
+        if builder.name == TABLES[suffix]:
+            # `datasets` names its cache of a folder by the folder's base name and its card. The description is part of
+            # that name too, and says which files they are.
+            return datasets.load_dataset_builder(where, description=_state_of_files(builder), **files)
     except Exception as error:  # the loader raises whatever its many back ends raise
         if path is not None:
             raise DataError(f"{path} cannot be read as {TABLES[suffix]} data: {error}") from error
@@ -113,11 +119,20 @@ def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
             f"{config.source} is neither a file nor a folder here, and no data set of that name could be loaded from "
             f"the Hugging Face Hub: {error}. Check the name, the network, and for private data sets `hf auth login`."
         ) from error
-    if builder.name != TABLES[suffix]:
-        raise DataError(
-            f"{path} mixes {suffix} with other data ({builder.name}): keep the {suffix} files in their own folder."
-        )
-    return builder
+    raise DataError(
+        f"{path} mixes {suffix} with other data ({builder.name}): keep the {suffix} files in their own folder."
+    )
+
+
+def _state_of_files(builder: Any) -> str:
+    """Changes when a file is another one, has another size, or was written to."""
+    states = []
+    for split, files in builder.config.data_files.items():
+        for file in files:
+            status = os.stat(file)
+            # The time of the last change of the inode moves where a copy sets the modification time back.
+            states.append((str(split), file, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
+    return sha256(states)
 
 
 def _load(builder: Any, config: DataConfig, name: str) -> Any:
@@ -130,6 +145,7 @@ def _load(builder: Any, config: DataConfig, name: str) -> Any:
         for part in [config.split] if config.streaming else _split_names(config.split):
             check_split(part, list(splits), name)
         if not config.streaming:
+            _check_rows(builder, config.split, name)
             return builder.as_dataset(split=config.split)
         stream = splits[config.split]
         return stream if stream.features else stream._resolve_features()  # some kinds of files have to be read for it
@@ -138,6 +154,20 @@ def _load(builder: Any, config: DataConfig, name: str) -> Any:
     except Exception as error:
         cause = error.__cause__ or error
         raise DataError(f"{name} cannot be read: {cause}. Check that its files are whole and of one kind.") from error
+
+
+def _check_rows(builder: Any, split: str, name: str) -> None:
+    """Whether the cache holds as many rows as the files say."""
+    if builder.name != TABLES[".parquet"]:
+        return
+    for part in _split_names(split):
+        files = [file for file in builder.config.data_files[part] if "://" not in file]
+        rows, cached = sum(pq.read_metadata(file).num_rows for file in files), builder.info.splits[part].num_examples
+        if files and rows != cached:
+            raise DataError(
+                f"The files of {name} hold {rows:,} rows in split {part}, and the cache of `datasets` holds "
+                f"{cached:,}: remove {builder.cache_dir}, and they are read again."
+            )
 
 
 def _split_names(split: str) -> list[str]:
