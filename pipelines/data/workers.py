@@ -5,11 +5,12 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import signal
+import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
-from typing import Any
+from typing import Any, NamedTuple
 
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 from codegrid.pipelines.data.records import DataError
 
@@ -28,17 +29,49 @@ def load(dataset: Dataset, num_workers: int, **options: Any) -> Iterator[Any]:
         return
     batches, end = _start(dataset, num_workers, options)
     try:
-        yield from batches
-    except DataError as error:
-        # torch puts its own words and the worker's traceback around the message.
-        raise DataError(str(error).rpartition(f"{DataError.__name__}: ")[2].strip()) from error
+        for batch in batches:
+            if isinstance(batch, _Failed):
+                raise batch.error from RuntimeError(batch.traceback)
+            yield batch
     finally:
         end()
 
 
+class _Failed(NamedTuple):
+    """What a worker gives instead of a sample or a batch: torch would put words and a traceback into the message."""
+
+    error: DataError
+    traceback: str
+
+
+class _Carrying(Dataset):
+    """`dataset`, and the collation of its samples, with a `_Failed` for what raised a DataError."""
+
+    def __init__(self, dataset: Dataset, collate: Callable[[Any], Any]) -> None:
+        self.dataset, self._collate = dataset, collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, item: Any) -> Any:
+        try:
+            return self.dataset[item]
+        except DataError as error:
+            return _Failed(error, traceback.format_exc())
+
+    def collate(self, samples: Any) -> Any:
+        """`samples`: a list, or one sample where the loader makes no batches."""
+        several = samples if isinstance(samples, list) else [samples]
+        failed = [sample for sample in several if isinstance(sample, _Failed)]
+        return failed[0] if failed else self._collate(samples)
+
+
 def _start(dataset: Dataset, num_workers: int, options: dict[str, Any]) -> tuple[Iterator[Any], Callable[[], None]]:
     """The batches of new workers, and what ends these."""
-    loader = DataLoader(dataset, num_workers=num_workers, multiprocessing_context="spawn", **options)
+    single = options.get("batch_size", 1) is None
+    carrying = _Carrying(dataset, options.pop("collate_fn", default_convert if single else default_collate))
+    options |= {"collate_fn": carrying.collate, "multiprocessing_context": "spawn"}
+    loader = DataLoader(carrying, num_workers=num_workers, **options)
     # Ctrl-C in a terminal, or SLURM, asks every process to stop; the main process needs its batches until it has
     # saved. The workers inherit what is blocked here, from their first instruction on. Starting the tracker of
     # shared memory, which the first worker would do, takes both signals out of what is blocked.

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.data.workers import load
 
 # The first iterator starts multiprocessing's tracker; of the second one a batch is taken, and it is kept to the end.
 SCRIPT = """
@@ -50,3 +55,36 @@ def test_workers_take_no_signals_and_end_with_their_iterator_or_the_process(tmp_
     signals = sum(1 << (number - 1) for number in (signal.SIGINT, signal.SIGTERM))
     assert int(first, 16) & signals == int(second, 16) & signals == signals
     assert "Traceback" not in done.stderr
+
+
+# A module of its own, because the worker imports it.
+FAILING = """
+from codegrid.pipelines.data.records import DataError
+
+
+class Failing:
+    message = "The server said: codegrid.DataError: gone. Also DataError: try again"
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, index):
+        if index == 2:
+            raise DataError(self.message)
+        return index
+"""
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("options", [{"batch_size": None}, {"batch_size": 2}], ids=["single", "batches"])
+def test_an_error_comes_as_it_was_raised(num_workers, options, tmp_path, monkeypatch):
+    """Also one that quotes another error."""
+    (tmp_path / "failing_samples.py").write_text(FAILING)
+    monkeypatch.syspath_prepend(tmp_path)
+    dataset = importlib.import_module("failing_samples").Failing()
+    batches = load(dataset, num_workers, **options)
+    assert torch.as_tensor(next(batches)).flatten().tolist() == list(range(options["batch_size"] or 1))
+    with pytest.raises(DataError) as caught:
+        list(batches)
+    assert type(caught.value) is DataError
+    assert str(caught.value) == dataset.message
