@@ -144,6 +144,31 @@ def test_no_pickle_and_no_remote_code():
     assert not wrong
 
 
+def auto_classes_that_may_run_code(source: str) -> list[int]:
+    """Lines where an Auto class of transformers loads something without `trust_remote_code=False`: it would ask."""
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr in ("from_pretrained", "from_config")
+        and isinstance(node.func.value, ast.Name)
+        and node.func.value.id.startswith("Auto")
+        and not any(
+            word.arg == "trust_remote_code" and isinstance(word.value, ast.Constant) and word.value.value is False
+            for word in node.keywords
+        )
+    ]
+
+
+def test_auto_classes_are_told_to_run_no_code():
+    assert auto_classes_that_may_run_code("AutoModel.from_pretrained(folder, use_safetensors=True)") == [1]
+    assert auto_classes_that_may_run_code("AutoModel.from_pretrained(folder, trust_remote_code=None)") == [1]
+    assert not auto_classes_that_may_run_code("AutoModel.from_pretrained(folder, trust_remote_code=False)")
+    wrong = {name_of(path): auto_classes_that_may_run_code(path.read_text()) for path in source_files()}
+    assert not {name: lines for name, lines in wrong.items() if lines}
+
+
 def test_every_package_folder_has_an_init_and_no_test_folder_has_one():
     folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     assert not [name_of(folder) for folder in folders if not (folder / "__init__.py").exists()]

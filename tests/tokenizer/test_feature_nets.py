@@ -138,6 +138,30 @@ def test_weights_of_another_net_are_refused(tmp_path):
         FeatureNet("resnet18", str(path))
 
 
+def test_files_without_batch_counters_are_read(tmp_path):
+    """torchvision's older files, resnet18's among them, were written before BatchNorm counted."""
+    path = save_random("resnet18", tmp_path / "net.safetensors")
+    expected, pixels = FeatureNet("resnet18", str(path)), images(1, 3, 32, 32)
+    save_file({key: tensor for key, tensor in load_file(path).items() if "num_batches" not in key}, path)
+    found = FeatureNet("resnet18", str(path))
+    assert found.state_dict().keys() == expected.state_dict().keys()
+    for one, other in zip(found(pixels), expected(pixels), strict=True):
+        assert torch.equal(one, other)
+    without = {key: tensor for key, tensor in load_file(path).items() if key != "bn1.running_mean"}
+    save_file(without, path)
+    with pytest.raises(ValueError, match=r"1 tensors are missing or of another shape, the first is bn1\.running_mean"):
+        FeatureNet("resnet18", str(path))
+
+
+def test_errors_say_whose_weights_they_are(monkeypatch):
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", lambda *args, **options: 1 / 0)
+    with pytest.raises(WeightsError, match=r"^torchvision's weights of 'resnet18' could not be downloaded"):
+        FeatureNet("resnet18")
+    with pytest.raises(ValueError, match=r"^The weights no\.pth do not exist"):
+        FeatureNet("resnet18", "no.pth")
+
+
 # transformers'
 
 
@@ -190,6 +214,18 @@ def test_folders_without_all_weights_are_refused(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(WeightsError, match=r"feature\.net: .* holds no model"):
         FeatureNet(str(tmp_path), option="feature")
+
+
+def test_a_folders_own_code_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    values = {"model_type": "mine", "auto_map": {"AutoConfig": "code.Config", "AutoModel": "code.Model"}}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    with pytest.raises(WeightsError, match="holds no model"):
+        HiddenStates(tmp_path, None, "net")
+    assert not asked
+    assert not (tmp_path / "ran").exists()
 
 
 def test_the_identity_follows_the_weights(tmp_path):

@@ -96,8 +96,11 @@ def _load(folder: Path, option: str) -> Any:
     try:
         # Penalties on gradients differentiate twice, which the fused kernels of attention cannot.
         options = {"attn_implementation": "eager", "use_safetensors": True, "dtype": torch.float32}
+        # False: a folder's own code is refused. Left out, transformers would ask on the terminal whether to run it.
         with torch.random.fork_rng(devices=[]):  # a missing pooler would be drawn
-            model, info = AutoModel.from_pretrained(folder, output_loading_info=True, **options)
+            model, info = AutoModel.from_pretrained(
+                folder, output_loading_info=True, trust_remote_code=False, **options
+            )
     except Exception as error:  # transformers, safetensors and json have each their own
         raise WeightsError(
             f"{option}: {folder} holds no model that transformers' AutoModel reads ({error})."

@@ -29,7 +29,7 @@ def read_weights(path: Path, option: str) -> Weights:
         MissingFileError: there is no such file.
     """
     if not path.is_file():
-        raise MissingFileError(f"The perceptual net's weights {path} do not exist ({option}).")
+        raise MissingFileError(f"The weights {path} do not exist ({option}).")
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -50,7 +50,7 @@ def download_weights(model: str, option: str, turn_off: str) -> Weights:
         return weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:
         raise WeightsError(
-            f"The weights of the perceptual net {model!r} could not be downloaded ({type(error).__name__}: {error}). "
+            f"torchvision's weights of {model!r} could not be downloaded ({type(error).__name__}: {error}). "
             f"Get {name} from {weights.url} on a machine with internet, then put it at {cached}, or pass its path as "
             f"{option}. Without it, turn the term off: {turn_off}."
         ) from error
@@ -59,11 +59,16 @@ def download_weights(model: str, option: str, turn_off: str) -> Weights:
 def load_renamed(net: nn.Module, weights: Weights, rename: Callable[[str], str], name: str, where: str) -> None:
     """Fill `net` with the file's tensors called `rename(key)`, in float32; tensors of the file left over do not matter.
 
+    BatchNorm's `num_batches_tracked` may be missing, as in the older files of torchvision: only training reads it.
+
     Raises:
         CodegridError: a tensor is missing or of another shape; the message names `name`, `where` and the first.
     """
     wanted = net.state_dict()
     found = {key: weights.get(rename(key)) for key in wanted}
+    for key in wanted:
+        if found[key] is None and key.endswith("num_batches_tracked"):
+            found[key] = torch.zeros((), dtype=torch.int64)
     wrong = [key for key, tensor in found.items() if tensor is None or tensor.shape != wanted[key].shape]
     if wrong:
         raise CodegridError(
