@@ -36,9 +36,12 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         where: the name under which the user knows this part of the config; it stands in the error messages.
 
     Raises:
-        CodegridError: `values` is no dictionary, has an unknown key, or a value of another type than its field's.
+        CodegridError: `values` is no dictionary, has an unknown key, or a value of another type than its field's; or
+            `cls` is the base of registered configs, and none of them has the `type` of `values`.
     """
     require(isinstance(values, dict), f"{where} must be a dictionary of fields, not {type(values).__name__}.")
+    if "registered" in vars(cls):
+        return from_dict(_kind(cls.registered, values, where), values, where)
     hints = get_type_hints(cls)
     known = {entry.name for entry in fields(cls) if entry.init}
     unknown = sorted(set(values) - known)
@@ -46,6 +49,35 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         not unknown, f"Unknown keys in {where}: {', '.join(unknown)}. {cls.__name__} knows {', '.join(sorted(known))}."
     )
     return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def register(kind: type[T], base: type) -> type[T]:
+    """Let `from_dict` make a `kind` where `base` is asked for and the dictionary has the `type` of `kind`.
+
+    Args:
+        kind: a frozen dataclass derived from `base`, with a default for every field and a `type` of its own.
+        base: has `registered`, a dictionary of its kinds by their `type`.
+
+    Raises:
+        CodegridError: `kind` is no such class, or another class has its `type`.
+    """
+    derived = isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, base) and kind is not base
+    require(derived, f"{kind!r} cannot be registered: make it a dataclass derived from {base.__name__}.")
+    name = kind.type
+    require(isinstance(name, str) and bool(name), f"{kind.__name__}.type is {name!r}: give it a name.")
+    there = base.registered.get(name, kind)
+    # A notebook's cell that is run again makes the same class anew.
+    same = (there.__module__, there.__qualname__) == (kind.__module__, kind.__qualname__)
+    require(same, f"{kind.__name__}.type is {name!r}, which is the name of {there.__qualname__}: take another.")
+    base.registered[name] = kind
+    return kind
+
+
+def _kind(registered: dict[str, type], values: dict[str, Any], where: str) -> type:
+    name = values.get("type")
+    known = ", ".join(map(repr, registered))
+    require(isinstance(name, str) and name in registered, f"{where}.type is {name!r}: it must be one of {known}.")
+    return registered[name]
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

@@ -12,7 +12,7 @@ from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.prior import PriorConfig
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
 from codegrid.tokenizer.losses import ObjectiveConfig
-from codegrid.tokenizer.quantizers import AnyQuantizerConfig
+from codegrid.tokenizer.quantizers import QuantizerConfig
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class TokenizerTrainingConfig(TrainingConfig):
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     augmentation: AugmentationConfig = field(default_factory=AugmentationConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
-    quantizer: AnyQuantizerConfig = field(default_factory=VectorQuantizerConfig)
+    quantizer: QuantizerConfig = field(default_factory=VectorQuantizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     discriminator_optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.errors import require
+from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
 from codegrid.tokenizer.feature_nets import FeatureNet
 
 
 @dataclass(frozen=True)
-class DinoConfig:
+class DinoConfig(DiscriminatorConfig):
     """Config of `DinoDiscriminator`.
 
     Args:
@@ -47,6 +48,9 @@ class DinoConfig:
         require(bool(self.net), "discriminator.net is empty: name a folder or Hub repository of transformers.")
         require(self.image_size >= 0, f"discriminator.image_size is {self.image_size}: it must not be negative.")
         require(self.channels >= 1, f"discriminator.channels is {self.channels}: it must be at least 1.")
+
+    def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:
+        return DinoDiscriminator(self, in_channels, num_classes)
 
 
 class DinoDiscriminator(nn.Module):

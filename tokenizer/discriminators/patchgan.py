@@ -10,12 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.errors import require
+from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
 from codegrid.tokenizer.layers import lay_out
 
 
 @dataclass(frozen=True)
-class PatchGANConfig:
+class PatchGANConfig(DiscriminatorConfig):
     """Config of `PatchGAN`; names as in taming-transformers.
 
     Args:
@@ -36,6 +37,9 @@ class PatchGANConfig:
         require(
             self.ndf >= 1 and self.n_layers >= 1, "discriminator.ndf and discriminator.n_layers must be at least 1."
         )
+
+    def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:
+        return PatchGAN(self, in_channels, num_classes)
 
 
 class PatchGAN(nn.Module):

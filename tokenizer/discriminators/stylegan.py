@@ -12,12 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.errors import require
+from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
 from codegrid.tokenizer.layers import lay_out
 
 
 @dataclass(frozen=True)
-class StyleGANConfig:
+class StyleGANConfig(DiscriminatorConfig):
     """Config of `StyleGANDiscriminator`.
 
     The published learning-rate equalisation is left out: AdamW's steps do not depend on the gradients' scale, and the
@@ -41,6 +42,9 @@ class StyleGANConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "max_channels", "num_blocks", "stddev_group"):
             require(getattr(self, name) >= 1, f"discriminator.{name} is {getattr(self, name)}: it must be at least 1.")
+
+    def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:
+        return StyleGANDiscriminator(self, in_channels, num_classes)
 
 
 class StyleGANDiscriminator(nn.Module):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from codegrid.errors import require
-from codegrid.tokenizer.discriminators import AnyDiscriminatorConfig, PatchGANConfig
+from codegrid.tokenizer.discriminators import DiscriminatorConfig, PatchGANConfig
 from codegrid.tokenizer.losses.adversarial import GANLoss
 from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
@@ -84,7 +84,7 @@ class ObjectiveConfig:
     lecam_weight: float = 0.0
     lecam_start: int = 0
     lecam_decay: float = 0.999
-    discriminator: AnyDiscriminatorConfig = field(default_factory=PatchGANConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:
         ruled = [f"{term}_{kind}" for term in TERMS for kind in ("weight", "start")]

@@ -1,29 +1,58 @@
-"""The registry of quantizers; those of one code a position stand in levels.py. The contract tests run over it."""
+"""The quantizers: one import and one line in the list each. The contract tests run over it."""
 
 from __future__ import annotations
 
-from typing import Any, Union
+from typing import Any
 
-from codegrid.errors import CodegridError
-from codegrid.tokenizer.fields import from_dict
+from codegrid.tokenizer.fields import from_dict, register
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from codegrid.tokenizer.quantizers.binary_spherical import BinarySphericalQuantizerConfig
 from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarQuantizerConfig
-from codegrid.tokenizer.quantizers.grouped import GroupedQuantizer, GroupedQuantizerConfig
-from codegrid.tokenizer.quantizers.hierarchical import HierarchicalQuantizer, HierarchicalQuantizerConfig
-from codegrid.tokenizer.quantizers.levels import SINGLE
+from codegrid.tokenizer.quantizers.grouped import GroupedQuantizerConfig
+from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
+from codegrid.tokenizer.quantizers.hierarchical import HierarchicalQuantizerConfig
+from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
 from codegrid.tokenizer.quantizers.lookup_free import LookupFreeQuantizerConfig
-from codegrid.tokenizer.quantizers.residual import ResidualQuantizer, ResidualQuantizerConfig
+from codegrid.tokenizer.quantizers.residual import ResidualQuantizerConfig
+from codegrid.tokenizer.quantizers.simvq import SimVQConfig
 from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
-QUANTIZERS: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
-    **SINGLE,
-    "residual": (ResidualQuantizerConfig, ResidualQuantizer),
-    "grouped": (GroupedQuantizerConfig, GroupedQuantizer),
-    "hierarchical": (HierarchicalQuantizerConfig, HierarchicalQuantizer),
-}
-# Any of their configs: the type of a config's field, told apart by `type`.
-AnyQuantizerConfig = Union[tuple(config for config, _ in QUANTIZERS.values())]  # noqa: UP007
+
+def register_quantizer(config: type[QuantizerConfig]) -> type[QuantizerConfig]:
+    """Make a quantizer known by the `type` of its config, here and on the command line; serves as a decorator too.
+
+    A quantizer of another package is then named like one of this: in `VQModelConfig`, in a training config, as
+    `--quantizer.type NAME`, as the inner one of those that are made of several. Its module has to be imported before a
+    tokenizer saved with it is loaded.
+
+    Args:
+        config: a frozen dataclass derived from `QuantizerConfig`, with a default for every field and a `build`.
+
+    Returns:
+        `config` itself.
+
+    Raises:
+        CodegridError: it is no such class, or its `type` is another quantizer's.
+    """
+    return register(config, QuantizerConfig)
+
+
+for _config in (
+    VectorQuantizerConfig,
+    SimVQConfig,
+    IBQConfig,
+    GumbelConfig,
+    FiniteScalarQuantizerConfig,
+    LookupFreeQuantizerConfig,
+    BinarySphericalQuantizerConfig,
+    ResidualQuantizerConfig,
+    GroupedQuantizerConfig,
+    HierarchicalQuantizerConfig,
+):
+    register_quantizer(_config)
+
+# All of them by their `type`, also those that are registered later.
+QUANTIZERS: dict[str, type[QuantizerConfig]] = QuantizerConfig.registered
 
 
 def quantizer_config_from_dict(values: dict[str, Any]) -> QuantizerConfig:
@@ -32,29 +61,29 @@ def quantizer_config_from_dict(values: dict[str, Any]) -> QuantizerConfig:
     Raises:
         CodegridError: the type is missing or unknown, or a field is wrong.
     """
-    name = values.get("type") if isinstance(values, dict) else None
-    if name not in QUANTIZERS:
-        raise CodegridError(f"quantizer.type is {name!r}: it must be one of {', '.join(map(repr, QUANTIZERS))}.")
-    return from_dict(QUANTIZERS[name][0], values, where="quantizer")
+    return from_dict(QuantizerConfig, {} if values is None else values, where="quantizer")
 
 
 def make_quantizer(config: QuantizerConfig) -> Quantizer:
-    return QUANTIZERS[config.type][1](config)
+    return config.build()
 
 
 __all__ = [
     "QUANTIZERS",
-    "AnyQuantizerConfig",
     "BinarySphericalQuantizerConfig",
     "FiniteScalarQuantizerConfig",
     "GroupedQuantizerConfig",
+    "GumbelConfig",
     "HierarchicalQuantizerConfig",
+    "IBQConfig",
     "LookupFreeQuantizerConfig",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",
     "ResidualQuantizerConfig",
+    "SimVQConfig",
     "VectorQuantizerConfig",
     "make_quantizer",
     "quantizer_config_from_dict",
+    "register_quantizer",
 ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from codegrid.errors import CodegridError
 
 # Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
 REVIVAL_CANDIDATES = 1024
@@ -40,6 +42,12 @@ class QuantizerConfig:
         stride: features of a position along each side. Codes are [B, h / stride, w / stride] and depth.
     """
 
+    # The configs that are told apart by their `type`; `register_quantizer` adds to them.
+    # (In here `type` is the field, so that the values cannot be annotated as types.)
+    registered: ClassVar[dict[str, Any]] = {}
+    # Whether a residual quantizer may be made of it; it then has a `residual_level`.
+    has_residual_levels: ClassVar[bool] = False
+
     type: str = ""
 
     @property
@@ -49,6 +57,29 @@ class QuantizerConfig:
     @property
     def stride(self) -> int:
         return 1
+
+    def build(self) -> Quantizer:
+        """The quantizer of this config, with its starting values."""
+        raise NotImplementedError(f"{type(self).__name__} has no `build`.")
+
+    def check_residual_levels(self, shared: bool) -> None:
+        """Raises CodegridError where a residual quantizer cannot be made of this config.
+
+        Args:
+            shared: its levels are to be one and the same.
+        """
+        if shared:
+            raise CodegridError(
+                f"quantizer.shared is True: {self.type!r} has no codebook that levels could share. Turn it off."
+            )
+
+    def residual_level(self, index: int) -> Quantizer:
+        """The quantizer of what the levels before number `index` leave over; only where `has_residual_levels`."""
+        raise NotImplementedError(f"{type(self).__name__} has no `residual_level`.")
+
+    def residual_entry(self, features: Tensor) -> Tensor:
+        """What the first level of a residual quantizer gets for its features: [B, D, h, w] -> the same in float32."""
+        return features.float()
 
 
 class Quantizer(nn.Module):

@@ -11,6 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.tokenizer.quantizers.base import Quantizer
 from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
 
 
@@ -25,6 +26,9 @@ class BinarySphericalQuantizerConfig(BinaryQuantizerConfig):
     type: Literal["bsq"] = "bsq"
     commitment_weight: float = 0.0
     inv_temperature: float = 1.0
+
+    def build(self) -> Quantizer:
+        return BinarySphericalQuantizer(self)
 
 
 class BinarySphericalQuantizer(BinaryQuantizer):

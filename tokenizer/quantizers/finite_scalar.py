@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from itertools import accumulate
 from operator import mul
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
         levels: of each channel, at least 3. The paper takes 5 and more: (8, 6, 5) for about 2^8 codes, (8, 5, 5, 5)
             for 2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16.
     """
+
+    has_residual_levels: ClassVar[bool] = True
 
     type: Literal["fsq"] = "fsq"
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -55,6 +57,16 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
     @property
     def code_dim(self) -> int:
         return len(self.levels)
+
+    def build(self) -> Quantizer:
+        return FiniteScalarQuantizer(self)
+
+    def residual_level(self, index: int) -> Quantizer:
+        return FiniteScalarLevel(self, index)
+
+    def residual_entry(self, features: Tensor) -> Tensor:
+        """Squeezed into the range of the first level."""
+        return soft_bound(self, features)
 
 
 class FiniteScalarQuantizer(Quantizer):

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import require
-from codegrid.tokenizer.quantizers.base import Quantized, QuantizerConfig
-from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
+from codegrid.tokenizer.quantizers.levels import LevelsQuantizer, check_inner, make_levels, mean_losses, of_level
 from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
@@ -30,9 +30,10 @@ class GroupedQuantizerConfig(QuantizerConfig):
 
     type: Literal["grouped"] = "grouped"
     groups: int = 2
-    inner: InnerConfig = field(default_factory=VectorQuantizerConfig)
+    inner: QuantizerConfig = field(default_factory=VectorQuantizerConfig)
 
     def __post_init__(self) -> None:
+        check_inner(self.inner)
         require(
             self.groups >= 2,
             f"quantizer.groups is {self.groups}: it must be at least 2. One group is its inner quantizer: "
@@ -52,6 +53,9 @@ class GroupedQuantizerConfig(QuantizerConfig):
     def code_dim(self) -> int:
         """Channels of all groups."""
         return self.groups * self.inner.code_dim
+
+    def build(self) -> Quantizer:
+        return GroupedQuantizer(self)
 
 
 class GroupedQuantizer(LevelsQuantizer):

@@ -44,6 +44,9 @@ class GumbelConfig(QuantizerConfig):
         require(self.temperature > 0, f"quantizer.temperature is {self.temperature}: it must be positive.")
         require(self.kl_weight >= 0, f"quantizer.kl_weight is {self.kl_weight}: it must not be negative.")
 
+    def build(self) -> Quantizer:
+        return GumbelQuantizer(self)
+
 
 class GumbelQuantizer(Quantizer):
     """`logits` maps a feature to scores of all codes; `embedding.weight` [codebook_size, code_dim] holds the codes.

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from codegrid.errors import require
 from codegrid.tokenizer.layers import Downsample, ResnetBlock, Upsample
-from codegrid.tokenizer.quantizers.base import Quantized, QuantizerConfig, spread, to_rows
-from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
+from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, spread, to_rows
+from codegrid.tokenizer.quantizers.levels import LevelsQuantizer, check_inner, make_levels, mean_losses, of_level
 from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 # The sides of a top position, in positions of the bottom grid.
@@ -35,9 +35,10 @@ class HierarchicalQuantizerConfig(QuantizerConfig):
     type: Literal["hierarchical"] = "hierarchical"
     channels: int = 64
     norm_groups: int = 8
-    inner: InnerConfig = field(default_factory=VectorQuantizerConfig)
+    inner: QuantizerConfig = field(default_factory=VectorQuantizerConfig)
 
     def __post_init__(self) -> None:
+        check_inner(self.inner)
         for name in ("channels", "norm_groups"):
             require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
         require(
@@ -62,6 +63,9 @@ class HierarchicalQuantizerConfig(QuantizerConfig):
     @property
     def code_dim(self) -> int:
         return self.channels
+
+    def build(self) -> Quantizer:
+        return HierarchicalQuantizer(self)
 
 
 class HierarchicalQuantizer(LevelsQuantizer):

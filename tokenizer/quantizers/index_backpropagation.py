@@ -51,6 +51,9 @@ class IBQConfig(QuantizerConfig):
         temperature = self.entropy_temperature
         require(temperature > 0, f"quantizer.entropy_temperature is {temperature}: it must be positive.")
 
+    def build(self) -> Quantizer:
+        return IBQ(self)
+
 
 class IBQ(Quantizer):
     """Codebook `embedding.weight` [codebook_size, code_dim]; a feature's code is the one of the largest z.e."""

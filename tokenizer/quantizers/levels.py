@@ -3,36 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
 
 import torch
 from torch import Tensor, nn
 
+from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantizer, QuantizerConfig
-from codegrid.tokenizer.quantizers.binary_spherical import BinarySphericalQuantizer, BinarySphericalQuantizerConfig
-from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarQuantizer, FiniteScalarQuantizerConfig
-from codegrid.tokenizer.quantizers.gumbel import GumbelConfig, GumbelQuantizer
-from codegrid.tokenizer.quantizers.index_backpropagation import IBQ, IBQConfig
-from codegrid.tokenizer.quantizers.lookup_free import LookupFreeQuantizer, LookupFreeQuantizerConfig
-from codegrid.tokenizer.quantizers.simvq import SimVQ, SimVQConfig
-from codegrid.tokenizer.quantizers.vector import VectorQuantizer, VectorQuantizerConfig
 
-# The quantizers of one code a position. The whole registry adds to them those that are made of several.
-SINGLE: dict[str, tuple[type[QuantizerConfig], type[Quantizer]]] = {
-    "vq": (VectorQuantizerConfig, VectorQuantizer),
-    "simvq": (SimVQConfig, SimVQ),
-    "ibq": (IBQConfig, IBQ),
-    "gumbel": (GumbelConfig, GumbelQuantizer),
-    "fsq": (FiniteScalarQuantizerConfig, FiniteScalarQuantizer),
-    "lfq": (LookupFreeQuantizerConfig, LookupFreeQuantizer),
-    "bsq": (BinarySphericalQuantizerConfig, BinarySphericalQuantizer),
-}
-# What an inner quantizer may be, told apart by `type`.
-InnerConfig = Union[tuple(config for config, _ in SINGLE.values())]  # noqa: UP007
+
+def check_inner(inner: QuantizerConfig) -> None:
+    """Raises CodegridError where `inner` has more than one code a position."""
+    require(
+        inner.depth == inner.stride == 1,
+        f"quantizer.inner.type is {inner.type!r}, which gives several codes a position: take one that gives one.",
+    )
 
 
 def make_levels(configs: Sequence[QuantizerConfig]) -> nn.ModuleList:
-    return nn.ModuleList(SINGLE[config.type][1](config) for config in configs)
+    return nn.ModuleList(config.build() for config in configs)
 
 
 def mean_losses(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ Yu et al. 2023, https://arxiv.org/abs/2310.05737 (MAGVIT-v2); Luo et al. 2024, h
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
+from codegrid.tokenizer.quantizers.base import Quantizer
 from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantizerConfig
 
 
@@ -16,7 +17,18 @@ from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantize
 class LookupFreeQuantizerConfig(BinaryQuantizerConfig):
     """Config of `LookupFreeQuantizer`; `BinaryQuantizerConfig` says what the fields are."""
 
+    has_residual_levels: ClassVar[bool] = True
+
     type: Literal["lfq"] = "lfq"
+
+    def build(self) -> Quantizer:
+        return LookupFreeQuantizer(self)
+
+    def residual_level(self, index: int) -> Quantizer:
+        """Told apart by the size of its steps: the codes of level `index` are +-1 / 2^index."""
+        level = LookupFreeQuantizer(self)
+        level.scale *= 2.0**-index
+        return level
 
 
 class LookupFreeQuantizer(BinaryQuantizer):

@@ -6,7 +6,7 @@ finer grid, as in vector-quantize-pytorch's ResidualFSQ and ResidualLFQ.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -14,16 +14,9 @@ from torch import Tensor, nn
 
 from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
-from codegrid.tokenizer.quantizers.finite_scalar import FiniteScalarLevel, soft_bound
 from codegrid.tokenizer.quantizers.gradients import rotation, straight_through
-from codegrid.tokenizer.quantizers.levels import InnerConfig, LevelsQuantizer, make_levels, mean_losses, of_level
+from codegrid.tokenizer.quantizers.levels import LevelsQuantizer, mean_losses, of_level
 from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
-
-# What a level may be. The gradient of ibq and gumbel goes through the choice, and the sum of the codes would lose it;
-# the codes of bsq lie on the sphere.
-_INNER = ("vq", "simvq", "fsq", "lfq")
-# Those whose levels are told apart by the size of their steps alone.
-_FINER = ("fsq", "lfq")
 
 
 @dataclass(frozen=True)
@@ -33,16 +26,16 @@ class ResidualQuantizerConfig(QuantizerConfig):
     Args:
         depth: codes at each position, coarse to fine; at least 2.
         shared: one codebook for all levels, as RQ-VAE has; False gives each level its own.
-        inner: the quantizer of a level: vq, simvq, fsq or lfq. Its loss terms are averaged over the levels, so that a
-            weight means the same at any depth; `isotropy_weight` acts on the features alone, not on what is left of
-            them. Level n of an fsq has steps of 1 / L^n, over features squeezed into the first level's range; the
-            codes of level n of an lfq are +-1 / 2^n.
+        inner: the quantizer of a level: vq, simvq, fsq, lfq, or another that `has_residual_levels`. Its loss terms are
+            averaged over the levels, so that a weight means the same at any depth; `isotropy_weight` acts on the
+            features alone, not on what is left of them. Level n of an fsq has steps of 1 / L^n, over features squeezed
+            into the first level's range; the codes of level n of an lfq are +-1 / 2^n.
     """
 
     type: Literal["residual"] = "residual"
     depth: int = 4
     shared: bool = False
-    inner: InnerConfig = field(default_factory=lambda: VectorQuantizerConfig(l2_normalize=False))
+    inner: QuantizerConfig = field(default_factory=lambda: VectorQuantizerConfig(l2_normalize=False))
 
     def __post_init__(self) -> None:
         require(
@@ -50,28 +43,15 @@ class ResidualQuantizerConfig(QuantizerConfig):
             f"quantizer.depth is {self.depth}: it must be at least 2. One level is its inner quantizer: "
             f"type {self.inner.type!r}.",
         )
+        known = [name for name, kind in self.registered.items() if kind.has_residual_levels]
+        # The gradient of ibq and gumbel goes through the choice, and the sum of the codes would lose it; the codes of
+        # bsq lie on the sphere.
         require(
-            self.inner.type in _INNER,
+            self.inner.has_residual_levels,
             f"quantizer.inner.type is {self.inner.type!r}: the levels of a residual quantizer must be one of "
-            f"{', '.join(map(repr, _INNER))}.",
+            f"{', '.join(map(repr, known))}.",
         )
-        require(
-            not (self.shared and self.inner.type in _FINER),
-            f"quantizer.shared is True: {self.inner.type!r} has no codebook that levels could share. Turn it off.",
-        )
-        if isinstance(self.inner, VectorQuantizerConfig):
-            self._check_vector_quantizer(self.inner)
-
-    def _check_vector_quantizer(self, inner: VectorQuantizerConfig) -> None:
-        require(
-            not inner.l2_normalize,
-            "quantizer.inner.l2_normalize is True: what a level leaves over does not lie on the sphere. Turn it off.",
-        )
-        require(
-            not (self.shared and inner.isotropy_weight),
-            f"quantizer.inner.isotropy_weight is {inner.isotropy_weight}: it would spread what the levels leave "
-            "over as far as the features. Set it to 0, or quantizer.shared to False.",
-        )
+        self.inner.check_residual_levels(self.shared)
 
     @property
     def codebook_size(self) -> int:
@@ -81,6 +61,9 @@ class ResidualQuantizerConfig(QuantizerConfig):
     @property
     def code_dim(self) -> int:
         return self.inner.code_dim
+
+    def build(self) -> Quantizer:
+        return ResidualQuantizer(self)
 
 
 class ResidualQuantizer(LevelsQuantizer):
@@ -94,12 +77,12 @@ class ResidualQuantizer(LevelsQuantizer):
         super().__init__()
         self.config = config
         number = 1 if config.shared else config.depth
-        self.levels = nn.ModuleList(_make_level(config.inner, index) for index in range(number))
+        self.levels = nn.ModuleList(map(config.inner.residual_level, range(number)))
         self.gradient = rotation if getattr(config.inner, "gradient", "") == "rotation" else straight_through
 
     def forward(self, features: Tensor) -> Quantized:
         with torch.autocast(features.device.type, enabled=False):
-            z = self._enter(features)  # [B, D, h, w]
+            z = self.config.inner.residual_entry(features)  # [B, D, h, w]
             residual, codes, chosen, losses = z, [], [], []
             for level in self._levels():
                 quantized = level(residual)
@@ -116,7 +99,7 @@ class ResidualQuantizer(LevelsQuantizer):
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            residual, codes = self._enter(features), []
+            residual, codes = self.config.inner.residual_entry(features), []
             for level in self._levels():
                 codes.append(level.encode(residual))
                 residual = residual - level.codes_to_features(codes[-1])
@@ -130,7 +113,7 @@ class ResidualQuantizer(LevelsQuantizer):
     @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
         """Each level's, of what it quantized; a shared codebook's are the sums over the levels."""
-        residual, found = self._enter(features), {}
+        residual, found = self.config.inner.residual_entry(features), {}
         for index, (level, chosen) in enumerate(zip(self._levels(), codes.unbind(-1), strict=True)):
             for name, sums in of_level(index % len(self.levels), level.statistics(chosen, residual)).items():
                 found[name] = found[name] + sums if name in found else sums
@@ -154,11 +137,6 @@ class ResidualQuantizer(LevelsQuantizer):
             residual = _left_over(level, residual)
         return moved
 
-    def _enter(self, features: Tensor) -> Tensor:
-        """The features in float32, within the range of the first level where it has one."""
-        inner = self.config.inner
-        return soft_bound(inner, features) if inner.type == "fsq" else features.float()
-
     def _levels(self) -> list[Quantizer]:
         return list(self.levels) * (self.config.depth // len(self.levels))
 
@@ -168,17 +146,6 @@ class ResidualQuantizer(LevelsQuantizer):
         for level in self._levels()[:-1]:
             residuals.append(_left_over(level, residuals[-1]))
         return residuals
-
-
-def _make_level(inner: QuantizerConfig, index: int) -> Quantizer:
-    if inner.type == "fsq":
-        return FiniteScalarLevel(inner, index)
-    if inner.type == "vq" and index:
-        inner = replace(inner, isotropy_weight=0.0)
-    (level,) = make_levels([inner])
-    if inner.type == "lfq":
-        level.scale *= 2.0**-index
-    return level
 
 
 def _left_over(level: Quantizer, rows: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ or has to be revived.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class SimVQConfig(QuantizerConfig):
         commitment_weight: of the term that holds the features at their codes, |z - sg[W c]|^2.
     """
 
+    has_residual_levels: ClassVar[bool] = True
+
     type: Literal["simvq"] = "simvq"
     codebook_size: int = 8192
     code_dim: int = 32
@@ -48,6 +50,15 @@ class SimVQConfig(QuantizerConfig):
             self.commitment_weight >= 0,
             f"quantizer.commitment_weight is {self.commitment_weight}: it must not be negative.",
         )
+
+    def build(self) -> Quantizer:
+        return SimVQ(self)
+
+    def check_residual_levels(self, shared: bool) -> None:
+        """Levels may share a codebook or have their own."""
+
+    def residual_level(self, index: int) -> Quantizer:
+        return self.build()
 
 
 class SimVQ(Quantizer):

@@ -8,8 +8,8 @@ Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,8 @@ class VectorQuantizerConfig(QuantizerConfig):
         revive_decay: of the running mean of use, a step.
     """
 
+    has_residual_levels: ClassVar[bool] = True
+
     type: Literal["vq"] = "vq"
     codebook_size: int = 1024
     code_dim: int = 8
@@ -92,6 +94,24 @@ class VectorQuantizerConfig(QuantizerConfig):
         )
         for name in ("codebook_decay", "revive_decay"):
             require(0 <= getattr(self, name) < 1, f"quantizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
+
+    def build(self) -> Quantizer:
+        return VectorQuantizer(self)
+
+    def check_residual_levels(self, shared: bool) -> None:
+        require(
+            not self.l2_normalize,
+            "quantizer.inner.l2_normalize is True: what a level leaves over does not lie on the sphere. Turn it off.",
+        )
+        require(
+            not (shared and self.isotropy_weight),
+            f"quantizer.inner.isotropy_weight is {self.isotropy_weight}: it would spread what the levels leave "
+            "over as far as the features. Set it to 0, or quantizer.shared to False.",
+        )
+
+    def residual_level(self, index: int) -> Quantizer:
+        """Isotropy is of the features alone, and so of the first level: what is left over is to be small."""
+        return (replace(self, isotropy_weight=0.0) if index else self).build()
 
 
 class VectorQuantizer(Quantizer):

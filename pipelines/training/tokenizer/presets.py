@@ -20,7 +20,6 @@ from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerCon
 from codegrid.tokenizer.discriminators import DISCRIMINATORS, PatchGANConfig
 from codegrid.tokenizer.losses import ObjectiveConfig
 from codegrid.tokenizer.quantizers import QUANTIZERS
-from codegrid.tokenizer.quantizers.levels import SINGLE
 
 
 def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
@@ -209,9 +208,9 @@ def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
 
 # The parts of a config that are told apart by `type`, by the path of their fields, with their registries.
 # (An outer part is chosen before its inner one.)
-CHOICES: dict[str, dict[str, tuple[type, type]]] = {
+CHOICES: dict[str, dict[str, type]] = {
     "quantizer": QUANTIZERS,
-    "quantizer.inner": SINGLE,
+    "quantizer.inner": QUANTIZERS,
     "objective.discriminator": DISCRIMINATORS,
 }
 
@@ -237,7 +236,7 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
         )
     if getattr(parents[-1], last).type == name:
         return config
-    value = known[name][0]()
+    value = known[name]()
     for parent, field in zip(reversed(parents), (last, *reversed(outer)), strict=True):
         value = replace(parent, **{field: value})
     return value
