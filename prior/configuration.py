@@ -18,7 +18,8 @@ class PriorConfig:
 
     Args:
         hidden_size: width; a multiple of `num_attention_heads`, with an even number of dimensions a head.
-        num_hidden_layers, num_attention_heads: depth, and heads a layer.
+        num_hidden_layers: depth, in blocks.
+        num_attention_heads: heads a layer.
         num_key_value_heads: heads that share keys and values; None for as many as there are attention heads.
         intermediate_size: width of the gated MLP; None for 8/3 of `hidden_size` rounded up to a multiple of 64, which
             gives the MLP as many weights as an ungated one of 4 times the width (arXiv:2002.05202).

@@ -61,7 +61,7 @@ def benchmark(
         llamagen: folder of a clone of https://github.com/FoundationVision/LlamaGen, likewise.
         compile: time ours compiled as well; compiling takes minutes.
         threads: of the CPU; 0 leaves torch's own choice.
-        repeats: rounds.
+        repeats: rounds that a median is taken over.
         prior: of "rounded-weights": folder of a prior.
         codes: and of the codes that it was trained on.
         output: JSON file for the machine, the settings and the rows; none writes no file.

@@ -15,7 +15,7 @@ from codegrid.prior.decoding import Decoder, read_weights
 from codegrid.prior.sequence import to_tokens
 
 _WIDTHS = {"weights": 8, "nats a code": 12, "change": 10, "images": 7}
-_FRACTION = 0.05  # held out, as by the presets of train_prior.py
+_FRACTION = 0.05  # held out, as by the presets of `codegrid train-prior`
 _MOST_IMAGES = 240
 
 

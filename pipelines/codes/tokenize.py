@@ -37,18 +37,20 @@ from codegrid.tokenizer.images import TEN_CROP, BadImage, open_picture, prepare,
 
 @dataclass(frozen=True)
 class TokenizationConfig:
-    """Args:
-    tokenizer: folder or Hub name of the tokenizer.
-    data: the images.
-    output_dir: the code data set's folder. To go on after a stop, run the same command again.
-    flip: add the mirrored image as a variant.
-    ten_crop: instead of the central square take ADM's and LlamaGen's ten crops (their mirror images are among them).
-    batch_size: images (variants) a forward pass.
-    images_per_shard: source images a Parquet file; a stop loses at most one.
-    mixed_precision: "bf16" is faster where the device computes in it and changes some of the codes; how many of the
-        first batch of each shard is counted, said and recorded.
-    device: "auto" is what Accelerate finds.
-    num_workers: processes that load images; 0 loads in the main one. Not for streaming.
+    """What becomes codes, by which tokenizer, and where they go.
+
+    Args:
+        tokenizer: folder or Hub name of the tokenizer.
+        data: the images.
+        output_dir: the code data set's folder. To go on after a stop, run the same command again.
+        flip: add the mirrored image as a variant.
+        ten_crop: instead of the central square take ADM's and LlamaGen's ten crops; mirror images are among them.
+        batch_size: images (variants) a forward pass.
+        images_per_shard: source images a Parquet file; a stop loses at most one.
+        mixed_precision: "bf16" is faster where the device computes in it and changes some of the codes; how many of the
+            first batch of each shard is counted, said and recorded.
+        device: "auto" is what Accelerate finds.
+        num_workers: processes that load images; 0 loads in the main one. Not for streaming.
     """
 
     tokenizer: str

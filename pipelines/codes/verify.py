@@ -23,15 +23,17 @@ from codegrid.tokenizer.images import to_model, to_square
 
 @dataclass(frozen=True)
 class VerificationConfig:
-    """Args:
-    codes: folder of the code data set.
-    tokenizer: folder or Hub name of the tokenizer that should have made it; none compares nothing with a tokenizer.
-    source: the images, as in data.source when they were tokenized; with it `num_samples` rows are encoded again.
-    split: of the images.
-    num_samples: rows to encode again; 0 for all.
-    max_differing: share of the sampled codes that may differ. Rounding decides between two codes that are equally
-        near, and differs between devices and batch sizes.
-    seed: of the choice of the rows.
+    """A code data set, and what it is compared with.
+
+    Args:
+        codes: folder of the code data set.
+        tokenizer: folder or Hub name of the tokenizer that should have made it; none compares nothing with a tokenizer.
+        source: the images, as in data.source when they were tokenized; with it `num_samples` rows are encoded again.
+        split: of the images.
+        num_samples: rows to encode again; 0 for all.
+        max_differing: share of the sampled codes that may differ. Rounding decides between two codes that are equally
+            near, and differs between devices and batch sizes.
+        seed: of the choice of the rows.
     """
 
     codes: str

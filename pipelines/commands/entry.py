@@ -31,13 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     name = " ".join(words[: 1 + (words[0] == DEVELOPERS)])
     if name not in COMMANDS:
         names = [name for name in COMMANDS if name.startswith(f"{DEVELOPERS} ") == (words[0] == DEVELOPERS)]
+        names += ["--help", "--version"] if name.startswith("-") else []
         print(f"error: {unknown(name, 'no command', names)} `codegrid --help` says what they do.", file=sys.stderr)
         raise SystemExit(1)
     rest = words[len(name.split()) :]
-    sys.argv = [f"codegrid {name}", *rest]  # what the results of an evaluation record, and a tracker shows
     from codegrid.pipelines.commands import parsing  # the parser is a library too
 
-    parsing.run(COMMANDS[name], f"codegrid {name}", rest)
+    before, sys.argv = sys.argv, [f"codegrid {name}", *rest]  # an evaluation records it, and a tracker shows it
+    try:
+        parsing.run(COMMANDS[name], f"codegrid {name}", rest)
+    finally:
+        sys.argv = before
 
 
 def overview(developers: bool = False) -> str:

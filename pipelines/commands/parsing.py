@@ -7,15 +7,20 @@ import functools
 import inspect
 import io
 import itertools
+import operator
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from codegrid.errors import CodegridError
 from codegrid.pipelines.commands.nearest import unknown, unknown_option
+from codegrid.pipelines.commands.standins import stand_ins
 from codegrid.pipelines.commands.table import Command, Config, Function, Functions, Preset, load
 
 _SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields|Examples?):\s*$", re.MULTILINE)
@@ -27,6 +32,9 @@ def run(command: Command, name: str, arguments: Sequence[str]) -> None:
     Args:
         name: with `codegrid`, as usage lines and errors say it.
     """
+    if {"-h", "--help"} & set(arguments):
+        with stand_ins():
+            _call(command, name, list(arguments))  # exits
     from codegrid.pipelines.system.console import guarded  # loads torch
 
     calls: list[Callable[[], Any]] = []
@@ -40,8 +48,9 @@ def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any
     if isinstance(parsed, Preset):
         presets = load(parsed.presets)
         word = _word(arguments, name, "preset", presets)
-        config = _with_choices(presets[word](tyro.MISSING, tyro.MISSING), arguments)
-        given = _parse(type(config), f"{name} {word}", arguments[1:], presets[word].__doc__, config)
+        config, types = _with_choices(presets[word](tyro.MISSING, tyro.MISSING), arguments)
+        kwargs = {"default": config, "registry": types}
+        given = _parse(type(config), f"{name} {word}", arguments[1:], presets[word].__doc__, **kwargs)
         return lambda: load(parsed.run)(given)
     if isinstance(parsed, Config):
         given = _parse(load(parsed.config), name, arguments, load(parsed.run).__doc__)
@@ -71,8 +80,11 @@ def _word(arguments: list[str], name: str, kind: str, known: dict[str, Callable[
     raise CodegridError(unknown(arguments[0], f"no {kind} of `{name}`", known))
 
 
-def _with_choices(config: Any, arguments: list[str]) -> Any:
-    """The preset's config, with the parts that `--init-from`, `--quantizer.type NAME` and the like name."""
+def _with_choices(config: Any, arguments: list[str]) -> tuple[Any, ConstructorRegistry]:
+    """The preset's config, with the parts that `--init-from`, `--quantizer.type NAME` and the like name.
+
+    The registry makes the help of each `type` say which there are.
+    """
     from codegrid.pipelines.training.tokenizer.presets import CHOICES, with_choice, with_start
 
     parts = [part for argument in arguments for part in argument.split("=", 1)]
@@ -81,7 +93,31 @@ def _with_choices(config: Any, arguments: list[str]) -> Any:
     for path in CHOICES if hasattr(config, "quantizer") else ():
         named = [value for flag, value in itertools.pairwise(parts) if flag == f"--{path}.type"]
         config = with_choice(config, path, named[-1]) if named else config
-    return config
+    chosen = {}
+    for path, known in CHOICES.items():
+        with contextlib.suppress(AttributeError):  # a prior has no quantizer, and most quantizers no inner one
+            chosen[id(operator.attrgetter(path)(config))] = f"one of {', '.join(known)}."
+    return config, _saying_types(chosen)
+
+
+def _saying_types(sentences: dict[int, str]) -> ConstructorRegistry:
+    """A registry for tyro that gives the field `type` of the dataclasses of these ids its sentence."""
+    registry, inside = ConstructorRegistry(), []
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        sentence = sentences.get(id(info.default))
+        if sentence is None or inside:
+            return None
+        inside.append(info)  # what tyro does with it otherwise
+        spec = registry.get_struct_spec(info)
+        inside.pop()
+        if not isinstance(spec, StructConstructorSpec):
+            return None
+        fields = (replace(field, helptext=sentence) if field.name == "type" else field for field in spec.fields)
+        return replace(spec, fields=tuple(fields))
+
+    return registry
 
 
 def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
@@ -99,7 +135,7 @@ def description(docstring: str | None) -> str:
     return _SECTION.split(inspect.cleandoc(docstring or ""))[0].strip()
 
 
-def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, *default: Any) -> Any:
+def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **kwargs: Any) -> Any:
     """What tyro makes of the arguments.
 
     A config that contradicts itself raises while it is made, and tyro shows this in a box that names parts of its own:
@@ -107,9 +143,8 @@ def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, *d
     """
 
     def parse(words: list[str]) -> Any:
-        defaults = {"default": default[0]} if default else {}
         flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _with_choices
-        return tyro.cli(kind, prog=name, description=description(docstring), args=words, config=flags, **defaults)
+        return tyro.cli(kind, prog=name, description=description(docstring), args=words, config=flags, **kwargs)
 
     boxes = io.StringIO()
     try:
@@ -135,11 +170,15 @@ def _refused_config(end: SystemExit) -> CodegridError | None:
 
 def _options(parse: Callable[[list[str]], Any]) -> list[str]:
     """The options' names, read off the help: tyro has no call that lists them."""
-    shown = io.StringIO()
-    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
-        parse(["--help"])
+    shown, before = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"  # one column, and no name is broken
+    try:
+        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+            parse(["--help"])
+    finally:
+        os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
     lines = [line.strip("│ ") for line in shown.getvalue().splitlines()]
-    return [option for line in lines if line.startswith("-") for option in re.findall(r"--[\w.-]+", line)]
+    return [option for line in lines if line.startswith("-") for option in re.findall(r"--[A-Za-z][\w.-]*", line)]
 
 
 def _unknown_option(arguments: list[str], known: list[str]) -> str | None:

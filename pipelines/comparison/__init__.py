@@ -48,7 +48,7 @@ def compare_quantizers(
         output_dir: gets comparison.json, comparison.md, reconstructions.png and a run's folder for each quantizer.
         steps: of each training.
         seconds: of each training, in place of steps; a short trial finds how many steps these are.
-        preset: of train_tokenizer.py, whose settings all have but for the quantizer; "auto" is quickstart (grey 32x32)
+        preset: of stage one, whose settings all have but for the quantizer; "auto" is quickstart (grey 32x32)
             for images of at most 32 pixels a side, else small64.
         only: names of quantizers (docs/quantizers.md); none takes all. What others reached stays in the table.
         seed: of every training.

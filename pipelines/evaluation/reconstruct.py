@@ -30,6 +30,7 @@ def reconstruct(
         data: the images.
         output_dir: where the two files go.
         num_pictures: images in the picture.
+        batch_size: images that are reconstructed at a time.
 
     Raises:
         DataError: the images cannot be read as asked, or none of them could be used; or the tokenizer's decoder is

@@ -47,23 +47,23 @@ def import_checkpoint(
     The commands, by family:
 
         taming (VQModel and GumbelVQ, latent-diffusion's first stages too; with or without the yaml)
-            import_checkpoint.py taming --checkpoint last.ckpt --config model.yaml --output-dir DIR
+            codegrid import-checkpoint taming --checkpoint last.ckpt --config model.yaml --output-dir DIR
         llamagen (VQ-16 and VQ-8)
-            import_checkpoint.py llamagen --checkpoint vq_ds16_c2i.pt --output-dir DIR
+            codegrid import-checkpoint llamagen --checkpoint vq_ds16_c2i.pt --output-dir DIR
         diffusers (VQModel: aMUSEd's, LDM's; FILE may be its folder)
-            import_checkpoint.py diffusers --checkpoint vqvae/ --output-dir DIR
+            codegrid import-checkpoint diffusers --checkpoint vqvae/ --output-dir DIR
         maskgit (VQGAN of open-muse, TiTok, RAR)
-            import_checkpoint.py maskgit --checkpoint maskgit-vqgan-imagenet-f16-256.bin --output-dir DIR
+            codegrid import-checkpoint maskgit --checkpoint maskgit-vqgan-imagenet-f16-256.bin --output-dir DIR
         ibq (SEED-Voken's IBQ tokenizers)
-            import_checkpoint.py ibq --checkpoint imagenet256_16384.ckpt --output-dir DIR
+            codegrid import-checkpoint ibq --checkpoint imagenet256_16384.ckpt --output-dir DIR
         open-magvit2 (its image tokenizers)
-            import_checkpoint.py open-magvit2 --checkpoint imagenet_256_L.ckpt --output-dir DIR
+            codegrid import-checkpoint open-magvit2 --checkpoint imagenet_256_L.ckpt --output-dir DIR
         taming-gpt (class-conditional or unconditional; FILE holds the tokenizer too, which is imported first)
-            import_checkpoint.py taming --checkpoint last.ckpt --config project.yaml --output-dir TOKENIZER
-            import_checkpoint.py taming-gpt --checkpoint last.ckpt --config project.yaml --tokenizer TOKENIZER \\
+            codegrid import-checkpoint taming --checkpoint last.ckpt --config project.yaml --output-dir TOKENIZER
+            codegrid import-checkpoint taming-gpt --checkpoint last.ckpt --config project.yaml --tokenizer TOKENIZER \\
                 --output-dir DIR
         llamagen-gpt (the class-conditional priors, B to 3B; --grid-size 24 for those of 384 pixels)
-            import_checkpoint.py llamagen-gpt --checkpoint c2i_B_256.pt --tokenizer TOKENIZER --output-dir DIR
+            codegrid import-checkpoint llamagen-gpt --checkpoint c2i_B_256.pt --tokenizer TOKENIZER --output-dir DIR
 
     Files are read as weights alone: nothing in them is run. Where a file holds averaged weights beside the trained
     ones (model_ema), the averaged ones are taken.

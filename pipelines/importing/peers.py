@@ -1,4 +1,4 @@
-"""Other projects' own networks, built small from a clone, to compare with. Only `import_parity.py` runs this.
+"""Other projects' own networks, built small from a clone, to compare with. Only `codegrid dev import-parity` runs this.
 
 Each function loads the files that define a network, nothing else of the project, and joins its encoder, decoder and
 quantizer under the names that its checkpoints have.
