@@ -17,6 +17,7 @@ from codegrid.tokenizer.layers import (
     Upsample,
     group_norm,
     normalize,
+    not_hidden,
     swish,
 )
 
@@ -45,7 +46,7 @@ class Encoder(nn.Module):
         before = [config.ch, *widths]  # the width that each level receives
         self.patch_size = config.patch_size
         self.pixel_range = config.pixel_range
-        self.conv_in = nn.Conv2d(config.in_channels * config.patch_size**2, config.ch, 3, padding=1)
+        self.conv_in = not_hidden(nn.Conv2d(config.in_channels * config.patch_size**2, config.ch, 3, padding=1))
         self.down = nn.ModuleList()
         for index, width in enumerate(widths):
             channels = [before[index]] + [width] * config.num_res_blocks
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
         self.mid = _mid(config, widths[-1])
         self.norm_out = group_norm(widths[-1], config.norm_groups)
         kernel = config.encoder_out_kernel
-        self.conv_out = nn.Conv2d(widths[-1], config.z_channels, kernel, padding=kernel // 2)
+        self.conv_out = not_hidden(nn.Conv2d(widths[-1], config.z_channels, kernel, padding=kernel // 2))
 
     def forward(self, images: Tensor) -> Tensor:
         if self.pixel_range != (-1.0, 1.0):
@@ -81,7 +82,7 @@ class Decoder(nn.Module):
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         self.patch_size = config.patch_size
         self.pixel_range = config.pixel_range
-        self.conv_in = nn.Conv2d(config.z_channels, widths[-1], 3, padding=1)
+        self.conv_in = not_hidden(nn.Conv2d(config.z_channels, widths[-1], 3, padding=1))
         self.mid = _mid(config, widths[-1], condition_dim)
         after = [*widths[1:], widths[-1]]  # the width that each level receives, from the level below it
         blocks = config.decoder_res_blocks or config.num_res_blocks + 1
@@ -96,7 +97,7 @@ class Decoder(nn.Module):
             if config.adaptive_norm:
                 self.adaptive.append(AdaptiveGroupNorm(config.z_channels, after[index], config.norm_groups))
         self.norm_out = group_norm(widths[0], config.norm_groups, condition_dim)
-        self.conv_out = nn.Conv2d(widths[0], config.in_channels * config.patch_size**2, 3, padding=1)
+        self.conv_out = not_hidden(nn.Conv2d(widths[0], config.in_channels * config.patch_size**2, 3, padding=1))
 
     def forward(self, features: Tensor, condition: Tensor | None = None) -> Tensor:
         h = self.mid(self.conv_in(features), condition)

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
+def not_hidden(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer, marked as a net's first or last, which Muon leaves to AdamW."""
+    layer.not_hidden = True
+    return layer
+
+
 def group_norm(channels: int, groups: int, condition_dim: int = 0) -> nn.GroupNorm:
     if condition_dim:
         return ConditionalGroupNorm(channels, groups, condition_dim)

@@ -24,7 +24,7 @@ from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 from codegrid.tokenizer.hub.weight_files import check_weight_files
 from codegrid.tokenizer.images.pixels import check_images
 from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
-from codegrid.tokenizer.layers import lay_out
+from codegrid.tokenizer.layers import lay_out, not_hidden
 from codegrid.tokenizer.quantizers import make_quantizer
 
 
@@ -68,8 +68,8 @@ class VQModel(PreTrainedModel):
         self.quantize = make_quantizer(quantizer)
         self.quant_conv, self.post_quant_conv = nn.Identity(), nn.Identity()
         if backbone.quant_conv:
-            self.quant_conv = nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1)
-            self.post_quant_conv = nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1)
+            self.quant_conv = not_hidden(nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1))
+            self.post_quant_conv = not_hidden(nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1))
         if config.num_classes:  # drawn last, so that a seed gives all other weights as without it
             self.class_embedding = nn.Embedding(config.num_classes, backbone.ch)
         self.post_init()

@@ -141,11 +141,23 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> Tensors:
     }
 
 
-def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tensors) -> None:
-    """The inverse of `optimizer_tensors`; `step` stays where the optimizer keeps it, on the CPU."""
+def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tensors, log: Any = print) -> None:
+    """The inverse of `optimizer_tensors`; `step` stays where the optimizer keeps it, on the CPU.
+
+    Muon and AdamW keep different things of a parameter. What was saved of one that has changed over from one to the
+    other since is left out, and `log` gets a line: the parameter starts without.
+    """
     parameters = dict(model.named_parameters())
+    changed = _of_another_kind(optimizer, parameters, tensors)
+    if changed:
+        log(
+            f"The checkpoint's optimizer state of {', '.join(changed)} is not what the optimizer keeps of it today: it "
+            "starts anew there."
+        )
     for key, value in tensors.items():
         slot, name = key.split("/", 1)
+        if name in changed:
+            continue
         parameter = parameters[name]
         if slot == "step":
             loaded = value.to(parameter.device if _steps_on_device(optimizer) else "cpu", copy=True)
@@ -153,6 +165,15 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tens
             # In the parameter's memory format: the fused AdamW pairs weights and moments by their place in memory.
             loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         optimizer.state[parameter][slot] = loaded
+
+
+def _of_another_kind(optimizer: Optimizer, parameters: dict[str, Tensor], tensors: Tensors) -> list[str]:
+    """Names of the parameters of which `tensors` has other slots than the optimizer's group keeps."""
+    by_muon = {id(one) for group in optimizer.param_groups if group.get("momentum") for one in group["params"]}
+    slots: dict[str, set[str]] = {}
+    for slot, name in (key.split("/", 1) for key in tensors):
+        slots.setdefault(name, set()).add(slot)
+    return [name for name, found in slots.items() if ("momentum_buffer" in found) != (id(parameters[name]) in by_muon)]
 
 
 def _steps_on_device(optimizer: Optimizer) -> bool:

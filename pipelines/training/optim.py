@@ -66,19 +66,19 @@ class OptimizerConfig:
         return replace(self, **rates, base_batch_size=0)
 
 
-# Parts of the names of what Muon leaves to AdamW: the first and last layers, and tables (Jordan et al. 2024).
-_TABLES = ("embed", "wte", "wpe")  # the last two are GPT-2's
-_NOT_HIDDEN = (*_TABLES, "lm_head", "conv_in", "conv_out", "quant_conv")
-
-
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Matrices decay, tables and vectors do not; with "muon" the hidden matrices are a group with `momentum`."""
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    """Matrices decay, tables and vectors do not; with "muon" the hidden matrices are a group with `momentum`.
+
+    A module says what its own parameters are: `no_decay = True` that they are a table of vectors (an `nn.Embedding` is
+    one without saying so), `not_hidden = True` that they are a net's first or last layer, which Muon leaves to AdamW
+    (Jordan et al. 2024).
+    """
+    tables, ends = _said_by_modules(model)
     hidden, matrices, others = [], [], []
-    for name, parameter in trained:
-        if parameter.dim() < 2 or any(part in name for part in _TABLES):
+    for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+        if parameter.dim() < 2 or id(parameter) in tables:
             others.append(parameter)
-        elif config.type == "muon" and not any(part in name for part in _NOT_HIDDEN):
+        elif config.type == "muon" and id(parameter) not in ends:
             hidden.append(parameter)
         else:
             matrices.append(parameter)
@@ -96,11 +96,26 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
     )
 
 
+def _said_by_modules(model: nn.Module) -> tuple[set[int], set[int]]:
+    """The parameters (by id) of tables, and those of first and last layers."""
+    tables, ends = set(), set()
+    # Of transformers' models: they have no attribute that says it. Tied to the input's table, it is a table.
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head else None
+    for module in model.modules():
+        own = {id(parameter) for parameter in module.parameters(recurse=False)}
+        if isinstance(module, nn.Embedding) or getattr(module, "no_decay", False):
+            tables |= own
+        elif module is head or getattr(module, "not_hidden", False):
+            ends |= own
+    return tables, ends
+
+
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
     """Learning rate of step 0, ..., max_steps - 1."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
-    progress = (step - config.warmup_steps) / max(1, max_steps - config.warmup_steps)
+    progress = (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps)
     cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
     return config.min_learning_rate + (config.learning_rate - config.min_learning_rate) * cosine
 

@@ -16,6 +16,7 @@ from codegrid.errors import require
 from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
 from codegrid.tokenizer.feature_nets import FeatureNet
+from codegrid.tokenizer.layers import not_hidden
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ class _Head(nn.Module):
         self.norm = nn.GroupNorm(1, width)  # blocks differ in scale
         self.enter = nn.Conv2d(width, channels, 1)
         self.residual = nn.Conv2d(channels, channels, 3, padding=1)
-        self.verdict = nn.Conv2d(channels, 1, 1)
+        self.verdict = not_hidden(nn.Conv2d(channels, 1, 1))
         for layer in (self.enter, self.residual, self.verdict):
             nn.init.kaiming_normal_(layer.weight, a=0.2)
             nn.init.zeros_(layer.bias)

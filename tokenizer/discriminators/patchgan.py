@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codegrid.errors import require
 from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
-from codegrid.tokenizer.layers import lay_out
+from codegrid.tokenizer.layers import lay_out, not_hidden
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,8 @@ class PatchGAN(nn.Module):
         self.config = config
         self.judges_alone = config.norm != "batch"
         widths = [config.ndf * min(2**index, 8) for index in range(config.n_layers + 1)]
-        layers: list[nn.Module] = [nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        first = not_hidden(nn.Conv2d(in_channels, widths[0], 4, stride=2, padding=1))
+        layers: list[nn.Module] = [first, nn.LeakyReLU(0.2)]
         for index, (before, after) in enumerate(itertools.pairwise(widths), start=1):
             stride = 2 if index < config.n_layers else 1
             layers += [
@@ -61,7 +62,7 @@ class PatchGAN(nn.Module):
                 _norm(config.norm, after),
                 nn.LeakyReLU(0.2),
             ]
-        layers.append(nn.Conv2d(widths[-1], 1, 4, padding=1))
+        layers.append(not_hidden(nn.Conv2d(widths[-1], 1, 4, padding=1)))
         self.main = nn.Sequential(*layers)
         if config.conditional:
             self.projection = Projection(num_classes, widths[-1])

@@ -15,6 +15,8 @@ class Projection(nn.Module):
     root keeps the sum over D channels of the size of one.
     """
 
+    no_decay = True  # a table, for the optimizer
+
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.zeros(num_classes, channels))

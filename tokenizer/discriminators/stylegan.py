@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from codegrid.errors import require
 from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
-from codegrid.tokenizer.layers import lay_out
+from codegrid.tokenizer.layers import lay_out, not_hidden
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class StyleGANDiscriminator(nn.Module):
         self.config = config
         self.judges_alone = config.stddev_group == 1
         widths = [min(config.channels * 2**index, config.max_channels) for index in range(config.num_blocks + 1)]
-        self.stem = nn.Conv2d(in_channels, widths[0], 1)
+        self.stem = not_hidden(nn.Conv2d(in_channels, widths[0], 1))
         self.blocks = nn.Sequential(*(_Block(before, after) for before, after in itertools.pairwise(widths)))
         self.final = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
         self.hidden = nn.Conv2d(widths[-1], widths[-1], 1)
-        self.verdict = nn.Conv2d(widths[-1], 1, 1)
+        self.verdict = not_hidden(nn.Conv2d(widths[-1], 1, 1))
         if config.conditional:
             self.projection = Projection(num_classes, widths[-1])
         self.apply(_init)

@@ -58,6 +58,7 @@ class GumbelQuantizer(Quantizer):
         super().__init__()
         self.config = config
         self.logits = nn.Linear(config.code_dim, config.codebook_size)
+        self.logits.no_decay = True  # a row for each code: a table, for the optimizer
         self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
         self.init_weights()
 

@@ -69,6 +69,8 @@ class SimVQ(Quantizer):
         self.config = config
         self.register_buffer("codebook", torch.empty(config.codebook_size, config.code_dim))
         self.projection = nn.Linear(config.code_dim, config.code_dim, bias=False)
+        # It is the codebook: Muon's bounded steps would leave the codes far shorter than the features.
+        self.projection.no_decay = True
         self.init_weights()
 
     def forward(self, features: Tensor) -> Quantized:
