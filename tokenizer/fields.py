@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import field, fields, is_dataclass
+from dataclasses import MISSING, field, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from codegrid.errors import CodegridError, require
@@ -11,20 +11,23 @@ from codegrid.errors import CodegridError, require
 T = TypeVar("T")
 
 
-def younger(default: Any) -> Any:
-    """A config's field that was added when configs had been saved already; see `established`."""
-    return field(default=default, metadata={"younger": True})
+def younger(default: Any, before: Any = MISSING) -> Any:
+    """A config's field that was added when configs had been saved already; see `established`.
+
+    `before` is what configs without the field mean (`from_dict` reads them so), where new ones mean another thing.
+    """
+    return field(default=default, metadata={"younger": True, "before": default if before is MISSING else before})
 
 
 def established(config: Any) -> dict[str, Any]:
-    """A dataclass's fields as a dictionary, without the `younger` ones that have their default.
+    """A dataclass's fields as a dictionary, without the `younger` ones that mean what configs without them mean.
 
     So what is computed from a config, like a fingerprint, stays the same when a field is added to it.
     """
     found = {}
     for entry in fields(config):
         value = getattr(config, entry.name)
-        if not (entry.metadata.get("younger") and value == entry.default):
+        if not (entry.metadata.get("younger") and value == entry.metadata["before"]):
             found[entry.name] = established(value) if is_dataclass(value) else value
     return found
 
@@ -48,6 +51,7 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
     require(
         not unknown, f"Unknown keys in {where}: {', '.join(unknown)}. {cls.__name__} knows {', '.join(sorted(known))}."
     )
+    values = {**_meant(cls), **values}
     return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
 
 
@@ -78,6 +82,22 @@ def _kind(registered: dict[str, type], values: dict[str, Any], where: str) -> ty
     known = ", ".join(map(repr, registered))
     require(isinstance(name, str) and name in registered, f"{where}.type is {name!r}: it must be one of {known}.")
     return registered[name]
+
+
+def _meant(cls: type) -> dict[str, Any]:
+    """What a saved config means by saying nothing of a younger field, where that is not the default of new ones."""
+    entries = [entry for entry in fields(cls) if entry.metadata.get("younger")]
+    return {entry.name: entry.metadata["before"] for entry in entries if entry.metadata["before"] != entry.default}
+
+
+def completed(cls: type, values: Any) -> Any:
+    """A saved config as plain values, with the younger fields that it says nothing of."""
+    if not (is_dataclass(cls) and isinstance(values, dict)):
+        return values
+    hints = get_type_hints(cls)
+    known = {entry.name for entry in fields(cls)}
+    filled = {key: completed(hints[key], value) if key in known else value for key, value in values.items()}
+    return {**_meant(cls), **filled}
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:

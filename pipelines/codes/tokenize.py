@@ -32,6 +32,7 @@ from codegrid.pipelines.system.devices import evaluating, make_accelerator, pati
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
 from codegrid.tokenizer import Preprocessing, VQModel
+from codegrid.tokenizer.fields import established
 from codegrid.tokenizer.images import TEN_CROP, BadImage, open_picture, prepare, to_model
 
 
@@ -295,7 +296,7 @@ def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> di
     """All that the rows depend on: a folder goes on only with the same."""
     return {
         "tokenizer_fingerprint": model.fingerprint(),
-        "preprocessing": model.config.preprocessing,
+        "preprocessing": established(model.config.preprocessing_config),
         "source": images.description,
         "source_fingerprint": images.fingerprint,
         "class_names": images.class_names,

@@ -32,6 +32,7 @@ from codegrid.pipelines.system.files import (
 )
 from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
+from codegrid.tokenizer.fields import completed
 
 logger = logging.getLogger("codegrid")
 
@@ -263,7 +264,7 @@ def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> IO[str]:
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder, "training")
     try:
-        _write_or_compare(path, resolved)
+        _write_or_compare(path, resolved, type(config))
     except OutputError:
         lock.close()
         raise
@@ -271,11 +272,11 @@ def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> IO[str]:
     return lock
 
 
-def _write_or_compare(path: Path, resolved: dict[str, Any]) -> None:
+def _write_or_compare(path: Path, resolved: dict[str, Any], kind: type[TrainingConfig]) -> None:
     folder = path.parent
     if path.exists() and any((folder / "checkpoints").glob("step-*")):  # else nothing of it can be gone on with
         try:
-            previous = json.loads(path.read_text(encoding="utf-8"))
+            previous = completed(kind, json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
         if found := differences(previous, resolved):

@@ -9,9 +9,12 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
+
+from codegrid.tokenizer.images.colour import to_srgb
 
 Image.init()  # registers all formats; otherwise a rare one is an unknown name below
 # Decoders that work on pixels in memory. Left out on purpose: EPS and its like, which start other programs.
@@ -56,7 +59,12 @@ class BadImage(ValueError):  # noqa: N818  (it names the picture's state; caller
         return self.args[1]
 
 
-def load_image(data: bytes | str | Path | Image.Image, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def load_image(
+    data: bytes | str | Path | Image.Image,
+    max_pixels: int = MAX_PIXELS,
+    *,
+    colour: Literal["stored", "srgb"] = "stored",
+) -> Image.Image:
     """A picture as 8-bit RGB, upright, a file's first frame, clear parts on white.
 
     16-bit grey is scaled, not clipped. Bytes that stop early are refused, never filled up with grey. The result carries
@@ -66,6 +74,7 @@ def load_image(data: bytes | str | Path | Image.Image, max_pixels: int = MAX_PIX
         data: the file's bytes, or its path; or a picture of PIL in any mode, which is treated like the file that it was
             opened from (its current frame is taken).
         max_pixels: the limit that the header's size is held against before anything is decoded.
+        colour: "srgb" turns the colours of a picture with a profile into sRGB; "stored" takes the numbers as they are.
 
     Raises:
         BadImage: the picture must be left out; `.reason` says why.
@@ -82,7 +91,7 @@ def load_image(data: bytes | str | Path | Image.Image, max_pixels: int = MAX_PIX
     try:
         with _strict_and_quiet():
             image = data if isinstance(data, Image.Image) else _open(data)
-            return _upright_rgb(image, max_pixels, where)
+            return _upright_rgb(image, max_pixels, where, colour == "srgb")
     except BadImage:
         raise
     except _DECODING_ERRORS as error:
@@ -115,12 +124,12 @@ def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
 
 
-def _upright_rgb(image: Image.Image, max_pixels: int, where: str) -> Image.Image:
+def _upright_rgb(image: Image.Image, max_pixels: int, where: str, in_srgb: bool) -> Image.Image:
     _check_pixels(image.size, max_pixels, where)
     image.load()
     _check_pixels(image.size, max_pixels, where)  # a decoder may find another size than its header's
     orientation = _orientation(image)
-    image = _to_rgb(image, where)
+    image = _to_rgb(image, where, image.info.get("icc_profile") if in_srgb else None)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     image.info = {}  # an orientation left here would turn the picture again when it is loaded again
@@ -144,20 +153,24 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, where: str) -> Image.Image:
+def _to_rgb(image: Image.Image, where: str, profile: bytes | None) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _deep_grey_to_rgb(image, where)
+        return to_srgb(_deep_grey_to_8_bits(image, where), profile).convert("RGB")
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:
-        image = image.convert("RGBA")
+        # Grey stays grey until its profile was applied.
+        image = to_srgb(image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA"), profile).convert("RGBA")
         # alpha_composite blends and rounds in 8 bits; the colour stored below clear pixels does not show
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    # copy() leaves the plugin's class, its file and its metadata behind
+    if profile:
+        # a palette's colours are RGB; HSV and the like have no profiles of their own
+        image = to_srgb(image if image.mode in ("1", "L", "CMYK") else image.convert("RGB"), profile)
+    # copy() leaves the plugin's class and its file behind
     return image.convert("RGB") if image.mode != "RGB" else Image.Image.copy(image)
 
 
-def _deep_grey_to_rgb(image: Image.Image, where: str) -> Image.Image:
+def _deep_grey_to_8_bits(image: Image.Image, where: str) -> Image.Image:
     """Grey of more than 8 bits. Integers up to 65,535 are 16-bit; floats up to 1 are a unit range, up to 255 8-bit."""
     values = np.asarray(image)
     low, high = values.min(), values.max()
@@ -172,7 +185,7 @@ def _deep_grey_to_rgb(image: Image.Image, where: str) -> Image.Image:
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey = np.where(values == clear, np.uint8(255), grey)
-    return Image.fromarray(grey).convert("RGB")
+    return Image.fromarray(grey)
 
 
 def _as_bad_image(error: BaseException, data: bytes, where: str) -> BadImage:

@@ -45,7 +45,7 @@ def open_picture(picture: Picture, preprocessing: Preprocessing) -> Image.Image:
         picture = picture.read()
     known = (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)
     require(isinstance(picture, known), f"{_name(picture)} is no picture: give {_KINDS}.")
-    return load_image(picture, preprocessing.max_pixels)
+    return load_image(picture, preprocessing.max_pixels, colour=preprocessing.colour)
 
 
 def to_square(

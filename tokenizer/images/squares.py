@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from codegrid.errors import CodegridError, require
+from codegrid.tokenizer.fields import younger
 from codegrid.tokenizer.images.decoding import MAX_PIXELS, PIL_PIXEL_LIMIT, BadImage
 
 
@@ -26,6 +27,8 @@ class Preprocessing:
             them up. "pad" never needs it.
         max_pixels: pictures with more pixels are left out before they are decoded (decompression bombs).
         max_aspect: pictures whose long side is more than this many times the short side are left out.
+        colour: "srgb" turns the colours of pictures with an ICC profile (Display P3, Adobe RGB, CMYK, grey) into sRGB;
+            "stored" takes the stored numbers for sRGB, as tokenizers of 0.1.0 do, whose config.json does not say.
     """
 
     image_size: int = 256
@@ -33,9 +36,11 @@ class Preprocessing:
     smaller: Literal["skip", "upscale"] = "skip"
     max_pixels: int = MAX_PIXELS
     max_aspect: float = 20.0
+    colour: Literal["stored", "srgb"] = younger("srgb", before="stored")
 
     def __post_init__(self) -> None:
-        for name, allowed in {"fit": ("crop", "pad", "stretch"), "smaller": ("skip", "upscale")}.items():
+        choices = {"fit": ("crop", "pad", "stretch"), "smaller": ("skip", "upscale"), "colour": ("stored", "srgb")}
+        for name, allowed in choices.items():
             value = getattr(self, name)
             require(value in allowed, f"preprocessing.{name} is {value!r}: it must be one of {', '.join(allowed)}.")
         for name, most in {"image_size": 16384, "max_pixels": PIL_PIXEL_LIMIT, "max_aspect": 10_000}.items():
