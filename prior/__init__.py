@@ -1,5 +1,6 @@
 """Stage two: a transformer over sequences of codes. Knows nothing of images."""
 
+from codegrid.prior.architectures import ARCHITECTURES, Architecture, register_architecture
 from codegrid.prior.configuration import PriorConfig
 from codegrid.prior.distribution import SamplingConfig
 from codegrid.prior.modeling import load_prior, make_prior, save_prior
@@ -8,6 +9,8 @@ from codegrid.prior.sampling import image_generator, iterate_codes, sample_codes
 from codegrid.prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
 
 __all__ = [
+    "ARCHITECTURES",
+    "Architecture",
     "PriorConfig",
     "PriorObjective",
     "SamplingConfig",
@@ -19,6 +22,7 @@ __all__ = [
     "load_prior",
     "make_prior",
     "prior_loss",
+    "register_architecture",
     "resolve_labels",
     "sample_codes",
     "save_prior",

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
+from transformers import PreTrainedConfig
 
 from codegrid.errors import require
-from codegrid.prior.grid_llama import GridLlamaConfig
+from codegrid.prior.architectures import Architecture, architecture_named
 from codegrid.prior.sequence import SequenceConfig
+
+# What an architecture of "auto" is by the positions; `qk_norm` makes rotary ones a Qwen3.
+_BY_POSITIONS = {"rotary": "llama", "rotary_2d": "grid_llama", "learned": "gpt2"}
+# Upper bounds of what a config may ask for: a mistyped size is refused before any work.
+_MOST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
+_MOST |= {"hidden_size": 2**17, "intermediate_size": 2**20}
 
 
 @dataclass(frozen=True)
@@ -24,15 +30,18 @@ class PriorConfig:
         intermediate_size: width of the gated MLP; None for 8/3 of `hidden_size` rounded up to a multiple of 64, which
             gives the MLP as many weights as an ungated one of 4 times the width (arXiv:2002.05202).
         attention_dropout: of attention weights, while training.
-        positions: "rotary" counts the tokens; "rotary_2d" counts rows and columns of the grid, a half of each head for
-            each (needs a depth of 1, and dimensions a head that are a multiple of 4); "learned" makes a GPT-2, with
-            layer norms and an ungated MLP of 4 times the width by default (without shared key heads).
-        qk_norm: norm queries and keys, head by head, before they are turned (arXiv:2302.05442), which makes a Qwen3;
-            with positions "rotary" only.
+        positions: names the architecture where `architecture` is "auto": "rotary" a Llama, "rotary_2d" a grid_llama,
+            "learned" a GPT-2.
+        qk_norm: makes a Qwen3 of rotary positions where `architecture` is "auto".
         rope_theta: base of the rotary positions' wavelengths (arXiv:2104.09864).
         rms_norm_eps: in the norms.
         initializer_range: standard deviation of the initial weights.
         tie_word_embeddings: the output layer is the embedding.
+        architecture: one of `ARCHITECTURES`. "llama" counts the tokens by rotary positions; "grid_llama" turns by the
+            rows and columns of the grid, a half of each head for each (needs a depth of 1, and dimensions a head that
+            are a multiple of 4); "qwen3" is a Llama that norms queries and keys (arXiv:2302.05442); "gpt2" has learned
+            positions, layer norms and an ungated MLP of 4 times the width by default (without shared key heads).
+            "auto", the default, goes by `positions` and `qk_norm`: a Llama.
 
     Raises:
         CodegridError: a field is out of its range. The message names it.
@@ -50,25 +59,34 @@ class PriorConfig:
     rms_norm_eps: float = 1e-6
     initializer_range: float = 0.02
     tie_word_embeddings: bool = False
+    architecture: str = "auto"
 
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type.startswith("int") and value is not None:
                 require(value >= 1, f"{field.name} is {value}: it must be at least 1.")
+                require(value <= _MOST[field.name], f"{field.name} is {value}: it must be at most {_MOST[field.name]}.")
         heads, shared = self.num_attention_heads, self.num_key_value_heads
-        learned = self.positions == "learned"
         require(
-            self.hidden_size % heads == 0 and (learned or self.hidden_size // heads % 2 == 0),
+            self.hidden_size % heads == 0,
             f"hidden_size {self.hidden_size} over num_attention_heads {heads} must give an even whole number of "
-            "dimensions a head (rotary positions turn pairs of them).",
+            "dimensions a head.",
         )
         require(
             shared is None or heads % shared == 0,
             f"num_key_value_heads {shared} must divide num_attention_heads {heads}.",
         )
+        self._check_architecture()
         require(
-            self.positions in ("rotary", "rotary_2d", "learned"),
+            0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
+        )
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
+
+    def _check_architecture(self) -> None:
+        require(
+            self.positions in _BY_POSITIONS,
             f"positions is {self.positions!r}: it must be 'rotary', 'rotary_2d' or 'learned'.",
         )
         require(
@@ -76,67 +94,24 @@ class PriorConfig:
             f"qk_norm goes with positions 'rotary' only, not {self.positions!r}: no architecture here has both.",
         )
         require(
-            not learned or shared in (None, heads),
-            f"num_key_value_heads {shared}: with positions 'learned' every head has keys of its own, leave it out.",
+            self.architecture == "auto" or (self.positions == "rotary" and not self.qk_norm),
+            f"architecture {self.architecture!r} says which positions and norms there are: leave out positions "
+            f"({self.positions!r}) and qk_norm ({self.qk_norm}).",
         )
-        require(
-            self.positions != "rotary_2d" or self.hidden_size // heads % 4 == 0,
-            f"positions 'rotary_2d' needs a multiple of 4 dimensions a head, not {self.hidden_size // heads}.",
-        )
-        require(
-            0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
-        )
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
+        self.record.check(self)
+
+    @property
+    def record(self) -> Architecture:
+        """Of the architecture that the fields name."""
+        if self.architecture != "auto":
+            return architecture_named(self.architecture)
+        return architecture_named("qwen3" if self.qk_norm else _BY_POSITIONS[self.positions])
 
 
 def transformers_config(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedConfig:
-    """The config of the stock architecture, or of `grid_llama.py`, that `config` describes, for tokens of `sequence`.
+    """The config of the architecture that `config` describes, for tokens of `sequence`.
 
     Raises:
-        CodegridError: positions on the grid, where a position has several codes.
+        CodegridError: the architecture does not fit the sequence.
     """
-    # Llama's default tokens are 1 and 2: the code 2 would end an image.
-    common: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    common |= {"vocab_size": sequence.vocab_size, "initializer_range": config.initializer_range}
-    common |= {"tie_word_embeddings": config.tie_word_embeddings, "attn_implementation": "sdpa"}
-    # One more than training sees, because serving engines count the prefix and every code made against it.
-    length = sequence.length + 1
-    if config.positions == "learned":
-        return GPT2Config(
-            n_positions=length,
-            n_embd=config.hidden_size,
-            n_layer=config.num_hidden_layers,
-            n_head=config.num_attention_heads,
-            n_inner=config.intermediate_size,
-            attn_pdrop=config.attention_dropout,
-            embd_pdrop=0.0,
-            resid_pdrop=0.0,
-            **common,
-        )
-    common |= {
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size or _default_intermediate_size(config.hidden_size),
-        "num_hidden_layers": config.num_hidden_layers,
-        "num_attention_heads": config.num_attention_heads,
-        "num_key_value_heads": config.num_key_value_heads or config.num_attention_heads,
-        "head_dim": config.hidden_size // config.num_attention_heads,
-        "max_position_embeddings": length,
-        "rms_norm_eps": config.rms_norm_eps,
-        "attention_dropout": config.attention_dropout,
-        "rope_parameters": {"rope_type": "default", "rope_theta": float(config.rope_theta)},
-    }
-    if config.qk_norm:
-        return Qwen3Config(**common)
-    if config.positions == "rotary":
-        return LlamaConfig(**common)
-    require(
-        sequence.depth == 1,
-        f"positions 'rotary_2d' knows rows and columns, and these sequences have {sequence.depth} codes at each "
-        "position: use 'rotary'.",
-    )
-    return GridLlamaConfig(**common, grid_width=sequence.grid_shape[1])
-
-
-def _default_intermediate_size(hidden_size: int, multiple: int = 64) -> int:
-    return -(-8 * hidden_size // (3 * multiple)) * multiple
+    return config.record.config(config, sequence)

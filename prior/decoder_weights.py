@@ -1,7 +1,7 @@
 """What decoding reads of a prior, whatever its architecture: pre-norm blocks of causal attention and an MLP.
 
 Architectures differ in the norms, the MLP and the positions. Each has a file that reads its model into these classes
-(`decoding_llama.py`, `decoding_gpt2.py`).
+(`prior/architectures/`).
 """
 
 from __future__ import annotations

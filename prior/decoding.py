@@ -1,8 +1,8 @@
 """One code at a time, fast: the same network as transformers', laid out for decoding.
 
 Small batches are bound by reading the weights, so they are read in few, large matrix products (of the head only the
-codes' rows) and, on a CPU, from oneDNN's packed layout. What an architecture has of its own is in a file of its own
-(`decoding_llama.py`, `decoding_gpt2.py`); this one knows the cache and the attention.
+codes' rows) and, on a CPU, from oneDNN's packed layout. What an architecture has of its own is in its file
+(`architectures/`, `Architecture.read_weights`); this one knows the cache and the attention.
 
 On a CPU a row's logits do not depend on the other rows, down to the bit, if their number is a multiple of
 `DecoderWeights.row_multiple`.
@@ -16,19 +16,12 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
+from transformers import PreTrainedModel
 
 from codegrid.errors import CodegridError
+from codegrid.prior.architectures import ARCHITECTURES, architecture_of
 from codegrid.prior.decoder_weights import DecoderWeights
-from codegrid.prior.decoding_gpt2 import read_gpt2
-from codegrid.prior.decoding_llama import read_llama
 from codegrid.prior.linear_maps import WeightFormat, linear_map
-
-_READERS: dict[type[PreTrainedModel], Callable[..., DecoderWeights]] = {
-    LlamaForCausalLM: read_llama,  # its subclass with positions on the grid too
-    Qwen3ForCausalLM: read_llama,  # which is one with norms of queries and keys
-    GPT2LMHeadModel: read_gpt2,
-}
 
 
 def read_weights(
@@ -37,7 +30,7 @@ def read_weights(
     """Lay out a model for decoding. Takes about as much memory again as the model.
 
     Args:
-        model: a LlamaForCausalLM, Qwen3ForCausalLM or GPT2LMHeadModel.
+        model: of one of `ARCHITECTURES`.
         num_codes: the head is cut to the tokens [0, num_codes).
         length: positions that will be decoded.
         pack: of exact weights: use oneDNN's packed layout; None for wherever it is to be had (on CPUs).
@@ -47,11 +40,11 @@ def read_weights(
         CodegridError: the model is wrapped, or holds layers other than plain linear ones (adapters, quantized weights),
             or cannot be decoded with weights of that format here.
     """
-    read = next((reader for kind, reader in _READERS.items() if isinstance(model, kind)), None)
-    if read is None:
-        kinds = " or ".join(kind.__name__ for kind in _READERS)
+    record = architecture_of(model)
+    if record is None:
+        kinds = " or ".join(known.class_name for known in ARCHITECTURES.values())
         raise CodegridError(f"Sampling needs the {kinds} itself, not a {type(model).__name__}: unwrap it first.")
-    return read(model, num_codes, length, functools.partial(linear_map, pack=pack, weights=weights))
+    return record.read_weights(model, num_codes, length, functools.partial(linear_map, pack=pack, weights=weights))
 
 
 class Decoder:

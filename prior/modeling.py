@@ -1,7 +1,7 @@
 """The prior: a stock causal model of transformers, and the folder it is saved in.
 
 Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model. One
-with positions "rotary_2d" needs `import prior` before.
+of an architecture that is not transformers' own needs `import codegrid.prior` before.
 """
 
 from __future__ import annotations
@@ -13,29 +13,21 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
-from transformers import (
-    GenerationConfig,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from codegrid.errors import CodegridError, MissingFileError, require
+from codegrid.prior.architectures import ARCHITECTURES, Architecture, architecture_of_class
 from codegrid.prior.configuration import PriorConfig, transformers_config
-from codegrid.prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 
-# By the class's name: the model_type beside it, the config and the model.
-ARCHITECTURES: dict[str, tuple[str, type[PreTrainedConfig], type[PreTrainedModel]]] = {
-    "LlamaForCausalLM": ("llama", LlamaConfig, LlamaForCausalLM),
-    "GridLlamaForCausalLM": (GridLlamaConfig.model_type, GridLlamaConfig, GridLlamaForCausalLM),
-    "Qwen3ForCausalLM": ("qwen3", Qwen3Config, Qwen3ForCausalLM),
-    "GPT2LMHeadModel": ("gpt2", GPT2Config, GPT2LMHeadModel),
+# Upper bounds of config.json's sizes: what is larger is damaged, or meant to keep the machine busy.
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), 1024),
+    **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 4096),
+    **dict.fromkeys(("hidden_size", "head_dim", "n_embd"), 2**17),
+    **dict.fromkeys(("intermediate_size", "n_inner"), 2**20),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), 2**21),
+    "vocab_size": 2**32,
 }
 
 
@@ -47,8 +39,7 @@ def make_prior(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedModel
     Raises:
         CodegridError: the config does not fit the sequence.
     """
-    made = transformers_config(config, sequence)
-    model = next(model for _, kind, model in ARCHITECTURES.values() if kind is type(made))(made)
+    model = config.record.model_class(transformers_config(config, sequence))
     model.generation_config = generation_config(sequence)
     return model.train()
 
@@ -80,8 +71,8 @@ def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | P
         CodegridError: the model is none of `ARCHITECTURES`, or not of the vocabulary that `sequence` describes.
     """
     require(
-        type(model).__name__ in ARCHITECTURES,
-        f"A prior is saved as one of {', '.join(ARCHITECTURES)}, not as {type(model).__name__}: unwrap it first.",
+        architecture_of_class(type(model).__name__) is not None,
+        f"A prior is saved as one of {_class_names()}, not as {type(model).__name__}: unwrap it first.",
     )
     _check_fit(model.config, sequence, "the model's config")
     model.generation_config = generation_config(sequence)
@@ -118,13 +109,13 @@ def load_prior(
         folder = _download(str(folder_or_repo), revision, subfolder, token, cache_dir, local_files_only)
     folder = folder / (subfolder or "")
     sequence = SequenceConfig.load(folder)
-    config_class, model_class = _check_architecture(folder)
+    record = _check_architecture(folder)
     check_weight_files(folder)
     kwargs.setdefault("attn_implementation", "sdpa")
-    config = config_class.from_pretrained(folder)
+    config = record.config_class.from_pretrained(folder)
     _check_fit(config, sequence, str(folder / "config.json"))
-    _check_shapes(folder, config, model_class)
-    model, info = model_class.from_pretrained(
+    _check_shapes(folder, config, record.model_class)
+    model, info = record.model_class.from_pretrained(
         folder,
         **kwargs,
         use_safetensors=True,
@@ -180,29 +171,41 @@ def _download(
     )
 
 
-def _check_architecture(folder: Path) -> tuple[type[PreTrainedConfig], type[PreTrainedModel]]:
+def _check_architecture(folder: Path) -> Architecture:
     path = folder / "config.json"
     if not path.is_file():
         raise MissingFileError(f"There is no config.json in {folder}: it is not the folder of a prior.")
     config = _read_json(path)
     found, kind = config.get("architectures"), config.get("model_type")
-    require(
-        isinstance(found, list)
-        and len(found) == 1
-        and found[0] in ARCHITECTURES
-        and kind == ARCHITECTURES[found[0]][0],
-        f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "
-        f"{', '.join(ARCHITECTURES)}.",
-    )
+    single = isinstance(found, list) and len(found) == 1 and isinstance(found[0], str)
+    record = architecture_of_class(found[0]) if single else None
+    if record is None or kind != record.model_type:
+        raise CodegridError(
+            f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "
+            f"{_class_names()}."
+        )
     require(
         not (folder / "adapter_config.json").exists(),
         f"{folder} holds an adapter (adapter_config.json): merge it into the weights and save them first.",
     )
+    _check_sizes(config, path)
     require(
         config.get("quantization_config") is None,
         f"{path} has a quantization_config: load_prior reads float weights only.",
     )
-    return ARCHITECTURES[found[0]][1:]
+    return record
+
+
+def _check_sizes(config: dict[str, Any], path: Path) -> None:
+    """Bounds of what a config.json may ask for, before a layer is made of it. The names are Llama's and GPT-2's."""
+    for name, most in _MOST.items():
+        value = config.get(name)
+        sized = value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
+        require(sized, f"{path} says {name} {value!r}: it must be a whole number of at most {most}.")
+
+
+def _class_names() -> str:
+    return ", ".join(record.class_name for record in ARCHITECTURES.values())
 
 
 def _check_shapes(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:

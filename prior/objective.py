@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
+from codegrid.errors import require
 from codegrid.prior.sequence import SequenceConfig, to_tokens
-from codegrid.prior.teacher_forcing import hidden_states
+from codegrid.prior.teacher_forcing import check_checkpointing, hidden_states
 
 # Logits are computed for so many rows at a time that they have about so many elements (32 MB).
 _LOGITS_AT_ONCE = 2**23
@@ -45,13 +46,19 @@ class PriorObjective(nn.Module):
     """The loss as a module, so that it can be wrapped (DDP) or compiled as a whole; its weights are the prior's.
 
     Args:
-        checkpointing: of the blocks, see `hidden_states`.
+        checkpointing: of the blocks, see `hidden_states`; part of the fast forward pass.
         fast: the forward pass of `teacher_forcing.py`; False runs the model as transformers wrote it. They agree to
             rounding.
+
+    Raises:
+        CodegridError: checkpointing, where the model or the slow forward pass has none.
     """
 
     def __init__(self, model: PreTrainedModel, num_codes: int, checkpointing: bool = False, fast: bool = True) -> None:
         super().__init__()
+        if checkpointing:
+            require(fast, "Checkpointing is part of the fast forward pass: turn fast on, or checkpointing off.")
+            check_checkpointing(model)
         self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
 
     def forward(self, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -61,7 +68,7 @@ class PriorObjective(nn.Module):
             logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, L, V]
             return code_cross_entropy(logits, tokens[:, 1:], self.num_codes, label_smoothing)
         hidden = hidden_states(self.model, tokens[:, :-1], self.checkpointing)  # [B, L, D]
-        head = self.model.lm_head
+        head = self.model.get_output_embeddings()
         if type(head) is not nn.Linear or head.bias is not None:
             return code_cross_entropy(head(hidden), tokens[:, 1:], self.num_codes, label_smoothing)
         return head_cross_entropy(hidden, head.weight, tokens[:, 1:], self.num_codes, label_smoothing)

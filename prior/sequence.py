@@ -23,6 +23,8 @@ from torch import Tensor
 from codegrid.errors import CodegridError, MissingFileError, require
 
 SEQUENCE_CONFIG_NAME = "sequence_config.json"
+# Upper bounds: tables and lists of these sizes are made, and a file says how large they are.
+MOST_CODES, MOST_POSITIONS, MOST_CLASSES = 2**31, 2**20, 10**6
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,14 @@ class SequenceConfig:
                 isinstance(value, int) and not isinstance(value, bool) and value >= 1,
                 f"{name} is {value!r}: it must be a whole number of at least 1.",
             )
+        require(
+            self.codebook_size <= MOST_CODES, f"codebook_size is {self.codebook_size}: it must be at most {MOST_CODES}."
+        )
+        require(
+            self.length <= MOST_POSITIONS,
+            f"grid_shape {self.grid_shape} with {self.depth} codes a position is a sequence of {self.length} codes: it "
+            f"must have at most {MOST_POSITIONS}.",
+        )
         self._check_order()
         if self.class_names is not None:
             self._check_class_names()
@@ -92,7 +102,10 @@ class SequenceConfig:
         names = self.class_names
         require(
             isinstance(names, (tuple, list)) and len(names) >= 1 and all(isinstance(name, str) for name in names),
-            f"class_names is {names!r}: it must be a list of at least one name, or None for an unconditional prior.",
+            f"class_names is {names!r:.200}: it must be a list of at least one name, or None for no classes.",
+        )
+        require(
+            len(names) <= MOST_CLASSES, f"class_names has {len(names)} classes: it must have at most {MOST_CLASSES}."
         )
         object.__setattr__(self, "class_names", tuple(names))
         seen: set[str] = set()

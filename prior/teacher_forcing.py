@@ -1,19 +1,16 @@
-"""A Llama's or Qwen3's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
+"""A prior's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
 
-Query, key and value are one matrix product, gate and up another; norms, rotations and the gated unit make few passes
-over memory (`row_operations.py`). A model that is built otherwise (adapters, biases, another activation; a GPT-2) runs
-as transformers wrote it.
+How is an architecture's own (`Architecture.training_forward`). A model that has none, or is built otherwise than it
+expects (adapters, biases), runs as transformers wrote it.
 """
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
-from transformers import GPT2LMHeadModel, LlamaForCausalLM, PreTrainedModel, Qwen3ForCausalLM
+from torch import Tensor
+from transformers import PreTrainedModel
 
-from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
+from codegrid.errors import require
+from codegrid.prior.architectures import Architecture, architecture_of
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:
@@ -21,75 +18,34 @@ def hidden_states(model: PreTrainedModel, tokens: Tensor, checkpointing: bool = 
 
     Args:
         checkpointing: keep only what stands between the blocks, and compute the blocks again in the backward pass.
+
+    Raises:
+        CodegridError: checkpointing, of a model that `check_checkpointing` refuses.
     """
-    inner = model.transformer if isinstance(model, GPT2LMHeadModel) else model.model
-    if not _is_plain(model):
-        # A cache would keep every layer's keys and values alive for nothing.
-        return inner(input_ids=tokens, use_cache=False).last_hidden_state
-    hidden = inner.embed_tokens(tokens)  # [B, T, D]
-    cos, signed_sin = _rotation(model, hidden)
-    for layer in inner.layers:
-        if checkpointing and torch.is_grad_enabled():
-            hidden = checkpoint(_block, layer, hidden, cos, signed_sin, use_reentrant=False)
-        else:
-            hidden = _block(layer, hidden, cos, signed_sin)
-    return rms_norm(hidden, inner.norm.weight, inner.norm.variance_epsilon)
+    record = _with_forward(model)
+    if record is not None and record.training_forward is not None:
+        return record.training_forward(model, tokens, checkpointing)
+    if checkpointing:
+        check_checkpointing(model)
+    # A cache would keep every layer's keys and values alive for nothing.
+    return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
-def _rotation(model: LlamaForCausalLM | Qwen3ForCausalLM, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Two of [T, 1, hd] in the dtype of the matrix products."""
-    positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    cos, sin = model.model.rotary_emb(hidden, positions)  # [1, T, hd]
-    half = sin.shape[-1] // 2
-    signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
-    kind = hidden.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return cos[0, :, None].to(dtype), signed_sin[0, :, None].to(dtype)
+def check_checkpointing(model: PreTrainedModel) -> None:
+    """Refuse gradient checkpointing where it would change nothing.
 
-
-def _block(layer: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    attention, mlp = layer.self_attn, layer.mlp
-    norm = layer.input_layernorm
-    normed = rms_norm(hidden, norm.weight, norm.variance_epsilon)
-    hidden = hidden + attention.o_proj(_attend(attention, normed, cos, signed_sin))
-    norm = layer.post_attention_layernorm
-    normed = rms_norm(hidden, norm.weight, norm.variance_epsilon)
-    gate_up = F.linear(normed, torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]))  # [B, T, 2 * I]
-    return hidden + mlp.down_proj(gated_silu(gate_up))
-
-
-def _attend(attention: nn.Module, normed: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """[B, T, D] -> what each head reads, [B, T, H * hd]."""
-    config, head_dim = attention.config, attention.head_dim
-    shared = config.num_key_value_heads
-    turned = config.num_attention_heads + shared
-    weight = torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight])
-    heads = F.linear(normed, weight).unflatten(-1, (turned + shared, head_dim))  # [B, T, H + 2 * Hkv, hd]
-    query_key, value = heads.split([turned, shared], dim=2)
-    if hasattr(attention, "q_norm"):  # Qwen3
-        parts = zip(
-            query_key.split([turned - shared, shared], dim=2), (attention.q_norm, attention.k_norm), strict=True
-        )
-        query_key = torch.cat([rms_norm(part, norm.weight, norm.variance_epsilon) for part, norm in parts], dim=2)
-    query, key = rotate(query_key, cos, signed_sin).split([turned - shared, shared], dim=2)
-    read = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
-        is_causal=True,
-        dropout_p=attention.attention_dropout if attention.training else 0.0,
-        enable_gqa=turned != 2 * shared,
-    )  # [B, H, T, hd]
-    return read.transpose(1, 2).flatten(2)
-
-
-def _is_plain(model: PreTrainedModel) -> bool:
-    """Whether the blocks are those that `_block` computes."""
-    config = model.config
-    return (
-        isinstance(model, (LlamaForCausalLM, Qwen3ForCausalLM))
-        and config.hidden_act == "silu"
-        and not config.attention_bias
-        and not getattr(config, "mlp_bias", False)
-        and all(type(module) is nn.Linear for name, module in model.named_modules() if name.endswith("_proj"))
+    Raises:
+        CodegridError: the architecture has none, or the model is built otherwise (it holds an adapter, for example).
+    """
+    record = _with_forward(model)
+    require(
+        record is not None and record.checkpointing,
+        f"Gradient checkpointing is not there for this {type(model).__name__}: its architecture has no forward pass "
+        "with it, or it holds other layers than its architecture (an adapter). Turn checkpointing off.",
     )
+
+
+def _with_forward(model: PreTrainedModel) -> Architecture | None:
+    """The record whose `training_forward` computes what this model does."""
+    record = architecture_of(model)
+    return record if record is not None and record.training_forward is not None and record.is_plain(model) else None

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from codegrid.prior import SequenceConfig
+from codegrid.prior import ARCHITECTURES, SequenceConfig
 from codegrid.prior.codes import CodesManifest
 from codegrid.tokenizer.hub.card import PLACEHOLDER, description, usage
 
@@ -59,16 +59,16 @@ def prior_card(
 
     `model_type` is that of the prior's config.
     """
-    network, tag = ("GPT-2", "gpt2") if model_type == "gpt2" else ("Llama", "llama")
+    network = next(record for record in ARCHITECTURES.values() if record.model_type == model_type)
     classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes"
     return _card(
         {
             "library_name": "codegrid",
-            "tags": ["codegrid", tag, "image-prior"],
+            "tags": ["codegrid", network.name, "image-prior"],
             **_base_model(tokenizer),
         },
         "Prior of image codes",
-        f"A {network} that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
+        f"A {network.title} that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
         f"{classes}.\nIts codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
         training_section(_trained_on_codes(codes, tokenizer), scores, "Held-out codes"),
         f"""## Use

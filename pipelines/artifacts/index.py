@@ -6,24 +6,26 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from codegrid.errors import CodegridError
+from codegrid.errors import CodegridError, require
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.system.files import write_json
-from codegrid.prior import SamplingConfig
-from codegrid.prior.modeling import ARCHITECTURES
+from codegrid.prior import ARCHITECTURES, SamplingConfig
+from codegrid.prior.architectures import architecture_of_class
 from codegrid.tokenizer.fields import from_dict
 
 MODEL_INDEX_NAME = "model_index.json"
 _PIPELINE = "ImageGenerationPipeline"
 _TOKENIZER = ["codegrid.tokenizer", "VQModel"]
-_OURS = {"GridLlamaForCausalLM"}  # the rest is transformers' own
 # What the libraries were called up to 0.1.0: such folders are read for ever.
 _FORMER_NAMES = {"tokenizer": "codegrid.tokenizer", "prior": "codegrid.prior"}
 
 
 def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
-    """Write `folder`/model_index.json; `prior` is the class's name."""
-    index = {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": _prior(prior), "sampling": asdict(sampling)}
+    """Write `folder`/model_index.json; `prior` is the name of a class of `ARCHITECTURES`."""
+    record = architecture_of_class(prior)
+    require(record is not None, f"A pipeline's prior is of a registered architecture, and {prior} is of none.")
+    named = [record.library, record.class_name]
+    index = {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": named, "sampling": asdict(sampling)}
     write_json(folder / MODEL_INDEX_NAME, index)
 
 
@@ -44,14 +46,13 @@ def read_index(folder: Path) -> SamplingConfig:
         named = {key: _today(value) for key, value in index.items()}
     except (CodegridError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadingError(f"{path} is damaged: {error}") from error
-    allowed = [{"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": _prior(name)} for name in ARCHITECTURES]
+    allowed = [
+        {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": [record.library, record.class_name]}
+        for record in ARCHITECTURES.values()
+    ]
     if named not in allowed:
         raise LoadingError(f"{path} names {index}: this pipeline loads {allowed[0]} and nothing else.")
     return sampling
-
-
-def _prior(name: str) -> list[str]:
-    return ["codegrid.prior" if name in _OURS else "transformers", name]
 
 
 def _today(value: object) -> object:

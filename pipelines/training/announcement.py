@@ -7,7 +7,6 @@ import time
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from codegrid.pipelines.data.records import ImageSource
 from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
@@ -16,6 +15,7 @@ from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.tokenizer.step import TokenizerLearners
 from codegrid.prior import PriorObjective, SequenceConfig
+from codegrid.prior.architectures import architecture_of
 from codegrid.tokenizer import VQModel
 
 
@@ -76,7 +76,9 @@ def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
     """
     config = objective.model.config
     tables = {objective.model.get_input_embeddings(), objective.model.get_output_embeddings()}
-    matrices = [m.weight for m in objective.model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m not in tables]
+    record = architecture_of(objective.model)
+    layers = (nn.Linear,) if record is None else record.matrix_layers
+    matrices = [m.weight for m in objective.model.modules() if isinstance(m, layers) and m not in tables]
     weights = sum(weight.numel() for weight in matrices) + objective.num_codes * config.hidden_size
     attention = config.num_hidden_layers * config.hidden_size * sequence.length
     return 6 * (weights + attention)

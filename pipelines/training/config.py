@@ -177,8 +177,9 @@ class PriorTrainingConfig(TrainingConfig):
             "gradient_checkpointing is part of fast_forward: turn fast_forward on, or gradient_checkpointing off.",
         )
         require(
-            self.model.positions != "learned" or not self.gradient_checkpointing,
-            "gradient_checkpointing is not there for positions 'learned': turn it off, or use rotary positions.",
+            self.model.record.checkpointing or not self.gradient_checkpointing,
+            f"gradient_checkpointing is not there for the architecture {self.model.record.name!r}: turn it off, or "
+            "use 'llama'.",
         )
         require(self.num_samples >= 0, f"num_samples is {self.num_samples}: it must not be negative.")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import CodegridError
-from codegrid.prior.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
+from codegrid.prior.architectures.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from codegrid.prior.importers.layout import filled
 from codegrid.prior.sequence import SequenceConfig
 

@@ -11,8 +11,8 @@ from safetensors import safe_open
 
 from codegrid.pipelines.importing.parity import PIXEL_TOLERANCE, random_weights
 from codegrid.prior import PriorConfig, SequenceConfig, load_prior, make_prior, save_prior
+from codegrid.prior.architectures.grid_llama import GridLlamaForCausalLM
 from codegrid.prior.decoding import Decoder, read_weights
-from codegrid.prior.grid_llama import GridLlamaForCausalLM
 from codegrid.prior.importers import convert_prior, guess_prior_family
 
 SEQUENCE = SequenceConfig(16, (3, 4), class_names=("a", "b"))

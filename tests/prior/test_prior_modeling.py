@@ -1,13 +1,15 @@
 import json
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from codegrid.prior import PriorConfig, SequenceConfig, load_prior, make_prior, prior_loss, save_prior
+from codegrid.errors import CodegridError
+from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, load_prior, make_prior, prior_loss, save_prior
 
 SEQUENCE = SequenceConfig(16, (3, 3), class_names=("a", "b"))
 CONFIG = PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2)
@@ -54,6 +56,12 @@ def test_the_model_is_shaped_by_its_configs(model):
         ({"positions": "none"}, "'rotary', 'rotary_2d' or 'learned'"),
         ({"positions": "learned", "num_key_value_heads": 2}, "every head has keys of its own"),
         ({"positions": "learned", "qk_norm": True}, "qk_norm goes with positions 'rotary' only"),
+        ({"positions": "rotary_2d", "hidden_size": 24}, "multiple of 4 dimensions a head, not 6"),
+        ({"architecture": "mamba"}, "'auto' or one of llama, grid_llama, qwen3, gpt2"),
+        ({"architecture": "gpt2", "positions": "rotary_2d"}, "leave out positions"),
+        ({"architecture": "llama", "qk_norm": True}, "leave out positions"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000: it must be at most 1024"),
+        ({"hidden_size": 4 * 10**12}, "hidden_size is 4000000000000: it must be at most"),
     ],
 )
 def test_wrong_sizes_are_named(changes, message):
@@ -127,6 +135,29 @@ def test_other_architectures_and_vocabularies_are_refused(folder):
         load_prior(folder)
 
 
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000: it must be a whole number"),
+        ("config.json", {"num_attention_heads": 10**12}, "num_attention_heads"),
+        ("config.json", {"hidden_size": -1}, "hidden_size -1"),
+        ("config.json", {"max_position_embeddings": 10**12}, "max_position_embeddings"),
+        ("config.json", {"vocab_size": 10**12}, "vocab_size"),
+        ("sequence_config.json", {"codebook_size": 10**12}, "codebook_size is 1000000000000: it must be at most"),
+        ("sequence_config.json", {"grid_shape": [10**12, 1]}, "it must have at most 1048576"),
+        ("sequence_config.json", {"depth": 10**12}, "it must have at most 1048576"),
+        ("sequence_config.json", {"class_names": 10**12}, "class_names is 1000000000000: it must be a list"),
+        ("sequence_config.json", {"class_names": [str(c) for c in range(10**6 + 1)]}, "at most 1000000"),
+    ],
+)
+def test_made_up_sizes_are_refused_before_any_work(folder, name, changes, message):
+    edit(folder / name, **changes)
+    began = time.monotonic()
+    with pytest.raises(CodegridError, match=message):
+        load_prior(folder)
+    assert time.monotonic() - began < 5
+
+
 def test_a_model_of_another_vocabulary_is_not_saved(model, tmp_path):
     with pytest.raises(ValueError, match="different priors"):
         save_prior(model, SequenceConfig(17, (3, 3)), tmp_path)
@@ -190,6 +221,8 @@ def test_an_adapter_of_peft_is_trained_on_it_and_merged(folder, tmp_path):
     peft = pytest.importorskip("peft")
     model, sequence = load_prior(folder)
     adapted = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"])).train()
+    with pytest.raises(CodegridError, match="holds other layers"):
+        PriorObjective(adapted.base_model.model, 16, checkpointing=True)
     codes, labels = torch.randint(0, 16, (4, 9)), torch.tensor([0, 1, 0, 1])
     optimizer = torch.optim.AdamW([p for p in adapted.parameters() if p.requires_grad], lr=0.1)
     losses = []

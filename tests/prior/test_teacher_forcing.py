@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from codegrid.errors import CodegridError
 from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
 from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
 from codegrid.prior.teacher_forcing import hidden_states
@@ -68,6 +69,16 @@ def test_a_model_that_is_built_otherwise_runs_as_it_is():
     model.model.layers[0].self_attn.q_proj.__class__ = Doubled
     tokens = torch.randint(0, 19, (3, 16))
     assert torch.equal(hidden_states(model, tokens), stock(model, tokens))
+
+
+def test_checkpointing_is_refused_where_it_would_do_nothing():
+    gpt2 = make_prior(small(architecture="gpt2"), SEQUENCE)
+    with pytest.raises(CodegridError, match="not there for this GPT2LMHeadModel"):
+        PriorObjective(gpt2, 16, checkpointing=True)
+    with pytest.raises(CodegridError, match="not there for this GPT2LMHeadModel"):
+        hidden_states(gpt2, torch.zeros(1, 3, dtype=torch.int64), checkpointing=True)
+    with pytest.raises(CodegridError, match="part of the fast forward pass"):
+        PriorObjective(make_prior(small(), SEQUENCE), 16, checkpointing=True, fast=False)
 
 
 def test_gradients_of_the_row_operations_are_those_of_finite_differences():

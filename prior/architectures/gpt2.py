@@ -1,18 +1,50 @@
-"""A GPT-2's weights, laid out for decoding: learned positions, layer norms with biases, an MLP without a gate."""
+"""A stock GPT-2 (Radford et al. 2019): learned positions, layer norms with biases, an MLP without a gate.
+
+The second half lays its weights out for decoding. Training runs the model as transformers wrote it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.pytorch_utils import Conv1D
 
-from codegrid.errors import CodegridError
+from codegrid.errors import CodegridError, require
+from codegrid.prior.architectures.base import Architecture, num_positions, shared_values
 from codegrid.prior.decoder_weights import AsMap, DecoderWeights, LayerWeights, joined
 from codegrid.prior.linear_maps import Linear
+
+if TYPE_CHECKING:
+    from codegrid.prior.configuration import PriorConfig
+    from codegrid.prior.sequence import SequenceConfig
+
+
+def _check(config: PriorConfig) -> None:
+    shared = config.num_key_value_heads
+    require(
+        shared in (None, config.num_attention_heads),
+        f"num_key_value_heads {shared}: in a GPT-2 every head has keys of its own, leave it out.",
+    )
+
+
+def _config(config: PriorConfig, sequence: SequenceConfig) -> GPT2Config:
+    return GPT2Config(
+        n_positions=num_positions(sequence),
+        n_embd=config.hidden_size,
+        n_layer=config.num_hidden_layers,
+        n_head=config.num_attention_heads,
+        n_inner=config.intermediate_size,
+        attn_pdrop=config.attention_dropout,
+        embd_pdrop=0.0,
+        resid_pdrop=0.0,
+        **shared_values(config, sequence),
+    )
 
 
 def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap) -> DecoderWeights:
@@ -77,3 +109,15 @@ def _read_layer(layer: nn.Module, as_map: AsMap) -> LayerWeights:
 
 def _read_norm(norm: nn.LayerNorm) -> _LayerNorm:
     return _LayerNorm(norm.weight.detach(), norm.bias.detach(), norm.eps)
+
+
+GPT2 = Architecture(
+    name="gpt2",
+    title="GPT-2",
+    config_class=GPT2Config,
+    model_class=GPT2LMHeadModel,
+    config=_config,
+    read_weights=read_gpt2,
+    check=_check,
+    matrix_layers=(nn.Linear, Conv1D),
+)

@@ -6,9 +6,21 @@ columns, as LlamaGen has them: Sun et al. 2024, https://arxiv.org/abs/2406.06525
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from codegrid.errors import require
+from codegrid.prior.architectures.base import Architecture
+from codegrid.prior.architectures.llama import check_rotary, llama_values
+from codegrid.prior.architectures.llama_decoding import read_llama
+from codegrid.prior.architectures.llama_training import is_plain_llama, llama_forward
+
+if TYPE_CHECKING:
+    from codegrid.prior.configuration import PriorConfig
+    from codegrid.prior.sequence import SequenceConfig
 
 
 class GridLlamaConfig(LlamaConfig):
@@ -60,6 +72,31 @@ class GridLlamaForCausalLM(LlamaForCausalLM):
         self.model.rotary_emb = GridRotaryEmbedding(config)
 
 
-# So that `AutoModelForCausalLM.from_pretrained` knows such a folder once this package is imported.
-AutoConfig.register(GridLlamaConfig.model_type, GridLlamaConfig)
-AutoModelForCausalLM.register(GridLlamaConfig, GridLlamaForCausalLM)
+def _check(config: PriorConfig) -> None:
+    check_rotary(config)
+    head_dim = config.hidden_size // config.num_attention_heads
+    require(head_dim % 4 == 0, f"Positions on the grid need a multiple of 4 dimensions a head, not {head_dim}.")
+
+
+def _config(config: PriorConfig, sequence: SequenceConfig) -> GridLlamaConfig:
+    require(
+        sequence.depth == 1,
+        f"Positions on the grid are rows and columns, and these sequences have {sequence.depth} codes at each "
+        "position: use architecture 'llama' (positions 'rotary').",
+    )
+    return GridLlamaConfig(**llama_values(config, sequence), grid_width=sequence.grid_shape[1])
+
+
+GRID_LLAMA = Architecture(
+    name="grid_llama",
+    title="Llama with positions on the grid",
+    config_class=GridLlamaConfig,
+    model_class=GridLlamaForCausalLM,
+    config=_config,
+    read_weights=read_llama,
+    check=_check,
+    training_forward=llama_forward,
+    is_plain=is_plain_llama,
+    checkpointing=True,
+    library="codegrid.prior",
+)
