@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from codegrid.names import encodable
+
 
 class CodegridError(ValueError):
     """Something that the user can mend: the message says what is wrong, with its value, and what to do.
@@ -12,7 +14,7 @@ class CodegridError(ValueError):
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
-        super().__init__(f"{what} {remedy}" if remedy else what)
+        super().__init__(encodable(f"{what} {remedy}" if remedy else what))
 
 
 class MissingFileError(CodegridError, FileNotFoundError):

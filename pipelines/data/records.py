@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from codegrid.errors import CodegridError
+from codegrid.tokenizer.fields import younger
 
 NO_LABELS = "none"
 
@@ -27,8 +28,9 @@ class DataConfig:
     Args:
         source: a folder of images (the first level of subfolders gives the labels; subfolders named train, val, test
             and the like are splits instead, with the label folders inside), a Parquet or WebDataset (.tar) file or a
-            folder of them, or the name of a data set on the Hugging Face Hub.
-        split: the split to read. A single file and a folder without split folders have one, "train".
+            folder of them, or the name of a data set on the Hugging Face Hub. docs/data.md shows every layout.
+        split: the split to read. A single file and a folder without split folders have one, "train". In a folder of
+            images, "val" finds the only folder of that kind, such as Validation or val2017.
         validation_split: the split to validate on, where the data has one.
         validation_fraction: share of the pictures held out for validation where no validation_split is given; the same
             pictures for every seed. At least one picture, unless it is 0.
@@ -38,6 +40,9 @@ class DataConfig:
         subset: the configuration of a Hub data set that has several.
         revision: branch, tag or commit of a Hub data set.
         streaming: read while downloading, without a copy on disk. For tokenizing; training needs all rows at hand.
+        top_folders: what the first level of folders is in a folder of images. "auto" finds it out, and asks where both
+            can be meant.
+        follow_links: in a folder of images, read links to folders and links to files outside of it.
     """
 
     source: str
@@ -49,12 +54,16 @@ class DataConfig:
     subset: str | None = None
     revision: str | None = None
     streaming: bool = False
+    top_folders: Literal["auto", "splits", "classes"] = younger("auto")
+    follow_links: bool = younger(False)
 
     def __post_init__(self) -> None:
         if not self.source:
             raise DataError("data.source is empty: give a folder, a Parquet or .tar file, or a Hub data set's name.")
         if not 0 <= self.validation_fraction < 1:
             raise DataError(f"data.validation_fraction is {self.validation_fraction}: it must lie in [0, 1).")
+        if self.top_folders not in ("auto", "splits", "classes"):
+            raise DataError(f"data.top_folders is {self.top_folders!r}: it must be auto, splits or classes.")
 
 
 class ImageRecord(NamedTuple):
@@ -69,6 +78,37 @@ class ImageRecord(NamedTuple):
     source_id: str
 
 
+@dataclass(frozen=True)
+class Understood:
+    """How a source was read, for people (`describe_source` in understood.py makes lines of it).
+
+    Args:
+        kind: such as "folder of images".
+        splits: pictures of each split; None where nobody has counted them.
+        split: the one that is read.
+        pictures: the column or field that the pictures are taken from; None where there are none.
+        pictures_left: further ones that could have been.
+        labels: what the labels are taken from; None where there are no labels.
+        labels_left: further columns with what they hold.
+        class_counts: pictures of each class of the split, in the order of the class names.
+        unread: files that are not read, by suffix.
+        links: links that are not followed.
+        notes: further lines.
+    """
+
+    kind: str
+    splits: dict[str, int | None]
+    split: str
+    pictures: str | None = None
+    pictures_left: tuple[str, ...] = ()
+    labels: str | None = None
+    labels_left: tuple[str, ...] = ()
+    class_counts: list[int] | None = None
+    unread: dict[str, int] = field(default_factory=dict)
+    links: int = 0
+    notes: tuple[str, ...] = ()
+
+
 class ImageStream:
     """Records in a fixed order, with bounded memory and no length. Iterating again starts anew.
 
@@ -77,7 +117,10 @@ class ImageStream:
         description: one line for the log.
         fingerprint: changes with the data: from names, sizes and times of a folder's files, sizes and edges (first and
             last 64 KiB) of table files, or repository and commit on the Hub.
+        understood: how the source was read.
     """
+
+    understood: Understood | None = None
 
     def __init__(self, reader: Any, class_names: list[str] | None, description: str, fingerprint: str) -> None:
         self.reader, self.class_names = reader, class_names
@@ -111,6 +154,7 @@ class ImageSource(ImageStream):
         indices = np.asarray(indices, dtype=np.int64)
         mark = sha256(self.fingerprint, hashlib.sha256(indices.tobytes()).hexdigest())
         part = ImageSource(self.reader, self.class_names, f"{self.description}; {name}: {len(indices):,}", mark)
+        part.understood = self.understood
         part.indices = indices if self.indices is None else self.indices[indices]
         return part
 

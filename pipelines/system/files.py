@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from codegrid.errors import CodegridError
+from codegrid.names import encodable
 
 # What helps where a disk is full or a folder read-only: nothing that was finished is lost.
 GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
@@ -53,11 +54,14 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    if encodable(text) != text:  # a path that is not UTF-8 has to come back as it was
+        text = json.dumps(value, indent=2)
+    write_text(path, text + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    write_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8") and None)
+    write_atomically(path, lambda aside: aside.write_text(encodable(text), encoding="utf-8") and None)
 
 
 def fsync(path: Path) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
+from codegrid.names import shown
 from codegrid.tokenizer.images.colour import to_srgb
 
 Image.init()  # registers all formats; otherwise a rare one is an unknown name below
@@ -82,7 +83,7 @@ def load_image(
     """
     where = "The picture"
     if not isinstance(data, (bytes, bytearray, memoryview, Image.Image)):
-        where = str(data)
+        where = shown(data)
         data = _read_file(Path(data))
     if not isinstance(data, Image.Image):
         data = bytes(data)
@@ -101,10 +102,12 @@ def load_image(
 def _read_file(path: Path) -> bytes:
     try:
         if (size := path.stat().st_size) > _MAX_FILE_BYTES:
-            raise BadImage("file_too_large", f"{path} has {size} bytes; more than {_MAX_FILE_BYTES} are not read.")
+            raise BadImage(
+                "file_too_large", f"{shown(path)} has {size} bytes; more than {_MAX_FILE_BYTES} are not read."
+            )
         return path.read_bytes()
     except (PermissionError, IsADirectoryError) as error:
-        raise BadImage("unreadable", f"{path} cannot be opened: {error.strerror}.") from error
+        raise BadImage("unreadable", f"{shown(path)} cannot be opened: {error.strerror}.") from error
 
 
 @contextmanager

@@ -1,0 +1,215 @@
+"""Folders of picture files: what lies in them, and their pictures as records."""
+
+from __future__ import annotations
+
+import bisect
+import os
+import stat
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from codegrid.names import hidden, shown
+from codegrid.pipelines.data.layouts import check_depth, find_split, top_folders_are_splits
+from codegrid.pipelines.data.records import (
+    NO_LABELS,
+    DataConfig,
+    DataError,
+    ImageRecord,
+    ImageSource,
+    ImageStream,
+    Understood,
+    check_split,
+    describe_classes,
+    numbered,
+    sha256,
+)
+from codegrid.pipelines.data.tables import TABLES
+from codegrid.tokenizer.images import IMAGE_EXTENSIONS
+
+_NO_SUFFIX = "no suffix"
+# Longest first bytes that a picture is known by.
+_HEAD_BYTES = 16
+
+
+@dataclass
+class Files:
+    """What lies in a folder.
+
+    Args:
+        images: path below the root -> bytes, modification time in ns.
+        tables: paths of tables.
+        others: files that are not read, by suffix.
+        links: links that are not followed.
+    """
+
+    images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tables: list[str] = field(default_factory=list)
+    others: Counter[str] = field(default_factory=Counter)
+    links: int = 0
+
+
+def walk(root: Path, follow_links: bool) -> Files:
+    """What lies in a folder. Hidden files are left out; without `follow_links` also links to folders and out of it.
+
+    Raises:
+        DataError: a folder cannot be read.
+    """
+    files = Files()
+    pending = [(str(root), "", frozenset({_identity(root)}))]
+    while pending:
+        folder, below, ancestors = pending.pop()
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(
+                f"{shown(folder)} cannot be read ({error.strerror}): give it read permission, or move it."
+            ) from error
+        for entry in (entry for entry in entries if not entry.name.startswith(".")):
+            relative = f"{below}{entry.name}"
+            suffix = os.path.splitext(entry.name)[1].lower()
+            if not os.path.exists(entry.path):
+                files.others["dead link"] += 1
+            elif suffix not in TABLES and entry.is_symlink() and not _is_followed(entry, root, follow_links):
+                files.links += 1
+            elif not entry.is_dir():
+                _take(files, entry, relative)
+            elif (identity := _identity(entry.path)) not in ancestors:  # a link to a folder around it has no end
+                pending.append((entry.path, f"{relative}/", ancestors | {identity}))
+    return files
+
+
+def _is_followed(link: os.DirEntry, root: Path, follow_links: bool) -> bool:
+    return follow_links or (not link.is_dir() and Path(link.path).resolve().is_relative_to(root))
+
+
+def _identity(path: str | Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _take(files: Files, entry: os.DirEntry, relative: str) -> None:
+    status = entry.stat()
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if not stat.S_ISREG(status.st_mode):  # a pipe, a device
+        return
+    if suffix in TABLES:
+        files.tables.append(relative)
+    elif suffix in IMAGE_EXTENSIONS or (not suffix[1:].strip("0123456789") and _begins_like_a_picture(entry.path)):
+        files.images[relative] = (status.st_size, status.st_mtime_ns)
+    else:
+        files.others[suffix if suffix[1:] else _NO_SUFFIX] += 1
+
+
+def _begins_like_a_picture(path: str) -> bool:
+    """Whether a file without a suffix (or with a number for one) is a picture by its first bytes."""
+    try:
+        with open(path, "rb") as handle:
+            head = handle.read(_HEAD_BYTES)
+    except OSError:
+        return False
+    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")):
+        return True
+    if head[:4] == b"RIFF":
+        return head[8:12] == b"WEBP"
+    if head[:2] == b"BM":  # two letters are little: its four reserved bytes are 0
+        return head[6:10] == bytes(4)
+    if head[:1] == b"P":
+        return head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and head[2:3].isspace()
+    return head[4:12] in (b"ftypavif", b"ftypavis")
+
+
+class FolderReader:
+    """`stats` [N, 2] int64: bytes and modification time in ns of each path. `paths` is sorted."""
+
+    def __init__(self, root: Path, paths: list[str], labels: np.ndarray | None, stats: np.ndarray) -> None:
+        self.root, self.paths, self.labels, self.stats = root, paths, labels, stats
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> ImageRecord:
+        label = None if self.labels is None or self.labels[index] < 0 else int(self.labels[index])
+        return ImageRecord(self.root / self.paths[index], label, shown(self.paths[index]))
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return (self[index] for index in range(len(self)))
+
+    def names(self) -> list[str]:
+        return [shown(path) for path in self.paths]
+
+    def file_marks(self, names: list[str]) -> list[list[int]] | None:
+        """Bytes and modification time of the files of these names; None if one is not there."""
+        paths = [hidden(name) for name in names]
+        places = [bisect.bisect_left(self.paths, path) for path in paths]
+        if any(place == len(self) or self.paths[place] != path for place, path in zip(places, paths, strict=True)):
+            return None
+        return self.stats[places].tolist()
+
+
+def open_folder(config: DataConfig, root: Path, files: Files, class_names: list[str] | None) -> ImageStream:
+    """The pictures of a folder; `class_names` are those of the training split.
+
+    Raises:
+        DataError: there are none, or what the folders are is not clear.
+    """
+    where = shown(root)
+    if not files.images:
+        raise _no_images(where, files)
+    if config.image_column or config.label_column not in (None, NO_LABELS):
+        raise DataError(
+            f"{where} is a folder of images and has no columns: leave data.image_column and label_column out."
+        )
+    split, prefix, splits = "train", "", {"train": len(files.images)}
+    if top_folders_are_splits(config, root, files.images):
+        counts = Counter(name.partition("/")[0] for name in files.images)
+        split = find_split(config.split, counts, where)
+        prefix, splits = f"{split}/", dict(sorted(counts.items()))
+    else:
+        check_split(config.split, ["train"], where)
+    paths = sorted(name for name in files.images if name.startswith(prefix))
+    check_depth(config, root, prefix, paths)
+    labels, names = _labels(config, root / prefix, prefix, paths, class_names)
+    content = [(name, *files.images[name]) for name in paths]
+    links = f", {files.links} links left out" if files.links else ""
+    description = f"{where}: {len(paths):,} images{describe_classes(names)} (split {shown(split)}{links})"
+    stats = np.array([files.images[name] for name in paths], dtype=np.int64)
+    reader = FolderReader(root, paths, labels, stats)
+    source = ImageSource(reader, names, description, sha256(config.split, content, names))
+    source.understood = Understood(
+        kind="folder of images",
+        splits={shown(name): count for name, count in splits.items()},
+        split=shown(split),
+        labels="names of the subfolders" if names else None,
+        class_counts=None if labels is None else np.bincount(labels, minlength=len(names)).tolist(),
+        unread=dict(files.others),
+        links=files.links,
+    )
+    return source
+
+
+def _labels(
+    config: DataConfig, folder: Path, prefix: str, paths: list[str], class_names: list[str] | None
+) -> tuple[np.ndarray | None, list[str] | None]:
+    """(number of each picture's class, names of the classes) by the first level of subfolders."""
+    folders = [shown(name.removeprefix(prefix).rpartition("/")[0].partition("/")[0]) for name in paths]  # "" at the top
+    if config.label_column == NO_LABELS or not any(folders):
+        return None, None
+    # Neither guess is safe: a class of their own for the loose pictures, or no labels for all.
+    if "" in folders:
+        raise DataError(
+            f"{shown(folder)} holds {folders.count('')} images beside its class folders (such as "
+            f"{shown(paths[folders.index('')])}): move them into one, or set data.label_column to "
+            f'"{NO_LABELS}" to read no labels.'
+        )
+    names = class_names or sorted(set(folders))
+    return numbered(folders, names, shown(folder)), names
+
+
+def _no_images(where: str, files: Files) -> DataError:
+    found = ", ".join(f"{count} {shown(suffix)}" for suffix, count in files.others.most_common(8)) or "nothing"
+    links = f" {files.links} links were left alone: --data.follow-links reads them." if files.links else ""
+    return DataError(f"No images in {where}: looked for {', '.join(IMAGE_EXTENSIONS)}, found {found}.{links}")
