@@ -22,7 +22,8 @@ class BackboneConfig:
 
     Args:
         in_channels: channels of the images, 1 for grey and 3 for colour.
-        resolution: side in pixels that `attn_resolutions` are counted from. Other sizes work too: it is no limit.
+        resolution: side in pixels that `attn_resolutions` are counted from. Other sizes work too: it is no limit, and
+            pictures that are not square have attention at the same depths (put their height here, to count in rows).
         ch: channels at the first level.
         ch_mult: multiplier of `ch` for each level; every level after the first halves the side.
         num_res_blocks: residual blocks a level (the decoder has one more, as in taming).
@@ -141,9 +142,11 @@ class VQModelConfig(PreTrainedConfig):
         self.backbone = _plain(asdict(self.backbone_config))
         self.quantizer = _plain(asdict(self.quantizer_config))
         self.preprocessing = _plain(asdict(self.preprocessing_config))
-        size, factor = self.preprocessing_config.image_size, self.pixels_per_position
+        (height, width), factor = self.preprocessing_config.size, self.pixels_per_position
         require(
-            size % factor == 0, f"preprocessing.image_size {size} is no multiple of the downsampling factor {factor}."
+            height % factor == 0 and width % factor == 0,
+            f"preprocessing.image_size {self.preprocessing_config.image_size} is no multiple of the downsampling "
+            f"factor {factor}.",
         )
         require(self.num_classes >= 0, f"num_classes is {self.num_classes}: it must not be negative.")
         if self.num_classes and self.id2label is None:
@@ -196,8 +199,8 @@ class VQModelConfig(PreTrainedConfig):
     @property
     def grid_shape(self) -> tuple[int, int]:
         """Rows and columns of the code grid for an image of `preprocessing.image_size`."""
-        side = self.preprocessing_config.image_size // self.pixels_per_position
-        return side, side
+        height, width = self.preprocessing_config.size
+        return height // self.pixels_per_position, width // self.pixels_per_position
 
     @property
     def codes_shape(self) -> tuple[int, ...]:

@@ -117,8 +117,10 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
             known = ", ".join(repr(kind.type) for kind in kinds if hasattr(kind, "type"))
             require(not known, f"{where} is {value!r}: its type must be one of {known}.")
         for kind in kinds:
-            if isinstance(kind, type) and isinstance(value, kind):
+            if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
                 return value
+            if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
+                return _convert(value, kind, where)
     elif origin is Literal:
         require(value in args, f"{where} is {value!r}: it must be one of {', '.join(map(repr, args))}.")
         return value

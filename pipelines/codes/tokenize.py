@@ -79,7 +79,7 @@ class Variant(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """An image's variants as pixels uint8 [V, S, S, C], or the reason why it is left out."""
+    """An image's variants as pixels uint8 [V, H, W, C], or the reason why it is left out."""
 
     record: ImageRecord
     pixels: np.ndarray | None

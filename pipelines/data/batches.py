@@ -34,7 +34,7 @@ class AugmentationConfig:
 
 @dataclass
 class ImageBatch:
-    """pixels uint8 [B, S, S, C]; labels int64 [B], -1 where there is none; the source ids; the inputs that could not be
+    """pixels uint8 [B, H, W, C]; labels int64 [B], -1 where there is none; the source ids; the inputs that could not be
     read, with their reasons."""
 
     pixels: Tensor

@@ -56,7 +56,7 @@ def generate(
 
 
 def read_image(model: VQModel, file: str | Path) -> Tensor:
-    """A picture as the tokenizer sees it: [1, C, S, S] in [-1, 1].
+    """A picture as the tokenizer sees it: [1, C, H, W] in [-1, 1].
 
     Raises:
         BadImage: it cannot be used; the message says why.
@@ -66,13 +66,13 @@ def read_image(model: VQModel, file: str | Path) -> Tensor:
 
 
 def encode(model: VQModel, image: Tensor) -> Tensor:
-    """[1, C, S, S] in [-1, 1] -> codes [h, w] or [h, w, depth] on the CPU."""
+    """[1, C, H, W] in [-1, 1] -> codes [h, w] or [h, w, depth] on the CPU."""
     with evaluating(model):
         return model.encode(image.to(model.device))[0].cpu()
 
 
 def decode(pipe: ImageGenerationPipeline, codes: Tensor, class_name: str | None = None) -> Tensor:
-    """Codes [h, w] or [h, w, depth] -> [1, C, S, S] in [-1, 1] on the CPU.
+    """Codes [h, w] or [h, w, depth] -> [1, C, H, W] in [-1, 1] on the CPU.
 
     `class_name` is for a tokenizer whose decoder is class-conditional; None is the first class there.
     """
@@ -134,12 +134,12 @@ def colour_of(code: int) -> tuple[int, int, int]:
 
 
 def picture(image: Tensor) -> Image.Image:
-    """[1, C, S, S] in [-1, 1] as a picture that is large enough to look at."""
+    """[1, C, H, W] in [-1, 1] as a picture that is large enough to look at."""
     return enlarged(to_pil(image)[0], _SIDE)
 
 
 def difference(image: Tensor, other: Tensor) -> Image.Image:
-    """How far two images [1, C, S, S] are apart: black where equal, 255 times half the distance times the gain."""
+    """How far two images [1, C, H, W] are apart: black where equal, 255 times half the distance times the gain."""
     distance = (image - other).abs() * DIFFERENCE_GAIN - 1  # 0 becomes -1, which is black
     return enlarged(to_pil(distance.clamp(-1, 1))[0], _SIDE)
 

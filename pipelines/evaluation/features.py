@@ -181,7 +181,7 @@ class FeatureCache:
         self.net, self.folder = net, Path(folder).expanduser() if folder else root
 
     def key(self, pixels: Tensor) -> str:
-        """Compute the features of uint8 [B, S, S, C] (C 1 or 3), or find them; gives the name to load them by."""
+        """Compute the features of uint8 [B, H, W, C] (C 1 or 3), or find them; gives the name to load them by."""
         digest = hashlib.sha256(f"{self.net.describe()}{tuple(pixels.shape)}".encode())
         digest.update(pixels.cpu().contiguous().numpy())
         key = digest.hexdigest()

@@ -60,7 +60,7 @@ def train_judge(
 
 
 def _labelled(pipe: ImageGenerationPipeline, source: ImageSource, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` images, spread evenly over the source, less those without a label; uint8 [N, S, S, C], [N]."""
+    """At most `most` images, spread evenly over the source, less those without a label; uint8 [N, H, W, C], [N]."""
     rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
     images, labels = all_pixels(pipe.tokenizer, source.subset(rows, "for the judge"))
     return images[labels >= 0], labels[labels >= 0]

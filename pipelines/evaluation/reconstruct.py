@@ -55,7 +55,7 @@ def reconstruct(
 
 
 def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None = None, columns: int = 8) -> Image.Image:
-    """Images [N, C, S, S] in [-1, 1] in lines of `columns`, each line above its reconstructions.
+    """Images [N, C, H, W] in [-1, 1] in lines of `columns`, each line above its reconstructions.
 
     `labels`: int64 [N], of the tokenizer's classes where its decoder is class-conditional.
     """

@@ -24,7 +24,7 @@ _SSIM_WINDOW = 11
 
 
 class PreparedBatch(NamedTuple):
-    """images [B, C, S, S] in [-1, 1]; the box of each that is no padding; the records; what was left out, and why."""
+    """images [B, C, H, W] in [-1, 1]; the box of each that is no padding; the records; what was left out, and why."""
 
     images: Tensor
     boxes: list[Box]
@@ -49,13 +49,12 @@ def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size:
             yield PreparedBatch(to_model(torch.stack(pixels)), boxes, kept, skipped)
             pixels, boxes, kept, skipped = [], [], [], {}
     if kept or skipped:
-        size = preprocessing.image_size
-        images = to_model(torch.stack(pixels)) if kept else torch.empty(0, channels, size, size)
+        images = to_model(torch.stack(pixels)) if kept else torch.empty(0, channels, *preprocessing.size)
         yield PreparedBatch(images, boxes, kept, skipped)
 
 
 def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
-    """All images as the tokenizer sees them, uint8 [N, S, S, C], and their labels [N], -1 where there is none."""
+    """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 where there is none."""
     batches = [batch for batch in prepared_batches(model, iter(source), 500) if batch.records]
     pixels = np.concatenate([to_uint8(batch.images).numpy() for batch in batches])
     labels = [-1 if record.label is None else record.label for batch in batches for record in batch.records]
@@ -91,9 +90,9 @@ def evaluate_reconstruction(
     """Score `model` on all images of `source`; every rank takes its share and all get the same result.
 
     Args:
-        distances: nets that compare images [B, C, S, S] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
+        distances: nets that compare images [B, C, H, W] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
             them: "perceptual" is LPIPS.
-        on_batch: sees each of this rank's batches: images and reconstructions, uint8 [B, S, S, C].
+        on_batch: sees each of this rank's batches: images and reconstructions, uint8 [B, H, W, C].
 
     Raises:
         DataError: the decoder is class-conditional, and the data has no labels, or classes that it does not know.

@@ -97,7 +97,7 @@ class Samples:
         self.accelerator.wait_for_everyone()
 
     def pixels(self, shard: int) -> Tensor:
-        """uint8 [n, S, S, C] of a batch that `make` made."""
+        """uint8 [n, H, W, C] of a batch that `make` made."""
         return self._read(shard)
 
     def write_picture(self) -> Path:
@@ -113,8 +113,8 @@ class Samples:
 
     def write_npz(self) -> Path:
         """All samples as SETTING.npz, which ADM's evaluator reads: arr_0, uint8 [N, H, W, 3]. One batch in memory."""
-        size = self.pipe.tokenizer.config.preprocessing_config.image_size
-        header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, size, size, 3)}
+        height, width = self.pipe.tokenizer.config.preprocessing_config.size
+        header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, height, width, 3)}
 
         def write(aside: Path) -> None:
             with (

@@ -106,7 +106,7 @@ def bits_per_pixel(model: VQModel) -> float:
     """Bits of an image's codes, each log2(codebook_size), over its pixels (height times width)."""
     config = model.config
     codes = math.prod(config.codes_shape) * math.log2(config.quantizer_config.codebook_size)
-    return codes / config.preprocessing_config.image_size**2
+    return codes / math.prod(config.preprocessing_config.size)
 
 
 def _lpips(
@@ -115,7 +115,8 @@ def _lpips(
     if net == "none":
         return {}
     try:
-        if (size := model.config.preprocessing_config.image_size) < 32:
+        if min(model.config.preprocessing_config.size) < 32:
+            size = model.config.preprocessing_config.size_text
             raise WeightsError(f"it is not defined on images of {size} pixels.")
         return {"perceptual": LPIPS(net, weights).to(accelerator.device)}
     except WeightsError as error:  # an explicit file that is missing or wrong raises others, and ends the command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import numbers
 import shutil
 import uuid
@@ -202,8 +203,8 @@ class ImageGenerationPipeline:
         """Images at a time for which there is memory, at most 64."""
         width = cached_width(self.prior.config)
         cache = 2 * 2 * width * self.sequence.length * self.prior.dtype.itemsize  # keys, values; two branches
-        backbone, size = self.tokenizer.config.backbone_config, self.tokenizer.config.preprocessing_config.image_size
-        pixels = size**2 // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
+        backbone, size = self.tokenizer.config.backbone_config, self.tokenizer.config.preprocessing_config.size
+        pixels = math.prod(size) // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
         return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
 
     def encode(self, images: Picture | Sequence[Picture] | Tensor) -> Tensor:

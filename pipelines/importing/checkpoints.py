@@ -194,7 +194,7 @@ def _report(model: VQModel, weights: Mapping[str, Tensor], file: Path, folder: P
     black, white = config.backbone_config.pixel_range
     lines = [
         f"{file.name}: {len(weights)} tensors, of which {chosen} make a tokenizer of {parameters:.2f}M parameters.",
-        f"An image of {config.preprocessing_config.image_size} pixels becomes {shape} codes of "
+        f"An image of {config.preprocessing_config.size_text} pixels becomes {shape} codes of "
         f"{config.quantizer_config.codebook_size} ({_lookup(config)}); the network works on pixels in "
         f"[{black:g}, {white:g}], `encode` takes [-1, 1].",
     ]

@@ -14,22 +14,22 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 def labelled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], least_side: int = 64) -> Image.Image:
     """One line of images a row, its name before it; small images are enlarged to about `least_side` pixels."""
-    side = max(image.width for _, images in rows for image in images)
-    scale = max(1, round(least_side / side))
-    side *= scale
+    width, height = (max(image.size[axis] for _, images in rows for image in images) for axis in (0, 1))
+    scale = max(1, round(least_side / width))
+    width, height = width * scale + _SPACE, height * scale + _SPACE
     font = ImageFont.load_default(size=14)
     margin = max(math.ceil(font.getlength(name)) for name, _ in rows) + 12
-    width = margin + max(len(images) for _, images in rows) * (side + _SPACE)
-    sheet = Image.new("RGB", (width, len(rows) * (side + _SPACE) + _SPACE), _WHITE)
+    columns = max(len(images) for _, images in rows)
+    sheet = Image.new("RGB", (margin + columns * width, len(rows) * height + _SPACE), _WHITE)
     draw = ImageDraw.Draw(sheet)
     for line, (name, images) in enumerate(rows):
-        top = _SPACE + line * (side + _SPACE)
-        draw.text((6, top + side // 2), name, fill=_BLACK, font=font, anchor="lm")
+        top = _SPACE + line * height
+        draw.text((6, top + (height - _SPACE) // 2), name, fill=_BLACK, font=font, anchor="lm")
         for column, image in enumerate(images):
             enlarged = image.convert("RGB").resize(
                 (image.width * scale, image.height * scale), Image.Resampling.NEAREST
             )
-            sheet.paste(enlarged, (margin + column * (side + _SPACE), top))
+            sheet.paste(enlarged, (margin + column * width, top))
     return sheet
 
 

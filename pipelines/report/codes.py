@@ -26,7 +26,7 @@ _GOLDEN = 0.618033988749895  # steps of the golden ratio spread any number of hu
 
 @dataclass
 class CodedImages:
-    """Example images [N, C, S, S] in [-1, 1], their codes [N, h, w, depth] and reconstructions, on the CPU."""
+    """Example images [N, C, H, W] in [-1, 1], their codes [N, h, w, depth] and reconstructions, on the CPU."""
 
     images: Tensor
     codes: Tensor
@@ -57,13 +57,13 @@ def coded_images(model: VQModel, source: ImageStream, most: int) -> CodedImages 
 def code_sheet(coded: CodedImages, number: int = 10) -> Image.Image:
     """Images, the maps of their codes (one for each level), reconstructions, differences."""
     images, made = coded.images[:number], coded.reconstructions[:number]
-    side = images.shape[-1]
+    height, width = images.shape[-2:]
     rows = [("image", to_pil(images))]
     depth = coded.codes.shape[-1]
     for level in range(depth):
         maps = [Image.fromarray(colours(grid[..., level].numpy())) for grid in coded.codes[:number]]
         name = "codes" if depth == 1 else f"codes, level {level + 1}"
-        rows.append((name, [picture.resize((side, side), Image.Resampling.NEAREST) for picture in maps]))
+        rows.append((name, [picture.resize((width, height), Image.Resampling.NEAREST) for picture in maps]))
     rows += [("reconstruction", to_pil(made)), ("difference, doubled", to_pil(differences(images, made)))]
     return labelled_rows(rows, least_side=88)
 

@@ -106,11 +106,12 @@ def describe_codes(model: VQModel) -> str:
     """Tokens an image, bits a pixel and how many times fewer bits than the pixels have."""
     config = model.config
     tokens, size = math.prod(config.codes_shape), config.quantizer_config.codebook_size
-    side, channels = config.preprocessing_config.image_size, config.backbone_config.in_channels
+    preprocessing, channels = config.preprocessing_config, config.backbone_config.in_channels
+    pixels = math.prod(preprocessing.size)
     bits, shape = tokens * math.log2(size), "x".join(map(str, config.codes_shape))
     return (
-        f"An image of {side}x{side} becomes {tokens} tokens ({shape}) of {size} codes: "
-        f"{bits / side**2:.3g} bits a pixel, {8 * channels * side**2 / bits:.0f} times fewer than the pixels' "
+        f"An image of {preprocessing.size_text} becomes {tokens} tokens ({shape}) of {size} codes: "
+        f"{bits / pixels:.3g} bits a pixel, {8 * channels * pixels / bits:.0f} times fewer than the pixels' "
         f"{8 * channels}."
     )
 
@@ -140,12 +141,11 @@ def _learning_rates(config: TokenizerTrainingConfig, learners: TokenizerLearners
 
 
 def _memory(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearners) -> str:
-    side = config.preprocessing.image_size
     estimate = estimate_memory(
         learners.model.module,
         None if learners.discriminator is None else learners.discriminator.module,
         learners.distances.values(),
-        (run.micro_batch_size, config.backbone.in_channels, side, side),
+        (run.micro_batch_size, config.backbone.in_channels, *config.preprocessing.size),
         bool(config.ema_decay),
         run.accelerator.mixed_precision,
     )

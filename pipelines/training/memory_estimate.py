@@ -47,7 +47,7 @@ def estimate_memory(
 
     Args:
         distances: the frozen nets that compare images, as `TokenizerLearners` has them.
-        images: shape of a micro-batch, [B, C, S, S].
+        images: shape of a micro-batch, [B, C, H, W].
         averaged: whether an average of the weights is kept.
         mixed_precision: "no" or "bf16".
     """

@@ -1,10 +1,10 @@
-"""Pictures -> upright RGB -> uint8 squares -> model tensors, and back.
+"""Pictures -> upright RGB -> uint8 of one size -> model tensors, and back.
 
 to_images       any pictures         -> float32 [N, C, H, W] in [-1, 1]: the whole way, for `encode`
-to_square       any picture          -> uint8 [S, S, C]: open_picture, then prepare
+to_square       any picture          -> uint8 [H, W, C]: open_picture, then prepare
 open_picture    any picture          -> PIL image, as `Preprocessing` says
 load_image      bytes, file or PIL   -> PIL image, RGB, upright, first frame, clear parts on white
-prepare         PIL image            -> uint8 [S, S, C], S = preprocessing.image_size
+prepare         PIL image            -> uint8 [H, W, C], H x W = preprocessing.image_size
 to_model        uint8 [B, H, W, C]   -> float32 [B, C, H, W] in [-1, 1]
 to_uint8        [B, C, H, W]         -> uint8 [B, H, W, C]
 """

@@ -1,4 +1,4 @@
-"""Loaded pictures -> the squares that the tokenizer reads, uint8 [S, S, C]."""
+"""Loaded pictures -> the rectangles (squares, mostly) that the tokenizer reads, uint8 [H, W, C]."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.fields import younger
 from codegrid.tokenizer.images.decoding import MAX_PIXELS, PIL_PIXEL_LIMIT, BadImage
 
+MAX_SIDE = 16_384  # of the prepared picture
+
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How pictures become square arrays; part of the tokenizer's config, because codes mean nothing without it.
+    """How pictures become arrays of one size; part of the tokenizer's config, because codes mean nothing without it.
 
     Args:
-        image_size: side of the prepared picture in pixels.
-        fit: "crop" scales the short side to image_size (PIL bicubic, antialiased) and cuts a square; "pad" keeps the
-            pixels, scales down only what is larger than image_size, and centres it on black; "stretch" scales both
-            sides to image_size.
+        image_size: side of the prepared picture in pixels, or its height and width (`--preprocessing.image-size 180
+            360`); what is square is kept as one number.
+        fit: "crop" scales the picture until it just covers image_size (PIL bicubic, antialiased) and cuts off what lies
+            beyond; "pad" keeps the pixels, scales down only what is larger than image_size, and centres it on black;
+            "stretch" scales both sides to image_size.
         smaller: pictures smaller than image_size under "crop" and "stretch": "skip" leaves them out, "upscale" scales
             them up. "pad" never needs it.
         max_pixels: pictures with more pixels are left out before they are decoded (decompression bombs).
@@ -31,7 +34,7 @@ class Preprocessing:
             "stored" takes the stored numbers for sRGB, as tokenizers of 0.1.0 do, whose config.json does not say.
     """
 
-    image_size: int = 256
+    image_size: int | tuple[int, int] = 256
     fit: Literal["crop", "pad", "stretch"] = "crop"
     smaller: Literal["skip", "upscale"] = "skip"
     max_pixels: int = MAX_PIXELS
@@ -39,17 +42,42 @@ class Preprocessing:
     colour: Literal["stored", "srgb"] = younger("srgb", before="stored")
 
     def __post_init__(self) -> None:
+        self._check_size()
         choices = {"fit": ("crop", "pad", "stretch"), "smaller": ("skip", "upscale"), "colour": ("stored", "srgb")}
         for name, allowed in choices.items():
             value = getattr(self, name)
             require(value in allowed, f"preprocessing.{name} is {value!r}: it must be one of {', '.join(allowed)}.")
-        for name, most in {"image_size": 16384, "max_pixels": PIL_PIXEL_LIMIT, "max_aspect": 10_000}.items():
+        for name, most in {"max_pixels": PIL_PIXEL_LIMIT, "max_aspect": 10_000}.items():
             value = getattr(self, name)
             require(1 <= value <= most, f"preprocessing.{name} is {value}: it must lie in [1, {most}].")
 
+    def _check_size(self) -> None:
+        sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2
+        fits = len(sides) == 2 and all(
+            isinstance(side, int) and not isinstance(side, bool) and 1 <= side <= MAX_SIDE for side in sides
+        )
+        require(
+            fits,
+            f"preprocessing.image_size is {self.image_size}: it must be a whole number in [1, {MAX_SIDE}], or two of "
+            "them, height and width.",
+        )
+        # One number for a square: what is computed of a config stays as it was when sides were always alike.
+        object.__setattr__(self, "image_size", sides[0] if sides[0] == sides[1] else tuple(sides))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the prepared picture."""
+        return self.image_size if isinstance(self.image_size, tuple) else (self.image_size, self.image_size)
+
+    @property
+    def size_text(self) -> str:
+        """The size for people."""
+        height, width = self.size
+        return f"{height}x{width}" + ("" if height == width else " (height x width)")
+
 
 class TenCropVariant(NamedTuple):
-    """One of the ten crops: where the square is cut (y and x, fractions of the free room), and whether mirrored."""
+    """One of the ten crops: where the picture is cut (y and x, fractions of the free room), and whether mirrored."""
 
     position: tuple[float, float]
     flip: bool
@@ -69,19 +97,19 @@ def prepare(
     crop: Literal["center"] | tuple[float, float] | int = "center",
     flip: bool = False,
 ) -> np.ndarray:
-    """Cut a loaded picture to the square that the tokenizer reads.
+    """Cut a loaded picture to what the tokenizer reads.
 
     Args:
         image: what `load_image` gave.
         channels: 3 for RGB, 1 for grey (ITU-R 601 luma; exact for pictures that are grey already).
-        crop: "center"; or (y, x) in [0, 1], the place of the square within the free room (training draws it); or
-            0 to 9, a variant of `TEN_CROP`: as in ADM and LlamaGen the central square at 1.1 times image_size, of which
+        crop: "center"; or (y, x) in [0, 1], the place of the cut within the free room (training draws it); or 0 to 9,
+            a variant of `TEN_CROP`: as in ADM and LlamaGen the central part at 1.1 times image_size, of which
             four corners and the centre are cut, then the same mirrored. Under "pad" and "stretch" nothing is cut off:
             a position is without effect, and a variant is refused.
         flip: mirror left and right (a mirrored TEN_CROP variant is mirrored back).
 
     Returns:
-        uint8 [image_size, image_size, channels].
+        uint8 [H, W, channels], H and W those of image_size.
 
     Raises:
         BadImage: too_small or extreme_aspect.
@@ -97,13 +125,13 @@ def prepare(
     if isinstance(crop, (int, np.integer)):
         position, mirrored = _ten_crop_variant(int(crop), preprocessing)
         flip = flip != mirrored
-        square = _cut(_scale_short_side(image, round(preprocessing.image_size * TEN_CROP_SCALE)), (0.5, 0.5))
-        image = _cut(square, position, preprocessing.image_size)
+        larger = tuple(round(side * TEN_CROP_SCALE) for side in preprocessing.size)
+        image = _cut(_cut(_cover(image, larger), (0.5, 0.5), larger), position, preprocessing.size)
     else:
         image = _fit(image, preprocessing, _position(crop))
     # Mirrored before it is padded: the padding may be one pixel wider on one side, and valid_box must still hold.
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-    array = np.asarray(_centre_on_black(image, preprocessing.image_size))
+    array = np.asarray(_centre_on_black(image, preprocessing.size))
     return np.array(array if channels == 3 else array[:, :, None])  # a copy: PIL's memory is read-only
 
 
@@ -114,11 +142,14 @@ def _check_shape(size: tuple[int, int], preprocessing: Preprocessing) -> None:
             "extreme_aspect",
             f"A picture of {size[0]}x{size[1]} pixels is a strip: max_aspect allows {preprocessing.max_aspect:g} to 1.",
         )
-    if preprocessing.fit != "pad" and preprocessing.smaller == "skip" and short < preprocessing.image_size:
+    height, width = preprocessing.size
+    shown = height if height == width else f"{height} (height) and {width} (width)"
+    smaller = size[1] < height or size[0] < width
+    if preprocessing.fit != "pad" and preprocessing.smaller == "skip" and smaller:
         raise BadImage(
             "too_small",
-            f"A picture of {size[0]}x{size[1]} pixels is smaller than image_size {preprocessing.image_size}. Set "
-            "preprocessing.smaller to upscale to scale them up, or preprocessing.fit to pad to keep their pixels.",
+            f"A picture of {size[0]}x{size[1]} pixels is smaller than image_size {shown}. Set preprocessing.smaller to "
+            "upscale to scale them up, or preprocessing.fit to pad to keep their pixels.",
         )
 
 
@@ -138,26 +169,29 @@ def _ten_crop_variant(index: int, preprocessing: Preprocessing) -> TenCropVarian
 
 def _fit(image: Image.Image, preprocessing: Preprocessing, position: tuple[float, float]) -> Image.Image:
     """The picture scaled and cut, not yet padded."""
-    side = preprocessing.image_size
+    height, width = preprocessing.size
     if preprocessing.fit == "stretch":
-        return _resize(image, (side, side))
+        return _resize(image, (width, height))
     if preprocessing.fit == "crop":
-        return _cut(_scale_short_side(image, side), position, side)
+        return _cut(_cover(image, preprocessing.size), position, preprocessing.size)
     left, top, right, bottom = valid_box(image.size, preprocessing)
     return _resize(image, (right - left, bottom - top))
 
 
-def _centre_on_black(image: Image.Image, side: int) -> Image.Image:
-    if image.size == (side, side):
+def _centre_on_black(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    height, width = size
+    if image.size == (width, height):
         return image
-    canvas = Image.new(image.mode, (side, side))
-    canvas.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    canvas = Image.new(image.mode, (width, height))
+    canvas.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
     return canvas
 
 
-def _scale_short_side(image: Image.Image, side: int) -> Image.Image:
-    scale = side / min(image.size)
-    return _resize(image, tuple(max(side, round(length * scale)) for length in image.size))
+def _cover(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The picture as small as it covers `size` (height, width)."""
+    height, width = size
+    scale = max(height / image.height, width / image.width)
+    return _resize(image, (max(width, round(image.width * scale)), max(height, round(image.height * scale))))
 
 
 def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -168,12 +202,12 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)
 
 
-def _cut(image: Image.Image, position: tuple[float, float], side: int | None = None) -> Image.Image:
-    """The square of `side` (None: the short side) at `position` of the free room."""
-    side = min(image.size) if side is None else side
-    top = _offset(image.height - side, position[0])
-    left = _offset(image.width - side, position[1])
-    return image.crop((left, top, left + side, top + side))
+def _cut(image: Image.Image, position: tuple[float, float], size: tuple[int, int]) -> Image.Image:
+    """The part of `size` (height, width) at `position` of the free room."""
+    height, width = size
+    top = _offset(image.height - height, position[0])
+    left = _offset(image.width - width, position[1])
+    return image.crop((left, top, left + width, top + height))
 
 
 def _offset(room: int, fraction: float) -> int:
@@ -187,10 +221,10 @@ def valid_box(original_size: tuple[int, int], preprocessing: Preprocessing) -> t
     Args:
         original_size: (width, height) as loaded.
     """
-    side = preprocessing.image_size
+    height, width = preprocessing.size
     if preprocessing.fit != "pad":
-        return 0, 0, side, side
-    scale = min(1.0, side / max(original_size))
-    width, height = (max(1, round(length * scale)) for length in original_size)
-    left, top = (side - width) // 2, (side - height) // 2
-    return left, top, left + width, top + height
+        return 0, 0, width, height
+    scale = min(1.0, height / original_size[1], width / original_size[0])
+    inner_width, inner_height = (max(1, round(length * scale)) for length in original_size)
+    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    return left, top, left + inner_width, top + inner_height

@@ -71,7 +71,7 @@ def train_step(
     accelerator: Accelerator,
     labels: list[Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, S, S] in [-1, 1].
+    """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, H, W] in [-1, 1].
 
     Args:
         labels: of each micro-batch, int64 [B]; where decoder or discriminator are class-conditional.
