@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -156,11 +159,12 @@ def _machine() -> dict[str, Any]:
 
 
 def _say_what_next(folder: Path) -> None:
+    activate = Path(os.path.relpath(sys.prefix)) / "bin" / "activate"  # `make quickstart` runs in no activated one
+    to_be_found = f"   . {activate}\n" if shutil.which("codegrid") is None and activate.exists() else ""
     print(
         f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}. With your own images, a folder of "
-        "them whose subfolders are the classes:\n"
-        "1. python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir runs/tokenizer\n"
-        "2. python scripts/tokenize_dataset.py --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes"
-        "\n"
-        "3. python scripts/train_prior.py quickstart --codes runs/codes --output-dir runs/prior"
+        f"them whose subfolders are the classes:\n{to_be_found}"
+        "1. codegrid train-tokenizer small64 --data.source IMAGES --output-dir runs/tokenizer\n"
+        "2. codegrid tokenize-dataset --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes\n"
+        "3. codegrid train-prior quickstart --codes runs/codes --output-dir runs/prior"
     )

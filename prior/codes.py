@@ -114,7 +114,7 @@ def read_manifest(folder: Path) -> CodesManifest:
     if not path.is_file():
         raise CodesError(
             f"{folder} is no finished code data set: it has no {MANIFEST_NAME}. Make one with "
-            "scripts/tokenize_dataset.py, or run the command that makes it again: it goes on where it stopped."
+            "`codegrid tokenize-dataset`, or run the command that makes it again: it goes on where it stopped."
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -237,7 +237,7 @@ def shard_files(folder: Path, manifest: CodesManifest, verify: bool = True) -> l
     files = [folder / shard.file for shard in manifest.shards]
     for file, shard in zip(files, manifest.shards, strict=True):
         if not file.is_file():
-            raise CodesError(f"The shard {file} is missing: run scripts/tokenize_dataset.py again.")
+            raise CodesError(f"The shard {file} is missing: run `codegrid tokenize-dataset` again.")
         if file.stat().st_size != shard.num_bytes or (verify and _sha256(file) != shard.sha256):
             raise CodesError(f"The shard {file} is not the one that the manifest describes: make the codes again.")
     return files

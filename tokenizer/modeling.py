@@ -215,7 +215,7 @@ class VQModel(PreTrainedModel):
     ) -> str:
         """Save and upload in one commit, with a card of the config alone; gives the commit's address.
 
-        `scripts/push_to_hub.py` sends a run's folder with the card that says what the tokenizer was trained on.
+        `codegrid push-to-hub` sends a run's folder with the card that says what the tokenizer was trained on.
 
         Raises:
             PublishingError: the Hub refuses, or cannot be reached.

@@ -38,7 +38,7 @@ def read_index(folder: Path) -> SamplingConfig:
     path = folder / MODEL_INDEX_NAME
     if not path.is_file():
         raise LoadingError(
-            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. scripts/make_pipeline.py makes one."
+            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. `codegrid make-pipeline` makes one."
         )
     try:
         index = json.loads(path.read_text(encoding="utf-8"))

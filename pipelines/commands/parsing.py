@@ -90,14 +90,22 @@ def _with_choices(config: Any, arguments: list[str]) -> tuple[Any, ConstructorRe
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     starts = [value for flag, value in itertools.pairwise(parts) if flag == "--init-from"]
     config = with_start(config, starts[-1]) if starts and hasattr(config, "init_from") else config
-    for path in CHOICES if hasattr(config, "quantizer") else ():
+    sentences = {}
+    for path, known in CHOICES.items() if hasattr(config, "quantizer") else ():
+        fitting = [kind for kind in known if _fits(with_choice, config, path, kind)]
         named = [value for flag, value in itertools.pairwise(parts) if flag == f"--{path}.type"]
         config = with_choice(config, path, named[-1]) if named else config
-    chosen = {}
-    for path, known in CHOICES.items():
-        with contextlib.suppress(AttributeError):  # a prior has no quantizer, and most quantizers no inner one
-            chosen[id(operator.attrgetter(path)(config))] = f"one of {', '.join(known)}."
-    return config, _saying_types(chosen)
+        if fitting:
+            sentences[path] = f"one of {', '.join(fitting)}."
+    return config, _saying_types({id(operator.attrgetter(path)(config)): text for path, text in sentences.items()})
+
+
+def _fits(with_choice: Callable[..., Any], config: Any, path: str, kind: str) -> bool:
+    try:
+        with_choice(config, path, kind)
+    except CodegridError:
+        return False
+    return True
 
 
 def _saying_types(sentences: dict[int, str]) -> ConstructorRegistry:

@@ -128,7 +128,7 @@ def write_page(comparison: str, page: str = "docs/quantizers.md") -> None:
     """Put a comparison's table and sheet into a Markdown page, in place of what stood between its two marks.
 
     Args:
-        comparison: folder that scripts/compare_quantizers.py wrote.
+        comparison: folder that `codegrid dev compare-quantizers` wrote.
         page: the page; the sheet goes beside it, under its name with .png.
 
     Raises:
@@ -137,7 +137,7 @@ def write_page(comparison: str, page: str = "docs/quantizers.md") -> None:
     folder, path = Path(comparison), Path(page)
     report = read_report(folder)
     if report is None:
-        raise OutputError(f"{folder} holds no {REPORT_NAME}: run scripts/compare_quantizers.py first.")
+        raise OutputError(f"{folder} holds no {REPORT_NAME}: run `codegrid dev compare-quantizers` first.")
     text = path.read_text(encoding="utf-8")
     if text.find(BEGIN) < 0 or text.find(END) < text.find(BEGIN):
         raise OutputError(f"{path} lacks the lines {BEGIN} and {END}: put them where the table is to stand.")

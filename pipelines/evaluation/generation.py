@@ -1,4 +1,4 @@
-"""`scripts/evaluate.py generation`: samples of a pipeline against real images, over settings of the sampling."""
+"""`codegrid evaluate generation`: samples of a pipeline against real images, over settings of the sampling."""
 
 from __future__ import annotations
 

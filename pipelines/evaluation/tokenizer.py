@@ -1,4 +1,4 @@
-"""`scripts/evaluate.py reconstruction`: how well a tokenizer reconstructs, in one JSON."""
+"""`codegrid evaluate reconstruction`: how well a tokenizer reconstructs, in one JSON."""
 
 from __future__ import annotations
 

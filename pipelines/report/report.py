@@ -1,4 +1,4 @@
-"""`scripts/report.py`: a run as one page that needs no network."""
+"""`codegrid report`: a run as one page that needs no network."""
 
 from __future__ import annotations
 

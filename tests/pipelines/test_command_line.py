@@ -147,8 +147,7 @@ def test_a_type_names_those_that_there_are(real_texts: dict[str, str]) -> None:
     said = dict(options(real_texts[f"train-tokenizer small64 {TYPES[0]}"]))
     assert said["--quantizer.type {residual}"].startswith("one of vq, simvq, ibq,")
     assert "hierarchical" in said["--quantizer.type {residual}"]
-    assert said["--quantizer.inner.type {fsq}"].startswith("one of vq, simvq,")
-    assert "hierarchical" not in said["--quantizer.inner.type {fsq}"]
+    assert said["--quantizer.inner.type {fsq}"] == "one of vq, simvq, fsq, lfq. (default: fsq)"  # those that fit
     assert said["--objective.discriminator.type {patchgan}"].startswith("one of patchgan, stylegan, dino.")
 
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from codegrid.pipelines.commands import main
 from codegrid.pipelines.comparison.report import BEGIN, END
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.tokenizer import train
 from codegrid.pipelines.training.tokenizer.presets import small64_tokenizer
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.quantizers import QUANTIZERS
@@ -33,14 +33,12 @@ def arguments(name: str) -> list[str]:
 
 @pytest.fixture
 def parse(monkeypatch: pytest.MonkeyPatch):
-    """`parse(words)`: the config of small64 with these options, as scripts/train_tokenizer.py reads them."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    run_preset = runpy.run_path(str(ROOT / "scripts" / "command_line.py"))["run_preset"]
+    """`parse(words)`: the config of small64 with these options, as `codegrid train-tokenizer` reads them."""
 
     def parsed(words: list[str]) -> TokenizerTrainingConfig:
         found: list[TokenizerTrainingConfig] = []
-        monkeypatch.setattr(sys, "argv", ["x", "small64", "--data.source", "x", "--output-dir", "x", *words])
-        run_preset({"small64": small64_tokenizer}, found.append, "")
+        monkeypatch.setattr(train, "train_tokenizer", found.append)
+        main(["train-tokenizer", "small64", "--data.source", "x", "--output-dir", "x", *words])
         return found[0]
 
     return parsed

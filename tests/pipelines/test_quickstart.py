@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,7 +46,9 @@ def test_the_whole_job_leaves_pictures_and_a_report(
     assert report["reconstruction"]["num_images"] == 60
     assert report["generation"]["num_samples"] == 100
     assert [Image.open(folder / f"{name}.png").format for name in ("samples", "reconstructions")] == ["PNG", "PNG"]
-    assert capsys.readouterr().out.count("--data.source IMAGES") == 2  # what to do next with one's own images
+    printed = capsys.readouterr().out
+    assert printed.count("--data.source IMAGES") == 2  # what to do next with one's own images
+    assert re.findall("codegrid ([a-z-]+)", printed) == ["train-tokenizer", "tokenize-dataset", "train-prior"]
 
     pipe = ImageGenerationPipeline.from_pretrained(folder / "pipeline")
     assert pipe("Sandal", seed=0).codes.shape == (1, 8, 8)

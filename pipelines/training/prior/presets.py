@@ -15,7 +15,7 @@ from codegrid.prior import PriorConfig
 def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     """A small Llama for the quickstart's 64 codes an image.
 
-    python scripts/train_prior.py quickstart --codes CODES --output-dir RUN
+    codegrid train-prior quickstart --codes CODES --output-dir RUN
 
     135 to 145 s on two cores of an AMD EPYC; then 4.3 bits a code held out on the quickstart's codes.
     """
@@ -38,7 +38,7 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
 def small64_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
     """2M parameters for the 64 codes an image of the tokenizer preset small64; minutes on a CPU.
 
-    python scripts/train_prior.py small64 --codes CODES --output-dir RUN
+    codegrid train-prior small64 --codes CODES --output-dir RUN
 
     177 s on two cores of an AMD EPYC; then 5.38 bits a code held out on emoji64's codes (docs/benchmarks.md).
     """
@@ -60,7 +60,7 @@ def small64_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
 def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
     """LlamaGen's B: 12 layers x 768, 111M parameters.
 
-    accelerate launch scripts/train_prior.py llama-111m --codes CODES --output-dir RUN
+    accelerate launch -m codegrid train-prior llama-111m --codes CODES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
     """
@@ -71,7 +71,7 @@ def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:
 def prior_343m(codes: str, output_dir: str) -> PriorTrainingConfig:
     """LlamaGen's L: 24 layers x 1024, 343M parameters.
 
-    accelerate launch scripts/train_prior.py llama-343m --codes CODES --output-dir RUN
+    accelerate launch -m codegrid train-prior llama-343m --codes CODES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
     """
@@ -82,7 +82,7 @@ def prior_343m(codes: str, output_dir: str) -> PriorTrainingConfig:
 def prior_775m(codes: str, output_dir: str) -> PriorTrainingConfig:
     """LlamaGen's XL: 36 layers x 1280, 775M parameters.
 
-    accelerate launch scripts/train_prior.py llama-775m --codes CODES --output-dir RUN
+    accelerate launch -m codegrid train-prior llama-775m --codes CODES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
     """
@@ -93,7 +93,7 @@ def prior_775m(codes: str, output_dir: str) -> PriorTrainingConfig:
 def prior_1_4b(codes: str, output_dir: str) -> PriorTrainingConfig:
     """LlamaGen's XXL: 48 layers x 1536, 1.4B parameters.
 
-    accelerate launch scripts/train_prior.py llama-1.4b --codes CODES --output-dir RUN
+    accelerate launch -m codegrid train-prior llama-1.4b --codes CODES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
     """
@@ -104,7 +104,7 @@ def prior_1_4b(codes: str, output_dir: str) -> PriorTrainingConfig:
 def prior_3b(codes: str, output_dir: str) -> PriorTrainingConfig:
     """LlamaGen's 3B: 24 layers x 3200, 3.1B parameters.
 
-    accelerate launch scripts/train_prior.py llama-3b --codes CODES --output-dir RUN
+    accelerate launch -m codegrid train-prior llama-3b --codes CODES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones; this project has not trained it: it needs GPUs.
     """

@@ -25,7 +25,7 @@ from codegrid.tokenizer.quantizers import QUANTIZERS
 def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Grey 32x32 -> 8x8 codes of 768, no discriminator: what `make quickstart` trains on Fashion-MNIST.
 
-    python scripts/train_tokenizer.py quickstart --data.source IMAGES --output-dir RUN
+    codegrid train-tokenizer quickstart --data.source IMAGES --output-dir RUN
 
     153 to 173 s on two cores of an AMD EPYC; then 25.1 dB on test images, all codes in use (README, "Try it").
     """
@@ -61,7 +61,7 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
 def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Colour 64x64 -> 8x8 codes of 1024, no discriminator, for small pictures on a CPU.
 
-    python scripts/train_tokenizer.py small64 --data.source IMAGES --output-dir RUN
+    codegrid train-tokenizer small64 --data.source IMAGES --output-dir RUN
 
     322 s on two cores of an AMD EPYC; on emoji64's validation split then 23.13 dB, SSIM .802, all codes in use
     (docs/benchmarks.md).
@@ -98,7 +98,7 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
 def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """LlamaGen's VQ-16: colour 256x256 -> 16x16 codes of 16384 (width 8, on the sphere), LPIPS and PatchGAN.
 
-    accelerate launch scripts/train_tokenizer.py vqgan-f16-256 --data.source IMAGES --output-dir RUN
+    accelerate launch -m codegrid train-tokenizer vqgan-f16-256 --data.source IMAGES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones (https://arxiv.org/abs/2406.06525); this project
     has not trained it: it needs days on several GPUs.
@@ -128,7 +128,7 @@ def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
 def vqvae_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """A plain VQ-VAE: colour 128x128 -> 16x16 codes of 4096, L1 and L2 alone; no discriminator, no perceptual net.
 
-    accelerate launch scripts/train_tokenizer.py vqvae-128 --data.source IMAGES --output-dir RUN
+    accelerate launch -m codegrid train-tokenizer vqvae-128 --data.source IMAGES --output-dir RUN
 
     This project has not trained it: it wants one GPU. Any preset becomes a plain VQ-VAE with
     `--objective.perceptual-weight 0 --objective.adversarial-weight 0`.
@@ -154,7 +154,7 @@ def vqvae_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
 def vqgan_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Colour 128x128 -> 16x16 codes of 4096 (width 8, on the sphere), LPIPS and PatchGAN.
 
-    accelerate launch scripts/train_tokenizer.py vqgan-128 --data.source IMAGES --output-dir RUN
+    accelerate launch -m codegrid train-tokenizer vqgan-128 --data.source IMAGES --output-dir RUN
 
     This project has not trained it: it wants one GPU.
     """
@@ -178,7 +178,7 @@ def _backbone_128() -> BackboneConfig:
 def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """taming-transformers' shape: colour 256x256 -> 16x16 codes of 16384 (width 256, plain distances).
 
-    accelerate launch scripts/train_tokenizer.py taming-f16-256 --data.source IMAGES --output-dir RUN
+    accelerate launch -m codegrid train-tokenizer taming-f16-256 --data.source IMAGES --output-dir RUN
 
     Layers, losses and learning rate are those of its imagenet_vqgan.yaml (https://arxiv.org/abs/2012.09841): 4.5e-6 an
     image, so 5.4e-5 at its batch of 12, by its linear rule; the codebook is its larger one. Kept from this project:
