@@ -13,6 +13,16 @@ from codegrid.tokenizer.fields import from_dict, younger
 from codegrid.tokenizer.images import Preprocessing
 from codegrid.tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
 
+# Bounds far beyond any use. A config.json may come from anybody: what would be work or memory without end is refused
+# before a module is made of it.
+_MOST_CHANNELS, _MOST_LEVELS, _MOST_BLOCKS, _MOST_CLASSES = 65_536, 64, 1_024, 1_000_000
+_MOST_CODES, _MOST_CODES_A_POSITION = 2**31, 1_024
+_MOST = {
+    **dict.fromkeys(("ch", "z_channels", "norm_groups", "resolution"), _MOST_CHANNELS),
+    **dict.fromkeys(("num_res_blocks", "mid_res_blocks"), _MOST_BLOCKS),
+    **{"in_channels": 256, "patch_size": 256},
+}
+
 
 @dataclass(frozen=True)
 class BackboneConfig:
@@ -74,16 +84,34 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions", "pixel_range"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("in_channels", "resolution", "ch", "num_res_blocks", "z_channels", "patch_size", "norm_groups"):
-            require(getattr(self, name) >= 1, f"backbone.{name} is {getattr(self, name)}: it must be at least 1.")
+        for name, most in _MOST.items():
+            value = getattr(self, name)
+            require(value >= 1, f"backbone.{name} is {value}: it must be at least 1.")
+            require(value <= most, f"backbone.{name} is {value}: it must be at most {most}.")
         require(
             len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1,
             f"backbone.ch_mult is {self.ch_mult}: it needs one multiplier of at least 1 a level.",
         )
+        for name in ("ch_mult", "attn_resolutions"):
+            number = len(getattr(self, name))
+            require(
+                number <= _MOST_LEVELS, f"backbone.{name} has {number} entries: at most {_MOST_LEVELS} are allowed."
+            )
+        width = self.ch * max(self.ch_mult)
+        require(
+            width <= _MOST_CHANNELS,
+            f"backbone.ch * {max(self.ch_mult)} = {width} channels are too many: at most {_MOST_CHANNELS} are allowed.",
+        )
         require(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}: it must lie in [0, 1).")
-        require(self.mid_res_blocks >= 1, f"backbone.mid_res_blocks is {self.mid_res_blocks}: it must be at least 1.")
         blocks = self.decoder_res_blocks
         require(blocks is None or blocks >= 1, f"backbone.decoder_res_blocks is {blocks}: it must be at least 1.")
+        of_a_level = self.num_res_blocks + (self.num_res_blocks + 1 if blocks is None else blocks)
+        of_all = len(self.ch_mult) * of_a_level + 2 * self.mid_res_blocks
+        require(
+            of_all <= _MOST_BLOCKS,
+            f"backbone has {of_all} residual blocks (num_res_blocks, decoder_res_blocks, mid_res_blocks): at most "
+            f"{_MOST_BLOCKS} are allowed.",
+        )
         black_white = self.pixel_range
         require(
             len(black_white) == 2 and black_white[0] < black_white[1],
@@ -133,6 +161,7 @@ class VQModelConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _HUB_KEYS)
         require(not unknown, f"Unknown keys in the tokenizer's config: {', '.join(unknown)}. See VQModelConfig.")
+        _check_classes(self.num_classes, kwargs.get("num_labels"))
         self.backbone = _as_dict(self.backbone, BackboneConfig())
         self.quantizer = _as_dict(self.quantizer, VectorQuantizerConfig())
         self.preprocessing = _as_dict(
@@ -142,13 +171,13 @@ class VQModelConfig(PreTrainedConfig):
         self.backbone = _plain(asdict(self.backbone_config))
         self.quantizer = _plain(asdict(self.quantizer_config))
         self.preprocessing = _plain(asdict(self.preprocessing_config))
+        _check_sizes(self.quantizer_config)
         (height, width), factor = self.preprocessing_config.size, self.pixels_per_position
         require(
             height % factor == 0 and width % factor == 0,
             f"preprocessing.image_size {self.preprocessing_config.image_size} is no multiple of the downsampling "
             f"factor {factor}.",
         )
-        require(self.num_classes >= 0, f"num_classes is {self.num_classes}: it must not be negative.")
         if self.num_classes and self.id2label is None:
             self.id2label = {label: str(label) for label in range(self.num_classes)}
         dim, channels = self.quantizer_config.code_dim, self.backbone_config.z_channels
@@ -162,7 +191,8 @@ class VQModelConfig(PreTrainedConfig):
             names = self.class_names
             require(
                 len(set(names)) == len(self.id2label) == self.num_classes,
-                f"id2label is {self.id2label}: it must name each of num_classes = {self.num_classes} otherwise.",
+                f"id2label is {str(self.id2label)[:200]}: it must name each of num_classes = {self.num_classes} "
+                "otherwise.",
             )
             self.label2id = {name: label for label, name in enumerate(names)}
 
@@ -207,6 +237,21 @@ class VQModelConfig(PreTrainedConfig):
         """Shape of such an image's codes: `grid_shape`, and the quantizer's depth where it is above 1."""
         depth = self.quantizer_config.depth
         return self.grid_shape if depth == 1 else (*self.grid_shape, depth)
+
+
+def _check_classes(num_classes: int, num_labels: Any) -> None:
+    require(num_classes >= 0, f"num_classes is {num_classes}: it must not be negative.")
+    for name, value in {"num_classes": num_classes, "num_labels": num_labels}.items():
+        if isinstance(value, int):  # transformers makes a dictionary of that length
+            require(value <= _MOST_CLASSES, f"{name} is {value}: it must be at most {_MOST_CLASSES}.")
+
+
+def _check_sizes(quantizer: QuantizerConfig) -> None:
+    """Of any quantizer, also of another package's."""
+    bounds = {"codebook_size": _MOST_CODES, "code_dim": _MOST_CHANNELS, "depth": _MOST_CODES_A_POSITION}
+    for name, most in bounds.items():
+        value = getattr(quantizer, name)
+        require(1 <= value <= most, f"The quantizer's {name} is {value}: it must be from 1 to {most}.")
 
 
 def _as_dict(value: Any, default: Any) -> dict[str, Any]:

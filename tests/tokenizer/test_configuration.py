@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
+from codegrid.errors import CodegridError
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModelConfig
 from codegrid.tokenizer.fields import from_dict
 from codegrid.tokenizer.quantizers import quantizer_config_from_dict
@@ -174,3 +176,50 @@ def test_model_configs_with_mistakes_are_refused(values, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         VQModelConfig(**values)
     assert message in str(error.value)
+
+
+HOSTILE = [
+    ({"num_classes": 1_000_001}, r"num_classes is 1000001: it must be at most 1000000"),
+    ({"num_classes": 10**12}, r"num_classes is 10{12}: it must be at most"),
+    ({"num_labels": 10**12}, r"num_labels is 10{12}: it must be at most"),
+    ({"backbone": {"ch_mult": [1] * 65}}, r"backbone\.ch_mult has 65 entries: at most 64"),
+    ({"backbone": {"attn_resolutions": [1] * 65}}, r"backbone\.attn_resolutions has 65 entries: at most 64"),
+    ({"backbone": {"num_res_blocks": 10**9}}, r"backbone\.num_res_blocks is 10{9}: it must be at most 1024"),
+    ({"backbone": {"num_res_blocks": 200}}, r"backbone has 2009 residual blocks .* at most 1024"),
+    ({"backbone": {"decoder_res_blocks": 10**9}}, r"backbone has \d+ residual blocks"),
+    ({"backbone": {"mid_res_blocks": 10**9}}, r"backbone\.mid_res_blocks is 10{9}"),
+    ({"backbone": {"ch": 65_568}}, r"backbone\.ch is 65568: it must be at most 65536"),
+    ({"backbone": {"ch_mult": [1, 1024]}}, r"backbone\.ch \* 1024 = 131072 channels are too many"),
+    ({"backbone": {"z_channels": 10**6}}, r"backbone\.z_channels is 10{6}"),
+    ({"backbone": {"in_channels": 10**6}}, r"backbone\.in_channels is 10{6}"),
+    ({"backbone": {"patch_size": 512}, "preprocessing": {"image_size": 8192}}, r"backbone\.patch_size is 512"),
+    ({"quantizer": {"type": "vq", "codebook_size": 2**31 + 1}}, r"quantizer's codebook_size is 2147483649"),
+    ({"quantizer": {"type": "vq", "code_dim": 10**6}}, r"quantizer's code_dim is 10{6}"),
+    ({"quantizer": {"type": "residual", "depth": 10**9}}, r"quantizer's depth is 10{9}: it must be from 1 to 1024"),
+    ({"quantizer": {"type": "grouped", "groups": 10**9}}, r"quantizer's (code_dim|depth) is"),
+    ({"quantizer": {"type": "fsq", "levels": [3] * 20}}, r"quantizer\.levels has 20 channels"),
+    ({"quantizer": {"type": "hierarchical", "channels": 10**8}}, r"quantizer's code_dim is 10{8}"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), HOSTILE)
+def test_a_hostile_config_is_refused_before_any_work(values, message, tmp_path, monkeypatch):
+    """No module is made of it, and next to no memory taken: what it would cost to go on is not tried."""
+    from codegrid.tokenizer import VQModel, modeling
+
+    for part in ("Encoder", "Decoder", "make_quantizer"):
+        monkeypatch.setattr(modeling, part, lambda *args, **options: pytest.fail("a module was made"))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "codegrid_vqmodel", **values}))
+    tracemalloc.start()
+    try:
+        with pytest.raises(CodegridError, match=message) as caught:
+            VQModel.from_pretrained(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert len(str(caught.value)) < 400
+
+
+def test_the_largest_networks_that_are_used_lie_within_the_bounds():
+    BackboneConfig(ch=256, ch_mult=(1, 1, 2, 2, 4, 8), num_res_blocks=8, z_channels=4096)
+    VQModelConfig(quantizer={"type": "lfq", "num_bits": 31}, num_classes=21_843)

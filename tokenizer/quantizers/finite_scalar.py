@@ -45,6 +45,10 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
             f"quantizer.levels is {list(self.levels)}: it must name at least one channel, and each must have at least "
             "3 levels (for channels of two levels, take the quantizers lfq or bsq).",
         )
+        # In this order: a product of a million numbers would take long.
+        require(
+            len(self.levels) <= 19, f"quantizer.levels has {len(self.levels)} channels: 19 of 3 levels are 2^30 codes."
+        )
         require(
             self.codebook_size <= 2**31,
             f"quantizer.levels is {list(self.levels)}: their product, {self.codebook_size}, must be at most 2^31.",
