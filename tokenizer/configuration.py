@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -150,6 +152,9 @@ class VQModelConfig(PreTrainedConfig):
         CodegridError: a field is unknown, of the wrong type or out of its range. The message names it.
     """
 
+    # Beside the fields: what is in `__dict__` would be compared, and written to config.json.
+    __slots__ = ("_kept",)
+
     model_type = "codegrid_vqmodel"
 
     backbone: Any = None
@@ -211,15 +216,28 @@ class VQModelConfig(PreTrainedConfig):
 
     @property
     def backbone_config(self) -> BackboneConfig:
-        return from_dict(BackboneConfig, self.backbone, where="backbone")
+        return self._read_once("backbone", lambda values: from_dict(BackboneConfig, values, where="backbone"))
 
     @property
     def quantizer_config(self) -> QuantizerConfig:
-        return quantizer_config_from_dict(self.quantizer)
+        return self._read_once("quantizer", quantizer_config_from_dict)
 
     @property
     def preprocessing_config(self) -> Preprocessing:
-        return from_dict(Preprocessing, self.preprocessing, where="preprocessing")
+        return self._read_once("preprocessing", lambda values: from_dict(Preprocessing, values, where="preprocessing"))
+
+    def _read_once(self, name: str, read: Callable[[dict[str, Any]], Any]) -> Any:
+        """The dataclass of a dictionary: read when it is first asked for, and anew when the dictionary has changed.
+
+        A forward pass asks several times, and reading takes longer than the kernels that it would start meanwhile.
+        """
+        if not hasattr(self, "_kept"):
+            self._kept = {}
+        values = getattr(self, name)
+        if name not in self._kept or self._kept[name][0] != values:
+            found = read(values)
+            self._kept[name] = (deepcopy(values), found)  # a copy, so that a change within the dictionary is seen
+        return self._kept[name][1]
 
     @property
     def pixels_per_position(self) -> int:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import pickle
 import tracemalloc
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import pytest
 
 from codegrid.errors import CodegridError
-from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModelConfig
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModelConfig, configuration
 from codegrid.tokenizer.fields import from_dict
 from codegrid.tokenizer.quantizers import quantizer_config_from_dict
 
@@ -223,3 +225,26 @@ def test_a_hostile_config_is_refused_before_any_work(values, message, tmp_path, 
 def test_the_largest_networks_that_are_used_lie_within_the_bounds():
     BackboneConfig(ch=256, ch_mult=(1, 1, 2, 2, 4, 8), num_res_blocks=8, z_channels=4096)
     VQModelConfig(quantizer={"type": "lfq", "num_bits": 31}, num_classes=21_843)
+
+
+def test_the_parts_are_read_once_and_anew_when_they_are_changed(monkeypatch):
+    config = VQModelConfig()
+    before = {name: getattr(config, f"{name}_config") for name in ("backbone", "quantizer", "preprocessing")}
+    monkeypatch.setattr(configuration, "from_dict", lambda *args, **options: pytest.fail("it was read again"))
+    monkeypatch.setattr(configuration, "quantizer_config_from_dict", configuration.from_dict)
+    for copied in (config, deepcopy(config), pickle.loads(pickle.dumps(config))):
+        assert all(getattr(copied, f"{name}_config") == part for name, part in before.items())
+        assert copied == config
+        assert copied.to_dict() == config.to_dict()
+        assert (copied.pixels_per_position, copied.grid_shape) == (16, (16, 16))
+    monkeypatch.undo()
+    other = deepcopy(config)
+    other.preprocessing = {"image_size": 512}  # as transformers does with the keywords of from_pretrained
+    other.backbone["patch_size"] = 2
+    assert (other.preprocessing_config.image_size, config.preprocessing_config.image_size) == (512, 256)
+    assert (other.pixels_per_position, config.pixels_per_position) == (32, 16)
+    assert other != config
+    other.quantizer = {"type": "none such"}
+    with pytest.raises(CodegridError, match="none such"):
+        _ = other.quantizer_config
+    assert not any("kept" in key for key in (*config.__dict__, *config.to_dict(), *json.loads(config.to_json_string())))
