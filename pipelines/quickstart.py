@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig, ImageSource
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES as IMAGES
 from codegrid.pipelines.data.sources import open_images
@@ -29,7 +30,7 @@ from codegrid.pipelines.evaluation.class_agreement import (
     train_classifier,
 )
 from codegrid.pipelines.evaluation.reconstruct import reconstruction_sheet
-from codegrid.pipelines.evaluation.reconstruction import all_pixels, evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.evaluation.reconstruction import all_pixels, evaluate_reconstruction
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet

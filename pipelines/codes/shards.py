@@ -99,8 +99,6 @@ def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel,
     codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
     flat = pa.array(codes.astype(code_dtype(size)).ravel())
     columns = {**rows, "codes": pa.FixedSizeListArray.from_arrays(flat, length)}
-    # An unlabelled image among labelled ones is -1, as datasets has it.
-    columns["label"] = [-1 if label is None else label for label in rows["label"]]
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     path = shard_path(folder, shard)
     names = {*rows["source_id"], *(entry["source_id"] for entry in skipped)}

@@ -8,15 +8,14 @@ import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from codegrid.errors import require
@@ -24,16 +23,16 @@ from codegrid.pipelines.artifacts.cards import codes_card
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.job import Job, claimed
 from codegrid.pipelines.codes.shards import EncodedShard, code_dtype, is_done, read_records, write_shard
+from codegrid.pipelines.data.batches import Picture, Pictures, Variant, picture_reader, to_device
 from codegrid.pipelines.data.classes import decoder_classes
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource, ImageStream
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_image_stream
-from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.devices import evaluating, make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
-from codegrid.tokenizer import Preprocessing, VQModel
+from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import established
-from codegrid.tokenizer.images import TEN_CROP, BadImage, open_picture, prepare, to_model
+from codegrid.tokenizer.images import TEN_CROP, to_model
 
 
 @dataclass(frozen=True)
@@ -69,22 +68,6 @@ class TokenizationConfig:
         for name in ("batch_size", "images_per_shard"):
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
         require(not (self.flip and self.ten_crop), "ten_crop has the mirrored crops already: leave flip out.")
-
-
-class Variant(NamedTuple):
-    """crop: 0 for the central square or the index of `TEN_CROP`; flip: whether the image is mirrored."""
-
-    crop: int
-    flip: bool
-
-
-class Prepared(NamedTuple):
-    """An image's variants as pixels uint8 [V, H, W, C], or the reason why it is left out."""
-
-    record: ImageRecord
-    pixels: np.ndarray | None
-    reason: str = ""
-    detail: str = ""
 
 
 def tokenize_dataset(config: TokenizationConfig) -> Path:
@@ -133,79 +116,56 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
 
 def variants(config: TokenizationConfig) -> list[Variant]:
     if config.ten_crop:
-        return [Variant(index, TEN_CROP[index].flip) for index in range(len(TEN_CROP))]
-    return [Variant(0, False), Variant(0, True)] if config.flip else [Variant(0, False)]
-
-
-class _PreparedImages(Dataset):
-    """Item i -> `Prepared`; picklable, so that worker processes can load."""
-
-    def __init__(self, source: ImageStream, preprocessing: Preprocessing, channels: int, config: TokenizationConfig):
-        self.source, self.preprocessing, self.channels = source, preprocessing, channels
-        self.variants, self.ten_crop = variants(config), config.ten_crop
-
-    def __getitem__(self, index: int) -> Prepared:
-        return self.prepare(self.source[index])
-
-    def prepare(self, record: ImageRecord) -> Prepared:
-        try:
-            image = open_picture(record.data, self.preprocessing)
-            pixels = []
-            for crop, flip in self.variants:
-                # a TEN_CROP variant mirrors by itself
-                chosen = {"crop": crop} if self.ten_crop else {"flip": flip}
-                pixels.append(prepare(image, self.preprocessing, self.channels, **chosen))
-            return Prepared(record, np.stack(pixels))
-        except BadImage as error:
-            return Prepared(record, None, error.reason, str(error))
+        return [Variant(index) for index in range(len(TEN_CROP))]
+    return [Variant(), Variant(flip=True)] if config.flip else [Variant()]
 
 
 def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: Path, accelerator: Accelerator) -> None:
     """Shard k of a round holds its images k * images_per_shard and on; the ranks take the shards in turn."""
-    dataset = _PreparedImages(
-        job.images, model.config.preprocessing_config, model.config.backbone_config.in_channels, config
-    )
+    kinds = variants(config)
+    pictures = Pictures(job.images, picture_reader(model, kinds))
     total = len(job.images) if isinstance(job.images, ImageSource) else None
     bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
     parts = _streamed_shards if job.shards is None else _shards
-    for shard, prepared in parts(dataset, job, config, accelerator, folder, bar):
-        encoded = _encode(model, prepared, dataset.variants, config.batch_size, accelerator, bar)
+    for shard, part in parts(pictures, job, config, accelerator, folder, bar):
+        encoded = _encode(model, part, kinds, config.batch_size, accelerator, bar)
         write_shard(folder, shard, encoded, model, job.images)
     bar.close()
 
 
 def _shards(
-    dataset: _PreparedImages, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
-) -> Iterator[tuple[int, Iterator[Prepared]]]:
-    """This rank's share of the shards to do, each with its images in order."""
+    pictures: Pictures, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
+) -> Iterator[tuple[int, Iterator[Picture]]]:
+    """This rank's share of the shards to do, each with its images in order; one pool of workers reads them all."""
     size, total = config.images_per_shard, len(job.images)
     mine = job.shards[accelerator.process_index :: accelerator.num_processes]
-    bar.total = sum(min(size, total - (shard - job.first_shard) * size) for shard in mine)
-    for shard in mine:
-        first = (shard - job.first_shard) * size
-        rows = range(first, min(total, first + size))
-        yield shard, load(dataset, config.num_workers, batch_size=None, sampler=rows)
+    firsts = [(shard - job.first_shard) * size for shard in mine]
+    rows = [range(first, min(total, first + size)) for first in firsts]
+    bar.total = sum(map(len, rows))
+    read = pictures.in_order(itertools.chain.from_iterable(rows), config.num_workers)
+    for shard, part in zip(mine, rows, strict=True):
+        yield shard, itertools.islice(read, len(part))
 
 
 def _streamed_shards(
-    dataset: _PreparedImages, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
-) -> Iterator[tuple[int, Iterator[Prepared]]]:
+    pictures: Pictures, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
+) -> Iterator[tuple[int, Iterator[Picture]]]:
     """Those of every shard of a stream that this rank has to do: the number of shards is not known before its end."""
-    stream = iter(dataset.source)
+    stream = iter(pictures.source)
     for shard in itertools.count():
         records = list(itertools.islice(stream, config.images_per_shard))  # undecoded
         if not records:
             return
         if shard % accelerator.num_processes == accelerator.process_index and not is_done(folder, shard):
-            yield shard, map(dataset.prepare, records)
+            yield shard, map(pictures.read, records)
         else:
             bar.update(len(records))
 
 
 def _encode(
     model: VQModel,
-    images: Iterator[Prepared],
-    kinds: list[Variant],
+    pictures: Iterator[Picture],
+    kinds: Sequence[Variant],
     batch_size: int,
     accelerator: Accelerator,
     bar: tqdm,
@@ -217,7 +177,7 @@ def _encode(
 
     def encode(most: int) -> None:
         while len(waiting) >= most:
-            pixels = to_model(torch.from_numpy(np.stack(waiting[:batch_size]))).to(accelerator.device)
+            pixels = to_model(to_device(torch.from_numpy(np.stack(waiting[:batch_size])), accelerator.device))
             del waiting[:batch_size]
             with accelerator.autocast():
                 codes = model.encode(pixels)  # [B, h, w] or [B, h, w, depth]
@@ -226,18 +186,18 @@ def _encode(
                 shard.num_changed = int((codes != model.encode(pixels)).sum())
             rows["codes"].append(codes.flatten(1).cpu().numpy())
 
-    for image in images:
+    for picture in pictures:
         shard.num_images += 1
         bar.update()
-        if image.pixels is None:
-            shard.skipped.append({"source_id": image.record.source_id, "reason": image.reason, "detail": image.detail})
+        if picture.pixels is None:
+            shard.skipped.append({"source_id": picture.source_id, "reason": picture.reason, "detail": picture.detail})
             continue
-        for pixels, kind in zip(image.pixels, kinds, strict=True):
+        for pixels, (crop, flip) in zip(picture.pixels, kinds, strict=True):
             waiting.append(pixels)
-            rows["label"].append(image.record.label)
-            rows["source_id"].append(image.record.source_id)
-            rows["crop"].append(kind.crop)
-            rows["flip"].append(kind.flip)
+            rows["label"].append(picture.label)
+            rows["source_id"].append(picture.source_id)
+            rows["crop"].append(crop if isinstance(crop, int) else 0)
+            rows["flip"].append(TEN_CROP[crop].flip if isinstance(crop, int) else flip)
         encode(batch_size)
     encode(1)
     return shard

@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import torch
 
 from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.batches import Variant, picture_reader, to_device
 from codegrid.pipelines.data.records import DataConfig, ImageRecord
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.randomness import numpy_generator
 from codegrid.prior.codes import CodesError, CodesManifest, open_codes, read_manifest
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import to_model, to_square
+from codegrid.tokenizer.images import to_model
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,8 @@ def _encode(
     model: VQModel, record: ImageRecord, row: dict, manifest: CodesManifest, device: torch.device
 ) -> torch.Tensor:
     """The codes [L] of one row's variant of an image."""
-    preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
-    variant = {"crop": row["crop"]} if manifest.ten_crop else {"flip": row["flip"]}
-    pixels = to_square(record.data, preprocessing, channels, **variant)
-    return model.encode(to_model(pixels[None]).to(device)).flatten().cpu()
+    variant = Variant(row["crop"]) if manifest.ten_crop else Variant(flip=row["flip"])
+    picture = picture_reader(model, (variant,))(record)
+    if picture.pixels is None:
+        raise CodesError(f"{picture.source_id}, which has codes, cannot be used any more ({picture.detail}).")
+    return model.encode(to_model(to_device(torch.from_numpy(picture.pixels), device))).flatten().cpu()

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.comparison.report import SHEET_NAME, Report, Row
 from codegrid.pipelines.comparison.variants import VARIANTS
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import ImageSource
-from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically

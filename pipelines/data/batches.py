@@ -1,22 +1,155 @@
-"""Batches of training images: order and augmentation are keyed by position, so that a resume changes neither."""
+"""From records to pixels: the one way for training, tokenizing, evaluating and verifying.
+
+A record becomes a `Picture` (squares uint8 [V, H, W, C], or the reason why it is left out); pictures become batches of
+uint8 [B, H, W, C], which travel to the device as bytes. Order and augmentation of training batches are keyed by
+position, so that a resume changes neither.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codegrid.pipelines.data.records import DataError, ImageSource
+from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.randomness import SampleOrder, uniforms
-from codegrid.tokenizer.images import BadImage, Preprocessing, to_square
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import BadImage, Preprocessing, open_picture, prepare, to_model, valid_box
 
 # A bad image is replaced by another; so many bad ones in a row mean that the source holds no images worth training on.
 _MOST_REPLACEMENTS = 100
+# Pictures that a worker process hands over at once: one by one, the queue would take longer than the decoding.
+_AT_ONCE = 16
+
+Box = tuple[int, int, int, int]
+
+
+class Variant(NamedTuple):
+    """How a square is cut: "center", a place (y, x) in [0, 1], or a number of `TEN_CROP`, which mirrors by itself."""
+
+    crop: Literal["center"] | tuple[float, float] | int = "center"
+    flip: bool = False
+
+
+CENTRE = (Variant(),)
+
+
+class Picture(NamedTuple):
+    """A record as the model will see it: pixels uint8 [V, H, W, C], or None and the reason.
+
+    `label` is -1 where it is not known; `size` is (width, height) as loaded.
+    """
+
+    source_id: str
+    label: int
+    pixels: np.ndarray | None
+    size: tuple[int, int] = (0, 0)
+    reason: str = ""
+    detail: str = ""
+
+
+def read_picture(
+    record: ImageRecord, preprocessing: Preprocessing, channels: int, variants: Sequence[Variant] = CENTRE
+) -> Picture:
+    """Decode a record once and cut it once for each variant."""
+    label = -1 if record.label is None else record.label
+    try:
+        image = open_picture(record.data, preprocessing)
+        squares = [prepare(image, preprocessing, channels, crop=crop, flip=flip) for crop, flip in variants]
+        return Picture(record.source_id, label, np.stack(squares), image.size)
+    except BadImage as error:
+        return Picture(record.source_id, label, None, reason=error.reason, detail=str(error))
+
+
+def picture_reader(model: VQModel, variants: Sequence[Variant] = CENTRE) -> Callable[[ImageRecord], Picture]:
+    """`read_picture` as the tokenizer's config says; picklable, so that worker processes can read."""
+    config = model.config
+    kinds = {"preprocessing": config.preprocessing_config, "channels": config.backbone_config.in_channels}
+    return partial(read_picture, **kinds, variants=tuple(variants))
+
+
+class Pictures(Dataset):
+    """Item i is the i-th record of `source` as a `Picture`."""
+
+    def __init__(self, source: ImageSource, read: Callable[[ImageRecord], Picture]) -> None:
+        self.source, self.read = source, read
+
+    def __getitem__(self, index: int) -> Picture:
+        return self.read(self.source[index])
+
+    def in_order(self, rows: Iterable[int], num_workers: int = 0) -> Iterator[Picture]:
+        """The pictures of `rows`; one pool of workers reads them all."""
+        if not num_workers:
+            yield from (self[row] for row in rows)
+            return
+        for part in load(self, num_workers, batch_sampler=_Batches(lambda: _parts(rows, _AT_ONCE)), collate_fn=list):
+            yield from part
+
+
+def to_device(pixels: Tensor, device: torch.device) -> Tensor:
+    """Bytes uint8 on the device; to a GPU from pinned memory, so that the host does not wait for the copy."""
+    if device.type == "cuda":
+        return pixels.pin_memory().to(device, non_blocking=True)
+    return pixels.to(device)
+
+
+@dataclass
+class PixelBatch:
+    """Pictures that could be used, and those that could not.
+
+    Attributes:
+        pixels: uint8 [B, H, W, C].
+        boxes: of each, the part (left, top, right, bottom) that is no padding.
+        records: what they were, without pixels.
+        skipped: by source id, why a picture was left out.
+    """
+
+    pixels: Tensor
+    boxes: list[Box]
+    records: list[Picture]
+    skipped: dict[str, str]
+
+    @property
+    def images(self) -> Tensor:
+        """float32 [B, C, H, W] in [-1, 1]."""
+        return to_model(self.pixels)
+
+
+def prepared_batches(model: VQModel, records: Iterable[ImageRecord], batch_size: int) -> Iterator[PixelBatch]:
+    """Centre-cropped images of `records`, in order, as the tokenizer's config says. Bad ones are left out and named."""
+    return pixel_batches(map(picture_reader(model), records), model, batch_size)
+
+
+def pixel_batches(pictures: Iterable[Picture], model: VQModel, batch_size: int) -> Iterator[PixelBatch]:
+    """Batches of pictures of one variant, in order; the last may be smaller, or hold nothing but what was left out."""
+    preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
+    kept: list[Picture] = []
+    skipped: dict[str, str] = {}
+
+    def batch() -> PixelBatch:
+        empty = np.empty((0, *preprocessing.size, channels), np.uint8)
+        pixels = np.concatenate([picture.pixels for picture in kept]) if kept else empty
+        boxes = [valid_box(picture.size, preprocessing) for picture in kept]
+        return PixelBatch(torch.from_numpy(pixels), boxes, [picture._replace(pixels=None) for picture in kept], skipped)
+
+    for picture in pictures:
+        if picture.pixels is None:
+            skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
+            continue
+        kept.append(picture)
+        if len(kept) == batch_size:
+            yield batch()
+            kept, skipped = [], {}
+    if kept or skipped:
+        yield batch()
 
 
 @dataclass(frozen=True)
@@ -42,6 +175,10 @@ class ImageBatch:
     source_ids: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
 
+    def pin_memory(self) -> ImageBatch:
+        """In pinned memory, from which copies to a GPU do not wait; a DataLoader asks for it."""
+        return ImageBatch(self.pixels.pin_memory(), self.labels.pin_memory(), self.source_ids, self.skipped)
+
 
 class AugmentedImages(Dataset):
     """Item (epoch, index) -> one augmented image; what is drawn depends on seed, epoch and index alone."""
@@ -60,18 +197,16 @@ class AugmentedImages(Dataset):
     def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, str, dict[str, str]]:
         epoch, index = item
         top, left, mirror = uniforms(3, self.seed, "augmentation", epoch, index)
+        crop = (top, left) if self.augmentation.random_crop else "center"
+        variant = Variant(crop, mirror < 0.5 and self.augmentation.flip)
         skipped: dict[str, str] = {}
         for attempt in range(_MOST_REPLACEMENTS):
-            record = self.source[index]
-            try:
-                crop = (top, left) if self.augmentation.random_crop else "center"
-                mirrored = mirror < 0.5 and self.augmentation.flip
-                pixels = to_square(record.data, self.preprocessing, self.channels, crop=crop, flip=mirrored)
-                return pixels, -1 if record.label is None else record.label, record.source_id, skipped
-            except BadImage as error:
-                skipped[record.source_id] = f"{error.reason}: {error}"
-                (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
-                index = int(other * len(self.source))
+            picture = read_picture(self.source[index], self.preprocessing, self.channels, (variant,))
+            if picture.pixels is not None:
+                return picture.pixels[0], picture.label, picture.source_id, skipped
+            skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
+            (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
+            index = int(other * len(self.source))
         raise DataError(
             f"{len(skipped)} images in a row could not be used; the last: {list(skipped.items())[-1]}. "
             "Check data.source and preprocessing."
@@ -92,15 +227,24 @@ def image_batches(
         for micro_step in range(start, stop):
             yield order.positions(micro_step * whole, whole)[rank::ranks]
 
-    yield from load(images, num_workers, batch_sampler=_Batches(indices), collate_fn=_collate)
+    pinned = torch.cuda.is_available()
+    yield from load(images, num_workers, batch_sampler=_Batches(indices), collate_fn=_collate, pin_memory=pinned)
 
 
 class _Batches:
-    def __init__(self, make) -> None:
+    """A batch sampler: what `make` gives, anew each time it is asked."""
+
+    def __init__(self, make: Callable[[], Iterator[list]]) -> None:
         self._make = make
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[list]:
         return self._make()
+
+
+def _parts(rows: Iterable[int], size: int) -> Iterator[list[int]]:
+    rows = iter(rows)
+    while part := list(itertools.islice(rows, size)):
+        yield part
 
 
 def _collate(items: list[tuple[np.ndarray, int, str, dict[str, str]]]) -> ImageBatch:

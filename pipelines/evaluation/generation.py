@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codegrid.errors import require
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.distances import (
@@ -26,7 +27,6 @@ from codegrid.pipelines.evaluation.distances import (
 )
 from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNet, FeatureNetName, load_feature_net
 from codegrid.pipelines.evaluation.judging import Judge, train_judge
-from codegrid.pipelines.evaluation.reconstruction import prepared_batches
 from codegrid.pipelines.evaluation.results import Row, circumstances, describe_data, output_folder, save_result
 from codegrid.pipelines.evaluation.samples import Samples
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -35,7 +35,6 @@ from codegrid.pipelines.pictures.charts import Chart, Series, png
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior.sampling import SamplingConfig
-from codegrid.tokenizer.images import to_uint8
 
 _VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # what the options set; the rest is the pipeline's own
 _CHUNK = 250  # reference images whose features are one entry of the cache
@@ -173,7 +172,7 @@ def _reference_features(
     keys = []
     for first in mine:
         part = (chosen[index] for index in range(first, min(first + _CHUNK, number)))
-        pixels = [to_uint8(batch.images) for batch in prepared_batches(pipe.tokenizer, part, _CHUNK) if batch.records]
+        pixels = [batch.pixels for batch in prepared_batches(pipe.tokenizer, part, _CHUNK) if batch.records]
         keys += [(first, cache.key(batch)) for batch in pixels]
         bar.update()
     bar.close()

@@ -9,10 +9,11 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
-from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically, write_json

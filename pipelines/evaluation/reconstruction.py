@@ -2,62 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from codegrid.pipelines.data.batches import Box, Pictures, picture_reader, pixel_batches, prepared_batches, to_device
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
-from codegrid.pipelines.data.records import ImageRecord, ImageStream
+from codegrid.pipelines.data.records import ImageSource, ImageStream
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import BadImage, open_picture, prepare, to_model, to_uint8, valid_box
+from codegrid.tokenizer.images import to_model, to_uint8
 from codegrid.tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
 
-Box = tuple[int, int, int, int]
 # Side of SSIM's window: on a smaller picture it is not defined.
 _SSIM_WINDOW = 11
-
-
-class PreparedBatch(NamedTuple):
-    """images [B, C, H, W] in [-1, 1]; the box of each that is no padding; the records; what was left out, and why."""
-
-    images: Tensor
-    boxes: list[Box]
-    records: list[ImageRecord]
-    skipped: dict[str, str]
-
-
-def prepared_batches(model: VQModel, records: Iterator[ImageRecord], batch_size: int) -> Iterator[PreparedBatch]:
-    """Centre-cropped images of `records`, in order, as the tokenizer's config says. Bad ones are left out and named."""
-    preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
-    pixels, boxes, kept, skipped = [], [], [], {}
-    for record in records:
-        try:
-            image = open_picture(record.data, preprocessing)
-            pixels.append(torch.from_numpy(prepare(image, preprocessing, channels)))
-        except BadImage as error:
-            skipped[record.source_id] = f"{error.reason}: {error}"
-            continue
-        boxes.append(valid_box(image.size, preprocessing))
-        kept.append(record)
-        if len(kept) == batch_size:
-            yield PreparedBatch(to_model(torch.stack(pixels)), boxes, kept, skipped)
-            pixels, boxes, kept, skipped = [], [], [], {}
-    if kept or skipped:
-        images = to_model(torch.stack(pixels)) if kept else torch.empty(0, channels, *preprocessing.size)
-        yield PreparedBatch(images, boxes, kept, skipped)
 
 
 def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
     """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 where there is none."""
     batches = [batch for batch in prepared_batches(model, iter(source), 500) if batch.records]
-    pixels = np.concatenate([to_uint8(batch.images).numpy() for batch in batches])
-    labels = [-1 if record.label is None else record.label for batch in batches for record in batch.records]
+    pixels = np.concatenate([batch.pixels.numpy() for batch in batches])
+    labels = [record.label for batch in batches for record in batch.records]
     return pixels, np.array(labels)
 
 
@@ -86,6 +56,7 @@ def evaluate_reconstruction(
     batch_size: int,
     distances: Mapping[str, nn.Module] | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
+    num_workers: int = 0,
 ) -> ReconstructionScores:
     """Score `model` on all images of `source`; every rank takes its share and all get the same result.
 
@@ -93,6 +64,7 @@ def evaluate_reconstruction(
         distances: nets that compare images [B, C, H, W] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
             them: "perceptual" is LPIPS.
         on_batch: sees each of this rank's batches: images and reconstructions, uint8 [B, H, W, C].
+        num_workers: processes that load images; 0 loads in this one.
 
     Raises:
         DataError: the decoder is class-conditional, and the data has no labels, or classes that it does not know.
@@ -100,24 +72,28 @@ def evaluate_reconstruction(
     nets = list((distances or {}).items())
     classes = decoder_classes(model.config, source.class_names, source.description)
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    mine = (record for index, record in enumerate(source) if index % ranks == rank)
+    read = picture_reader(model)
+    if isinstance(source, ImageSource):
+        mine = Pictures(source, read).in_order(range(rank, len(source), ranks), num_workers)
+    else:
+        mine = map(read, itertools.islice(source, rank, None, ranks))
     quantizer, device = model.config.quantizer_config, accelerator.device
     # images, skipped, PSNR, SSIM, images with SSIM, then each net's distance
     sums = torch.zeros(5 + len(nets), dtype=torch.float64)
     counts = torch.zeros(quantizer.depth * quantizer.codebook_size, dtype=torch.int64, device=device)
     with evaluating(model):
-        for batch in prepared_batches(model, mine, batch_size):
+        for batch in pixel_batches(mine, model, batch_size):
             sums[1] += len(batch.skipped)
             if not batch.records:
                 continue
-            images = batch.images.to(device)
+            images = to_model(to_device(batch.pixels, device))
             with accelerator.autocast():
                 output = model(images, record_labels(batch.records, classes))
             counts += code_counts(output.codes, quantizer.codebook_size, quantizer.depth)
             saved = to_uint8(output.reconstruction)
             reconstruction = to_model(saved).to(device)  # as it would be saved
             if on_batch is not None:
-                on_batch(to_uint8(images), saved)
+                on_batch(batch.pixels, saved)
             sums[0] += len(images)
             sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
             for place, (_, net) in enumerate(nets, start=5):

@@ -17,12 +17,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.distances import frechet_distance
 from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
-from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_result
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.tokenizer import VQModel

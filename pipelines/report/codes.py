@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import ImageStream
-from codegrid.pipelines.evaluation.reconstruction import prepared_batches
 from codegrid.pipelines.pictures.grids import differences, labelled_rows
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel

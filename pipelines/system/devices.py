@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import platform
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -62,6 +64,40 @@ def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
     finally:
         for module, mode in zip(modules, modes, strict=True):
             module.train(mode)
+
+
+def product_rate(device: torch.device, dtype: torch.dtype, rows: int = 1024, width: int = 1024) -> float:
+    """Operations a second of the matrix product [rows, width] x [width, 4 width], rows at most 4096: the best of some.
+
+    On a GPU some are timed together, between two events: one alone would be mostly the call.
+    """
+    rows = min(rows, 4096)
+    left = torch.ones(rows, width, dtype=dtype, device=device)
+    right = torch.ones(width, 4 * width, dtype=dtype, device=device)
+    seconds = _cuda_seconds(left, right) if device.type == "cuda" else _seconds(left, right)
+    return 8 * rows * width**2 / seconds
+
+
+def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
+    best = math.inf
+    for _ in range(4):
+        began = time.perf_counter()
+        float((left @ right)[0, 0])  # waits for the device
+        best = min(best, time.perf_counter() - began)
+    return best
+
+
+def _cuda_seconds(left: torch.Tensor, right: torch.Tensor, number: int = 20) -> float:
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    best = math.inf
+    for _ in range(3):
+        begin.record()
+        for _ in range(number):
+            left @ right
+        end.record()
+        end.synchronize()
+        best = min(best, begin.elapsed_time(end) / 1e3 / number)
+    return best
 
 
 def machine() -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import time
 
 import torch
 from torch import nn
 
 from codegrid.pipelines.data.records import ImageSource
+from codegrid.pipelines.system.devices import product_rate
 from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
 from codegrid.pipelines.training.optim import OptimizerConfig
@@ -26,10 +26,16 @@ def announce_tokenizer(
     train_images: ImageSource,
     validation_images: ImageSource | None,
     start: int,
-) -> None:
-    """Sizes, what a picture becomes, the data, and the values that training resolved."""
+) -> float:
+    """Sizes, what a picture becomes, the data, and the values that training resolved.
+
+    Returns:
+        operations of one picture's forward and backward pass; 0 on other ranks, which say nothing.
+    """
     if not run.is_main:
-        return
+        return 0.0
+    estimate = _estimate(run, config, learners)
+    run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
     held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
     run.log(
         f"Tokenizer: {_parameters(learners)}.\n"
@@ -37,9 +43,10 @@ def announce_tokenizer(
         f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} images a step on {run.devices}; "
         f"{_learning_rates(config, learners)}.\n"
-        f"{_memory(run, config, learners)}\n"
+        f"{_describe_memory(estimate)}\n"
         f"The run goes to {run.folder}."
     )
+    return estimate.flops / run.micro_batch_size
 
 
 def announce_prior(
@@ -50,10 +57,15 @@ def announce_prior(
     num_rows: int,
     num_held_out: int,
     start: int,
-) -> None:
-    """Sizes, the data, the values that training resolved, what it takes at least."""
+) -> float:
+    """Sizes, the data, the values that training resolved, what it takes at least.
+
+    Returns:
+        operations of one row's forward and backward pass; 0 on other ranks, which say nothing.
+    """
     if not run.is_main:
-        return
+        return 0.0
+    run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
     classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes (unconditional)"
     estimate = estimate_prior_memory(
         objective, (run.micro_batch_size, 1 + sequence.length), bool(config.ema_decay), run.accelerator.mixed_precision
@@ -68,6 +80,7 @@ def announce_prior(
         f"{_describe_time(run, objective, sequence, config.max_steps - start)}\n"
         f"The run goes to {run.folder}."
     )
+    return float(flops_a_token(objective, sequence) * sequence.length)
 
 
 def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
@@ -140,8 +153,8 @@ def _learning_rates(config: TokenizerTrainingConfig, learners: TokenizerLearners
     return text
 
 
-def _memory(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearners) -> str:
-    estimate = estimate_memory(
+def _estimate(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearners) -> MemoryEstimate:
+    return estimate_memory(
         learners.model.module,
         None if learners.discriminator is None else learners.discriminator.module,
         learners.distances.values(),
@@ -149,7 +162,10 @@ def _memory(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearne
         bool(config.ema_decay),
         run.accelerator.mixed_precision,
     )
-    return _describe_memory(estimate)
+
+
+def _dtype(run: Run) -> torch.dtype:
+    return torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
 
 
 def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig, steps: int) -> str:
@@ -159,26 +175,12 @@ def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig
     if run.config.gradient_checkpointing:
         flops = flops * 4 // 3
     width = objective.model.config.hidden_size
-    half = run.accelerator.mixed_precision == "bf16"
-    rate = _product_rate(run.accelerator.device, torch.bfloat16 if half else torch.float32, rows, width)
+    rate = product_rate(run.accelerator.device, _dtype(run), rows, width)
     seconds = flops / rate
     return (
         f"Time, at least: {_duration(seconds)} a step ({flops:.2g} operations at {rate:.2g} a second), "
         f"{_duration(seconds * steps)} for {steps} steps."
     )
-
-
-def _product_rate(device: torch.device, dtype: torch.dtype, rows: int, width: int) -> float:
-    """Operations a second of a matrix product as a block has it, the best of three."""
-    rows = min(rows, 4096)
-    left = torch.ones(rows, width, dtype=dtype, device=device)
-    right = torch.ones(width, 4 * width, dtype=dtype, device=device)
-    best = math.inf
-    for _ in range(4):
-        began = time.perf_counter()
-        float((left @ right)[0, 0])  # waits for the device
-        best = min(best, time.perf_counter() - began)
-    return 8 * rows * width**2 / best
 
 
 def _duration(seconds: float) -> str:

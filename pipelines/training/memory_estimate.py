@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from codegrid.prior import PriorObjective
 from codegrid.tokenizer import VQModel
@@ -23,12 +24,14 @@ _MOMENTS = 2  # of AdamW, for each weight
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on one device. `weights` are those of all nets; `kept` the moments and the average; `step` the peak of
-    activations and gradients while one micro-batch is computed.
+    activations and gradients while one micro-batch is computed. `flops` are the operations of a micro-batch's forward
+    and backward pass, as torch counts them; 0 where nobody counted.
     """
 
     weights: int
     kept: int
     step: int
+    flops: int = 0
 
     @property
     def total(self) -> int:
@@ -59,7 +62,7 @@ def estimate_memory(
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     fake = FakeTensorMode()
     model, discriminator, *nets = (_twin(module, fake) for module in (model, discriminator, *nets))
-    with fake, _LiveBytes() as live:
+    with fake, FlopCounterMode(display=False) as counter, _LiveBytes() as live:
         batch = torch.empty(images, device=device).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
         with autocast():
@@ -80,7 +83,7 @@ def estimate_memory(
                 known = tuple(torch.cat([each, each]) for each in known)
                 judged = discriminator(torch.cat([batch, reconstruction.detach().to(batch.dtype)]), *known)
             judged.float().mean().backward()
-        return MemoryEstimate(weights, kept, live.peak)
+        return MemoryEstimate(weights, kept, live.peak, counter.get_total_flops())
 
 
 def estimate_prior_memory(

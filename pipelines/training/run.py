@@ -14,6 +14,7 @@ from typing import IO, Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torchvision.io import encode_png
 from tqdm import tqdm
@@ -89,6 +90,7 @@ class Run:
         self._lock: IO[str] | None = None
         self._claim(stage)
         self.trackers = [start_tracker(name, self.folder) for name in config.tracking]
+        self.peak_flops = 0.0  # operations a second of a matrix product on this device; 0 where nobody measured
         self.stop_requested = False
         self._bar: tqdm | None = None
         self._handlers: dict[int, Any] = {}
@@ -153,6 +155,15 @@ class Run:
     def earlier_metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl, on the main process; none on the others, which write no lines either."""
         return read_metrics(self.folder) if self.is_main else []
+
+    def was_evaluated(self, step: int) -> bool:
+        """Whether the scores after `step` are in metrics.jsonl; all ranks answer alike."""
+        found = any(line["step"] == step and line["kind"] == "validation" for line in self.earlier_metrics())
+        return broadcast_object_list([found])[0]
+
+    @property
+    def num_ranks(self) -> int:
+        return self.accelerator.num_processes
 
     def progress(self, start: int, unit: str = "step") -> tqdm:
         """The progress bar over optimizer steps, with rate and time left."""

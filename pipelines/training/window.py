@@ -10,6 +10,26 @@ from torch import Tensor
 Window = dict[str, Tensor]
 
 
+def add_to_window(window: Window, metrics: dict[str, Tensor], skipped: bool) -> None:
+    """Add up a step; of a skipped one only that it was: its terms, not finite, would make the window's means so."""
+    step = {"skipped_steps": torch.ones(())} if skipped else {**metrics, "steps": torch.ones(())}
+    for name, value in step.items():
+        window[name] = window[name] + value.cpu() if name in window else value.cpu().clone()
+
+
+def window_means(window: Window, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Means a step over all ranks, with `skipped_steps`, their number; and the sums of what is no scalar, by name."""
+    sums = {name: value.to(accelerator.device) for name, value in window.items()}
+    values: dict[str, float] = {"skipped_steps": int(sums.pop("skipped_steps", 0))}
+    if "steps" not in sums:  # all of them were skipped
+        return values, {}
+    steps = sums.pop("steps")
+    counts = {name: accelerator.reduce(value, "sum") for name, value in sums.items() if value.dim()}
+    names = sorted(name for name, value in sums.items() if not value.dim())
+    means = accelerator.reduce(torch.stack([sums[name].float() for name in names]) / steps, "mean")
+    return {**values, **dict(zip(names, means.tolist(), strict=True))}, counts
+
+
 def gather_windows(window: Window, accelerator: Accelerator) -> Window:
     """The windows of all ranks as one group of a checkpoint, `<rank>/<name>`; all ranks have to call it."""
     windows = gather_object([{name: value.cpu() for name, value in window.items()}])

@@ -11,11 +11,12 @@ import torch
 
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
-from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, prepared_batches
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import make_accelerator

@@ -12,9 +12,9 @@ import torch
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.data.sources import open_images
-from codegrid.pipelines.evaluation.reconstruction import prepared_batches
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.training.ema import EMA

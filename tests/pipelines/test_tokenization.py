@@ -21,8 +21,8 @@ from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes import shards as code_shards
 from codegrid.pipelines.codes import tokenize as tokenization
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig, DataError
-from codegrid.pipelines.evaluation.reconstruction import prepared_batches
 from codegrid.pipelines.system.files import OutputError, lock_folder
 from codegrid.prior.codes import open_codes, read_manifest
 from codegrid.tokenizer import VQModel

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +13,16 @@ from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.randomness import SampleOrder, key, seed_step, torch_generator
 from codegrid.pipelines.training.announcement import announce_prior
-from codegrid.pipelines.training.checkpoint import (
-    Checkpoint,
-    load_newest_checkpoint,
-    load_optimizer_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, update_together
+from codegrid.pipelines.training.loop import Scores, Stage, fit, resume
 from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
-from codegrid.pipelines.training.run import Run, check_bad_steps, stop_run
+from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.switches import compile_prior, not_compiled
-from codegrid.pipelines.training.window import gather_windows, own_window
-from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
+from codegrid.pipelines.training.window import Window
+from codegrid.prior import PriorObjective, bits_per_code, make_prior, prior_loss
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
 
 
@@ -42,29 +35,18 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         CodegridError: the config contradicts itself.
     """
     codes = open_codes(config.codes)
-    sequence = codes.manifest.sequence_config()
     if config.tokenizer is not None:
         check_tokenizer(codes, config.tokenizer)
     with Run(config, stage="prior") as run:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
-        model = make_prior(config.model, sequence)
-        objective = PriorObjective(model, sequence.codebook_size, config.gradient_checkpointing, config.fast_forward)
-        learner = Learner.make(model, config.optimizer.for_batch(config.batch_size), run.accelerator, objective)
-        ema = EMA(model, config.ema_decay)
-        rows, held_out = codes.split(config.validation_fraction)
-        if not len(rows):
-            raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
-        window: dict[str, Tensor] = {}
-        start = _resume(run, learner, ema, window)
-        announce_prior(run, config, objective, sequence, len(rows), len(held_out), start)
+        stage, window = PriorStage(run, config, codes), Window()
+        start = resume(run, stage, window)
+        rows, held_out = len(stage.rows), len(stage.held_out)
+        stage.flops_a_sample = announce_prior(run, config, stage.objective, stage.sequence, rows, held_out, start)
         if config.compile:
-            compile_prior(objective)
-        scores = _train(run, config, codes, rows, held_out, sequence, learner, ema, window, start)
-        if run.is_main:
-            with ema.applied():
-                export_prior(model, sequence, run.folder, config.codes, scores, codes.manifest.tokenizer)
-        run.accelerator.wait_for_everyone()
+            compile_prior(stage.objective)
+        fit(run, stage, window, start)
         run.log(f"The prior is in {run.folder}.")
     return run.folder
 
@@ -84,168 +66,113 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
         )
 
 
-def _train(
-    run: Run,
-    config: PriorTrainingConfig,
-    codes: CodeDataset,
-    rows: np.ndarray,
-    held_out: np.ndarray,
-    sequence: SequenceConfig,
-    learner: Learner,
-    ema: EMA,
-    window: dict[str, Tensor],
-    start: int,
-) -> dict[str, float]:
-    """The loop: load, step, log, evaluate, save. Gives the last evaluation's scores."""
-    accelerator, rank, ranks = run.accelerator, run.accelerator.process_index, run.accelerator.num_processes
-    order, parts = SampleOrder(len(rows), config.seed), config.gradient_accumulation_steps
-    learner.module.train()
-    scores: dict[str, float] = {}
-    tokenizer = samples_tokenizer(config, codes.manifest, run.log) if run.is_main else None
-    bad_steps, bar, began = 0, run.progress(start), time.monotonic()
-    for step in range(start, config.max_steps):
-        batch = rows[order.indices(step * config.batch_size, config.batch_size)]
-        dropped = _dropped(config, step)
-        seed_step(config.seed, step, rank)
-        loss = torch.zeros((), device=accelerator.device)
+class PriorStage(Stage):
+    """A transformer over the code sequences of a data set."""
+
+    shown = ("loss",)
+
+    def __init__(self, run: Run, config: PriorTrainingConfig, codes: CodeDataset) -> None:
+        self.run, self.config, self.codes = run, config, codes
+        self.device, self.sequence = run.accelerator.device, codes.manifest.sequence_config()
+        self.model = make_prior(config.model, self.sequence)
+        self.objective = PriorObjective(
+            self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
+        )
+        optimizer = config.optimizer.for_batch(config.batch_size)
+        self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
+        self.ema = EMA(self.model, config.ema_decay)
+        self.rows, self.held_out = codes.split(config.validation_fraction)
+        if not len(self.rows):
+            raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
+        self.order = SampleOrder(len(self.rows), config.seed)
+        self.optimizers = {"learning_rate": self.learner.optimizer}
+        self.tokens_a_sample = self.sequence.length
+        # Only the main process draws samples.
+        self.tokenizer = samples_tokenizer(config, codes.manifest, run.log) if run.is_main else None
+        self.model.train()
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        accelerator, parts, size = self.run.accelerator, self.config.gradient_accumulation_steps, self.config.batch_size
+        rank, ranks = accelerator.process_index, accelerator.num_processes
+        rows = self.rows[self.order.indices(step * size, size)]  # [batch_size], the same on every rank
+        dropped = _dropped(self.config, step)
+        seed_step(self.config.seed, step, rank)
+        loss = torch.zeros((), device=self.device)
         for part in range(parts):
             mine = slice(part * ranks + rank, None, ranks * parts)  # every (ranks * parts)-th row of the global batch
-            with learner.exchanging_gradients(accelerator, part == parts - 1):
+            with self.learner.exchanging_gradients(accelerator, part == parts - 1):
                 with accelerator.autocast():
-                    part_loss = _loss(
-                        learner.wrapped, codes, batch[mine], dropped[mine], sequence, config, accelerator.device
-                    )
+                    part_loss = self._loss(self.learner.wrapped, rows[mine], dropped[mine])
                 accelerator.backward(part_loss / parts)
             loss += part_loss.detach() / parts
-        (norm,) = update_together([learner], step, config.max_steps)
-        skipped = not math.isfinite(norm)
+        (norm,) = update_together([self.learner], step, self.config.max_steps)
+        skipped = not np.isfinite(norm)
         if not skipped:
-            ema.update(step)
-        bad_steps = bad_steps + 1 if skipped else 0
-        check_bad_steps(bad_steps, step, f"rows {batch[:8].tolist()}")
-        _add_to_window(window, loss.cpu(), norm, skipped)
-        done = step + 1
-        bar.update()
-        if done % config.log_every == 0 or done == config.max_steps:
-            _log_window(run, learner, window, done, bar, (done - start) / (time.monotonic() - began))
-        if done % config.eval_every == 0 or done == config.max_steps:
-            scores = _evaluate(run, config, codes, held_out, sequence, learner, ema, done)
-            if tokenizer is not None:
-                with ema.applied():
-                    picture = sample_picture(learner.module, tokenizer, sequence, config.num_samples)
-                run.picture("samples", done, picture)
-        stopping = run.should_stop()
-        if done % config.save_every == 0 or done == config.max_steps or stopping:
-            _save(run, learner, ema, window, done)
-        if stopping and done < config.max_steps:
-            stop_run(run, done)
-    return scores or _evaluate(run, config, codes, held_out, sequence, learner, ema, None)
+            self.ema.update(step)
+        self.last_batch = f"rows {rows[:8].tolist()}"
+        return {"loss": loss, "grad_norm": torch.tensor(norm), "skipped_steps": torch.tensor(float(skipped))}
 
+    def _loss(self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None) -> Tensor:
+        """Mean cross-entropy of `rows` in nats a code; `dropped` [B] bool: which lose their class."""
+        labels = None if self.codes.labels is None else self.codes.labels[rows]
+        if labels is not None:
+            # Images without a label among labelled ones are -1: they train the null class.
+            unknown = torch.from_numpy(labels < 0)
+            dropped = unknown if dropped is None else dropped | unknown
+            labels = torch.from_numpy(labels.clip(min=0)).to(self.device)
+        codes = torch.from_numpy(self.codes.codes(rows)).to(self.device)  # [B, L]
+        drop = None if labels is None else dropped.to(self.device)
+        smoothing = self.config.label_smoothing if model.training else 0.0
+        return prior_loss(model, codes, labels, drop, self.sequence, label_smoothing=smoothing, validate=False)
 
-def _add_to_window(window: dict[str, Tensor], loss: Tensor, norm: float, skipped: bool) -> None:
-    """Add up a step; of a skipped one only that it was."""
-    if skipped:
-        step = {"skipped_steps": torch.ones(())}
-    else:
-        step = {"loss": loss, "grad_norm": torch.tensor(norm), "steps": torch.ones(())}
-    for name, value in step.items():
-        window[name] = window.get(name, torch.zeros(())) + value
+    def evaluate(self, done: int | None) -> Scores:
+        """Cross-entropy on the held-out rows, and a picture of samples."""
+        scores = self._held_out_scores()
+        if done is None:
+            return scores
+        if scores:
+            self.run.metrics(done, "validation", scores)
+            nats, bits = scores["cross_entropy"], scores["bits_per_code"]
+            self.run.log(f"step {done}: held-out cross-entropy {nats:.4f} nats a code, {bits:.3f} bits")
+        if self.tokenizer is not None:
+            with self.ema.applied():
+                picture = sample_picture(self.model, self.tokenizer, self.sequence, self.config.num_samples)
+            self.run.picture("samples", done, picture)
+        return scores
+
+    def _held_out_scores(self) -> Scores:
+        accelerator, size = self.run.accelerator, self.run.micro_batch_size
+        if not len(self.held_out):
+            return {}
+        mine = self.held_out[accelerator.process_index :: accelerator.num_processes]
+        sums = torch.zeros(2, device=self.device)  # nats, rows
+        with self.ema.applied(), evaluating(self.model), not_compiled(), accelerator.autocast():
+            for first in range(0, len(mine), size):
+                rows = mine[first : first + size]
+                loss = self._loss(self.model, rows, None)
+                sums += torch.stack([loss.float() * len(rows), torch.tensor(float(len(rows)), device=self.device)])
+        total, number = accelerator.reduce(sums, "sum").tolist()
+        return {"cross_entropy": total / number, "bits_per_code": bits_per_code(total / number)}
+
+    def groups(self) -> dict[str, Tensors]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": optimizer_tensors(self.learner.optimizer, self.model),
+            "ema": self.ema.weights,
+        }
+
+    def load(self, groups: dict[str, Tensors]) -> None:
+        self.model.load_state_dict(groups["model"])
+        load_optimizer_tensors(self.learner.optimizer, self.model, groups.get("optimizer", {}))
+        self.ema.load(groups.get("ema", {}))
+
+    def export(self, scores: Scores) -> None:
+        with self.ema.applied():
+            codes, made_by = self.config.codes, self.codes.manifest.tokenizer
+            export_prior(self.model, self.sequence, self.run.folder, codes, scores, made_by)
 
 
 def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:
     """Which samples of the global batch lose their class in this step: bool [batch_size], the same on every rank."""
     draws = torch.rand(config.batch_size, generator=torch_generator(config.seed, "class dropout", step))
     return draws < config.class_dropout
-
-
-def _loss(
-    model: torch.nn.Module,
-    codes: CodeDataset,
-    rows: np.ndarray,
-    dropped: Tensor | None,
-    sequence: SequenceConfig,
-    config: PriorTrainingConfig,
-    device: torch.device,
-) -> Tensor:
-    """Mean cross-entropy of `rows` in nats a code."""
-    labels = None if codes.labels is None else codes.labels[rows]
-    if labels is not None:
-        # Images without a label among labelled ones are -1: they train the null class.
-        unknown = torch.from_numpy(labels < 0)
-        dropped = unknown if dropped is None else dropped | unknown
-        labels = torch.from_numpy(labels.clip(min=0)).to(device)
-    batch = torch.from_numpy(codes.codes(rows)).to(device)  # [B, L]
-    drop = None if labels is None else dropped.to(device)
-    smoothing = config.label_smoothing if model.training else 0.0
-    return prior_loss(model, batch, labels, drop, sequence, label_smoothing=smoothing, validate=False)
-
-
-def _evaluate(
-    run: Run,
-    config: PriorTrainingConfig,
-    codes: CodeDataset,
-    held_out: np.ndarray,
-    sequence: SequenceConfig,
-    learner: Learner,
-    ema: EMA,
-    done: int | None,
-) -> dict[str, float]:
-    """Cross-entropy of the averaged weights on the held-out rows; reported unless `done` is None."""
-    accelerator = run.accelerator
-    if not len(held_out):
-        return {}
-    mine = held_out[accelerator.process_index :: accelerator.num_processes]
-    sums = torch.zeros(2, device=accelerator.device)
-    with ema.applied(), evaluating(learner.module), not_compiled(), accelerator.autocast():
-        for first in range(0, len(mine), run.micro_batch_size):
-            rows = mine[first : first + run.micro_batch_size]
-            loss = _loss(learner.module, codes, rows, None, sequence, config, accelerator.device)
-            sums += torch.stack([loss.float() * len(rows), torch.tensor(float(len(rows)), device=accelerator.device)])
-    total, number = accelerator.reduce(sums, "sum").tolist()
-    nats = total / number
-    scores = {"cross_entropy": nats, "bits_per_code": bits_per_code(nats)}
-    if done is not None:
-        run.metrics(done, "validation", scores)
-        run.log(f"step {done}: held-out cross-entropy {nats:.4f} nats a code, {scores['bits_per_code']:.3f} bits")
-    return scores
-
-
-def _log_window(run: Run, learner: Learner, window: dict[str, Tensor], done: int, bar, rate: float) -> None:
-    """Means since the last line, over all ranks; skipped steps are only counted."""
-    values = {"skipped_steps": int(window.get("skipped_steps", 0))}
-    if "steps" in window:
-        sums = torch.stack([window["loss"], window["grad_norm"]]).to(run.accelerator.device)
-        values["loss"], values["grad_norm"] = run.accelerator.reduce(sums / float(window["steps"]), "mean").tolist()
-        bar.set_postfix({"loss": f"{values['loss']:.4f}"})
-    values["learning_rate"] = learner.optimizer.param_groups[0]["lr"]
-    run.metrics(done, "train", values)
-    run.timing(done, {"steps_per_second": rate, "images_per_second": rate * run.config.batch_size})
-    window.clear()
-
-
-def _resume(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor]) -> int:
-    """Load the newest good checkpoint; gives the number of steps that are done."""
-    checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
-    run.forget_metrics_after(checkpoint.step if checkpoint else 0)
-    if checkpoint is None:
-        return 0
-    learner.module.load_state_dict(checkpoint.groups["model"])
-    load_optimizer_tensors(learner.optimizer, learner.module, checkpoint.groups.get("optimizer", {}))
-    ema.load(checkpoint.groups.get("ema", {}))
-    window.update(own_window(checkpoint.groups.get("window", {}), run.accelerator))
-    run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
-    return checkpoint.step
-
-
-def _save(run: Run, learner: Learner, ema: EMA, window: dict[str, Tensor], done: int) -> None:
-    windows = gather_windows(window, run.accelerator)
-    if run.is_main:
-        groups = {
-            "model": learner.module.state_dict(),
-            "optimizer": optimizer_tensors(learner.optimizer, learner.module),
-            "ema": ema.weights,
-            "window": windows,
-        }
-        groups = {name: tensors for name, tensors in groups.items() if tensors}
-        save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
-    run.accelerator.wait_for_everyone()

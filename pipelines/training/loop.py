@@ -1,0 +1,153 @@
+"""The one training loop: step, log, save, evaluate, stop. What is trained is a `Stage`."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from codegrid.pipelines.training.checkpoint import Checkpoint, Tensors, load_newest_checkpoint, save_checkpoint
+from codegrid.pipelines.training.run import Run, check_bad_steps, stop_run
+from codegrid.pipelines.training.window import Window, add_to_window, gather_windows, own_window, window_means
+
+Scores = dict[str, float]
+
+
+class Stage(ABC):
+    """What a run trains, in five methods; `read` and `watch` say more about a line of metrics where there is more.
+
+    Attributes:
+        optimizers: by the names under which their learning rates are logged.
+        last_batch: says of what the last batch was made, for the error that ends a run.
+        shown: names of metrics that the progress bar shows, where they are there.
+        flops_a_sample: of one sample's forward and backward pass, for the trackers' utilisation; 0 where not known.
+        tokens_a_sample: codes of one sample, for the trackers' rate.
+    """
+
+    optimizers: dict[str, Optimizer]
+    last_batch: str = ""
+    shown: tuple[str, ...] = ()
+    flops_a_sample: float = 0.0
+    tokens_a_sample: int = 0
+
+    @abstractmethod
+    def step(self, step: int) -> dict[str, Tensor]:
+        """One optimizer step on this rank's share of the batch.
+
+        Returns:
+            scalars by name, on the device, of this rank alone; with `skipped_steps`, 1 where the gradients were not
+            finite and nothing was changed. What is no scalar [K] is added up over steps and ranks, and given to `read`.
+        """
+
+    @abstractmethod
+    def evaluate(self, done: int | None) -> Scores:
+        """Scores of the averaged weights after `done` steps, which the run reports; None reports nothing."""
+
+    @abstractmethod
+    def groups(self) -> dict[str, Tensors]:
+        """All that a checkpoint holds, by the names of its files; the inverse of `load`."""
+
+    @abstractmethod
+    def load(self, groups: dict[str, Tensors]) -> None:
+        """Go on from a checkpoint's groups."""
+
+    @abstractmethod
+    def export(self, scores: Scores) -> None:
+        """Write the finished model into the run's folder; on the main process alone."""
+
+    def read(self, counts: dict[str, Tensor]) -> tuple[Scores, dict[str, Tensor]]:
+        """What the counts of a window say, and histograms [N] for the trackers."""
+        return {}, {}
+
+    def watch(self, line: dict[str, Any]) -> list[str]:
+        """Warnings that a line of metrics, with its "step", gives reason for; called on all ranks after each line."""
+        return []
+
+
+def resume(run: Run, stage: Stage, window: Window) -> int:
+    """Load the newest good checkpoint into the stage; gives the number of steps that are done."""
+    checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
+    run.forget_metrics_after(checkpoint.step if checkpoint else 0)
+    if checkpoint is None:
+        return 0
+    groups = dict(checkpoint.groups)
+    window.update(own_window(groups.pop("window", {}), run.accelerator))
+    stage.load(groups)
+    run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
+    return checkpoint.step
+
+
+def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
+    """Train from step `start` to the end, and export.
+
+    A checkpoint is saved before an evaluation, so that one that fails costs no steps: a run that was broken off
+    between the two evaluates first when it goes on.
+    """
+    config, scores, bad_steps = run.config, {}, 0
+    if start and _is_due(start, config.eval_every, config.max_steps) and not run.was_evaluated(start):
+        scores = stage.evaluate(start)
+    bar, began = run.progress(start), time.monotonic()
+    for step in range(start, config.max_steps):
+        metrics = stage.step(step)
+        skipped = bool(metrics["skipped_steps"])
+        bad_steps = bad_steps + 1 if skipped else 0
+        check_bad_steps(bad_steps, step, stage.last_batch)
+        add_to_window(window, metrics, skipped)
+        done = step + 1
+        bar.update()
+        if _is_due(done, config.log_every, config.max_steps):
+            _log(run, stage, window, done, bar, (done - start) / (time.monotonic() - began))
+        stopping = run.should_stop()
+        if stopping or _is_due(done, config.save_every, config.max_steps):
+            _save(run, stage, window, done)
+        if stopping and done < config.max_steps:
+            stop_run(run, done)
+        if _is_due(done, config.eval_every, config.max_steps):
+            scores = stage.evaluate(done)
+    scores = scores or stage.evaluate(None)
+    if run.is_main:
+        stage.export(scores)
+    run.accelerator.wait_for_everyone()
+
+
+def _is_due(done: int, every: int, last: int) -> bool:
+    return done % every == 0 or done == last
+
+
+def _log(run: Run, stage: Stage, window: Window, done: int, bar: tqdm, rate: float) -> None:
+    """A line of metrics: means since the last one over all ranks; skipped steps are only counted."""
+    values, counts = window_means(window, run.accelerator)
+    read, histograms = stage.read(counts) if counts else ({}, {})
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in stage.optimizers.items()}
+    values = {**values, **read, **rates}
+    run.metrics(done, "train", values)
+    for name, numbers in histograms.items():
+        run.histogram(name, done, numbers)
+    run.timing(done, _rates(run, stage, rate))
+    bar.set_postfix({name: f"{values[name]:.4g}" for name in stage.shown if name in values})
+    window.clear()
+    for warning in stage.watch({"step": done, **values}):
+        run.log(warning)
+
+
+def _rates(run: Run, stage: Stage, rate: float) -> Scores:
+    """Steps, images and tokens a second; and, where the device's peak is known, the share of it that was used."""
+    samples = rate * run.config.batch_size
+    rates = {"steps_per_second": rate, "images_per_second": samples}
+    if stage.tokens_a_sample:
+        rates["tokens_per_second"] = samples * stage.tokens_a_sample
+    if stage.flops_a_sample and run.peak_flops:
+        rates["model_flops_utilisation"] = samples * stage.flops_a_sample / (run.peak_flops * run.num_ranks)
+    return rates
+
+
+def _save(run: Run, stage: Stage, window: Window, done: int) -> None:
+    windows = gather_windows(window, run.accelerator)
+    if run.is_main:
+        groups = {name: tensors for name, tensors in {**stage.groups(), "window": windows}.items() if tensors}
+        save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
+    run.accelerator.wait_for_everyone()
