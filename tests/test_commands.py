@@ -261,18 +261,18 @@ def digest(*states):
             found.update(tensor.detach().contiguous().numpy().tobytes())
     return found.hexdigest()
 
-def watch(module, tensors):
-    save = module._save
-    def saved(run, learners, *rest):
-        path = Path(out) / f"train_{module.__name__.split('.')[-2]}-{run.accelerator.process_index}.txt"
-        path.write_text(f"{run.accelerator.num_processes} {digest(*tensors(learners, *rest))}")
-        save(run, learners, *rest)
-    module._save = saved
+def watch(module, stage_type, tensors):
+    evaluate = stage_type.evaluate
+    def evaluated(stage, done):  # by every rank, after the last step
+        path = Path(out) / f"{module}-{stage.run.accelerator.process_index}.txt"
+        path.write_text(f"{stage.run.accelerator.num_processes} {digest(*tensors(stage))}")
+        return evaluate(stage, done)
+    stage_type.evaluate = evaluated
 
-watch(train_tokenizer, lambda learners, done: [
-    learners.model.module.state_dict(), learners.discriminator.module.state_dict(), learners.ema.weights,
-    learners.running_logits])
-watch(train_prior, lambda learner, *rest: [learner.module.state_dict()])
+watch("train_tokenizer", train_tokenizer.TokenizerStage, lambda stage: [
+    stage.model.state_dict(), stage.learners.discriminator.module.state_dict(), stage.learners.ema.weights,
+    stage.learners.running_logits])
+watch("train_prior", train_prior.PriorStage, lambda stage: [stage.model.state_dict()])
 train_tokenizer.train_tokenizer(config)
 model = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
 train_prior.train_prior(replace(quickstart_prior(codes, out + "/prior"), max_steps=2, batch_size=8, log_every=1,
