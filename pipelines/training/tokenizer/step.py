@@ -77,7 +77,7 @@ def train_step(
         labels: of each micro-batch, int64 [B]; where decoder or discriminator are class-conditional.
 
     Returns:
-        scalars by name, and `code_counts` [depth * codebook_size]; means over the micro-batches, of this rank alone.
+        of this rank alone: scalars by name, means over the micro-batches; and `code_counts` (tokenizer/metrics.py).
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
