@@ -30,7 +30,7 @@ def guarded(run: Callable[[], Any]) -> None:
     transformers.utils.logging.disable_progress_bar()
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run()
+        _run_and_part(run)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
@@ -40,6 +40,21 @@ def guarded(run: Callable[[], Any]) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _run_and_part(run: Callable[[], Any]) -> None:
+    """Run, then leave the group of the ranks; after an error the others may never come to the end."""
+    try:
+        run()
+    except SystemExit:
+        _leave_group()
+        raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _stop(number: int, frame: Any) -> None:
