@@ -139,7 +139,7 @@ class FiniteScalarLevel(Quantizer):
     def forward(self, features: Tensor) -> Quantized:
         codes = self.encode(features)
         e = self.codes_to_features(codes)
-        return Quantized(straight_through(features, e) if self.training else e, codes, {})
+        return Quantized(straight_through(features, e) if self.training else e, codes, {}, e)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:

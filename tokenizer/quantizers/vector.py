@@ -153,9 +153,10 @@ class VectorQuantizer(Quantizer):
             if self.config.entropy_weight and self.training:
                 logits = -squared_distances(to_rows(z), codebook) / self.config.entropy_temperature  # [N, K]
                 losses["entropy"] = self.config.entropy_weight * entropy_loss(logits)
+            out = e
             if self.training:
-                e = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
-        return Quantized(e, codes, losses)
+                out = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
+        return Quantized(out, codes, losses, e)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
