@@ -25,7 +25,7 @@ from codegrid.tokenizer.hub.weight_files import check_weight_files
 from codegrid.tokenizer.images.pixels import check_images
 from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
 from codegrid.tokenizer.layers import lay_out, not_hidden
-from codegrid.tokenizer.quantizers import make_quantizer
+from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
 
 
 def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | None:
@@ -242,6 +242,9 @@ class VQModel(PreTrainedModel):
         wrong = {key: names for key, names in wrong.items() if names}
         if wrong:
             raise CodegridError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
+        for part in model.quantize.modules():
+            if isinstance(part, Quantizer):
+                part.fill_constants()
         model = lay_out(model if dtype is None else model.to(dtype))
         return (model, info) if wants_info else model
 

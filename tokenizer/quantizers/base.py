@@ -117,6 +117,10 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
+    def fill_constants(self) -> None:
+        """Give the buffers that are not saved, if there are any, their values: `from_pretrained` leaves them empty."""
+
+    @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
         """What `update` has to know of a step: sums over this rank's features, to be added up over the ranks.
 
