@@ -16,9 +16,6 @@ from tqdm import tqdm
 from codegrid.errors import CodegridError
 from codegrid.pipelines.system.files import describe
 
-# The exit status of a command that SIGTERM stopped, and of one that Ctrl-C did: 128 plus the signal's number.
-EXIT_TERMINATED, EXIT_INTERRUPTED = 143, 130
-
 
 def guarded(run: Callable[[], Any]) -> None:
     """Run; a known error ends the command with its sentence and status 1. CODEGRID_TRACEBACK=1 shows where it arose.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import time
@@ -34,8 +33,6 @@ from codegrid.pipelines.system.files import (
 from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
 from codegrid.tokenizer.fields import completed
-
-logger = logging.getLogger("codegrid")
 
 CONFIG_NAME = "training_config.json"
 METRICS_NAME = "metrics.jsonl"
