@@ -27,7 +27,8 @@ from codegrid.pipelines.data.batches import Picture, Pictures, Variant, picture_
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_image_stream
-from codegrid.pipelines.system.devices import Policy, evaluating, make_accelerator, patient_barrier
+from codegrid.pipelines.data.understood import describe_reading
+from codegrid.pipelines.system.devices import evaluating, make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
 from codegrid.tokenizer import VQModel
@@ -93,11 +94,12 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
             return folder
         new = f" ({len(job.images):,} of them new)" if job.first_shard else ""
         _say(accelerator, f"Tokenizing {images.description}{new} with {config.tokenizer} into {folder}.")
+        _say(accelerator, describe_reading(images).rstrip("\n"))
         with evaluating(model):
             _write_shards(config, model, job, folder, accelerator)
         everyone()
         if accelerator.is_main_process:
-            manifest = _finish(config, model, images, folder, accelerator.policy)
+            manifest = _finish(config, model, images, folder)
             _say(
                 accelerator,
                 f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
@@ -203,9 +205,7 @@ def _encode(
     return shard
 
 
-def _finish(
-    config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path, policy: Policy
-) -> CodesManifest:
+def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path) -> CodesManifest:
     """Gather the shards' records into the manifest, which makes the folder a code data set."""
     records = list(read_records(folder).values())
     skipped = [entry for record in records for entry in record["skipped"]]
@@ -233,8 +233,7 @@ def _finish(
         ),
         code_dtype=code_dtype(quantizer.codebook_size),
         preprocessing=model.config.preprocessing,
-        precision=policy.precision,
-        policy=asdict(policy),
+        precision="bfloat16" if config.mixed_precision == "bf16" else "float32",
         num_compared=sum(record.get("num_compared", 0) for record in records),
         num_changed=sum(record.get("num_changed", 0) for record in records),
         flip=config.flip,

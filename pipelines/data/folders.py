@@ -7,14 +7,17 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from codegrid.names import hidden, shown
 from codegrid.pipelines.data.layouts import check_depth, find_split, top_folders_are_splits
+from codegrid.pipelines.data.metadata import METADATA_NAMES, Metadata, read_metadata
 from codegrid.pipelines.data.records import (
+    FOLDER_LABELS,
     NO_LABELS,
     DataConfig,
     DataError,
@@ -42,12 +45,14 @@ class Files:
     Args:
         images: path below the root -> bytes, modification time in ns.
         tables: paths of tables.
+        metadata: paths of files that may hold labels.
         others: files that are not read, by suffix.
         links: links that are not followed.
     """
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
+    metadata: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
     links: int = 0
 
@@ -79,6 +84,8 @@ def walk(root: Path, follow_links: bool) -> Files:
                 _take(files, entry, relative)
             elif (identity := _identity(entry.path)) not in ancestors:  # a link to a folder around it has no end
                 pending.append((entry.path, f"{relative}/", ancestors | {identity}))
+    if not files.images:  # a table of that name, and no metadata of anything
+        files.tables += [name for name in files.metadata if Path(name).suffix in TABLES]
     return files
 
 
@@ -96,7 +103,9 @@ def _take(files: Files, entry: os.DirEntry, relative: str) -> None:
     suffix = os.path.splitext(entry.name)[1].lower()
     if not stat.S_ISREG(status.st_mode):  # a pipe, a device
         return
-    if suffix in TABLES:
+    if entry.name in METADATA_NAMES:
+        files.metadata.append(relative)
+    elif suffix in TABLES:
         files.tables.append(relative)
     elif suffix in IMAGE_EXTENSIONS or (not suffix[1:].strip("0123456789") and _begins_like_a_picture(entry.path)):
         files.images[relative] = (status.st_size, status.st_mtime_ns)
@@ -159,9 +168,12 @@ def open_folder(config: DataConfig, root: Path, files: Files, class_names: list[
     where = shown(root)
     if not files.images:
         raise _no_images(where, files)
-    if config.image_column or config.label_column not in (None, NO_LABELS):
+    metadata = read_metadata(root, files.metadata)
+    if config.image_column or config.label_column not in (None, NO_LABELS, FOLDER_LABELS, *metadata.columns):
+        columns = f"has the columns {', '.join(metadata.columns)}" if metadata.columns else "has no columns"
         raise DataError(
-            f"{where} is a folder of images and has no columns: leave data.image_column and label_column out."
+            f"{where} is a folder of images and {columns}: leave data.image_column and label_column out, or name one "
+            "of its metadata files' with data.label_column."
         )
     split, prefix, splits = "train", "", {"train": len(files.images)}
     if top_folders_are_splits(config, root, files.images):
@@ -171,33 +183,81 @@ def open_folder(config: DataConfig, root: Path, files: Files, class_names: list[
     else:
         check_split(config.split, ["train"], where)
     paths = sorted(name for name in files.images if name.startswith(prefix))
-    check_depth(config, root, prefix, paths)
-    labels, names = _labels(config, root / prefix, prefix, paths, class_names)
+    labels = _labels(config, root, prefix, paths, metadata, class_names)
+    names = labels.names
     content = [(name, *files.images[name]) for name in paths]
     links = f", {files.links} links left out" if files.links else ""
     description = f"{where}: {len(paths):,} images{describe_classes(names)} (split {shown(split)}{links})"
     stats = np.array([files.images[name] for name in paths], dtype=np.int64)
-    reader = FolderReader(root, paths, labels, stats)
-    source = ImageSource(reader, names, description, sha256(config.split, content, names))
+    reader = FolderReader(root, paths, labels.numbers, stats)
+    parts = [config.split, content, names, *([labels.numbers.tolist()] if labels.column else [])]
+    source = ImageSource(reader, names, description, sha256(*parts))
+    given = f"column {labels.column} of {labels.file}" if labels.column else "names of the subfolders"
+    present = None if labels.numbers is None else labels.numbers[labels.numbers >= 0]
     source.understood = Understood(
         kind="folder of images",
         splits={shown(name): count for name, count in splits.items()},
         split=shown(split),
-        labels="names of the subfolders" if names else None,
-        class_counts=None if labels is None else np.bincount(labels, minlength=len(names)).tolist(),
-        unread=dict(files.others),
+        labels=given if names else None,
+        others=tuple(f"{name} of {metadata.files[0]}" for name in metadata.columns if name != labels.column),
+        class_counts=None if present is None else np.bincount(present, minlength=len(names)).tolist(),
+        unread=dict(files.others + Counter(Path(name).suffix for name in {*files.metadata} - {*metadata.files})),
         links=files.links,
+        notes=labels.notes,
     )
     return source
 
 
+class _Labels(NamedTuple):
+    """numbers [N] int32, -1 where the label is not known; column and file of the metadata that they are from."""
+
+    numbers: np.ndarray | None = None
+    names: list[str] | None = None
+    column: str | None = None
+    file: str | None = None
+    notes: tuple[str, ...] = ()
+
+
 def _labels(
-    config: DataConfig, folder: Path, prefix: str, paths: list[str], class_names: list[str] | None
-) -> tuple[np.ndarray | None, list[str] | None]:
-    """(number of each picture's class, names of the classes) by the first level of subfolders."""
+    config: DataConfig, root: Path, prefix: str, paths: list[str], metadata: Metadata, class_names: list[str] | None
+) -> _Labels:
+    """The pictures' classes: by a metadata file, or by the first level of subfolders.
+
+    Raises:
+        DataError: both say what the classes are, and not the same.
+    """
     folders = [shown(name.removeprefix(prefix).rpartition("/")[0].partition("/")[0]) for name in paths]  # "" at the top
-    if config.label_column == NO_LABELS or not any(folders):
-        return None, None
+    column = None if config.label_column in (NO_LABELS, FOLDER_LABELS) else metadata.label_column(config)
+    by_folder = config.label_column in (None, FOLDER_LABELS) and any(folders)
+    check_depth(config, root, prefix, paths, are_labels=by_folder and column is None)
+    if column is None:
+        if not by_folder:
+            return _Labels()
+        names = _folder_classes(root / prefix, paths, folders, class_names)
+        return _Labels(numbered(folders, names, shown(root / prefix)), names)
+    numbers, names = metadata.labels(column, paths, class_names, shown(root))
+    if by_folder and len(set(folders)) > 1:
+        pairs = {*zip(folders, numbers, strict=True)}
+        if len(pairs) == len(set(folders)) == len(set(numbers)):  # the same classes: the folders have their names
+            return _labels(replace(config, label_column=FOLDER_LABELS), root, prefix, paths, metadata, class_names)
+        raise DataError(
+            f"{shown(root)} has labels twice, and not the same: column {column} of {metadata.files[0]}, and its "
+            f"subfolders ({', '.join(sorted(set(folders))[:6])}). Say with data.label_column which: "
+            f'"{column}", "{FOLDER_LABELS}", or "{NO_LABELS}".'
+        )
+    found = sum(path in metadata.rows for path in paths)
+    if not found:
+        raise DataError(
+            f"{metadata.files[0]} in {shown(root)} names none of its pictures: file_name is their path from the folder "
+            f"that it lies in, such as {shown(paths[0])}."
+        )
+    missing = len(paths) - found
+    notes = (f"{missing:,} pictures have no row in {metadata.files[0]}: their label is unknown",) if missing else ()
+    array = np.array([-1 if number is None else number for number in numbers], dtype=np.int32)
+    return _Labels(array if names else None, names, column, metadata.files[0], notes)
+
+
+def _folder_classes(folder: Path, paths: list[str], folders: list[str], class_names: list[str] | None) -> list[str]:
     # Neither guess is safe: a class of their own for the loose pictures, or no labels for all.
     if "" in folders:
         raise DataError(
@@ -205,8 +265,7 @@ def _labels(
             f"{shown(paths[folders.index('')])}): move them into one, or set data.label_column to "
             f'"{NO_LABELS}" to read no labels.'
         )
-    names = class_names or sorted(set(folders))
-    return numbered(folders, names, shown(folder)), names
+    return class_names or sorted(set(folders))
 
 
 def _no_images(where: str, files: Files) -> DataError:

@@ -78,11 +78,12 @@ def top_folders_are_splits(config: DataConfig, root: Path, paths: Iterable[str])
     )
 
 
-def check_depth(config: DataConfig, root: Path, prefix: str, paths: Iterable[str]) -> None:
+def check_depth(config: DataConfig, root: Path, prefix: str, paths: Iterable[str], are_labels: bool) -> None:
     """Refuse folders whose classes or splits lie a level deeper than they are looked for.
 
     Args:
         prefix: of the split that is read, "" or "NAME/"; `paths` all begin with it.
+        are_labels: whether the folders' names are the labels.
 
     Raises:
         DataError: they seem to, and `config.top_folders` does not say that the first level is meant.
@@ -100,7 +101,7 @@ def check_depth(config: DataConfig, root: Path, prefix: str, paths: Iterable[str
         return
     where = shown(root / prefix)
     if len(below) == 1:
-        _check_wrapping(config, where, *below.items())
+        _check_wrapping(where, next(iter(below.items())), are_labels)
         return
     for folder, rest in sorted(below.items()):
         inner = sorted({name.partition("/")[0] for name in rest} - {""})
@@ -112,7 +113,7 @@ def check_depth(config: DataConfig, root: Path, prefix: str, paths: Iterable[str
             )
 
 
-def _check_wrapping(config: DataConfig, where: str, only: tuple[str, set[str]]) -> None:
+def _check_wrapping(where: str, only: tuple[str, set[str]], are_labels: bool) -> None:
     """One folder around all: its subfolders may be the classes, or the splits."""
     folder, rest = only
     while True:
@@ -124,7 +125,7 @@ def _check_wrapping(config: DataConfig, where: str, only: tuple[str, set[str]]) 
         (name,) = inner
         folder, rest = f"{folder}/{name}", {path.partition("/")[2] for path in rest}
     splits = any(map(split_kind, inner))
-    if not splits and config.label_column == NO_LABELS:
+    if not splits and not are_labels:
         return
     listed = _listed(map(shown, sorted(inner)))
     raise DataError(

@@ -14,7 +14,9 @@ import numpy as np
 from codegrid.errors import CodegridError
 from codegrid.tokenizer.fields import younger
 
-NO_LABELS = "none"
+# Values of data.label_column that are no names of columns: read no labels; a folder's subfolders, whatever a metadata
+# file says.
+NO_LABELS, FOLDER_LABELS = "none", "folder"
 
 
 class DataError(CodegridError):
@@ -36,7 +38,8 @@ class DataConfig:
             pictures for every seed. At least one picture, unless it is 0.
         image_column: the column with the pictures; found by its type where not given.
         label_column: the column with the classes; found where not given (`label`, `cls`, or the first ClassLabel).
-            "none" reads no labels; for a folder of images it is the only choice.
+            "none" reads no labels. In a folder of images it is a column of metadata.csv, .jsonl or .parquet, or
+            "folder" for the names of the subfolders.
         subset: the configuration of a Hub data set that has several.
         revision: branch, tag or commit of a Hub data set.
         streaming: read while downloading, without a copy on disk. For tokenizing; training needs all rows at hand.
@@ -89,7 +92,7 @@ class Understood:
         pictures: the column or field that the pictures are taken from; None where there are none.
         pictures_left: further ones that could have been.
         labels: what the labels are taken from; None where there are no labels.
-        labels_left: further columns with what they hold.
+        others: further columns or fields, with what they hold.
         class_counts: pictures of each class of the split, in the order of the class names.
         unread: files that are not read, by suffix.
         links: links that are not followed.
@@ -102,7 +105,7 @@ class Understood:
     pictures: str | None = None
     pictures_left: tuple[str, ...] = ()
     labels: str | None = None
-    labels_left: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     class_counts: list[int] | None = None
     unread: dict[str, int] = field(default_factory=dict)
     links: int = 0

@@ -17,7 +17,7 @@ import numpy as np
 from codegrid.names import shown
 from codegrid.pipelines.data.folders import open_folder, walk
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
-from codegrid.pipelines.data.tables import TABLES, open_table
+from codegrid.pipelines.data.tables import TABLES, is_saved, open_saved, open_table
 
 # 6,000 of Fashion-MNIST, grey, 28x28 (MIT; the notice lies beside the file).
 EMBEDDED_IMAGES = Path(__file__).parent / "embedded" / "fashion_mnist_6k.parquet"
@@ -71,6 +71,8 @@ def _open(config: DataConfig, class_names: list[str] | None) -> Any:
     path = Path(config.source).expanduser()
     if path.is_dir():
         root = path.resolve()
+        if is_saved(root):
+            return open_saved(config, root, class_names)
         files = walk(root, config.follow_links)
         kinds = {Path(name).suffix.lower() for name in files.tables}
         if ".parquet" in kinds or (kinds and not files.images):

@@ -11,36 +11,33 @@ from typing import Any
 
 import datasets
 import fsspec
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from codegrid.names import shown
+from codegrid.pipelines.data.columns import choose_columns
+from codegrid.pipelines.data.labels import Labels
 from codegrid.pipelines.data.records import (
-    NO_LABELS,
     DataConfig,
     DataError,
     ImageRecord,
     ImageSource,
     ImageStream,
+    Understood,
     check_split,
     describe_classes,
-    numbered,
     sha256,
 )
-from codegrid.tokenizer.images import IMAGE_EXTENSIONS
+from codegrid.pipelines.data.webdataset import open_webdataset
 
 TABLES = {".parquet": "parquet", ".tar": "webdataset"}
-_LABEL_NAMES = ("label", "cls", "labels", "class")
-_IMAGE_NAMES = ("image", "img", "picture", "bytes", *(extension[1:] for extension in IMAGE_EXTENSIONS))
-_MAX_CLASSES = 100_000
+_SAVED = ("state", "dataset_info")  # the files that save_to_disk writes beside its Arrow files
 _EDGE_BYTES = 65_536
 
 
 class _TableReader:
-    """Rows of a `datasets` Dataset or IterableDataset; `labels` gives the numbers of a column that holds names."""
+    """Rows of a `datasets` Dataset or IterableDataset; `labels` gives the numbers of the labels."""
 
-    def __init__(
-        self, table: Any, image: str, label: str | None, labels: dict[str, int] | None, prefix: str, paths: bool
-    ):
+    def __init__(self, table: Any, image: str, label: str | None, labels: Labels | None, prefix: str, paths: bool):
         self.table, self.image, self.label, self.labels = table, image, label, labels
         self.prefix, self.paths = prefix, paths
 
@@ -58,17 +55,14 @@ class _TableReader:
         return [self._name(index, keys[index] if keys else None) for index in range(len(self))]
 
     def _name(self, index: int, key: str | None) -> str:
-        return f"{self.prefix}:{index}" if key is None else f"{self.prefix}:{index}:{key}"
+        return f"{self.prefix}:{index}" if key is None else f"{self.prefix}:{index}:{shown(key)}"
 
     def _record(self, row: dict[str, Any], index: int) -> ImageRecord:
         picture = row[self.image] or {}
         data = picture.get("bytes")
         if data is None:  # a null picture is an empty one: skipped and counted where it is decoded
             data = _at(picture["path"]) if self.paths and picture.get("path") else b""
-        label = row[self.label] if self.label else None
-        if self.labels is not None and label is not None:
-            label = self.labels[label]
-        label = None if label is None or label < 0 else int(label)  # -1 is the Hub's "not known"
+        label = self.labels.number(row[self.label]) if self.labels else None
         return ImageRecord(data, label, self._name(index, row.get("__key__")))
 
 
@@ -80,24 +74,109 @@ def _at(path: str) -> bytes | Path:
 
 
 def open_table(config: DataConfig, path: Path | None, suffix: str, class_names: list[str] | None) -> ImageStream:
-    name = str(path) if path else config.source
+    name = shown(path) if path else config.source
     builder = _builder(config, path, suffix)
+    marks = _file_marks(builder, config.split, path)
+    prefix = path.name if path and path.is_file() else config.split
+    if path is not None and suffix == ".tar":
+        return _open_tars(config, builder, marks, shown(prefix), class_names, name)
     table = _load(builder, config, name)
-    image, label = _columns(config, table, name)
+    splits = dict.fromkeys(map(str, builder.config.data_files or [config.split]))
+    if builder.info.splits:
+        splits = {str(split): info.num_examples for split, info in builder.info.splits.items()}
     # A row of an untrusted Parquet file must not name a file of this machine; an image folder on the Hub has to.
-    paths = builder.name == "imagefolder"
+    return _source_of(
+        config, table, name, prefix, marks, class_names, splits, builder.name, builder.name == "imagefolder"
+    )
+
+
+def open_saved(config: DataConfig, root: Path, class_names: list[str] | None) -> ImageStream:
+    """A folder that `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote: mapped as it lies there, no cache."""
+    name = shown(root)
+    try:
+        table = datasets.load_from_disk(str(root))
+    except Exception as error:  # the loader raises whatever its back ends raise
+        raise DataError(f"{name} cannot be read as a folder of `save_to_disk`: {error}.") from error
+    splits = table if isinstance(table, dict) else {"train": table}
+    check_split(config.split, list(splits), name)
+    folder = root / config.split if isinstance(table, dict) else root
+    files = sorted(str(file) for file in folder.glob("*.arrow"))
+    marks = ["save_to_disk", *((config.split, *_file_mark(file)) for file in files)]
+    counts = {split: len(part) for split, part in splits.items()}
+    table = splits[config.split].with_format(None)
+    return _source_of(config, table, name, config.split, marks, class_names, counts, "folder of save_to_disk", False)
+
+
+def is_saved(root: Path) -> bool:
+    return (root / "dataset_dict.json").is_file() or all((root / f"{name}.json").is_file() for name in _SAVED)
+
+
+def _source_of(
+    config: DataConfig,
+    table: Any,
+    name: str,
+    prefix: str,
+    marks: list[Any],
+    class_names: list[str] | None,
+    splits: dict[str, int | None],
+    kind: str,
+    paths: bool,
+) -> ImageStream:
+    """The pictures in a table of `datasets`, in its one or other form."""
+    columns = choose_columns(config, table, class_names, f"{name} (split {config.split})")
+    image, label, names = columns.image, columns.label, columns.labels and columns.labels.names
     keep = [column for column in (image, label, "__key__") if column and column in table.column_names]
     table = table.select_columns(keep).cast_column(image, datasets.Image(decode=False))
-    names, numbers = _labels(table, label, config, class_names, name)
-    prefix = path.name if path and path.is_file() else config.split
-    reader = _TableReader(table, image, label, numbers, prefix, paths)
-    mark = sha256(config.split, _file_marks(builder, config.split, path), image, label, names)
-    columns = f"split {config.split}, column {image}" + (f", labels {label}" if label else "")
+    reader = _TableReader(table, image, label, columns.labels, prefix, paths)
+    mark = sha256(config.split, marks, image, label, names)
+    what = f"split {config.split}, column {image}" + (f", labels {label}" if label else "")
     if config.streaming:
-        return ImageStream(reader, names, f"{name}: images as a stream{describe_classes(names)} ({columns})", mark)
-    if not len(table):
-        raise DataError(f"{name} has no rows in split {config.split}: choose another with data.split.")
-    return ImageSource(reader, names, f"{name}: {len(table):,} images{describe_classes(names)} ({columns})", mark)
+        source = ImageStream(reader, names, f"{name}: images as a stream{describe_classes(names)} ({what})", mark)
+    else:
+        if not len(table):
+            raise DataError(f"{name} has no rows in split {config.split}: choose another with data.split.")
+        source = ImageSource(reader, names, f"{name}: {len(table):,} images{describe_classes(names)} ({what})", mark)
+    source.understood = Understood(
+        kind=kind,
+        splits=splits,
+        split=config.split,
+        pictures=f"column {image}",
+        pictures_left=columns.images_left,
+        labels=f"column {label}" if label else None,
+        others=columns.others,
+        class_counts=columns.counts,
+    )
+    return source
+
+
+def _open_tars(
+    config: DataConfig, builder: Any, marks: list[Any], prefix: str, class_names: list[str] | None, name: str
+) -> ImageStream:
+    check_split(config.split, list(builder.config.data_files), name)
+    found = open_webdataset(config, list(builder.config.data_files[config.split]), prefix, class_names, name)
+    names = None if config.streaming and all(map(str.isdecimal, found.class_names or ())) else found.class_names
+    mark = sha256(config.split, marks, found.picture, found.label, names)
+    what = f"split {config.split}, column {found.picture}" + (f", labels {found.label}" if found.label else "")
+    if not len(found.reader):
+        raise DataError(f"{name} has no pictures in split {config.split}: choose another with data.split.")
+    if config.streaming:
+        source = ImageStream(found.reader, names, f"{name}: images as a stream{describe_classes(names)} ({what})", mark)
+    else:
+        images = f"{len(found.reader):,} images{describe_classes(names)}"
+        source = ImageSource(found.reader, names, f"{name}: {images} ({what})", mark)
+    splits = dict.fromkeys(map(str, builder.config.data_files))
+    source.understood = Understood(
+        kind="WebDataset",
+        splits={**splits, config.split: len(found.reader)},
+        split=config.split,
+        pictures=f"field {found.picture}",
+        pictures_left=found.pictures_left,
+        labels=f"field {found.label}" if found.label else None,
+        others=found.others,
+        class_counts=found.class_counts,
+        notes=found.notes,
+    )
+    return source
 
 
 def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
@@ -175,77 +254,6 @@ def _split_names(split: str) -> list[str]:
     return [part.partition("[")[0].strip() for part in split.split("+")]
 
 
-def _columns(config: DataConfig, table: Any, name: str) -> tuple[str, str | None]:
-    """The picture's and the label's column."""
-    features = table.features
-    listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
-    for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
-        if column and column != NO_LABELS and column not in features:
-            raise DataError(f"{name} has no column {column!r} for data.{option}: its columns are {listed}.")
-    typed = [column for column, feature in features.items() if isinstance(feature, datasets.Image)]
-    stored = [
-        column for column, feature in features.items() if _kind(feature) in ("binary", "large_binary", "bytes, path")
-    ]
-    named = [column for column in stored if column.lower() in _IMAGE_NAMES]
-    image = config.image_column or next(iter(typed + named), stored[0] if len(stored) == 1 else None)
-    if image is None or image not in typed + stored:
-        raise DataError(
-            f"{name} has no column of images that could be read; name one with data.image_column: {listed}."
-        )
-    if config.label_column == NO_LABELS:
-        return image, None
-    usable = [column for column, feature in features.items() if _is_label(feature) and column != image]
-    if config.label_column and config.label_column not in usable:
-        raise DataError(f"Column {config.label_column} of {name} holds no classes (whole numbers or names): {listed}.")
-    by_name = [column for column in _LABEL_NAMES if column in usable]
-    by_type = [column for column in usable if isinstance(features[column], datasets.ClassLabel)]
-    return image, config.label_column or next(iter(by_name + by_type), None)
-
-
-def _kind(feature: Any) -> str:
-    if isinstance(feature, dict):
-        return ", ".join(sorted(feature))
-    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-
-
-def _is_label(feature: Any) -> bool:
-    kind = _kind(feature)
-    return isinstance(feature, datasets.ClassLabel) or kind in ("string", "large_string") or "int" in kind
-
-
-def _labels(
-    table: Any, label: str | None, config: DataConfig, known: list[str] | None, where: str
-) -> tuple[list[str] | None, dict[str, int] | None]:
-    """(class names, number of each name where the column holds names)."""
-    feature = table.features[label] if label else None
-    if feature is None:
-        return None, None
-    if isinstance(feature, datasets.ClassLabel):
-        if known and known != feature.names:
-            raise DataError(
-                f"{where} numbers its classes otherwise in split {config.split} than in the training split."
-            )
-        return feature.names, None
-    is_text = "string" in feature.dtype
-    if config.streaming:
-        if is_text:
-            raise DataError(
-                f"Column {label} of {where} holds names, which a stream cannot number: set data.streaming off."
-            )
-        return None, None
-    values = sorted(value for value in pc.unique(table.data.column(label)).to_pylist() if value is not None)
-    count = len(values) if is_text else max([-1, *values]) + 1
-    if count > _MAX_CLASSES:
-        raise DataError(
-            f"Column {label} of {where} would make {count:,} classes: choose another with data.label_column."
-        )
-    if not count:
-        return known, None
-    names = known or (values if is_text else [str(number) for number in range(count)])
-    numbered(values if is_text else [str(value) for value in values if value >= 0], names, where)
-    return names, {name: number for number, name in enumerate(names)} if is_text else None
-
-
 def _file_marks(builder: Any, split: str, path: Path | None) -> list[Any]:
     """What tells one version of the files from another, without reading them whole."""
     marks: list[Any] = [builder.config.name]
@@ -255,10 +263,14 @@ def _file_marks(builder: Any, split: str, path: Path | None) -> list[Any]:
             if path is None:
                 marks.append((name, file, *origin))
                 continue
-            size = os.path.getsize(file)
-            with open(file, "rb") as handle:
-                edges = handle.read(_EDGE_BYTES)
-                handle.seek(max(0, size - _EDGE_BYTES))
-                edges += handle.read()
-            marks.append((name, os.path.basename(file), size, hashlib.sha256(edges).hexdigest()))
+            marks.append((name, *_file_mark(file)))
     return marks
+
+
+def _file_mark(file: str) -> tuple[str, int, str]:
+    size = os.path.getsize(file)
+    with open(file, "rb") as handle:
+        edges = handle.read(_EDGE_BYTES)
+        handle.seek(max(0, size - _EDGE_BYTES))
+        edges += handle.read()
+    return os.path.basename(file), size, hashlib.sha256(edges).hexdigest()

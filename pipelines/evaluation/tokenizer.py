@@ -21,6 +21,7 @@ from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.understood import describe_reading
 from codegrid.pipelines.evaluation.distances import frechet_distance
 from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
@@ -73,7 +74,7 @@ def evaluate_tokenizer(
     distances = _lpips(lpips, lpips_weights, model, accelerator)
     source = open_images(data)
     if accelerator.is_main_process:
-        tqdm.write(f"Reconstructing {source.description}.")
+        tqdm.write(f"Reconstructing {source.description}.\n{describe_reading(source)}".rstrip("\n"))
     keys: list[tuple[str, str]] = []
     remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
     scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size, distances, remember))
