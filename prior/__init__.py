@@ -1,6 +1,7 @@
 """Stage two: a transformer over sequences of codes. Knows nothing of images."""
 
 from codegrid.prior.architectures import ARCHITECTURES, Architecture, register_architecture
+from codegrid.prior.conditioning import Condition, register_condition
 from codegrid.prior.configuration import PriorConfig
 from codegrid.prior.distribution import SamplingConfig
 from codegrid.prior.modeling import load_prior, make_prior, save_prior
@@ -11,6 +12,7 @@ from codegrid.prior.sequence import SequenceConfig, resolve_labels, to_codes, to
 __all__ = [
     "ARCHITECTURES",
     "Architecture",
+    "Condition",
     "PriorConfig",
     "PriorObjective",
     "SamplingConfig",
@@ -23,6 +25,7 @@ __all__ = [
     "make_prior",
     "prior_loss",
     "register_architecture",
+    "register_condition",
     "resolve_labels",
     "sample_codes",
     "save_prior",

@@ -11,13 +11,16 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import torch
 from datasets import load_dataset
 from huggingface_hub import snapshot_download
+from torch import Tensor
 
 from codegrid.errors import CodegridError
 from codegrid.prior.mapped_rows import MappedRows
@@ -60,6 +63,7 @@ class CodesManifest:
         source: a line that describes the images. `source_fingerprint` changes when they do.
         num_images, num_skipped: images that are in, and inputs left out; `skipped_reasons` counts the latter by reason
             (skipped.jsonl names each).
+        condition: what the codes follow besides classes, as in `SequenceConfig.condition`; its columns are in the rows.
     """
 
     tokenizer: str
@@ -85,11 +89,18 @@ class CodesManifest:
     skipped_reasons: dict[str, int] = field(default_factory=dict)
     format: str = FORMAT
     version: int = VERSION
+    condition: dict[str, Any] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As manifest.json has it; without `condition` where there is none, as before there were any."""
+        values = asdict(self)
+        return values if self.condition is not None else {k: v for k, v in values.items() if k != "condition"}
 
     def fingerprint(self) -> str:
         """sha256 over the tokenizer's fingerprint, the classes and the shards: the same for the same codes."""
         shards = [(shard.file, shard.num_rows, shard.sha256) for shard in self.shards]
         parts = [self.tokenizer_fingerprint, self.class_names, shards]
+        parts += [] if self.condition is None else [self.condition]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def sequence_config(self) -> SequenceConfig:
@@ -101,6 +112,7 @@ class CodesManifest:
             order=self.order,
             class_names=self.class_names,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
+            condition=self.condition,
         )
 
 
@@ -167,14 +179,17 @@ class CodeDataset:
         if len(table) != manifest.num_rows:
             raise CodesError(f"The shards hold {len(table)} rows, the manifest says {manifest.num_rows}.")
         self._table = table
+        sequence = manifest.sequence_config()
+        self._condition = sequence.conditioning
         try:
-            cached = [file["filename"] for file in table.cache_files]
-            self._rows = MappedRows(cached, "codes", manifest.sequence_config().length)
-        except ValueError as error:
+            self._files = [file["filename"] for file in table.cache_files]
+            self._rows = MappedRows(self._files, "codes", sequence.length)
+            self._columns = {name: self._column(name) for name in self._condition.columns}
+        except (ValueError, KeyError) as error:
             raise CodesError(str(error)) from error
         self.labels = None
         if manifest.class_names is not None:
-            self.labels = table.data.column("label").to_numpy().astype(np.int64)
+            self.labels = self._columns["label"]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -188,6 +203,28 @@ class CodeDataset:
                 "it is damaged, make it again."
             )
         return found.astype(np.int64)
+
+    def condition_values(self, rows: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
+        """What the codes of `rows` [n] follow -> values int64 [n, *value_shape] and which are not known, bool [n].
+
+        The values are what `prior_loss` takes as labels; those not known (images without a label among labelled ones)
+        are to be dropped. None and None where the codes follow nothing.
+        """
+        if not self._columns:
+            return None, None
+        found = {}
+        for name, column in self._columns.items():
+            taken = column.take(rows) if isinstance(column, MappedRows) else column[rows]
+            found[name] = torch.from_numpy(taken.astype(np.int64))
+        values, known = self._condition.read(found)
+        return values, ~known
+
+    def _column(self, name: str) -> np.ndarray | MappedRows:
+        """A column of integers, [N] int64; or of lists of integers, all as long as the first."""
+        column = self._table.data.column(name)
+        if pa.types.is_integer(column.type):
+            return column.to_numpy().astype(np.int64)
+        return MappedRows(self._files, name, len(column[0]) if len(column) else 1)
 
     def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
         """Row numbers (to train on, held out). All rows of a source image lie on one side; the same for every seed."""

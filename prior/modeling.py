@@ -34,7 +34,7 @@ _MOST = {
 def make_prior(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedModel:
     """A prior with fresh weights (transformers' initialisation, from torch's global generator), in training mode.
 
-    It takes tokens [B, T] with T up to 1 + sequence.length and predicts, at each position, the next code.
+    It takes tokens [B, T] of the prefix and the codes, and predicts at each position the next code.
 
     Raises:
         CodegridError: the config does not fit the sequence.
@@ -231,12 +231,13 @@ def _check_fit(config: PreTrainedConfig, sequence: SequenceConfig, where: str) -
     require(
         config.vocab_size == sequence.vocab_size,
         f"{where} says vocab_size {config.vocab_size}, {SEQUENCE_CONFIG_NAME} {sequence.vocab_size} "
-        f"({sequence.codebook_size} codes, {sequence.num_classes} classes and null): they belong to different priors.",
+        f"({sequence.codebook_size} codes, {sequence.conditioning.describe()} and null): they belong to different "
+        "priors.",
     )
     require(
-        config.max_position_embeddings >= sequence.length,
+        config.max_position_embeddings >= sequence.prefix_length + sequence.length - 1,
         f"{where} says max_position_embeddings {config.max_position_embeddings}, too few for a sequence of "
-        f"{sequence.length} codes.",
+        f"{sequence.length} codes after {sequence.prefix_length} tokens.",
     )
 
 

@@ -61,17 +61,19 @@ class PriorObjective(nn.Module):
             check_checkpointing(model)
         self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
 
-    def forward(self, tokens: Tensor, label_smoothing: float = 0.0) -> Tensor:
-        """Tokens [B, 1 + L] -> mean cross-entropy in nats a code."""
-        # The last code predicts nothing, so it is not fed: every row of logits that is computed counts in the loss.
+    def forward(self, tokens: Tensor, label_smoothing: float = 0.0, prefix_length: int = 1) -> Tensor:
+        """Tokens [B, n + L] -> mean cross-entropy in nats a code; the n = `prefix_length` first are not predicted."""
+        # The last code predicts nothing, so it is not fed; the prefix's last token predicts the first code. So every
+        # row of logits that is computed counts in the loss.
+        fed, codes, first = tokens[:, :-1], tokens[:, prefix_length:], prefix_length - 1
         if not self.fast:
-            logits = self.model(input_ids=tokens[:, :-1], use_cache=False).logits  # [B, L, V]
-            return code_cross_entropy(logits, tokens[:, 1:], self.num_codes, label_smoothing)
-        hidden = hidden_states(self.model, tokens[:, :-1], self.checkpointing)  # [B, L, D]
+            logits = self.model(input_ids=fed, use_cache=False).logits[:, first:]  # [B, L, V]
+            return code_cross_entropy(logits, codes, self.num_codes, label_smoothing)
+        hidden = hidden_states(self.model, fed, self.checkpointing)[:, first:]  # [B, L, D]
         head = self.model.get_output_embeddings()
         if type(head) is not nn.Linear or head.bias is not None:
-            return code_cross_entropy(head(hidden), tokens[:, 1:], self.num_codes, label_smoothing)
-        return head_cross_entropy(hidden, head.weight, tokens[:, 1:], self.num_codes, label_smoothing)
+            return code_cross_entropy(head(hidden), codes, self.num_codes, label_smoothing)
+        return head_cross_entropy(hidden, head.weight, codes, self.num_codes, label_smoothing)
 
 
 def prior_loss(
@@ -89,14 +91,15 @@ def prior_loss(
     Args:
         model: a model of `make_prior` or `load_prior`, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
         codes: [B, L] or [B, h, w(, depth)] integers.
-        labels: [B] integers; None exactly if the prior is unconditional.
-        drop: [B] bool, True where the class is replaced by null; None drops none.
+        labels: [B] integers, or the values of another condition [B, *value_shape]; None exactly if the prior is
+            unconditional.
+        drop: [B] bool, True where the class (the condition) is replaced by null; None drops none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
     """
-    tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, 1 + L]
+    tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, n + L]
     if isinstance(model, PreTrainedModel):
         model = PriorObjective(model, sequence.codebook_size)
-    return model(tokens, label_smoothing)
+    return model(tokens, label_smoothing, sequence.prefix_length)
 
 
 @torch.compiler.disable

@@ -53,8 +53,8 @@ def sample_codes(
 
     Args:
         model: the bare model of `make_prior` or `load_prior`, float weights, any device and float dtype.
-        labels: [B] integers in [0, num_classes); None for an unconditional prior, and for a conditional one to draw
-            from its null class.
+        labels: [B] integers in [0, num_classes), or the values of another condition [B, *value_shape]; None for an
+            unconditional prior, and for a conditional one to draw from its null class.
         seeds: one number an image, or
         generators: one generator an image (`image_generator` makes them); each gives its next `sequence.length`
             numbers. Neither: seeds are drawn from torch's global generator.
@@ -117,11 +117,12 @@ def iterate_codes(
     scale = config.guidance_scale
     _check_null_class(scale, labels is not None, sequence)
     generators = _one_stream_an_image(labels, seeds, generators)
-    prefixes = _prefixes(labels, len(generators), sequence)  # [B]
+    prefixes = _prefixes(labels, len(generators), sequence)  # [B, n]
     given = _given(prefix_codes, len(generators), sequence)  # [B, P]
     if not generators:
         return iter(())
-    read = read_weights(model, sequence.codebook_size, sequence.length, weights=weights)
+    positions = sequence.prefix_length + sequence.length - 1  # the last code is not fed
+    read = read_weights(model, sequence.codebook_size, positions, weights=weights)
     if batch_size is None:
         most = _MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE
         branches = 1 if scale == 1 else 2
@@ -184,17 +185,20 @@ def _sample_batch(
     report: Callable[[int], None],
     rows_unguided: int,
 ) -> Tensor:
-    """prefixes [n], given [n, P], uniforms [n, L] (None: greedy) -> codes [n, L]."""
+    """prefixes [n, tokens], given [n, P], uniforms [n, L] (None: greedy) -> codes [n, L]."""
     images = len(prefixes)
     image = torch.arange(decoder.rows, device=prefixes.device) % images  # [R], the image whose codes a row is fed
-    tokens = prefixes[image]
+    prefix = prefixes[image]  # [R, tokens]
     scales = settings.guidance_scales(sequence.length)
     guided = [position for position, scale in enumerate(scales) if scale != 1]
     if guided:
-        tokens[images : 2 * images] = sequence.null_token
+        prefix[images : 2 * images] = sequence.null_prefix.to(prefix.device)
     codes = torch.empty(images, sequence.length, dtype=torch.int64, device=prefixes.device)
     finite = torch.ones((), dtype=torch.bool, device=prefixes.device)
     decoder.restart()
+    *before, tokens = prefix.unbind(1)
+    for one in before:
+        decoder.advance(one)
     for position in range(sequence.length):
         if guided and position == guided[-1] + 1:  # the null branch is asked for nothing more
             image, tokens = image[:rows_unguided], tokens[:rows_unguided]
@@ -222,7 +226,7 @@ def _sample_batch(
 def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) -> None:
     """Guidance, and images of no class, are only for priors that have learned what they need."""
     if scale != 1 and not sequence.can_be_guided:
-        lack = "is unconditional" if sequence.class_names is None else "has no null class to lead away from"
+        lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
         raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}: leave it at 1.")
     if scale != 1 and not labelled:
         raise CodegridError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
@@ -264,9 +268,9 @@ def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tenso
 
 
 def _prefixes(labels: Tensor | Sequence[int] | None, images: int, sequence: SequenceConfig) -> Tensor:
-    """First tokens [B] int64, on the CPU."""
+    """First tokens [B, prefix_length] int64, on the CPU."""
     if labels is None:
-        return torch.full((images,), sequence.null_token, dtype=torch.int64)
+        return sequence.null_prefix.expand(images, -1)
     return prefix_tokens(torch.as_tensor(labels).cpu(), images, sequence)
 
 

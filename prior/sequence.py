@@ -1,19 +1,19 @@
 """Codes as a sequence of tokens: the vocabulary, the order and the prefix that every part of the prior agrees on.
 
-One flat vocabulary, `[codes | class tokens | null]`. A sequence is a prefix token (the class, or null) and then the
-codes of the grid in raster order; where a position has several (`depth` > 1) they follow each other, coarse to fine.
-Where they are a top code and its block of a finer grid, the whole top grid can come before the whole finer one.
+One flat vocabulary, `[codes | the condition's tokens | null]`. A sequence is a prefix (one token for a class or null;
+`conditioning.py` has others) and then the codes of the grid in raster order; where a position has several (`depth` > 1)
+they follow each other, coarse to fine. Where they are a top code and its block of a finer grid, the whole top grid can
+come before the whole finer one.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import numbers
 import os
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,18 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import CodegridError, MissingFileError, require
+from codegrid.prior.conditioning import (
+    ClassCondition,
+    Condition,
+    NoCondition,
+    check_bounds,
+    condition_from_dict,
+    condition_to_dict,
+)
 
 SEQUENCE_CONFIG_NAME = "sequence_config.json"
 # Upper bounds: tables and lists of these sizes are made, and a file says how large they are.
-MOST_CODES, MOST_POSITIONS, MOST_CLASSES = 2**31, 2**20, 10**6
+MOST_CODES, MOST_POSITIONS = 2**31, 2**20
 
 
 @dataclass(frozen=True)
@@ -42,6 +50,8 @@ class SequenceConfig:
         tokenizer_fingerprint: of the tokenizer that made the codes; None if unknown.
         null_class: whether a conditional prior has learned the null token too, which guidance and images of no class
             need. Its token stands in the vocabulary in any case.
+        condition: what else than a class the codes follow, of a registered kind (`register_condition`); None where it
+            is a class, or nothing.
 
     Raises:
         CodegridError: a field is of the wrong type or out of its range. The message names it.
@@ -54,6 +64,7 @@ class SequenceConfig:
     class_names: tuple[str, ...] | None = None
     tokenizer_fingerprint: str | None = None
     null_class: bool = True
+    condition: Condition | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -77,15 +88,14 @@ class SequenceConfig:
             f"must have at most {MOST_POSITIONS}.",
         )
         self._check_order()
-        if self.class_names is not None:
-            self._check_class_names()
+        self._check_condition()
         fingerprint = self.tokenizer_fingerprint
         require(
             fingerprint is None or isinstance(fingerprint, str),
             f"tokenizer_fingerprint is {fingerprint!r}: it must be a string or None.",
         )
         require(
-            self.null_class is True or (self.null_class is False and self.class_names is not None),
+            self.null_class is True or (self.null_class is False and self.conditioning.vocab_size > 0),
             f"null_class is {self.null_class!r}: it must be True, or False where there are class_names.",
         )
 
@@ -98,20 +108,34 @@ class SequenceConfig:
             f"order is 'grids', but depth is {self.depth}: it must be 1 and a square, as 5 = 1 + 2 x 2.",
         )
 
-    def _check_class_names(self) -> None:
-        names = self.class_names
+    def _check_condition(self) -> None:
+        condition = self.condition
+        if condition is not None and not isinstance(condition, Condition):
+            condition = condition_from_dict(condition)
         require(
-            isinstance(names, (tuple, list)) and len(names) >= 1 and all(isinstance(name, str) for name in names),
-            f"class_names is {names!r:.200}: it must be a list of at least one name, or None for no classes.",
+            condition is None or self.class_names is None,
+            "There are class_names and a condition: a prior follows one of them.",
         )
-        require(
-            len(names) <= MOST_CLASSES, f"class_names has {len(names)} classes: it must have at most {MOST_CLASSES}."
-        )
-        object.__setattr__(self, "class_names", tuple(names))
-        seen: set[str] = set()
-        for name in names:
-            require(name not in seen, f"class_names has two classes called {name!r}: names must be unique.")
-            seen.add(name)
+        if isinstance(condition, ClassCondition):  # one way to say it, so that equal configs are equal
+            object.__setattr__(self, "class_names", condition.class_names)
+        if isinstance(condition, (NoCondition, ClassCondition)):
+            condition = None
+        object.__setattr__(self, "condition", condition)
+        if condition is None:
+            condition = NoCondition() if self.class_names is None else ClassCondition(self.class_names)
+            object.__setattr__(self, "class_names", getattr(condition, "class_names", None))
+        object.__setattr__(self, "_conditioning", condition)
+        check_bounds(condition, MOST_POSITIONS - self.length)
+
+    @property
+    def conditioning(self) -> Condition:
+        """What the codes follow: the `condition`, the classes, or nothing."""
+        return self._conditioning
+
+    @property
+    def prefix_length(self) -> int:
+        """Tokens before the codes."""
+        return self.conditioning.num_tokens
 
     @property
     def num_classes(self) -> int:
@@ -120,12 +144,12 @@ class SequenceConfig:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether there is a class to lead towards and the null class to lead away from."""
-        return self.class_names is not None and self.null_class
+        """Whether there is a condition to lead towards and null to lead away from."""
+        return self.conditioning.vocab_size > 0 and self.null_class
 
     @property
     def length(self) -> int:
-        """Codes an image: rows * columns * depth. A sequence of tokens is one longer (the prefix)."""
+        """Codes an image: rows * columns * depth. A sequence of tokens has the prefix before them."""
         return self.grid_shape[0] * self.grid_shape[1] * self.depth
 
     @property
@@ -140,13 +164,18 @@ class SequenceConfig:
 
     @property
     def vocab_size(self) -> int:
-        """Codes, class tokens and null."""
-        return self.codebook_size + self.num_classes + 1
+        """Codes, the condition's tokens and null."""
+        return self.codebook_size + self.conditioning.vocab_size + 1
 
     @property
     def null_token(self) -> int:
         """Prefix of a sequence of no class: guidance's other branch, and the start of an unconditional prior."""
-        return self.codebook_size + self.num_classes
+        return self.codebook_size + self.conditioning.vocab_size
+
+    @property
+    def null_prefix(self) -> Tensor:
+        """[prefix_length] int64: the prefix of a sequence that follows nothing."""
+        return torch.tensor(self.conditioning.null, dtype=torch.int64) + self.codebook_size
 
     def class_token(self, label: int) -> int:
         """Prefix of a sequence of class `label`, in [0, num_classes).
@@ -155,8 +184,13 @@ class SequenceConfig:
             ValueError: there is no such class.
         """
         require(self.class_names is not None, "This prior is unconditional: it has no class tokens.")
-        require(0 <= label < self.num_classes, _no_such_label(label, self))
+        self.conditioning.check_value(label)
         return self.codebook_size + int(label)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values; without `condition` where there is none, as files had it before there were any."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
+        return values if self.condition is None else values | {"condition": condition_to_dict(self.condition)}
 
     def save(self, folder: str | Path) -> Path:
         """Write `sequence_config.json` into `folder` (made if missing): whole or not at all. Returns its path."""
@@ -165,7 +199,7 @@ class SequenceConfig:
         aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         try:
             with aside.open("w", encoding="utf-8") as file:
-                json.dump(asdict(self), file, indent=2, ensure_ascii=False)
+                json.dump(self.to_dict(), file, indent=2, ensure_ascii=False)
                 file.write("\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -197,7 +231,7 @@ class SequenceConfig:
 def _config_from_json(values: Any, path: Path) -> SequenceConfig:
     require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
     known = {field.name for field in fields(SequenceConfig)}
-    younger = {"order", "null_class"}  # than the first priors that were saved
+    younger = {"order", "null_class", "condition"}  # than the first priors that were saved
     unknown, missing = sorted(set(values) - known), sorted(known - set(values) - younger)
     require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
     require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
@@ -215,13 +249,14 @@ def to_tokens(
     Args:
         codes: [B, L] (position by position, as the code data set has them) or [B, h, w] or [B, h, w, depth], any
             integer dtype, in [0, codebook_size).
-        labels: [B] integers in [0, num_classes); None exactly if the prior is unconditional.
-        drop: [B] bool, True where the class is replaced by null (for classifier-free guidance); None drops none.
+        labels: [B] integers in [0, num_classes), or the values of another condition, [B, *value_shape]; None exactly if
+            the prior is unconditional.
+        drop: [B] bool, True where the class (the condition) is replaced by null (for guidance); None drops none.
         validate: check the ranges of `codes` and `labels`. On an accelerator this waits for it: pass False there for
             codes that were checked when they were read.
 
     Returns:
-        [B, 1 + L] int64, on the device of `codes`: the prefix and the codes in the order of the config.
+        [B, prefix_length + L] int64, on the device of `codes`: the prefix and the codes in the order of the config.
 
     Raises:
         CodegridError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled
@@ -230,17 +265,17 @@ def to_tokens(
     codes = _flat_codes(codes, config)
     if validate:
         _check_codes(codes, config)
-    prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B]
+    prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B, n]
     if drop is not None:
         require(config.null_class, "This prior has no null class: drop must be None.")
         require(
-            drop.dtype == torch.bool and drop.shape == prefix.shape,
+            drop.dtype == torch.bool and drop.shape == (len(codes),),
             f"drop must be bool of shape [{len(codes)}], not {drop.dtype} {list(drop.shape)}.",
         )
-        prefix = prefix.masked_fill(drop.to(prefix.device), config.null_token)
+        prefix = torch.where(drop.to(prefix.device)[:, None], config.null_prefix.to(prefix.device), prefix)
     if config.order != "positions":
         codes = codes[:, config.code_of_token.to(codes.device)]
-    return torch.cat([prefix[:, None], codes], dim=1)  # [B, 1 + L]
+    return torch.cat([prefix, codes], dim=1)  # [B, n + L]
 
 
 def prefix_tokens(
@@ -251,23 +286,21 @@ def prefix_tokens(
     device: torch.device | str = "cpu",
     validate: bool = True,
 ) -> Tensor:
-    """Labels [B] (None exactly if the prior is unconditional) -> first tokens [B] int64 on `device`."""
+    """Labels or values [B, *value_shape] (None exactly if the prior is unconditional) -> [B, prefix_length] int64."""
+    kind = config.conditioning
     if labels is None:
         require(
-            config.class_names is None,
-            f"This prior has {config.num_classes} classes: labels must be given (drop replaces them by null).",
+            kind.vocab_size == 0,
+            f"This prior has {kind.describe()}: {kind.noun} must be given (drop replaces them by null).",
         )
-        return torch.full((batch,), config.null_token, dtype=torch.int64, device=device)
-    require(config.class_names is not None, "This prior is unconditional: it takes no labels.")
+        return config.null_prefix.to(device).expand(batch, -1)
+    require(kind.vocab_size > 0, "This prior is unconditional: it takes no labels.")
+    shape = (batch, *kind.value_shape)
     require(
-        labels.shape == (batch,) and _is_integer(labels),
-        f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.",
+        labels.shape == shape and _is_integer(labels),
+        f"{kind.noun} must be integers of shape {list(shape)}, not {labels.dtype} {list(labels.shape)}.",
     )
-    labels = labels.to(device=device, dtype=torch.int64)
-    if validate and labels.numel():
-        for extreme in (int(labels.min()), int(labels.max())):
-            require(0 <= extreme < config.num_classes, _no_such_label(extreme, config))
-    return labels + config.codebook_size
+    return kind.prefix(labels.to(device=device, dtype=torch.int64), validate) + config.codebook_size
 
 
 def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
@@ -290,7 +323,7 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
 
 
 def resolve_labels(names_or_ids: Iterable[str | int], config: SequenceConfig) -> list[int]:
-    """Class names or ids -> labels.
+    """Class names or ids -> labels; of another condition what its `parse` takes -> values.
 
     A string is first looked up among the class names and only then read as a number, so that "7" is the class called
     "7" where there is one.
@@ -303,30 +336,7 @@ def resolve_labels(names_or_ids: Iterable[str | int], config: SequenceConfig) ->
     """
     if isinstance(names_or_ids, (str, numbers.Integral)):
         names_or_ids = [names_or_ids]
-    wanted = list(names_or_ids)
-    if config.class_names is None:
-        require(not wanted, f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.")
-        return []
-    ids = {name: label for label, name in enumerate(config.class_names)}
-    return [_resolve_label(value, ids, config) for value in wanted]
-
-
-def _resolve_label(value: Any, ids: dict[str, int], config: SequenceConfig) -> int:
-    if isinstance(value, str):
-        if value in ids:
-            return ids[value]
-        try:
-            label = int(value)
-        except ValueError:
-            raise CodegridError(_no_such_name(value, config)) from None
-    else:
-        require(
-            isinstance(value, numbers.Integral) and not isinstance(value, bool),
-            f"{value!r} is neither the name nor the number of a class.",
-        )
-        label = int(value)
-    require(0 <= label < config.num_classes, _no_such_label(label, config))
-    return label
+    return config.conditioning.parse(names_or_ids)
 
 
 def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
@@ -382,19 +392,3 @@ def _check_codes(codes: Tensor, config: SequenceConfig) -> None:
 
 def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
-
-
-def _no_such_label(label: int, config: SequenceConfig) -> str:
-    return f"There is no class {label}: labels run from 0 to {config.num_classes - 1} ({_some_classes(config)})."
-
-
-def _no_such_name(name: str, config: SequenceConfig) -> str:
-    lowered = {known.lower(): known for known in config.class_names}
-    close = [lowered[match] for match in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)]
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-    return f"There is no class called {name!r}.{hint} The classes are {_some_classes(config)}."
-
-
-def _some_classes(config: SequenceConfig, limit: int = 20) -> str:
-    names = ", ".join(config.class_names[:limit])
-    return names if config.num_classes <= limit else f"{names}, ... ({config.num_classes} in all)"

@@ -60,7 +60,6 @@ def prior_card(
     `model_type` is that of the prior's config.
     """
     network = next(record for record in ARCHITECTURES.values() if record.model_type == model_type)
-    classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes"
     return _card(
         {
             "library_name": "codegrid",
@@ -69,7 +68,8 @@ def prior_card(
         },
         "Prior of image codes",
         f"A {network.title} that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
-        f"{classes}.\nIts codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
+        f"{sequence.conditioning.describe()}.\n"
+        f"Its codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
         training_section(_trained_on_codes(codes, tokenizer), scores, "Held-out codes"),
         f"""## Use
 
@@ -94,7 +94,11 @@ def pipeline_card(sequence: SequenceConfig, cards: Mapping[str, str] | None = No
         if sequence.class_names
         else "num_images=4"
     )
+    if sequence.condition is not None:
+        labels = "class_labels=wanted"  # what its `parse` takes
     names = f"Classes: {', '.join(sequence.class_names)}.\n" if sequence.class_names else ""
+    if sequence.condition is not None:
+        names = f"It follows {sequence.conditioning.describe()}.\n"
     parts = [
         f"## The {part}'s training\n\n{text}\n" for part, card in (cards or {}).items() if (text := _training_of(card))
     ]

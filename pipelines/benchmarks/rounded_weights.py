@@ -27,13 +27,13 @@ def measure(settings: Settings) -> list[Row]:
     require(data.manifest.sequence_config() == sequence, f"{settings.codes} are not the codes of {settings.prior}.")
     rows = data.split(_FRACTION)[1][:_MOST_IMAGES]
     require(len(rows) > 0, f"{settings.codes} has too few images to hold any out.")
-    labels = None if data.labels is None else torch.as_tensor(data.labels[rows])
-    tokens = to_tokens(torch.as_tensor(data.codes(rows).astype("int64")), labels, None, sequence)
+    labels, unknown = data.condition_values(rows)
+    tokens = to_tokens(torch.as_tensor(data.codes(rows).astype("int64")), labels, unknown, sequence)
     print_row({}, _WIDTHS, header=True)
     report: list[Row] = []
     for name in ("exact", "float16", "int8"):
-        weights = read_weights(model, sequence.codebook_size, sequence.length, weights=name)
-        nats = cross_entropy(weights, tokens)
+        weights = read_weights(model, sequence.codebook_size, tokens.shape[1] - 1, weights=name)
+        nats = cross_entropy(weights, tokens, sequence.prefix_length)
         change = nats - (report[0]["nats a code"] if report else nats)
         report.append({"weights": name, "nats a code": nats, "change": change, "images": len(rows)})
         print_row(report[-1], _WIDTHS)
@@ -41,12 +41,14 @@ def measure(settings: Settings) -> list[Row]:
 
 
 @torch.inference_mode()
-def cross_entropy(weights: DecoderWeights, tokens: Tensor) -> float:
-    """Of the codes of tokens [B, 1 + L], prefix first, in nats a code."""
+def cross_entropy(weights: DecoderWeights, tokens: Tensor, prefix_length: int = 1) -> float:
+    """Of the codes of tokens [B, n + L], prefix first, in nats a code."""
     padding = -len(tokens) % weights.row_multiple
     fed = torch.cat([tokens, tokens[:1].expand(padding, -1)])
     decoder, total = Decoder(weights, len(fed)), 0.0
-    for column, wanted in zip(fed.unbind(1), tokens.unbind(1)[1:], strict=False):
-        logits = decoder.step(column)[: len(tokens)].double()
-        total += float(F.cross_entropy(logits, wanted))
-    return total / (tokens.shape[1] - 1)
+    for place, column in enumerate(fed.unbind(1)[:-1], 1):
+        hidden = decoder.advance(column)
+        if place >= prefix_length:
+            logits = decoder.logits(hidden)[: len(tokens)].double()
+            total += float(F.cross_entropy(logits, tokens[:, place]))
+    return total / (tokens.shape[1] - prefix_length)

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -243,7 +243,7 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
     )
     write_text(folder / "skipped.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
     write_text(folder / "README.md", codes_card(manifest))
-    write_json(folder / MANIFEST_NAME, asdict(manifest))
+    write_json(folder / MANIFEST_NAME, manifest.to_dict())
     return manifest
 
 

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from codegrid.errors import require
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import claim_images, weights_fingerprint
 from codegrid.pipelines.pictures.grids import class_sheet
@@ -68,7 +69,13 @@ class Samples:
         return range(shard * self.batch_size, min((shard + 1) * self.batch_size, self.num_images))
 
     def labels(self, shard: int) -> list[int] | None:
-        classes = self.pipe.sequence.num_classes
+        sequence = self.pipe.sequence
+        require(
+            sequence.condition is None,
+            "Samples are evaluated of priors with classes or none, and this one's follow "
+            f"{sequence.conditioning.describe()}.",
+        )
+        classes = sequence.num_classes
         return [index % classes for index in self.indices(shard)] if classes else None
 
     def make(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import numbers
 import shutil
@@ -28,7 +27,7 @@ from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_se
 from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
-from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import OutputError, replace_folder, write_text
 from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior, to_codes
@@ -39,11 +38,9 @@ from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import Picture, to_images, to_pil, to_uint8
 
-SAMPLES_NAME = "samples.png"
 # Default of class-conditional pipelines whose folder names none, where the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
 _MOST_AT_ONCE = 64  # images, by default
-_MOST_CLASSES, _PER_CLASS = 10, 4  # of the sheet of samples
 _KEPT = 8  # full-size feature maps that decoding an image holds at its peak, roughly
 
 OutputType = Literal["pil", "np", "pt", "codes"]
@@ -62,7 +59,7 @@ class ImagePipelineOutput:
 
     images: list[Image.Image] | np.ndarray | Tensor | None
     codes: Tensor
-    labels: list[int] | None
+    labels: list[Any] | None
 
 
 class ImageGenerationPipeline:
@@ -121,8 +118,8 @@ class ImageGenerationPipeline:
         """Sample images.
 
         Args:
-            class_labels: names or ids, each `num_images_per_label` times, in this order. None on a class-conditional
-                pipeline takes all classes in turn.
+            class_labels: names or ids, each `num_images_per_label` times, in this order; of a prior with another
+                condition what its `parse` takes. None on a class-conditional pipeline takes all classes in turn.
             output_type: what `.images` holds; "codes" does not decode.
             options: those of `stream`.
 
@@ -202,7 +199,8 @@ class ImageGenerationPipeline:
     def default_batch_size(self, decodes: bool = True) -> int:
         """Images at a time for which there is memory, at most 64."""
         width = cached_width(self.prior.config)
-        cache = 2 * 2 * width * self.sequence.length * self.prior.dtype.itemsize  # keys, values; two branches
+        positions = self.sequence.prefix_length + self.sequence.length - 1
+        cache = 2 * 2 * width * positions * self.prior.dtype.itemsize  # keys, values; two branches
         backbone, size = self.tokenizer.config.backbone_config, self.tokenizer.config.preprocessing_config.size
         pixels = math.prod(size) // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
         return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
@@ -312,7 +310,7 @@ class ImageGenerationPipeline:
                 self,
                 pipeline_card(self.sequence, self.cards),
                 repo_id,
-                pictures={SAMPLES_NAME: sample_sheet(self)},
+                pictures=card_pictures(self),
                 private=private,
                 revision=revision,
                 subfolder=subfolder,
@@ -325,13 +323,18 @@ class ImageGenerationPipeline:
 
     def _labels(
         self, class_labels: Sequence[int | str] | int | str | None, per_label: int, num_images: int | None
-    ) -> list[int] | None:
+    ) -> list[Any] | None:
         require(per_label >= 1, f"num_images_per_label is {per_label}: it must be at least 1.")
         require(num_images is None or num_images >= 1, f"num_images is {num_images}: it must be at least 1.")
         require(num_images is None or per_label == 1, "Give num_images_per_label or num_images, not both.")
-        if self.class_names is None:
+        condition = self.sequence.conditioning
+        if condition.vocab_size == 0:
             require(class_labels is None, "This pipeline is unconditional: it takes no class_labels.")
             return None
+        require(
+            class_labels is not None or self.class_names is not None,
+            f"This pipeline's images follow {condition.describe()}: say what by class_labels, one for each image.",
+        )
         if class_labels is None:
             if num_images is None:
                 return [label for label in range(self.sequence.num_classes) for _ in range(per_label)]
@@ -340,19 +343,6 @@ class ImageGenerationPipeline:
         wanted = [class_labels] if isinstance(class_labels, (numbers.Integral, str)) else list(class_labels)
         require(bool(wanted), "class_labels is empty: name at least one class, or leave it out for all of them.")
         return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
-
-
-def sample_sheet(pipe: ImageGenerationPipeline) -> bytes:
-    """A PNG of some samples for a card: a row a class, or a grid."""
-    if pipe.class_names is None:
-        sheet = class_sheet(pipe(num_images=16, seed=0, progress=False).images, None)
-    else:
-        labels = list(range(min(_MOST_CLASSES, len(pipe.class_names))))
-        output = pipe(labels, num_images_per_label=_PER_CLASS, seed=0, progress=False)
-        sheet = class_sheet(output.images, [pipe.class_names[label] for label in output.labels])
-    buffer = io.BytesIO()
-    sheet.save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def cards_of(folders: dict[str, Path]) -> dict[str, str]:

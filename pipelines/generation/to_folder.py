@@ -94,15 +94,14 @@ def generate_images(
     if accelerator.is_main_process:
         claim_images(folder, settings)
     everyone()
-    names = [
-        _file_name(index, None if labels is None else pipe.class_names[labels[index]]) for index in range(num_images)
-    ]
+    captions = None if labels is None else [pipe.sequence.conditioning.name(label) for label in labels]
+    names = [_file_name(index, None if captions is None else captions[index]) for index in range(num_images)]
     # All ranks cut the same batches, whatever memory each has.
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
     _write_missing(pipe, accelerator, everyone, [folder / name for name in names], labels, seed, batch_size, weights)
     everyone()
     if accelerator.is_main_process:
-        _write_sheet(folder, names, None if labels is None else [pipe.class_names[label] for label in labels])
+        _write_sheet(folder, names, captions)
         tqdm.write(f"{num_images} images and samples.png are in {folder}.")
     return folder
 
@@ -157,9 +156,13 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 
 def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
-    if pipe.class_names is None:
+    if pipe.sequence.conditioning.vocab_size == 0:
         require(not class_labels, "This pipeline is unconditional: leave --class-labels out.")
         return None
+    require(
+        bool(class_labels) or pipe.class_names is not None,
+        f"This pipeline's images follow {pipe.sequence.conditioning.describe()}: say what by --class-labels.",
+    )
     chosen = resolve_labels(class_labels, pipe.sequence) if class_labels else list(range(len(pipe.class_names)))
     return (chosen * math.ceil(num_images / len(chosen)))[:num_images]
 

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from codegrid.pipelines.artifacts.cards import codes_card, pipeline_card, prior_card, tokenizer_card
 from codegrid.pipelines.artifacts.upload import upload
-from codegrid.pipelines.generation.pipeline import SAMPLES_NAME, sample_sheet
+from codegrid.pipelines.generation.sheet import SAMPLES_NAME, card_pictures
 from codegrid.pipelines.publishing.kinds import open_folder
 from codegrid.prior import SequenceConfig, save_prior
 
@@ -111,7 +111,7 @@ def push_prior(model: PreTrainedModel, sequence: SequenceConfig, repo_id: str, *
 def _pictures(folder: Path, kind: str, content: Any) -> dict[str, Path | bytes]:
     """Pictures for the card, where the folder has none: samples of a pipeline, a training run's reconstructions."""
     if kind == "pipeline" and not (folder / SAMPLES_NAME).is_file():
-        return {SAMPLES_NAME: sample_sheet(content)}
+        return card_pictures(content)
     newest = max((folder / "pictures").glob("reconstructions-*.png"), default=None)
     return {_RECONSTRUCTIONS_NAME: newest} if kind == "tokenizer" and newest is not None else {}
 

@@ -68,13 +68,11 @@ def announce_prior(
     if not run.is_main:
         return 0.0
     run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
-    classes = f"{sequence.num_classes} classes" if sequence.num_classes else "no classes (unconditional)"
-    estimate = estimate_prior_memory(
-        objective, (run.micro_batch_size, 1 + sequence.length), bool(config.ema_decay), run.accelerator.mixed_precision
-    )
+    tokens = (run.micro_batch_size, sequence.prefix_length + sequence.length)
+    estimate = estimate_prior_memory(objective, tokens, bool(config.ema_decay), run.accelerator.mixed_precision)
     run.log(
         f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
-        f"{classes}.\n"
+        f"{sequence.conditioning.describe()}.\n"
         f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} rows a step on {run.devices}, "
         f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}.\n"

@@ -78,4 +78,4 @@ def shared_values(config: PriorConfig, sequence: SequenceConfig) -> dict[str, An
 
 def num_positions(sequence: SequenceConfig) -> int:
     """Positions of a model: one more than training sees, because serving engines count the prefix and every code."""
-    return sequence.length + 1
+    return sequence.prefix_length + sequence.length

@@ -26,6 +26,9 @@ def samples_tokenizer(
     """The tokenizer that made the codes, where it is at hand and samples are wanted; else None, and `log` says why."""
     if not config.num_samples:
         return None
+    if manifest.condition is not None:
+        log(f"No samples while training: what should they follow (condition {manifest.condition.get('type')!r})?")
+        return None
     name = config.tokenizer or manifest.tokenizer
     if config.tokenizer is None and not Path(name).is_dir():  # nothing is downloaded for pictures that nobody asked for
         log(f"No samples while training: the codes' tokenizer {name!r} is no folder here (name it with --tokenizer).")

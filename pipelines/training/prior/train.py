@@ -114,12 +114,10 @@ class PriorStage(Stage):
 
     def _loss(self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None) -> Tensor:
         """Mean cross-entropy of `rows` in nats a code; `dropped` [B] bool: which lose their class."""
-        labels = None if self.codes.labels is None else self.codes.labels[rows]
-        if labels is not None:
-            # Images without a label among labelled ones are -1: they train the null class.
-            unknown = torch.from_numpy(labels < 0)
+        labels, unknown = self.codes.condition_values(rows)
+        if labels is not None:  # images without a label among labelled ones train the null class
             dropped = unknown if dropped is None else dropped | unknown
-            labels = torch.from_numpy(labels.clip(min=0)).to(self.device)
+            labels = labels.to(self.device)
         codes = torch.from_numpy(self.codes.codes(rows)).to(self.device)  # [B, L]
         drop = None if labels is None else dropped.to(self.device)
         smoothing = self.config.label_smoothing if model.training else 0.0

@@ -1,0 +1,281 @@
+"""What an image's codes follow: kinds of condition, each a prefix of tokens before the codes.
+
+A kind is a frozen dataclass; its fields are what `sequence_config.json` keeps of it. Two are here, none and
+class. Another package adds its own by `register_condition`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from torch import Tensor
+
+from codegrid.errors import CodegridError, require
+
+MOST_CLASSES = 10**6  # an upper bound: a file says how many there are, and lists of that size are made
+
+
+class Condition(ABC):
+    """A kind of condition. Subclasses are frozen dataclasses that check their fields.
+
+    Tokens are counted from 0 here; in a prior's vocabulary `[codes | condition's tokens | null]` they follow the codes.
+
+    Attributes:
+        type: its name, in the registry and in saved files.
+        noun: what its values are called in error messages.
+        columns: of a row of a code data set, which `read` reads; integers, or lists of integers of one length.
+    """
+
+    type: ClassVar[str]
+    noun: ClassVar[str] = "values"
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    @abstractmethod
+    def num_tokens(self) -> int:
+        """Tokens of the prefix, at least 1."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """Tokens that the prefix is made of, without null; 0 where there is nothing to follow."""
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        """Of one image's value, which is made of integers."""
+        return (self.num_tokens,)
+
+    @property
+    def null(self) -> tuple[int, ...]:
+        """The prefix of an image that follows nothing: `num_tokens` numbers, `vocab_size` for the null token."""
+        return (self.vocab_size,) * self.num_tokens
+
+    def prefix(self, values: Tensor, validate: bool = True) -> Tensor:
+        """Values int64 [B, *value_shape] -> tokens int64 [B, num_tokens] in [0, vocab_size), on the same device.
+
+        Args:
+            validate: refuse values out of their range. On an accelerator this waits for it.
+
+        Raises:
+            CodegridError: a value is out of its range.
+        """
+        if validate and values.numel():
+            low, high = (int(extreme) for extreme in values.aminmax())
+            self.check_value(low)
+            self.check_value(high)
+        return values.reshape(len(values), self.num_tokens)
+
+    def check_value(self, value: int) -> None:
+        require(
+            0 <= value < self.vocab_size,
+            f"The {self.noun} hold {value}: they must lie in [0, {self.vocab_size}).",
+        )
+
+    def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Rows of `columns` of a code data set -> values [B, *value_shape], and which are known: bool [B].
+
+        Those that are not known are trained as null; their values must be in range all the same.
+        """
+        values = columns[self.columns[0]]
+        return values, torch.ones(len(values), dtype=torch.bool)
+
+    @abstractmethod
+    def parse(self, wanted: Iterable[Any]) -> list[Any]:
+        """What a user gives, one for an image, such as names -> values as integers or lists of them.
+
+        Raises:
+            CodegridError: something is not of this condition. The message says what there is.
+        """
+
+    def name(self, value: Any) -> str:
+        """Of one image's value, for captions and file names."""
+        return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+
+    @abstractmethod
+    def describe(self) -> str:
+        """For cards and announcements, after "with": "10 classes"."""
+
+
+Kind = TypeVar("Kind", bound=type[Condition])
+CONDITIONS: dict[str, type[Condition]] = {}
+
+
+def register_condition(kind: Kind) -> Kind:
+    """Make a kind of condition known to saved priors and code data sets; also as a decorator.
+
+    Raises:
+        CodegridError: it has no `type`, or that of another kind.
+    """
+    name = getattr(kind, "type", None)
+    require(isinstance(name, str) and bool(name), f"{kind.__name__} has no type: give it the class attribute `type`.")
+    known = CONDITIONS.get(name)
+    same = known is None or (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
+    require(same, f"There is a condition of the type {name!r} already: choose another.")
+    CONDITIONS[name] = kind
+    return kind
+
+
+def condition_to_dict(condition: Condition) -> dict[str, Any]:
+    """A condition as plain values, for a JSON file."""
+    return {"type": condition.type, **asdict(condition)}  # type: ignore[call-overload]
+
+
+def condition_from_dict(values: Any) -> Condition:
+    """The inverse of `condition_to_dict`.
+
+    Raises:
+        CodegridError: the type is not registered, a field is unknown or missing, or a value is wrong.
+    """
+    require(isinstance(values, Mapping), f"condition is {values!r:.200}: it must be a JSON object with a type.")
+    fields_given = dict(values)
+    name = fields_given.pop("type", None)
+    if not isinstance(name, str) or name not in CONDITIONS:
+        raise CodegridError(
+            f"condition has the type {name!r}, and known are {', '.join(CONDITIONS)}: import the package that has it."
+        )
+    kind = CONDITIONS[name]
+    unknown = sorted(set(fields_given) - {field.name for field in fields(kind)})  # type: ignore[arg-type]
+    require(not unknown, f"condition {name!r} has unknown fields: {', '.join(unknown)}.")
+    try:
+        return kind(**fields_given)
+    except TypeError as error:
+        raise CodegridError(f"condition {name!r} cannot be read: {error}.") from error
+
+
+def check_bounds(condition: Condition, most_tokens: int) -> None:
+    """Refuse a condition of made-up sizes, before anything of its size is made.
+
+    Raises:
+        CodegridError: it has no token or more than `most_tokens`, or too large a vocabulary.
+    """
+    tokens, vocabulary = condition.num_tokens, condition.vocab_size
+    require(
+        1 <= tokens <= most_tokens,
+        f"condition {condition.type!r} is a prefix of {tokens} tokens: it must have 1 to {most_tokens}.",
+    )
+    require(
+        0 <= vocabulary <= MOST_CLASSES,
+        f"condition {condition.type!r} has {vocabulary} different tokens: it must have at most {MOST_CLASSES}.",
+    )
+
+
+@register_condition
+@dataclass(frozen=True)
+class NoCondition(Condition):
+    """Nothing to follow: the prefix is null."""
+
+    type: ClassVar[str] = "none"
+
+    @property
+    def num_tokens(self) -> int:
+        return 1
+
+    @property
+    def vocab_size(self) -> int:
+        return 0
+
+    def parse(self, wanted: Iterable[Any]) -> list[Any]:
+        wanted = list(wanted)
+        require(not wanted, f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.")
+        return []
+
+    def describe(self) -> str:
+        return "no classes"
+
+
+@register_condition
+@dataclass(frozen=True)
+class ClassCondition(Condition):
+    """One of a list of classes: a prefix of one token. Values are labels [B] in [0, number of classes).
+
+    Args:
+        class_names: one unique name a class, in the order of the labels.
+    """
+
+    type: ClassVar[str] = "class"
+    noun: ClassVar[str] = "labels"
+    columns: ClassVar[tuple[str, ...]] = ("label",)
+
+    class_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        names = self.class_names
+        require(
+            isinstance(names, (tuple, list)) and len(names) >= 1 and all(isinstance(name, str) for name in names),
+            f"class_names is {names!r:.200}: it must be a list of at least one name, or None for no classes.",
+        )
+        require(
+            len(names) <= MOST_CLASSES, f"class_names has {len(names)} classes: it must have at most {MOST_CLASSES}."
+        )
+        object.__setattr__(self, "class_names", tuple(names))
+        seen: set[str] = set()
+        for name in names:
+            require(name not in seen, f"class_names has two classes called {name!r}: names must be unique.")
+            seen.add(name)
+
+    @property
+    def num_tokens(self) -> int:
+        return 1
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def value_shape(self) -> tuple[int, ...]:
+        return ()
+
+    def check_value(self, value: int) -> None:
+        require(
+            0 <= value < self.vocab_size,
+            f"There is no class {value}: labels run from 0 to {self.vocab_size - 1} ({self._some()}).",
+        )
+
+    def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Images without a label among labelled ones are -1."""
+        labels = columns["label"]
+        return labels.clamp(min=0), labels >= 0
+
+    def parse(self, wanted: Iterable[Any]) -> list[int]:
+        """Class names or ids -> labels; see `resolve_labels`."""
+        ids = {name: label for label, name in enumerate(self.class_names)}
+        return [self._label(value, ids) for value in wanted]
+
+    def name(self, value: Any) -> str:
+        return self.class_names[value]
+
+    def describe(self) -> str:
+        return f"{self.vocab_size} classes"
+
+    def _label(self, value: Any, ids: dict[str, int]) -> int:
+        if isinstance(value, str):
+            if value in ids:
+                return ids[value]
+            try:
+                label = int(value)
+            except ValueError:
+                raise CodegridError(self._no_such_name(value)) from None
+        else:
+            require(
+                isinstance(value, numbers.Integral) and not isinstance(value, bool),
+                f"{value!r} is neither the name nor the number of a class.",
+            )
+            label = int(value)
+        self.check_value(label)
+        return label
+
+    def _no_such_name(self, name: str) -> str:
+        lowered = {known.lower(): known for known in self.class_names}
+        close = [lowered[match] for match in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)]
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        return f"There is no class called {name!r}.{hint} The classes are {self._some()}."
+
+    def _some(self, limit: int = 20) -> str:
+        names = ", ".join(self.class_names[:limit])
+        return names if self.vocab_size <= limit else f"{names}, ... ({self.vocab_size} in all)"
