@@ -25,6 +25,7 @@ from codegrid.pipelines.codes.job import Job, claimed
 from codegrid.pipelines.codes.shards import EncodedShard, code_dtype, is_done, read_records, write_shard
 from codegrid.pipelines.data.batches import Picture, Pictures, Variant, picture_reader, to_device
 from codegrid.pipelines.data.classes import decoder_classes
+from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_image_stream
 from codegrid.pipelines.data.understood import describe_reading
@@ -129,10 +130,15 @@ def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: 
     total = len(job.images) if isinstance(job.images, ImageSource) else None
     bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
     parts = _streamed_shards if job.shards is None else _shards
+    watch = DepthWatch(model.config.preprocessing_config)
     for shard, part in parts(pictures, job, config, accelerator, folder, bar):
-        encoded = _encode(model, part, kinds, config.batch_size, accelerator, bar)
+        encoded = _encode(model, watch.of(part), kinds, config.batch_size, accelerator, bar)
         write_shard(folder, shard, encoded, model, job.images)
+        if sentence := watch.sentence():
+            _say(accelerator, sentence)
     bar.close()
+    if sentence := watch.sentence(last=True):
+        _say(accelerator, sentence)
 
 
 def _shards(

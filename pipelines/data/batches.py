@@ -45,7 +45,8 @@ CENTRE = (Variant(),)
 class Picture(NamedTuple):
     """A record as the model will see it: pixels uint8 [V, H, W, C], or None and the reason.
 
-    `label` is -1 where it is not known; `size` is (width, height) as loaded.
+    `label` is -1 where it is not known; `size` is (width, height) as loaded; `peak` the largest value of a picture
+    of more than 8 bits, as a share of white.
     """
 
     source_id: str
@@ -54,6 +55,7 @@ class Picture(NamedTuple):
     size: tuple[int, int] = (0, 0)
     reason: str = ""
     detail: str = ""
+    peak: float | None = None
 
 
 def read_picture(
@@ -64,7 +66,7 @@ def read_picture(
     try:
         image = open_picture(record.data, preprocessing)
         squares = [prepare(image, preprocessing, channels, crop=crop, flip=flip) for crop, flip in variants]
-        return Picture(record.source_id, label, np.stack(squares), image.size)
+        return Picture(record.source_id, label, np.stack(squares), image.size, peak=image.info.get("peak"))
     except BadImage as error:
         return Picture(record.source_id, label, None, reason=error.reason, detail=str(error))
 
@@ -168,16 +170,17 @@ class AugmentationConfig:
 @dataclass
 class ImageBatch:
     """pixels uint8 [B, H, W, C]; labels int64 [B], -1 where there is none; the source ids; the inputs that could not be
-    read, with their reasons."""
+    read, with their reasons; the peaks of the pictures of more than 8 bits."""
 
     pixels: Tensor
     labels: Tensor
     source_ids: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
+    peaks: list[float] = field(default_factory=list)
 
     def pin_memory(self) -> ImageBatch:
         """In pinned memory, from which copies to a GPU do not wait; a DataLoader asks for it."""
-        return ImageBatch(self.pixels.pin_memory(), self.labels.pin_memory(), self.source_ids, self.skipped)
+        return ImageBatch(self.pixels.pin_memory(), self.labels.pin_memory(), self.source_ids, self.skipped, self.peaks)
 
 
 class AugmentedImages(Dataset):
@@ -194,7 +197,7 @@ class AugmentedImages(Dataset):
         self.source, self.preprocessing, self.channels = source, preprocessing, channels
         self.augmentation, self.seed = augmentation, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, str, dict[str, str]]:
+    def __getitem__(self, item: tuple[int, int]) -> tuple[Picture, dict[str, str]]:
         epoch, index = item
         top, left, mirror = uniforms(3, self.seed, "augmentation", epoch, index)
         crop = (top, left) if self.augmentation.random_crop else "center"
@@ -203,7 +206,7 @@ class AugmentedImages(Dataset):
         for attempt in range(_MOST_REPLACEMENTS):
             picture = read_picture(self.source[index], self.preprocessing, self.channels, (variant,))
             if picture.pixels is not None:
-                return picture.pixels[0], picture.label, picture.source_id, skipped
+                return picture, skipped
             skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
             (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
             index = int(other * len(self.source))
@@ -247,7 +250,12 @@ def _parts(rows: Iterable[int], size: int) -> Iterator[list[int]]:
         yield part
 
 
-def _collate(items: list[tuple[np.ndarray, int, str, dict[str, str]]]) -> ImageBatch:
-    pixels, labels, names, bad = zip(*items, strict=True)
-    skipped = {name: reason for each in bad for name, reason in each.items()}
-    return ImageBatch(torch.from_numpy(np.stack(pixels)), torch.tensor(labels), list(names), skipped)
+def _collate(items: list[tuple[Picture, dict[str, str]]]) -> ImageBatch:
+    pictures, bad = zip(*items, strict=True)
+    return ImageBatch(
+        torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])),
+        torch.tensor([picture.label for picture in pictures]),
+        [picture.source_id for picture in pictures],
+        {name: reason for each in bad for name, reason in each.items()},
+        [picture.peak for picture in pictures if picture.peak is not None],
+    )

@@ -9,13 +9,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
-import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from codegrid.names import shown
 from codegrid.tokenizer.images.colour import to_srgb
+from codegrid.tokenizer.images.depth import FORMATS_OWN, Levels, colour_to_8_bits, grey_to_8_bits, is_deep, is_deep_grey
+from codegrid.tokenizer.images.reasons import BadImage
 
 Image.init()  # registers all formats; otherwise a rare one is an unknown name below
 # Decoders that work on pixels in memory. Left out on purpose: EPS and its like, which start other programs.
@@ -43,21 +44,13 @@ _UPRIGHT = {  # EXIF orientation -> what turns the stored picture upright
 _EXIF_ORIENTATION = 0x0112
 
 
-class BadImage(ValueError):  # noqa: N818  (it names the picture's state; callers skip it and go on)
-    """A picture that must be left out.
+class _Reading(NamedTuple):
+    """How a picture is read; see `load_image`."""
 
-    Args:
-        reason: one snake_case word to count by: empty_file, truncated, not_an_image, unreadable, too_many_pixels,
-            file_too_large, unsupported_depth, too_small or extreme_aspect.
-        message: a sentence for people.
-    """
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(reason, message)  # both, so that it survives pickling out of a DataLoader worker
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return self.args[1]
+    max_pixels: int
+    in_srgb: bool
+    levels: Levels
+    where: str
 
 
 def load_image(
@@ -65,17 +58,20 @@ def load_image(
     max_pixels: int = MAX_PIXELS,
     *,
     colour: Literal["stored", "srgb"] = "stored",
+    levels: Levels = FORMATS_OWN,
 ) -> Image.Image:
     """A picture as 8-bit RGB, upright, a file's first frame, clear parts on white.
 
     16-bit grey is scaled, not clipped. Bytes that stop early are refused, never filled up with grey. The result carries
-    nothing of the file beside its pixels (no EXIF, no profile), so that loading it again changes nothing.
+    nothing of the file beside its pixels (no EXIF, no profile), so that loading it again changes nothing; of a picture
+    of more than 8 bits, `info["peak"]` is the largest value as a share of white.
 
     Args:
         data: the file's bytes, or its path; or a picture of PIL in any mode, which is treated like the file that it was
             opened from (its current frame is taken).
         max_pixels: the limit that the header's size is held against before anything is decoded.
         colour: "srgb" turns the colours of a picture with a profile into sRGB; "stored" takes the numbers as they are.
+        levels: which stored values are black and white in pictures of more than 8 bits.
 
     Raises:
         BadImage: the picture must be left out; `.reason` says why.
@@ -89,10 +85,10 @@ def load_image(
         data = bytes(data)
         if not data:
             raise BadImage("empty_file", f"{where} is empty (0 bytes).")
+    reading = _Reading(max_pixels, colour == "srgb", levels, where)
     try:
         with _strict_and_quiet():
-            image = data if isinstance(data, Image.Image) else _open(data)
-            return _upright_rgb(image, max_pixels, where, colour == "srgb")
+            return _upright_rgb(*_opened(data), reading)
     except BadImage:
         raise
     except _DECODING_ERRORS as error:
@@ -123,19 +119,36 @@ def _strict_and_quiet() -> Iterator[None]:
         ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=FORMATS)  # reads the header only
+def _opened(data: bytes | Image.Image) -> tuple[Image.Image, bytes]:
+    """The picture, of which only the header is read, and its file's bytes; none where they are not at hand."""
+    if isinstance(data, bytes):
+        return Image.open(io.BytesIO(data), formats=FORMATS), data
+    file = getattr(data, "fp", None) if is_deep(data) and not is_deep_grey(data) else None
+    if file is None or not file.seekable():
+        return data, b""
+    place = file.tell()
+    file.seek(0)
+    stored = file.read()
+    file.seek(place)
+    return data, stored
 
 
-def _upright_rgb(image: Image.Image, max_pixels: int, where: str, in_srgb: bool) -> Image.Image:
-    _check_pixels(image.size, max_pixels, where)
+def _upright_rgb(image: Image.Image, data: bytes, reading: _Reading) -> Image.Image:
+    _check_pixels(image.size, reading.max_pixels, reading.where)
+    deep_colour = is_deep(image) and not is_deep_grey(image)
     image.load()
-    _check_pixels(image.size, max_pixels, where)  # a decoder may find another size than its header's
-    orientation = _orientation(image)
-    image = _to_rgb(image, where, image.info.get("icc_profile") if in_srgb else None)
+    _check_pixels(image.size, reading.max_pixels, reading.where)  # a decoder may find another size than its header's
+    orientation, profile = _orientation(image), image.info.get("icc_profile") if reading.in_srgb else None
+    peak = None
+    if deep_colour:
+        image, peak = colour_to_8_bits(image, data, reading.levels, reading.where)
+    elif is_deep_grey(image):
+        image, peak = grey_to_8_bits(image, reading.levels, reading.where)
+    image = _to_rgb(image, profile)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
-    image.info = {}  # an orientation left here would turn the picture again when it is loaded again
+    # An orientation left here would turn the picture again when it is loaded again.
+    image.info = {} if peak is None else {"peak": peak}
     return image
 
 
@@ -156,9 +169,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, where: str, profile: bytes | None) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return to_srgb(_deep_grey_to_8_bits(image, where), profile).convert("RGB")
+def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:
@@ -171,24 +182,6 @@ def _to_rgb(image: Image.Image, where: str, profile: bytes | None) -> Image.Imag
         image = to_srgb(image if image.mode in ("1", "L", "CMYK") else image.convert("RGB"), profile)
     # copy() leaves the plugin's class and its file behind
     return image.convert("RGB") if image.mode != "RGB" else Image.Image.copy(image)
-
-
-def _deep_grey_to_8_bits(image: Image.Image, where: str) -> Image.Image:
-    """Grey of more than 8 bits. Integers up to 65,535 are 16-bit; floats up to 1 are a unit range, up to 255 8-bit."""
-    values = np.asarray(image)
-    low, high = values.min(), values.max()
-    is_float = image.mode == "F"
-    if not (low >= 0 and high <= (255 if is_float else 65535)):  # also true of NaN
-        raise BadImage(
-            "unsupported_depth",
-            f"{where} has grey values from {low} to {high}, whose white is not known: save it with 8 or 16 bits.",
-        )
-    white = (1 if high <= 1 else 255) if is_float else 65535
-    grey = np.rint(values.astype(np.float32) * (255 / white)).astype(np.uint8)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey = np.where(values == clear, np.uint8(255), grey)
-    return Image.fromarray(grey)
 
 
 def _as_bad_image(error: BaseException, data: bytes, where: str) -> BadImage:

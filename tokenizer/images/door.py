@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.errors import CodegridError, require
-from codegrid.tokenizer.images.decoding import BadImage, load_image
+from codegrid.tokenizer.images.decoding import load_image
+from codegrid.tokenizer.images.depth import Levels
 from codegrid.tokenizer.images.pixels import check_images, to_model
+from codegrid.tokenizer.images.reasons import BadImage
 from codegrid.tokenizer.images.squares import Preprocessing, prepare
 
 # A path, a file's bytes, an open file, a row of `datasets` ({"bytes": ..., "path": ...}), PIL in any mode; uint8 or
@@ -40,12 +42,12 @@ def open_picture(picture: Picture, preprocessing: Preprocessing) -> Image.Image:
         picture = picture.detach().cpu()
         picture = (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy has no bfloat16
     if isinstance(picture, (np.ndarray, np.generic)):
-        picture = _from_array(picture)
+        picture = _from_array(picture, preprocessing)
     elif hasattr(picture, "read") and not isinstance(picture, (Image.Image, Path)):
         picture = picture.read()
     known = (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)
     require(isinstance(picture, known), f"{_name(picture)} is no picture: give {_KINDS}.")
-    return load_image(picture, preprocessing.max_pixels, colour=preprocessing.colour)
+    return load_image(picture, preprocessing.max_pixels, colour=preprocessing.colour, levels=preprocessing.levels)
 
 
 def to_square(
@@ -132,7 +134,7 @@ def _is_float(values: Tensor | np.ndarray) -> bool:
     return values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _from_array(array: np.ndarray, preprocessing: Preprocessing) -> Image.Image:
     """uint8, uint16 or bool [H, W] or [H, W, C] as a picture."""
     array = np.asarray(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
@@ -153,8 +155,15 @@ def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype == np.uint16 and array.ndim == 3:
-        array = np.rint(array.astype(np.float32) * (255 / 65535)).astype(np.uint8)
+        array = _colours_to_8_bits(array, preprocessing.levels)
     return Image.fromarray(np.ascontiguousarray(array))  # LA of two channels, RGB, RGBA
+
+
+def _colours_to_8_bits(array: np.ndarray, levels: Levels) -> np.ndarray:
+    """uint16 [H, W, C] -> uint8; alpha, the last of 2 or 4 channels, has no black and white of its own."""
+    colours = array.shape[2] - (array.shape[2] in (2, 4))
+    alpha = Levels().to_8_bits(array[:, :, colours:])
+    return np.concatenate([levels.to_8_bits(array[:, :, :colours]), alpha], axis=2)
 
 
 def _name(value: Any) -> str:

@@ -11,7 +11,9 @@ from PIL import Image
 
 from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.fields import younger
-from codegrid.tokenizer.images.decoding import MAX_PIXELS, PIL_PIXEL_LIMIT, BadImage
+from codegrid.tokenizer.images.decoding import MAX_PIXELS, PIL_PIXEL_LIMIT
+from codegrid.tokenizer.images.depth import Levels
+from codegrid.tokenizer.images.reasons import BadImage
 
 MAX_SIDE = 16_384  # of the prepared picture
 
@@ -32,6 +34,9 @@ class Preprocessing:
         max_aspect: pictures whose long side is more than this many times the short side are left out.
         colour: "srgb" turns the colours of pictures with an ICC profile (Display P3, Adobe RGB, CMYK, grey) into sRGB;
             "stored" takes the stored numbers for sRGB, as tokenizers of 0.1.0 do, whose config.json does not say.
+        white: stored value that is white in pictures of more than 8 bits, such as 4095 for 12 bits in 16-bit files;
+            what lies above is cut. None is 65535 for integers, and 1 or 255 for floats.
+        black: stored value that is black in them.
     """
 
     image_size: int | tuple[int, int] = 256
@@ -40,6 +45,8 @@ class Preprocessing:
     max_pixels: int = MAX_PIXELS
     max_aspect: float = 20.0
     colour: Literal["stored", "srgb"] = younger("srgb", before="stored")
+    white: float | None = younger(None)
+    black: float = younger(0.0)
 
     def __post_init__(self) -> None:
         self._check_size()
@@ -50,6 +57,17 @@ class Preprocessing:
         for name, most in {"max_pixels": PIL_PIXEL_LIMIT, "max_aspect": 10_000}.items():
             value = getattr(self, name)
             require(1 <= value <= most, f"preprocessing.{name} is {value}: it must lie in [1, {most}].")
+
+        white = 1 if self.white is None else self.white
+        require(
+            math.isfinite(self.black) and math.isfinite(white) and (self.white is None or self.black < white),
+            f"preprocessing.black is {self.black} and white {self.white}: they must be numbers, black below white.",
+        )
+
+    @property
+    def levels(self) -> Levels:
+        """Black and white of pictures of more than 8 bits."""
+        return Levels(self.black, self.white)
 
     def _check_size(self) -> None:
         sides = self.image_size if isinstance(self.image_size, (tuple, list)) else (self.image_size,) * 2

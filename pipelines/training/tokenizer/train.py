@@ -19,6 +19,7 @@ from codegrid.pipelines.artifacts.export import export_tokenizer
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, image_batches, prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
+from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataError, ImageSource
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
@@ -97,6 +98,7 @@ class TokenizerStage(Stage):
         config, accelerator = self.config, self.run.accelerator
         self.batches = _training_batches(self.run, config, self.images, start)
         self.skipped = _read_skipped(self.run)
+        self.depth = DepthWatch(config.preprocessing)
         self.watched = replay(self.run.earlier_metrics(), config, math.prod(self.model.config.grid_shape))
         self.learners.model.module.train()
         self.rank = accelerator.process_index
@@ -107,6 +109,7 @@ class TokenizerStage(Stage):
         labels = [_known_labels(batch).to(self.device) for batch in batches] if self.config.needs_labels else None
         for batch in batches:
             self.skipped.update(batch.skipped)
+            self.depth.add(batch.peaks)
         self.last_batch = ", ".join(batches[-1].source_ids[:8])
         seed_step(self.config.seed, step, self.rank)
         return train_step(self.learners, self.config, pictures, step, self.run.accelerator, labels=labels)
@@ -178,7 +181,8 @@ class TokenizerStage(Stage):
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.skipped.items())]
             write_text(self.run.folder / _SKIPPED_NAME, "".join(lines))
         self.watched, warnings = watch(self.watched, line, self.config, math.prod(self.model.config.grid_shape))
-        return warnings
+        sentence = self.depth.sentence(last=line["step"] == self.config.max_steps)
+        return [*warnings, sentence] if sentence else warnings
 
 
 def _training_batches(
