@@ -36,13 +36,7 @@ test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions 
 # The folder's clones by the names of their repositories; diffusers is the installed package.
 PEERS ?= ../peers
 import-parity: $(DEV) ## imported checkpoints against their projects' own code, of the clones in PEERS=folder
-	@for pair in taming:taming-transformers taming-f8:taming-transformers taming-remap:taming-transformers \
-	  taming-gumbel:taming-transformers taming-gpt:taming-transformers \
-	  taming-gpt-unconditional:taming-transformers llamagen:LlamaGen llamagen-gpt:LlamaGen maskgit:1d-tokenizer \
-	  ibq:SEED-Voken open-magvit2:SEED-Voken; do \
-	  test ! -d $(PEERS)/$${pair#*:} || \
-	    $(BIN)/python scripts/import_parity.py $${pair%%:*} --repository $(PEERS)/$${pair#*:} || exit 1; done
-	@! $(BIN)/python -c 'import diffusers' 2> /dev/null || $(BIN)/python scripts/import_parity.py diffusers
+	$(BIN)/codegrid dev import-parity all --repository $(PEERS)
 
 lint: $(DEV) ## ruff: rules and layout, changing nothing
 	$(BIN)/ruff check .

@@ -44,26 +44,9 @@ def import_checkpoint(
 ) -> Path:
     """Turn another project's checkpoint into a folder that `from_pretrained` reads.
 
-    The commands, by family:
+    The commands, by family (a prior's tokenizer is imported first, from its own file or the same one):
 
-        taming (VQModel and GumbelVQ, latent-diffusion's first stages too; with or without the yaml)
-            codegrid import-checkpoint taming --checkpoint last.ckpt --config model.yaml --output-dir DIR
-        llamagen (VQ-16 and VQ-8)
-            codegrid import-checkpoint llamagen --checkpoint vq_ds16_c2i.pt --output-dir DIR
-        diffusers (VQModel: aMUSEd's, LDM's; FILE may be its folder)
-            codegrid import-checkpoint diffusers --checkpoint vqvae/ --output-dir DIR
-        maskgit (VQGAN of open-muse, TiTok, RAR)
-            codegrid import-checkpoint maskgit --checkpoint maskgit-vqgan-imagenet-f16-256.bin --output-dir DIR
-        ibq (SEED-Voken's IBQ tokenizers)
-            codegrid import-checkpoint ibq --checkpoint imagenet256_16384.ckpt --output-dir DIR
-        open-magvit2 (its image tokenizers)
-            codegrid import-checkpoint open-magvit2 --checkpoint imagenet_256_L.ckpt --output-dir DIR
-        taming-gpt (class-conditional or unconditional; FILE holds the tokenizer too, which is imported first)
-            codegrid import-checkpoint taming --checkpoint last.ckpt --config project.yaml --output-dir TOKENIZER
-            codegrid import-checkpoint taming-gpt --checkpoint last.ckpt --config project.yaml --tokenizer TOKENIZER \\
-                --output-dir DIR
-        llamagen-gpt (the class-conditional priors, B to 3B; --grid-size 24 for those of 384 pixels)
-            codegrid import-checkpoint llamagen-gpt --checkpoint c2i_B_256.pt --tokenizer TOKENIZER --output-dir DIR
+        FAMILIES
 
     Files are read as weights alone: nothing in them is run. Where a file holds averaged weights beside the trained
     ones (model_ema), the averaged ones are taken.
@@ -105,6 +88,18 @@ def import_checkpoint(
     if verify_images:
         reconstruct(str(folder), DataConfig(source=verify_images), str(folder / "verification"))
     return folder
+
+
+def _examples() -> str:
+    """A line for each family: its name, what it is, and its command."""
+    lines = []
+    for name, family in (TOKENIZER_FAMILIES | PRIOR_FAMILIES).items():
+        lines.append(f"{name}: {family.title}")
+        lines.append(f"    codegrid import-checkpoint {name} {family.example} --output-dir DIR")
+    return "\n        ".join(lines)
+
+
+import_checkpoint.__doc__ = (import_checkpoint.__doc__ or "").replace("FAMILIES", _examples())
 
 
 def _lines(file: str) -> tuple[str, ...]:

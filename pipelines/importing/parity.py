@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import zlib
 from collections.abc import Mapping
@@ -17,8 +18,9 @@ from codegrid.errors import require
 from codegrid.pipelines.importing.peers import PEERS, PRIOR_PEERS, Peer, PriorPeer
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior import sample_codes
-from codegrid.prior.importers import convert_prior
+from codegrid.prior.importers import PRIOR_FAMILIES, convert_prior
 from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.importers import TOKENIZER_FAMILIES
 
 # What counts as equal: pixels within this share of the output's range, in float32.
 PIXEL_TOLERANCE = 1e-5
@@ -42,12 +44,13 @@ class Parity:
         return self.codes == self.equal_codes and self.pixel_difference <= PIXEL_TOLERANCE
 
 
-def import_parity(name: str, /, repository: str = "", num_images: int = 64, golden: str | None = None) -> Parity:
+def import_parity(name: str, /, repository: str = "", num_images: int = 64, golden: str | None = None) -> None:
     """Compare an imported tokenizer or prior with the project's own code, on random weights and images (codes).
 
     Args:
-        name: one of `PEERS` or `PRIOR_PEERS`.
-        repository: a clone of the project; diffusers is the installed package instead.
+        name: one of `PEERS` or `PRIOR_PEERS`; "all" makes every comparison whose project is at hand.
+        repository: a clone of the project; diffusers is the installed package instead. Of "all": the folder of the
+            clones, by the names of their repositories.
         num_images: to compare on; of a prior: sequences.
         golden: write the first images' codes and pixels (tokens and logits), and the names and shapes of the weights,
             into this .safetensors file, for tests that have no clone.
@@ -56,11 +59,28 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
         CodegridError: `name` is none of them, or codes or pixels differ by more than rounding.
     """
     known = [*PEERS, *PRIOR_PEERS]
-    require(name in known, f"There is no comparison {name!r}: it is one of {', '.join(known)}.")
+    require(name in (*known, "all"), f"There is no comparison {name!r}: it is all, or one of {', '.join(known)}.")
+    if name != "all":
+        compare(name, Path(repository), num_images, golden)
+        return
+    for each in known:
+        clone = Path(repository) / _repository(each)
+        if clone.is_dir() or (each == "diffusers" and importlib.util.find_spec("diffusers")):
+            compare(each, clone, num_images)
+
+
+def _repository(name: str) -> str:
+    """The name of the repository with a comparison's network: that of the family which `name` begins with."""
+    families = TOKENIZER_FAMILIES | PRIOR_FAMILIES
+    return families[max((family for family in families if name.startswith(family)), key=len)].peer.split("/")[1]
+
+
+def compare(name: str, repository: Path, num_images: int = 64, golden: str | None = None) -> Parity:
+    """One comparison: see `import_parity`."""
     torch.manual_seed(0)
     if name in PRIOR_PEERS:
-        return _compare_prior(name, PRIOR_PEERS[name][1](Path(repository)), num_images, golden)
-    peer = PEERS[name][1](Path(repository))
+        return _compare_prior(name, PRIOR_PEERS[name](repository), num_images, golden)
+    peer = PEERS[name](repository)
     weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
     peer.module.load_state_dict({key: weights.get(key, value) for key, value in peer.module.state_dict().items()})
     average = getattr(peer.module, "model_ema", None)
@@ -75,7 +95,9 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
         difference = (model.decode(codes) - pixels).abs().max() / (pixels.max() - pixels.min())
     found = Parity(codes.numel(), int((ours == codes).sum()), float(difference))
     print(f"{name}: {found.equal_codes} of {found.codes} codes equal, pixels within {found.pixel_difference:.1e}.")
-    require(found.holds, f"The import of {name} differs from {PEERS[name][0]} by more than rounding.")
+    require(
+        found.holds, f"The import of {name} differs from {TOKENIZER_FAMILIES[peer.family].peer} by more than rounding."
+    )
     if golden:
         _write_golden(Path(golden), peer, weights, codes[:4], pixels[:1])
     return found
@@ -104,7 +126,7 @@ def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) 
     equal = greedy[:, 1:] == theirs[:, 1:]
     found = Parity(equal.numel(), int(equal.sum()), difference)
     print(f"{name}: {found.equal_codes} of {found.codes} greedy codes equal, logits within {difference:.1e}.")
-    require(found.holds, f"The import of {name} differs from {PRIOR_PEERS[name][0]} by more than rounding.")
+    require(found.holds, f"The import of {name} differs from {PRIOR_FAMILIES[peer.family].peer} by more than rounding.")
     if golden:
         shapes = json.dumps({key: list(value.shape) for key, value in weights.items()})
         settings = json.dumps(peer.settings)

@@ -290,20 +290,20 @@ def taming_gpt_unconditional(repository: Path) -> PriorPeer:
     return taming_gpt(repository, classes=0)
 
 
-# By name: the project that the clone is of, and what builds the network.
-PEERS: dict[str, tuple[str, Callable[[Path], Peer]]] = {
-    "taming": ("CompVis/taming-transformers", taming_vq),
-    "taming-f8": ("CompVis/taming-transformers", latent_diffusion_f8),
-    "taming-remap": ("CompVis/taming-transformers", taming_remapped),
-    "taming-gumbel": ("CompVis/taming-transformers", taming_gumbel),
-    "llamagen": ("FoundationVision/LlamaGen", llamagen_vq),
-    "diffusers": ("huggingface/diffusers", diffusers_vq),
-    "maskgit": ("bytedance/1d-tokenizer", maskgit_vqgan),
-    "ibq": ("TencentARC/SEED-Voken", ibq),
-    "open-magvit2": ("TencentARC/SEED-Voken", open_magvit2),
+# By the name of a comparison, what builds the network from a clone; its `family` says of which project.
+PEERS: dict[str, Callable[[Path], Peer]] = {
+    "taming": taming_vq,
+    "taming-f8": latent_diffusion_f8,
+    "taming-remap": taming_remapped,
+    "taming-gumbel": taming_gumbel,
+    "llamagen": llamagen_vq,
+    "diffusers": diffusers_vq,
+    "maskgit": maskgit_vqgan,
+    "ibq": ibq,
+    "open-magvit2": open_magvit2,
 }
-PRIOR_PEERS: dict[str, tuple[str, Callable[[Path], PriorPeer]]] = {
-    "llamagen-gpt": ("FoundationVision/LlamaGen", llamagen_gpt),
-    "taming-gpt": ("CompVis/taming-transformers", taming_gpt),
-    "taming-gpt-unconditional": ("CompVis/taming-transformers", taming_gpt_unconditional),
+PRIOR_PEERS: dict[str, Callable[[Path], PriorPeer]] = {
+    "llamagen-gpt": llamagen_gpt,
+    "taming-gpt": taming_gpt,
+    "taming-gpt-unconditional": taming_gpt_unconditional,
 }

@@ -7,8 +7,7 @@ reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -16,37 +15,12 @@ from transformers import PreTrainedModel
 
 from codegrid.errors import CodegridError
 from codegrid.prior.importers import llamagen, taming_gpt
+from codegrid.prior.importers.layout import PriorFamily
 from codegrid.prior.sequence import SequenceConfig
 
-
-@dataclass(frozen=True)
-class PriorFamily:
-    """How the priors of one project become ours.
-
-    Args:
-        title: what it is, for people.
-        signs: regular expressions; weights are of the family where each of them finds a key.
-        convert: (weights, grid_size, class_names or None, heads or None, settings or None) -> the model and its
-            sequences.
-    """
-
-    title: str
-    signs: tuple[str, ...]
-    convert: Callable[
-        [Mapping[str, Tensor], int, tuple[str, ...] | None, int | None, Mapping[str, Any] | None],
-        tuple[PreTrainedModel, SequenceConfig],
-    ]
-
-    def fits(self, keys: Iterable[str]) -> bool:
-        keys = list(keys)
-        return all(any(re.search(sign, key) for key in keys) for sign in self.signs)
-
-
 PRIOR_FAMILIES: dict[str, PriorFamily] = {
-    "llamagen-gpt": PriorFamily("LlamaGen's class-conditional GPT", llamagen.SIGNS, llamagen.convert),
-    "taming-gpt": PriorFamily(
-        "taming-transformers' class-conditional or unconditional GPT", taming_gpt.SIGNS, taming_gpt.convert
-    ),
+    "llamagen-gpt": llamagen.FAMILY,
+    "taming-gpt": taming_gpt.FAMILY,
 }
 # What is recognised and not imported: the signs, and why.
 NOT_IMPORTED: tuple[tuple[str, str], ...] = (

@@ -1,6 +1,11 @@
-"""What the families share: converted weights become a model, or an error that lists the keys."""
+"""What the families share: their record, and converted weights that become a model, or an error that lists the keys."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +14,33 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from codegrid.errors import CodegridError
 from codegrid.prior.modeling import generation_config
 from codegrid.prior.sequence import SequenceConfig
+
+
+@dataclass(frozen=True)
+class PriorFamily:
+    """How the priors of one project become ours.
+
+    Args:
+        title: what it is, for people.
+        signs: regular expressions; weights are of the family where each of them finds a key.
+        convert: (weights, grid_size, class_names or None, heads or None, settings or None) -> the model and its
+            sequences.
+        example: arguments of `codegrid import-checkpoint NAME` beside --output-dir, for its help.
+        peer: the repository with the project's own code, which `codegrid dev import-parity` compares with.
+    """
+
+    title: str
+    signs: tuple[str, ...]
+    convert: Callable[
+        [Mapping[str, Tensor], int, tuple[str, ...] | None, int | None, Mapping[str, Any] | None],
+        tuple[PreTrainedModel, SequenceConfig],
+    ]
+    example: str
+    peer: str
+
+    def fits(self, keys: Iterable[str]) -> bool:
+        keys = list(keys)
+        return all(any(re.search(sign, key) for key in keys) for sign in self.signs)
 
 
 def filled(

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from codegrid.errors import CodegridError
 from codegrid.prior.architectures.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
-from codegrid.prior.importers.layout import filled
+from codegrid.prior.importers.layout import PriorFamily, filled
 from codegrid.prior.sequence import SequenceConfig
 
 TITLE = "GPT of LlamaGen's"
-SIGNS = (r"^cls_embedding\.embedding_table\.weight$", r"^layers\.0\.attention\.wqkv\.weight$", r"^output\.weight$")
+_SIGNS = (r"^cls_embedding\.embedding_table\.weight$", r"^layers\.0\.attention\.wqkv\.weight$", r"^output\.weight$")
 # Heads by (layers, width) of the published sizes: B, L, XL, XXL, XXXL, 1B, 3B, 7B.
 _HEADS = {(12, 768): 12, (24, 1024): 16, (36, 1280): 20, (48, 1536): 24}
 _HEADS |= {(48, 2560): 40, (22, 2048): 32, (24, 3200): 32, (32, 4096): 32}
@@ -88,3 +88,12 @@ def _split_attention(wqkv: Tensor, layer: int, width: int, head_dim: int) -> dic
     halves = [rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2) for rows in (query, key)]
     prefix = f"model.layers.{layer}.self_attn."
     return {f"{prefix}{name}_proj.weight": rows.clone() for name, rows in zip("qkv", (*halves, value), strict=True)}
+
+
+FAMILY = PriorFamily(
+    title="LlamaGen's class-conditional GPT",
+    signs=_SIGNS,
+    convert=convert,
+    example="--checkpoint c2i_B_256.pt --tokenizer TOKENIZER",
+    peer="FoundationVision/LlamaGen",
+)

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from codegrid.errors import CodegridError
-from codegrid.prior.importers.layout import filled
+from codegrid.prior.importers.layout import PriorFamily, filled
 from codegrid.prior.sequence import SequenceConfig
 
 TITLE = "GPT of taming-transformers'"
-SIGNS = (r"^transformer\.tok_emb\.weight$", r"^transformer\.pos_emb$", r"^transformer\.blocks\.0\.attn\.key\.weight$")
+_SIGNS = (r"^transformer\.tok_emb\.weight$", r"^transformer\.pos_emb$", r"^transformer\.blocks\.0\.attn\.key\.weight$")
 _NAMES = {"ln1": "ln_1", "ln2": "ln_2", "attn.proj": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}
 _CODEBOOKS = ("quantize.used", "quantize.embedding.weight", "quantize.embed.weight")  # of the first stage beside it
 
@@ -176,3 +176,12 @@ def _blocks(theirs: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
                 if value is not None:
                     ours[f"transformer.h.{layer}.{own}.{kind}"] = value.t().contiguous()
     return ours
+
+
+FAMILY = PriorFamily(
+    title="taming-transformers' class-conditional or unconditional GPT",
+    signs=_SIGNS,
+    convert=convert,
+    example="--checkpoint last.ckpt --config project.yaml --tokenizer TOKENIZER",
+    peer="CompVis/taming-transformers",
+)

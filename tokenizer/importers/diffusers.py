@@ -145,4 +145,6 @@ FAMILY = TokenizerFamily(
     signs=(r"encoder\.down_blocks\.0\.resnets\.", r"decoder\.up_blocks\.0\.resnets\.", r"quantize\.embedding\.weight"),
     classes=("VQModel",),
     convert=convert,
+    example="--checkpoint vqvae/",
+    peer="huggingface/diffusers",
 )

@@ -19,5 +19,10 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
 
 
 FAMILY = TokenizerFamily(
-    title="SEED-Voken's IBQ tokenizer", signs=taming.FAMILY.signs, classes=("IBQ",), convert=convert
+    title="SEED-Voken's IBQ tokenizer",
+    signs=taming.FAMILY.signs,
+    classes=("IBQ",),
+    convert=convert,
+    example="--checkpoint imagenet256_16384.ckpt",
+    peer="TencentARC/SEED-Voken",
 )

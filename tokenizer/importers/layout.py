@@ -40,12 +40,16 @@ class TokenizerFamily:
         signs: regular expressions; weights are of the family where each of them finds a key.
         classes: words, one of which the settings' class path holds where it names one.
         convert: (weights, settings, pixel_range or None) -> `Converted`; weights are in float32.
+        example: arguments of `codegrid import-checkpoint NAME` beside --output-dir, for its help.
+        peer: the repository with the project's own code, which `codegrid dev import-parity` compares with.
     """
 
     title: str
     signs: tuple[str, ...]
     classes: tuple[str, ...]
     convert: Callable[[Weights, Mapping[str, Any], tuple[float, float] | None], Converted]
+    example: str
+    peer: str
 
     def fits(self, keys: Iterable[str]) -> bool:
         keys = list(keys)

@@ -39,4 +39,6 @@ FAMILY = TokenizerFamily(
     signs=(r"encoder\.conv_blocks\.0\.res\.0\.", r"decoder\.conv_blocks\.0\.res\.0\.", r"quantize\.embedding\.weight"),
     classes=(),
     convert=convert,
+    example="--checkpoint vq_ds16_c2i.pt",
+    peer="FoundationVision/LlamaGen",
 )

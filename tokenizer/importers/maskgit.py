@@ -42,4 +42,6 @@ FAMILY = TokenizerFamily(
     signs=(r"encoder\.down\.0\.block\.", r"encoder\.mid\.0\.conv1\.", r"quantize\.embedding\.weight"),
     classes=("MaskGitVQGAN",),
     convert=convert,
+    example="--checkpoint maskgit-vqgan-imagenet-f16-256.bin",
+    peer="bytedance/1d-tokenizer",
 )

@@ -50,4 +50,6 @@ FAMILY = TokenizerFamily(
     signs=(r"encoder\.mid_block\.0\.", r"decoder\.adaptive\.0\.gamma\.", r"decoder\.up\.\d+\.upsample\.conv1\."),
     classes=("Open_MAGVIT2", "lfqgan"),
     convert=convert,
+    example="--checkpoint imagenet_256_L.ckpt",
+    peer="TencentARC/SEED-Voken",
 )

@@ -89,4 +89,6 @@ FAMILY = TokenizerFamily(
     signs=(r"encoder\.down\.\d+\.block\.", r"encoder\.mid\.block_1\.", r"quantize\.(embedding|embed)\.weight"),
     classes=("taming", "ldm"),
     convert=convert,
+    example="--checkpoint last.ckpt --config model.yaml",
+    peer="CompVis/taming-transformers",
 )
