@@ -58,6 +58,7 @@ class CodesManifest:
         class_names: in the order of the labels; None where the images had none.
         preprocessing: how images became square, the fields of `tokenizer.Preprocessing`.
         precision: in which the encoder ran, "float32" or "bfloat16".
+        policy: how the device computed (`Policy` of pipelines/system/devices.py); none in older manifests.
         num_compared, num_changed: codes that were computed in float32 too, and those that are others there.
         flip, ten_crop: the variants of each image that are in.
         source: a line that describes the images. `source_fingerprint` changes when they do.
@@ -81,6 +82,7 @@ class CodesManifest:
     code_dtype: str = "uint16"
     preprocessing: dict[str, Any] = field(default_factory=dict)
     precision: str = "float32"
+    policy: dict[str, Any] = field(default_factory=dict)
     num_compared: int = 0
     num_changed: int = 0
     flip: bool = False

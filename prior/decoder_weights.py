@@ -52,7 +52,9 @@ class DecoderWeights:
     def row_multiple(self) -> int:
         """Rows to pad to on a CPU, for logits whose bits do not depend on how many rows there are."""
         maps = [self.head, *(part for layer in self.layers for part in (layer.qkv, layer.output, layer.mlp))]
-        return math.lcm(*(part.row_multiple for part in maps))
+        # The attention of one row with one key head is a single matrix product, which several threads share out.
+        attention = 2 if self.num_key_value_heads == 1 else 1
+        return math.lcm(attention, *(part.row_multiple for part in maps))
 
 
 def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> Linear:

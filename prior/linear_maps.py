@@ -7,6 +7,7 @@ a quarter of float32's bytes, and give other logits.
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Literal, Protocol
 
 import torch
@@ -21,6 +22,9 @@ WeightFormat = Literal["exact", "float16", "int8"]
 class Linear(Protocol):
     """[R, in] -> [R, out]. On a CPU, among numbers of rows that are multiples of `row_multiple`, a row's result has the
     same bits whatever the others are and however many.
+
+    A kernel is picked by the number of rows, and each sums in an order of its own. The multiple is therefore found by
+    trial on the machine (`_steady_multiple`), and more rows than the trial had are multiplied in parts.
     """
 
     row_multiple: int
@@ -28,58 +32,73 @@ class Linear(Protocol):
     def __call__(self, rows: Tensor) -> Tensor: ...
 
 
-# F.linear picks its kernel by the number of rows. Those for multiples of 8 sum in one order, which
-# tests/prior/test_decoding.py holds for the machine it runs on.
-ROW_MULTIPLE = 8
-_TRIAL_ROWS = 64
+_MOST_ROWS = 48  # in one product on a CPU: divisible by every multiple that is tried
+_TRIED_ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 24, 32, 40, 48)
+_MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)
+_POWERS = (1, 2, 4, 8, 16)  # where layers differ, the least common multiple of these is the largest of them
+_PACKED_MULTIPLES = (1, 2, 4)
+_FIXED_ROWS = 16  # of every product, where no multiple gives a row the same bits
 _BLOCK = 32  # what torch._weight_int8pack_mm takes of the inputs, and of the outputs, at once
 
 
-class PackedLinear:
+class _OnCPU:
+    """A map of few rows that also takes many: in parts of `most_rows`, the rows of the largest trial."""
+
+    row_multiple = 1
+    most_rows = _MOST_ROWS
+
+    def product(self, rows: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        if len(rows) <= self.most_rows:
+            return self.product(rows)
+        return torch.cat([self.product(part) for part in rows.split(self.most_rows)])
+
+
+class PackedLinear(_OnCPU):
     """A linear map by oneDNN, from a copy of the weight in oneDNN's own layout.
 
     At a few rows it is 2 to 5 times as fast as F.linear. The calls are those that inductor compiles a linear layer to
     (torch/_inductor/fx_passes/mkldnn_fusion.py).
     """
 
-    row_multiple = 1
-
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         # Packed for one row, the layout would suit only that (and a single row would be summed in another order).
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
         self.bias = bias
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
 
 
-class PlainLinear:
+class PlainLinear(_OnCPU):
     """F.linear, where no packed map is to be had."""
-
-    row_multiple = ROW_MULTIPLE
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
+        if weight.device.type != "cpu":
+            self.most_rows = sys.maxsize
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         return F.linear(rows, self.weight, self.bias)
 
 
-class Float16Linear:
+class Float16Linear(_OnCPU):
     """float16 weights, float32 rows and sums, by FBGEMM."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         if weight.abs().max() > torch.finfo(torch.float16).max:
             raise CodegridError("A weight is too large for float16: take weights exact or int8.")
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), None)
-        self.bias, self.dtype, self.row_multiple = bias, weight.dtype, 1
+        self.bias, self.dtype = bias, weight.dtype
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         product = torch.ops.quantized.linear_dynamic_fp16(rows.float(), self.weight).to(self.dtype)
         return product if self.bias is None else product + self.bias
 
 
-class Int8Linear:
+class Int8Linear(_OnCPU):
     """int8 weights with a scale for each output, rows in bfloat16, sums in float32."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -91,9 +110,9 @@ class Int8Linear:
         # The scale is rounded before the weights are divided by it, so that its rounding is no error of its own.
         self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-20).bfloat16()  # [out]
         self.weight = (weight / self.scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
-        self.bias, self.dtype, self.row_multiple = bias, dtype, 1
+        self.bias, self.dtype = bias, dtype
 
-    def __call__(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         product = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scales)[:, : self.outputs].to(self.dtype)
         return product if self.bias is None else product + self.bias
 
@@ -106,7 +125,7 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
     """
     if weights == "exact":
         packed = None if pack is False else pack_linear(weight, bias)
-        return packed or PlainLinear(weight, bias)
+        return packed or _plain_linear(weight, bias)
     if weight.device.type != "cpu":
         raise CodegridError(
             f"weights is {weights!r}, which is for CPUs, and the prior is on {weight.device.type}: take 'exact' there, "
@@ -115,10 +134,30 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
     kind = {"float16": Float16Linear, "int8": Int8Linear}[weights]
     try:
         linear = kind(weight, bias)
-        linear.row_multiple = _steady_multiple(kind, *weight.shape)
+        # A few outputs do: the order in which these kernels sum hangs on the rows and the inputs.
+        shape = (min(len(weight), 64), weight.shape[1])
+        multiple = _steady_multiple(kind, shape, weight.dtype, False, _MULTIPLES, torch.get_num_threads())
+        if multiple is None:
+            raise RuntimeError("an image would depend on its batch.")
+        linear.row_multiple = multiple
     except (AttributeError, RuntimeError) as error:  # not every build has these products
         raise CodegridError(f"weights is {weights!r}, which this torch cannot compute with here: {error}") from error
     return linear
+
+
+def _plain_linear(weight: Tensor, bias: Tensor | None) -> PlainLinear:
+    plain = PlainLinear(weight, bias)
+    if weight.device.type != "cpu":
+        return plain
+    trial = (PlainLinear, tuple(weight.shape), weight.dtype, bias is not None)
+    multiple = _steady_multiple(*trial, _POWERS, torch.get_num_threads())
+    if multiple is None:
+        # Several threads share out the rows of a large product by their number (MKL at 1,024 inputs and outputs and two
+        # threads, for one). Products of one size are shared out alike.
+        plain.row_multiple = plain.most_rows = _FIXED_ROWS
+    else:
+        plain.row_multiple = multiple
+    return plain
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | None:
@@ -139,35 +178,41 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | No
         tolerance = 1e-4 if weight.dtype == torch.float32 else 3e-2
         if (expected - actual).abs().max() > tolerance * expected.abs().max().clamp(min=1e-20):
             return None
-        return packed if _packing_is_steady(*weight.shape, weight.dtype, bias is not None) else None
+        trial = (PackedLinear, tuple(weight.shape), weight.dtype, bias is not None)
+        multiple = _steady_multiple(*trial, _PACKED_MULTIPLES, torch.get_num_threads())
+        if multiple is None:
+            return None
+        packed.row_multiple = multiple
+        return packed
     except (AttributeError, RuntimeError):  # private operators: another torch may lack them or call them otherwise
         return None
 
 
 @functools.cache
-def _packing_is_steady(outputs: int, inputs: int, dtype: torch.dtype, biased: bool) -> bool:
-    """Whether a row has the same bits among any number of rows. It hangs on the shape alone, and takes its time."""
-    generator = torch.Generator().manual_seed(0)
-    # oneDNN of torch 2.11 gives 8 rows other bits than 40: the largest trial is one that no kernel takes for small.
-    trial = torch.randn(5 * ROW_MULTIPLE, inputs, generator=generator).to(dtype)
-    weight = torch.randn(outputs, inputs, generator=generator).to(dtype)
-    packed = PackedLinear(weight, torch.randn(outputs, generator=generator).to(dtype) if biased else None)
-    whole = packed(trial)
-    return all(torch.equal(packed(trial[:rows]), whole[:rows]) for rows in (1, 2, 3, 5, 8, 16, 32))
+def _steady_multiple(
+    kind: type[_OnCPU],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    biased: bool,
+    multiples: tuple[int, ...],
+    threads: int,  # so that another number of them is tried anew
+) -> int | None:
+    """The least number of whose multiples all give a row the same bits at any place; None if it is none of `multiples`.
 
-
-@functools.cache
-def _steady_multiple(kind: type[Float16Linear] | type[Int8Linear], outputs: int, inputs: int) -> int:
-    """The least number of whose multiples all give a row the same bits. FBGEMM's kernels, for one, sum one or two rows
-    in another order than three to six (and 32 rows are five times six and two).
+    It hangs on the weight's shape [out, in] and not on its values. FBGEMM sums one or two rows in another order than
+    three to six, MKL with AVX-512 fewer than 16 rows in another than more, and oneDNN of torch 2.11 8 rows than 40.
     """
     generator = torch.Generator().manual_seed(0)
-    # A few outputs do: a kernel's order of summation hangs on the rows and the inputs.
-    trial = kind(torch.randn(min(outputs, 64), inputs, generator=generator))
-    rows = torch.randn(_TRIAL_ROWS, inputs, generator=generator)
-    for multiple in (1, 2, 3, 4, 6, 8, 12, 16):
-        counts = range(multiple, _TRIAL_ROWS + 1, multiple)
-        results = [trial(rows[:count]) for count in counts]
-        if all(torch.equal(result, results[-1][: len(result)]) for result in results):
-            return multiple
-    raise RuntimeError("an image would depend on its batch.")
+    rows = torch.randn(_MOST_ROWS, shape[1], generator=generator).to(dtype)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    bias = torch.randn(shape[0], generator=generator).to(dtype) if biased else None
+    linear = kind(weight, bias)
+    whole = linear.product(rows)
+
+    @functools.cache
+    def same(count: int) -> bool:
+        first, last = linear.product(rows[:count]), linear.product(rows[-count:])
+        return torch.equal(first, whole[:count]) and torch.equal(last, whole[-count:])
+
+    steady = (all(same(count) for count in _TRIED_ROWS if count % multiple == 0) for multiple in multiples)
+    return next((multiple for multiple, holds in zip(multiples, steady, strict=True) if holds), None)

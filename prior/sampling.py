@@ -43,8 +43,8 @@ def sample_codes(
 
     An image depends on the model, its label, its seed or generator, its given codes and the settings. Its place and its
     company in the batch do not enter: the random numbers are its own, and on a CPU the logits are the same bits for any
-    `batch_size` (oneDNN's packed products, or products padded to 8 rows; tests/prior/test_sampling.py holds both). On
-    an accelerator the matrix products choose their order of summation by the number of rows, so the rows are padded to
+    `batch_size`: the rows are padded to a multiple of which a trial has shown it (`prior/linear_maps.py`). On an
+    accelerator the matrix products choose their order of summation by the number of rows, so the rows are padded to
     `batch_size` always: there an image is the same among any number of images, for one `batch_size`. On another kind of
     device, or with another version of torch, logits differ in their last bits, and by that about one image in
     thousands.

@@ -81,3 +81,18 @@ def image_folder(tmp_path: Path) -> Path:
 def fashion_parquet() -> Path:
     """The 6,000 Fashion-MNIST images that ship with the package: columns `image` (28x28 grey PNG) and `label`."""
     return ROOT / "pipelines" / "data" / "embedded" / "fashion_mnist_6k.parquet"
+
+
+@pytest.fixture
+def on_mps():
+    """A tensor -> the same as on Apple's GPU, which has no float64; so is what is computed of it, until `cpu()`."""
+    import torch
+
+    class OnMPS(torch.Tensor):
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype.")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    return lambda tensor: tensor.as_subclass(OnMPS)

@@ -230,7 +230,6 @@ TWO_RANKS = """
 import hashlib, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from accelerate import Accelerator
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.training.tokenizer import train as train_tokenizer
 from codegrid.pipelines.training.prior import train as train_prior
@@ -243,7 +242,7 @@ from codegrid.tokenizer.discriminators import PatchGANConfig
 from codegrid.tokenizer.losses import ObjectiveConfig
 
 images, codes, out = sys.argv[1:]
-Accelerator.end_training = lambda self: None  # two runs in one process group save two starts
+# Two runs in one process: the first must leave the group to the second.
 backbone = BackboneConfig(in_channels=1, resolution=16, ch=8, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=(),
                           z_channels=8, patch_size=2, norm_groups=4, dropout=0.2)
 config = replace(

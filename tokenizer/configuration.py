@@ -145,6 +145,9 @@ class VQModelConfig(PreTrainedConfig):
     Dataclasses are taken too; they are stored as dictionaries, so that `config.json` is plain JSON. `provenance` says
     of what file of which family an imported tokenizer was made; nothing depends on it.
 
+    `cast_from` is written by a model that was cast to another dtype: the `fingerprint` of the weights before, and the
+    `digest` of those after, to which alone it applies.
+
     `num_classes` above 0 makes the decoder class-conditional; `id2label` then names the classes ("0", "1", ... unless
     given).
 
@@ -162,6 +165,7 @@ class VQModelConfig(PreTrainedConfig):
     preprocessing: Any = None
     num_classes: int = 0
     provenance: dict[str, Any] | None = None
+    cast_from: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _HUB_KEYS)
@@ -182,6 +186,11 @@ class VQModelConfig(PreTrainedConfig):
             height % factor == 0 and width % factor == 0,
             f"preprocessing.image_size {self.preprocessing_config.image_size} is no multiple of the downsampling "
             f"factor {factor}.",
+        )
+        cast = self.cast_from
+        require(
+            cast is None or (isinstance(cast, dict) and set(cast) == {"fingerprint", "digest"}),
+            f"cast_from is {cast!r}: it must be a dictionary of fingerprint and digest.",
         )
         if self.num_classes and self.id2label is None:
             self.id2label = {label: str(label) for label in range(self.num_classes)}
@@ -205,6 +214,8 @@ class VQModelConfig(PreTrainedConfig):
         values = super().to_diff_dict()
         if not self.num_classes:
             values.pop("num_classes", None)  # an unconditional tokenizer's config.json says nothing of classes
+        if self.cast_from is None:
+            values.pop("cast_from", None)
         return values
 
     @property

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+# Codes (times levels) up to which each has a count of its own, 8 MB of them; of larger codebooks those that occur.
+MOST_COUNTS = 2**20
+
 
 def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image: [B, C, H, W] in [-1, 1] twice -> [B].
@@ -27,27 +30,66 @@ def ssim(images: Tensor, reconstruction: Tensor) -> Tensor:
 
 
 def code_counts(codes: Tensor, codebook_size: int, depth: int = 1) -> Tensor:
-    """How often each code occurs: any shape of int64 -> [depth * codebook_size] int64.
+    """How often each code occurs, of codes of any shape, int64.
 
-    Where `depth` is above 1 it is the last axis of `codes`, and each level is counted by itself, one after the other.
+    Where `depth` is above 1 it is the last axis of `codes`, and each level is counted by itself: code k of level l is
+    number l * codebook_size + k.
+
+    Returns:
+        [depth * codebook_size] int64, a count for each number. Where that would be more than `MOST_COUNTS`, a table
+        [M, 2] int64 of the numbers that occur, ascending, and their counts: its size follows the data, not the codebook
+        (31 bits of LFQ would want 17 GB). `add_counts` adds up either.
     """
     levels = torch.arange(depth, device=codes.device) * codebook_size  # [depth]
-    return torch.bincount((codes.reshape(-1, depth) + levels).flatten(), minlength=depth * codebook_size)
+    numbers = (codes.reshape(-1, depth) + levels).flatten()
+    if depth * codebook_size <= MOST_COUNTS:
+        return torch.bincount(numbers, minlength=depth * codebook_size)
+    return torch.stack(numbers.unique(return_counts=True), 1)
 
 
-def usage_and_perplexity(counts: Tensor, depth: int = 1) -> tuple[float, float]:
+def add_counts(*counts: Tensor) -> Tensor:
+    """The sum of several `code_counts` of one codebook and depth."""
+    if counts[0].dim() == 1:
+        return sum(counts[1:], counts[0])
+    rows = torch.cat(counts)  # [M, 2]
+    numbers, places = rows[:, 0].unique(return_inverse=True)
+    return torch.stack([numbers, torch.zeros_like(numbers).index_add_(0, places, rows[:, 1])], 1)
+
+
+def counts_of_levels(counts: Tensor, codebook_size: int, depth: int = 1) -> list[Tensor]:
+    """Of `code_counts`, each level's counts [M]: of all its codes, or, out of a table, of those that occur."""
+    if counts.dim() == 1:
+        return list(counts.chunk(depth))
+    levels = counts[:, 0] // codebook_size
+    return [counts[levels == level, 1] for level in range(depth)]
+
+
+def relative_counts(counts: Tensor, codebook_size: int, depth: int = 1) -> Tensor:
+    """`code_counts` over their mean: float [M], 1 for a code that occurs as often as the mean one."""
+    if counts.dim() == 1:
+        return counts / counts.float().mean()
+    return counts[:, 1] / (counts[:, 1].float().sum() / (depth * codebook_size))
+
+
+def usage_and_perplexity(counts: Tensor, depth: int = 1, codebook_size: int | None = None) -> tuple[float, float]:
     """Share of the codes that occur, in [0, 1], and exp of the codes' entropy, in [1, codebook_size].
 
-    counts: [depth * codebook_size], as `code_counts` gives them; both numbers are means over the levels.
+    Both are means over the levels.
+
+    Args:
+        counts: as `code_counts` gives them, or a multiple of it.
+        codebook_size: of the codes; may be left out where `counts` has one count for each.
     """
-    found = [_usage_and_perplexity(level) for level in counts.chunk(depth)]
+    codebook_size = codebook_size or len(counts) // depth
+    levels = counts_of_levels(counts.cpu(), codebook_size, depth)  # MPS has no float64
+    found = [_usage_and_perplexity(level[level > 0].double(), codebook_size) for level in levels]
     usages, perplexities = zip(*found, strict=True)
     return sum(usages) / depth, sum(perplexities) / depth
 
 
-def _usage_and_perplexity(counts: Tensor) -> tuple[float, float]:
-    total = counts.sum()
-    if total == 0:
+def _usage_and_perplexity(counts: Tensor, codebook_size: int) -> tuple[float, float]:
+    """counts [M], each above zero."""
+    if not len(counts):
         return 0.0, 1.0
-    shares = counts[counts > 0].double() / total
-    return float((counts > 0).double().mean()), float(torch.exp(-(shares * shares.log()).sum()))
+    shares = counts / counts.sum()
+    return len(counts) / codebook_size, float(torch.exp(-(shares * shares.log()).sum()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
-from codegrid.errors import CodegridError
+from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.backbone import Decoder, Encoder
 from codegrid.tokenizer.configuration import VQModelConfig
 from codegrid.tokenizer.fields import established
@@ -25,7 +25,26 @@ from codegrid.tokenizer.hub.weight_files import check_weight_files
 from codegrid.tokenizer.images.pixels import check_images
 from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
 from codegrid.tokenizer.layers import lay_out, not_hidden
-from codegrid.tokenizer.quantizers import make_quantizer
+from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
+
+
+def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | None:
+    """`dtype` (or transformers' older name of it): a float dtype of torch, its name, or None and "auto" for the stored.
+
+    Raises:
+        CodegridError: it is none of these, or the two differ.
+    """
+    require(
+        None in (dtype, torch_dtype) or dtype == torch_dtype,
+        f"dtype is {dtype} and torch_dtype {torch_dtype}: they are two names of one thing, give dtype.",
+    )
+    wanted = torch_dtype if dtype is None else dtype
+    if wanted is None or wanted == "auto":
+        return None
+    found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
+    known = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
+    require(known, f"dtype is {wanted}: it must be float32, bfloat16, float16, float64 or auto.")
+    return found
 
 
 @dataclass
@@ -130,8 +149,27 @@ class VQModel(PreTrainedModel):
     def fingerprint(self) -> str:
         """sha256 over the weights and the config that codes depend on: the same fingerprint makes the same codes.
 
-        The preprocessing is not part of it (the code data set records that by itself), nor are training counters.
+        The preprocessing is not part of it (the code data set records that by itself), nor are training counters. A
+        model that was cast (`to(torch.bfloat16)`, `dtype=`) keeps the fingerprint of the weights that were cast, also
+        when it is saved and loaded; its codes differ where rounding decides. Weights that change after the cast have a
+        fingerprint of their own.
         """
+        own, cast = self._digest(), self.config.cast_from
+        return cast["fingerprint"] if cast and cast["digest"] == own else own
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQModel:
+        """Every cast and move comes through here: a cast model remembers what it was cast from."""
+        weight = self.last_layer
+        is_cast = weight.device.type != "meta" and fn(weight.detach().new_empty(0)).dtype != weight.dtype
+        before = self.fingerprint() if is_cast else ""
+        super()._apply(fn, recurse)
+        if is_cast:
+            own = self._digest()
+            self.config.cast_from = None if own == before else {"fingerprint": before, "digest": own}
+        return self
+
+    def _digest(self) -> str:
+        """The fingerprint of the weights as they are."""
         counters = {f"quantize.{name}" for name in self.quantize.training_buffers}
         parts = [established(part) for part in (self.config.backbone_config, self.config.quantizer_config)]
         parts += [self.config.num_classes] if self.config.num_classes else []
@@ -185,10 +223,15 @@ class VQModel(PreTrainedModel):
     def from_pretrained(cls, folder_or_repo: str | Path, **kwargs: Any) -> VQModel:
         """Load a tokenizer's folder or Hub repository; safetensors only.
 
+        Args:
+            kwargs: those of transformers, such as `dtype`, `device_map`, `cache_dir` and `local_files_only`.
+
         Raises:
             ValueError: weights are missing, left over or of another shape than the config says.
         """
         kwargs.setdefault("use_safetensors", True)
+        # Cast after loading: the fingerprint is that of the stored weights.
+        dtype = float_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         folder = Path(folder_or_repo) / (kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
             with torch.device("meta"):
@@ -199,7 +242,10 @@ class VQModel(PreTrainedModel):
         wrong = {key: names for key, names in wrong.items() if names}
         if wrong:
             raise CodegridError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
-        model = lay_out(model)
+        for part in model.quantize.modules():
+            if isinstance(part, Quantizer):
+                part.fill_constants()
+        model = lay_out(model if dtype is None else model.to(dtype))
         return (model, info) if wants_info else model
 
     def push_to_hub(

@@ -9,7 +9,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_image_stream
 from codegrid.pipelines.data.understood import describe_reading
-from codegrid.pipelines.system.devices import evaluating, make_accelerator, patient_barrier
+from codegrid.pipelines.system.devices import Policy, evaluating, make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
 from codegrid.tokenizer import VQModel
@@ -100,7 +100,7 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
             _write_shards(config, model, job, folder, accelerator)
         everyone()
         if accelerator.is_main_process:
-            manifest = _finish(config, model, images, folder)
+            manifest = _finish(config, model, images, folder, accelerator.policy)
             _say(
                 accelerator,
                 f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
@@ -211,7 +211,9 @@ def _encode(
     return shard
 
 
-def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path) -> CodesManifest:
+def _finish(
+    config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path, policy: Policy
+) -> CodesManifest:
     """Gather the shards' records into the manifest, which makes the folder a code data set."""
     records = list(read_records(folder).values())
     skipped = [entry for record in records for entry in record["skipped"]]
@@ -239,7 +241,8 @@ def _finish(config: TokenizationConfig, model: VQModel, images: ImageStream, fol
         ),
         code_dtype=code_dtype(quantizer.codebook_size),
         preprocessing=model.config.preprocessing,
-        precision="bfloat16" if config.mixed_precision == "bf16" else "float32",
+        precision=policy.precision,
+        policy=asdict(policy),
         num_compared=sum(record.get("num_compared", 0) for record in records),
         num_changed=sum(record.get("num_changed", 0) for record in records),
         flip=config.flip,

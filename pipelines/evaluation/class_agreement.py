@@ -114,13 +114,6 @@ def class_agreement(classifier: nn.Module, images: np.ndarray, labels: np.ndarra
     return float((predicted_labels(classifier, images) == _labels(labels, images).numpy()).mean())
 
 
-def class_agreement_by_class(classifier: nn.Module, images: np.ndarray, labels: np.ndarray) -> dict[int, float]:
-    """`class_agreement` for each class that `labels` names."""
-    labels = _labels(labels, images).numpy()
-    agrees = predicted_labels(classifier, images) == labels
-    return {int(label): float(agrees[labels == label].mean()) for label in np.unique(labels)}
-
-
 def diversity_ratio(samples: np.ndarray, sample_labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> float:
     """Variety within a class: mean L2 distance over pixels between two samples, over that between two real images.
 

@@ -15,9 +15,10 @@ from codegrid.pipelines.data.batches import Box, Pictures, picture_reader, pixel
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import ImageSource, ImageStream
 from codegrid.pipelines.system.devices import evaluating
+from codegrid.pipelines.system.ranks import counts_of_all_ranks, sum_over_ranks
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model, to_uint8
-from codegrid.tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
+from codegrid.tokenizer.metrics import add_counts, code_counts, psnr, ssim, usage_and_perplexity
 
 # Side of SSIM's window: on a smaller picture it is not defined.
 _SSIM_WINDOW = 11
@@ -80,7 +81,7 @@ def evaluate_reconstruction(
     quantizer, device = model.config.quantizer_config, accelerator.device
     # images, skipped, PSNR, SSIM, images with SSIM, then each net's distance
     sums = torch.zeros(5 + len(nets), dtype=torch.float64)
-    counts = torch.zeros(quantizer.depth * quantizer.codebook_size, dtype=torch.int64, device=device)
+    counts = code_counts(torch.empty(0, dtype=torch.int64, device=device), quantizer.codebook_size, quantizer.depth)
     with evaluating(model):
         for batch in pixel_batches(mine, model, batch_size):
             sums[1] += len(batch.skipped)
@@ -89,7 +90,7 @@ def evaluate_reconstruction(
             images = to_model(to_device(batch.pixels, device))
             with accelerator.autocast():
                 output = model(images, record_labels(batch.records, classes))
-            counts += code_counts(output.codes, quantizer.codebook_size, quantizer.depth)
+            counts = add_counts(counts, code_counts(output.codes, quantizer.codebook_size, quantizer.depth))
             saved = to_uint8(output.reconstruction)
             reconstruction = to_model(saved).to(device)  # as it would be saved
             if on_batch is not None:
@@ -97,10 +98,9 @@ def evaluate_reconstruction(
             sums[0] += len(images)
             sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
             for place, (_, net) in enumerate(nets, start=5):
-                sums[place] += net(images, reconstruction).double().sum().cpu()
-    sums = accelerator.reduce(sums.float().to(device), "sum").cpu() if ranks > 1 else sums
-    counts = accelerator.reduce(counts, "sum")
-    usage, perplexity = usage_and_perplexity(counts, quantizer.depth)
+                sums[place] += net(images, reconstruction).cpu().double().sum()
+    sums, counts = sum_over_ranks(sums, accelerator), counts_of_all_ranks(counts, accelerator)
+    usage, perplexity = usage_and_perplexity(counts, quantizer.depth, quantizer.codebook_size)
     number, skipped, psnr_sum, ssim_sum, number_ssim, *distance_sums = sums.tolist()
     means = {name: total / number for (name, _), total in zip(nets, distance_sums, strict=True)} if number else {}
     return ReconstructionScores(
@@ -122,8 +122,8 @@ def pixel_scores(images: Tensor, reconstruction: Tensor, boxes: list[Box]) -> Te
         left, top, right, bottom = box
         chosen = [index for index, other in enumerate(boxes) if other == box]
         real, fake = (batch[chosen, :, top:bottom, left:right] for batch in (images, reconstruction))
-        sums[0] += psnr(real, fake).double().sum().cpu()
+        sums[0] += psnr(real, fake).cpu().double().sum()
         if min(bottom - top, right - left) >= _SSIM_WINDOW:
-            sums[1] += ssim(real, fake).double().sum().cpu()
+            sums[1] += ssim(real, fake).cpu().double().sum()
             sums[2] += len(chosen)
     return sums

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def circumstances(accelerator: Accelerator) -> dict[str, Any]:
     return {
         "command": _command(),
         "commit": _commit(),
-        "precision": {"no": "float32", "bf16": "bfloat16"}[accelerator.mixed_precision],
+        "precision": accelerator.policy.precision,
+        "policy": asdict(accelerator.policy),
         "device": f"{accelerator.num_processes} x {device.type} ({name}), {torch.get_num_threads()} threads",
         "python": platform.python_version(),
         "versions": {name: version for name in _LIBRARIES if (version := _version(name))},

@@ -23,7 +23,14 @@ from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import pipeline_card
 from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, read_index, write_index
-from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer, local_folder
+from codegrid.pipelines.artifacts.loading import (
+    DeviceMap,
+    LoadingError,
+    hub_options,
+    load_prior_and_sequence,
+    load_tokenizer,
+    local_folder,
+)
 from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
@@ -37,6 +44,7 @@ from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import Picture, to_images, to_pil, to_uint8
+from codegrid.tokenizer.modeling import float_dtype
 
 # Default of class-conditional pipelines whose folder names none, where the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
@@ -102,9 +110,16 @@ class ImageGenerationPipeline:
     def device(self) -> torch.device:
         return self.prior.device
 
-    def to(self, device: torch.device | str) -> ImageGenerationPipeline:
-        self.tokenizer.to(device)
-        self.prior.to(device)
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.prior.dtype
+
+    def to(self, *args: Any, **kwargs: Any) -> ImageGenerationPipeline:
+        """Move and cast both parts: `to(device)`, `to(dtype)`, `to(device, dtype)`; the dtype is one of floats."""
+        for dtype in (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)):
+            float_dtype(dtype)
+        self.tokenizer.to(*args, **kwargs)
+        self.prior.to(*args, **kwargs)
         return self
 
     def __call__(
@@ -209,8 +224,7 @@ class ImageGenerationPipeline:
         """Pictures, prepared as in training, or floats [N, C, H, W] in [-1, 1] -> codes as in the output.
 
         Args:
-            images: one picture or several: paths, bytes, PIL pictures of any mode, uint8 arrays or tensors [H, W, C]
-                (see `codegrid.tokenizer.images.to_images`); or the model's own floats, of which nothing is cut.
+            images: one picture or several, or the model's own floats; see `codegrid.tokenizer.images.to_images`.
 
         Raises:
             BadImage: a picture is too small, or otherwise not to be used; the message says which.
@@ -243,11 +257,8 @@ class ImageGenerationPipeline:
             OutputError: `folder` holds something that is no pipeline; nothing is overwritten.
         """
         folder = Path(folder)
-        if (
-            folder.exists()
-            and not (folder / MODEL_INDEX_NAME).is_file()
-            and (folder.is_file() or any(folder.iterdir()))
-        ):
+        used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
+        if used and not (folder / MODEL_INDEX_NAME).is_file():
             raise OutputError(f"{folder} is not empty and holds no pipeline: choose another folder.")
         aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
@@ -269,6 +280,11 @@ class ImageGenerationPipeline:
         revision: str | None = None,
         subfolder: str | None = None,
         token: str | bool | None = None,
+        *,
+        dtype: torch.dtype | str | None = None,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: DeviceMap = None,
+        **hub: Any,
     ) -> ImageGenerationPipeline:
         """Load a pipeline's folder or Hub repository.
 
@@ -276,14 +292,18 @@ class ImageGenerationPipeline:
             revision: branch, tag or commit on the Hub.
             subfolder: where in the folder or repository the pipeline lies; None is its root.
             token: None takes HF_TOKEN or the one that `hf auth login` stored.
+            dtype, torch_dtype, device_map, hub: as in `artifacts.loading.load_tokenizer`; one device for both parts.
 
         Raises:
-            LoadingError: it is no pipeline, names a class outside the allow-list, or its parts do not fit together.
+            LoadingError: the download is not whole, it is no pipeline, names a class outside the allow-list, or its
+                parts do not fit together.
         """
         # `*` of a download's patterns matches slashes too: the parts come with it.
-        folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token)
+        folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token, **hub_options(hub))
+        place = {"dtype": float_dtype(dtype, torch_dtype), "device_map": device_map}
         sampling = read_index(folder)
-        pipe = cls(load_tokenizer(folder / "tokenizer"), *load_prior_and_sequence(folder / "prior"), sampling)
+        prior = load_prior_and_sequence(folder / "prior", **place)
+        pipe = cls(load_tokenizer(folder / "tokenizer", **place), *prior, sampling)
         pipe.cards = cards_of({part: folder / part for part in ("tokenizer", "prior")})
         return pipe
 

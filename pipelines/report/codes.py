@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
@@ -18,7 +19,7 @@ from codegrid.pipelines.pictures.grids import differences, labelled_rows
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_pil
-from codegrid.tokenizer.metrics import code_counts
+from codegrid.tokenizer.metrics import code_counts, counts_of_levels
 
 _BATCH = 32
 _GOLDEN = 0.618033988749895  # steps of the golden ratio spread any number of hues evenly
@@ -79,10 +80,11 @@ def colours(codes: np.ndarray) -> np.ndarray:
 
 
 def usage(coded: CodedImages, codebook_size: int) -> Tensor:
-    """Share of each code, most used first, as a mean over the levels: float64 [codebook_size]."""
+    """Shares of the codes, most used first, as a mean over the levels: float64 [M], M at least the codes that occur."""
     depth = coded.codes.shape[-1]
-    counts = code_counts(coded.codes, codebook_size, depth).view(depth, -1).double()
-    return (counts / counts.sum(1, keepdim=True)).sort(1, descending=True).values.mean(0)
+    levels = counts_of_levels(code_counts(coded.codes, codebook_size, depth), codebook_size, depth)
+    shares = [(level.double() / level.sum()).sort(descending=True).values for level in levels]
+    return pad_sequence(shares, batch_first=True).mean(0)
 
 
 @dataclass
@@ -104,19 +106,17 @@ def codebook_atlas(model: VQModel, coded: CodedImages, most: int) -> list[AtlasE
     grids = coded.codes[..., 0]  # [N, h, w]
     _, height, width = grids.shape
     patch = coded.images.shape[-1] // width
-    counts = torch.bincount(grids.flatten())
-    used = [code for code in counts.argsort(descending=True, stable=True)[:most].tolist() if counts[code]]
+    codes, counts = grids.unique(return_counts=True)  # codes ascending: of equal counts the lower code comes first
+    order = counts.argsort(descending=True, stable=True)[:most]
+    used = codes[order].tolist()
     patches = coded.images.unfold(2, patch, patch).unfold(3, patch, patch)  # [N, C, h, w, p, p]
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, coded.images.shape[1], patch, patch)
     means = torch.stack([patches[(grids == code).flatten()].mean(0) for code in used])
     decoded: list[Image.Image | None] = [None] * len(used)
     if coded.codes.shape[-1] == 1 and model.config.class_names is None:
         decoded = to_pil(_decoded(model, torch.tensor(used), height, width, patch))
-    shares = (counts.double() / counts.sum()).tolist()
-    return [
-        AtlasEntry(code, shares[code], *pair)
-        for code, pair in zip(used, zip(to_pil(means), decoded, strict=True), strict=True)
-    ]
+    shares = (counts[order].double() / counts.sum()).tolist()
+    return [AtlasEntry(*entry) for entry in zip(used, shares, to_pil(means), decoded, strict=True)]
 
 
 def _decoded(model: VQModel, codes: Tensor, height: int, width: int, patch: int) -> Tensor:

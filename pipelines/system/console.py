@@ -16,9 +16,6 @@ from tqdm import tqdm
 from codegrid.errors import CodegridError
 from codegrid.pipelines.system.files import describe
 
-# The exit status of a command that SIGTERM stopped, and of one that Ctrl-C did: 128 plus the signal's number.
-EXIT_TERMINATED, EXIT_INTERRUPTED = 143, 130
-
 
 def guarded(run: Callable[[], Any]) -> None:
     """Run; a known error ends the command with its sentence and status 1. CODEGRID_TRACEBACK=1 shows where it arose.
@@ -30,7 +27,7 @@ def guarded(run: Callable[[], Any]) -> None:
     transformers.utils.logging.disable_progress_bar()
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        run()
+        _run_and_part(run)
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
@@ -40,6 +37,21 @@ def guarded(run: Callable[[], Any]) -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _run_and_part(run: Callable[[], Any]) -> None:
+    """Run, then leave the group of the ranks; after an error the others may never come to the end."""
+    try:
+        run()
+    except SystemExit:
+        _leave_group()
+        raise
+    _leave_group()
+
+
+def _leave_group() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def _stop(number: int, frame: Any) -> None:

@@ -1,34 +1,85 @@
-"""Which device, which precision: decided once, by Accelerate."""
+"""Which device, and how it computes: decided once."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 
-def make_accelerator(device: str = "auto", mixed_precision: str = "no") -> Accelerator:
-    """Accelerate on the device it finds, or on the CPU.
+@dataclass(frozen=True)
+class Policy:
+    """How a device computes: decided once, printed, and recorded with what was computed.
+
+    Attributes:
+        device: "cpu", "cuda", "mps", ...
+        precision: of matrix products and convolutions, "float32" or "bfloat16" (by autocast).
+        tf32: whether float32 products on an NVIDIA GPU keep 10 bits of mantissa instead of 23: faster, and for training
+            alone. Codes are never computed so: a CPU would not make them again.
+        deterministic: whether only operations are taken that give the same bits every time; a GPU has faster ones.
+    """
+
+    device: str
+    precision: Literal["float32", "bfloat16"] = "float32"
+    tf32: bool = False
+    deterministic: bool = False
+
+    @classmethod
+    def decide(cls, device: str, mixed_precision: str, training: bool, deterministic: bool) -> Policy:
+        kind = "cpu"
+        if device != "cpu" and torch.accelerator.is_available():
+            kind = torch.accelerator.current_accelerator().type
+        if mixed_precision == "auto":
+            mixed_precision = "bf16" if computes_bf16(kind == "cpu") else "no"
+        precision = "bfloat16" if mixed_precision == "bf16" else "float32"
+        return cls(kind, precision, training and kind == "cuda" and not deterministic, deterministic)
+
+    def apply(self) -> Accelerator:
+        """Set what torch keeps for the whole process, and start Accelerate."""
+        if self.device == "cuda":
+            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+            torch.backends.cudnn.benchmark = self.tf32  # shapes are fixed in training: the fastest kernel is looked for
+            torch.backends.cudnn.deterministic = self.deterministic
+            if self.deterministic:  # read when cuBLAS starts
+                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(self.deterministic)
+        # Accelerate's state is the process's and refuses another precision: one stage must not bind the next.
+        AcceleratorState._reset_state()
+        # Under torchrun without an accelerator, Accelerate picks gloo only when told that it is to use the CPU.
+        mixed_precision = "bf16" if self.precision == "bfloat16" else "no"
+        return Accelerator(cpu=self.device == "cpu", mixed_precision=mixed_precision)
+
+    def __str__(self) -> str:
+        extra = ["TF32"] * self.tf32 + ["deterministic"] * self.deterministic
+        return ", ".join([self.device, self.precision, *extra])
+
+
+def make_accelerator(
+    device: str = "auto", mixed_precision: str = "no", training: bool = False, deterministic: bool = False
+) -> Accelerator:
+    """Accelerate on the device it finds, or on the CPU; its `policy` says how it computes.
 
     Args:
         device: "auto" or "cpu".
         mixed_precision: "no", "bf16", or "auto": bf16 where the device computes in it.
+        training: weights are learned, not codes made or scores taken: see `Policy.tf32`.
+        deterministic: see `Policy`.
     """
-    # Under torchrun without an accelerator, Accelerate picks gloo only when told that it is to use the CPU.
-    cpu = device == "cpu" or not torch.accelerator.is_available()
-    if mixed_precision == "auto":
-        mixed_precision = "bf16" if computes_bf16(cpu) else "no"
-    # Its state is shared within the process and refuses another precision: one stage must not bind the next.
-    AcceleratorState._reset_state()
-    return Accelerator(cpu=cpu, mixed_precision=mixed_precision)
+    policy = Policy.decide(device, mixed_precision, training, deterministic)
+    accelerator = policy.apply()
+    accelerator.policy = policy
+    return accelerator
 
 
 def computes_bf16(cpu: bool) -> bool:

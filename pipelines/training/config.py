@@ -27,6 +27,9 @@ class TrainingConfig:
         gradient_accumulation_steps: forward passes a step.
         mixed_precision: "auto" is bf16 where the device computes in it, else float32.
         device: "auto" is what Accelerate finds.
+        deterministic: on a GPU, take only operations that give the same bits every time, and no TF32: slower, and a
+            resumed run equals one that was not stopped, bit for bit, as on a CPU. An operation that has no such form
+            ends the run.
         num_workers: processes that load samples, a rank; 0 loads in the training process. No result depends on it.
         ema_decay: of the average of the weights that is evaluated and exported; 0 exports the weights themselves.
         log_every: steps between lines of metrics.
@@ -44,6 +47,7 @@ class TrainingConfig:
     gradient_accumulation_steps: int = 1
     mixed_precision: Literal["auto", "no", "bf16"] = "auto"
     device: Literal["auto", "cpu"] = "auto"
+    deterministic: bool = False
     num_workers: int = 0
     ema_decay: float = 0.0
     log_every: int = 50

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import signal
 import time
@@ -35,8 +34,6 @@ from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
 from codegrid.tokenizer.fields import completed
 
-logger = logging.getLogger("codegrid")
-
 CONFIG_NAME = "training_config.json"
 METRICS_NAME = "metrics.jsonl"
 # Fields that may change between the two commands of one run, because no weight depends on them but for rounding.
@@ -57,6 +54,7 @@ _MAY_CHANGE = {
     "channels_last",
     "gradient_checkpointing",
     "compile",
+    "deterministic",
 }
 # The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
 EXIT_STOPPED = 143
@@ -83,7 +81,9 @@ class Run:
     def __init__(self, config: TrainingConfig, stage: str) -> None:
         require(bool(config.output_dir), "output_dir is empty: say where the run goes with --output-dir RUN.")
         self.config, self.folder = config, Path(config.output_dir)
-        self.accelerator: Accelerator = make_accelerator(config.device, config.mixed_precision)
+        self.accelerator: Accelerator = make_accelerator(
+            config.device, config.mixed_precision, training=True, deterministic=config.deterministic
+        )
         self.is_main = self.accelerator.is_main_process
         # Fails before any rank has started to compute when the split is uneven.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
@@ -101,9 +101,8 @@ class Run:
 
     @property
     def devices(self) -> str:
-        """For people: number and kind of devices, and the precision."""
-        accelerator = self.accelerator
-        return f"{accelerator.num_processes} x {accelerator.device.type}, precision {accelerator.mixed_precision}"
+        """For people: the number of devices, and how they compute."""
+        return f"{self.num_ranks} x {self.accelerator.policy}"
 
     def log(self, message: str) -> None:
         """A line for the user, from the main process, that does not tear the progress bar."""
@@ -203,8 +202,11 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        """Give back what the process lent: signal handlers, the folder's lock; also after an error."""
+    def __exit__(self, *_: Any) -> None:
+        """Give back what the process lent: signal handlers, the folder's lock; also after an error.
+
+        The ranks' group stays: another run of the same process may follow. The command lets go of it.
+        """
         if self._bar is not None:
             self._bar.close()
         for tracker in self.trackers:
@@ -213,8 +215,6 @@ class Run:
             signal.signal(number, handler)
         if self._lock is not None:
             self._lock.close()
-        if kind is None or issubclass(kind, SystemExit):  # after an error the other ranks may never come to an end
-            self.accelerator.end_training()
 
     def _claim(self, stage: str) -> None:
         """Make the folder this run's own, or find that it is already; the main process decides for all ranks."""

@@ -7,6 +7,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from codegrid.pipelines.system.ranks import counts_of_all_ranks
+from codegrid.tokenizer.metrics import add_counts
+
 Window = dict[str, Tensor]
 
 
@@ -14,7 +17,8 @@ def add_to_window(window: Window, metrics: dict[str, Tensor], skipped: bool) -> 
     """Add up a step; of a skipped one only that it was: its terms, not finite, would make the window's means so."""
     step = {"skipped_steps": torch.ones(())} if skipped else {**metrics, "steps": torch.ones(())}
     for name, value in step.items():
-        window[name] = window[name] + value.cpu() if name in window else value.cpu().clone()
+        before, value = window.get(name), value.cpu()
+        window[name] = value.clone() if before is None else add_counts(before, value) if value.dim() else before + value
 
 
 def window_means(window: Window, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, Tensor]]:
@@ -24,7 +28,7 @@ def window_means(window: Window, accelerator: Accelerator) -> tuple[dict[str, fl
     if "steps" not in sums:  # all of them were skipped
         return values, {}
     steps = sums.pop("steps")
-    counts = {name: accelerator.reduce(value, "sum") for name, value in sums.items() if value.dim()}
+    counts = {name: counts_of_all_ranks(value, accelerator) for name, value in sums.items() if value.dim()}
     names = sorted(name for name, value in sums.items() if not value.dim())
     means = accelerator.reduce(torch.stack([sums[name].float() for name in names]) / steps, "mean")
     return {**values, **dict(zip(names, means.tolist(), strict=True))}, counts
@@ -46,4 +50,11 @@ def own_window(gathered: Window, accelerator: Accelerator) -> Window:
         return windows.get(str(accelerator.process_index), windows.get("", {}))
     parts = list(windows.values())
     names = set.intersection(*map(set, parts))
-    return {name: torch.stack([part[name].double() for part in parts]).mean(0) for name in sorted(names)}
+    return {name: _mean([part[name].double() for part in parts]) for name in sorted(names)}
+
+
+def _mean(values: list[Tensor]) -> Tensor:
+    if values[0].dim() < 2:
+        return torch.stack(values).mean(0)
+    table = add_counts(*values)  # [M, 2], numbers of codes and their counts
+    return torch.stack([table[:, 0], table[:, 1] / len(values)], 1)

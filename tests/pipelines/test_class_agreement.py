@@ -4,7 +4,6 @@ import torch
 
 from codegrid.pipelines.evaluation.class_agreement import (
     class_agreement,
-    class_agreement_by_class,
     distances_to_nearest,
     diversity_ratio,
     near_copy_share,
@@ -68,7 +67,6 @@ def test_agreement_counts_matches_and_splits_them_by_class():
     images = flat(0, 0, 1, 1, 1, 7)
     labels = np.array([0, 1, 1, 1, 1, 7])
     assert class_agreement(Oracle(), images, labels) == pytest.approx(5 / 6)
-    assert class_agreement_by_class(Oracle(), images, labels) == {0: 1.0, 1: 0.75, 7: 1.0}
 
 
 def test_diversity_is_one_for_the_real_images_and_zero_for_copies_of_one():

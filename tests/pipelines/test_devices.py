@@ -1,22 +1,40 @@
-"""Which device and which precision."""
+"""One policy says how a device computes; it is printed and recorded."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import json
 
-import pytest
 import torch
 
-from codegrid.pipelines.system.devices import computes_bf16
+from codegrid.pipelines.system.devices import Policy, computes_bf16, make_accelerator, product_rate
+from codegrid.prior.codes import read_manifest
 
 
-@pytest.mark.parametrize(
-    ("device", "in_hardware", "expected"), [("cuda", False, False), ("cuda", True, True), ("mps", False, True)]
-)
-def test_bf16_is_taken_only_where_the_device_has_it(device, in_hardware, expected, monkeypatch):
-    """By default torch says yes on every CUDA device: older ones emulate it, and have no bf16 convolutions."""
-    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type=device))
-    monkeypatch.setattr(
-        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or in_hardware
-    )
-    assert computes_bf16(cpu=False) is expected
+def test_a_cpu_has_bf16_where_it_computes_in_it():
+    assert make_accelerator("cpu").policy == Policy("cpu")
+    wanted = "bfloat16" if computes_bf16(cpu=True) else "float32"
+    accelerator = make_accelerator("cpu", "auto", training=True, deterministic=True)
+    assert accelerator.policy == Policy("cpu", wanted, tf32=False, deterministic=True)
+    assert str(accelerator.policy) == f"cpu, {wanted}, deterministic"
+
+
+def test_tf32_is_for_training_on_nvidia_alone(monkeypatch):
+    """Codes of TF32 are no codes of float32: a CPU would not make them again."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert Policy.decide("auto", "no", training=True, deterministic=False).tf32
+    assert not Policy.decide("auto", "no", training=False, deterministic=False).tf32
+    assert not Policy.decide("auto", "no", training=True, deterministic=True).tf32
+    assert not Policy.decide("cpu", "no", training=True, deterministic=False).tf32
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
+    assert Policy.decide("auto", "auto", training=True, deterministic=False) == Policy("mps", "bfloat16")
+
+
+def test_a_code_data_set_says_how_it_was_computed(codes):
+    expected = {"device": "cpu", "precision": "float32", "tf32": False, "deterministic": False}
+    assert read_manifest(codes).policy == expected
+    assert json.loads((codes / "manifest.json").read_text())["precision"] == "float32"
+
+
+def test_the_rate_of_products_is_a_rate():
+    assert 1e6 < product_rate(torch.device("cpu"), torch.float32, rows=64, width=64) < 1e15

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,12 @@ from codegrid.pipelines.evaluation.class_agreement import train_classifier
 from codegrid.pipelines.evaluation.distances import frechet_distance, precision_recall
 from codegrid.pipelines.evaluation.features import FeatureNet
 from codegrid.pipelines.evaluation.generation import evaluate_generation, sweep_charts
-from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
+from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, pixel_scores
 from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import OutputError
+from codegrid.tokenizer import metrics
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +117,18 @@ def test_psnr_and_ssim_are_those_of_scikit_image(own_tokenizer, pictures):
         ssim.append(found[5:-5, 5:-5].mean())
     assert scores.psnr == pytest.approx(np.mean(psnr), rel=1e-5)
     assert scores.ssim == pytest.approx(np.mean(ssim), abs=1e-4)
+
+
+def test_pixels_are_scored_on_devices_without_float64(on_mps):
+    images, made, boxes = torch.rand(2, 3, 16, 16), torch.rand(2, 3, 16, 16), [(0, 0, 16, 16), (2, 0, 16, 16)]
+    assert torch.equal(pixel_scores(on_mps(images), on_mps(made), boxes), pixel_scores(images, made, boxes))
+
+
+def test_codes_of_a_large_codebook_are_counted_without_a_count_for_each(own_tokenizer, pictures, monkeypatch):
+    model, source = load_tokenizer(own_tokenizer), open_images(DataConfig(str(pictures)))
+    expected = evaluate_reconstruction(model, source, make_accelerator("cpu"), 5)
+    monkeypatch.setattr(metrics, "MOST_COUNTS", 1)
+    assert asdict(evaluate_reconstruction(model, source, make_accelerator("cpu"), 5)) == pytest.approx(asdict(expected))
 
 
 def test_no_usable_image_is_an_error(own_tokenizer, tmp_path):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_tokenizer
@@ -24,7 +25,12 @@ from codegrid.pipelines.training.tokenizer.train import train_tokenizer
 from codegrid.prior import to_codes, to_tokens
 from codegrid.prior.codes import open_codes
 from codegrid.tokenizer import VectorQuantizerConfig, VQModel, VQModelConfig
-from codegrid.tokenizer.quantizers import GroupedQuantizerConfig, HierarchicalQuantizerConfig, ResidualQuantizerConfig
+from codegrid.tokenizer.quantizers import (
+    GroupedQuantizerConfig,
+    HierarchicalQuantizerConfig,
+    LookupFreeQuantizerConfig,
+    ResidualQuantizerConfig,
+)
 
 QUANTIZERS = {
     "residual": ResidualQuantizerConfig(
@@ -106,3 +112,16 @@ def test_each_level_that_was_revived_starts_anew(tokenizer_config, tmp_path, mon
             moments = learners.model.optimizer.state[model.get_parameter(name)][slot]
             assert (moments[rows] == 0).all()
             assert (moments != 0).any()
+
+
+def test_four_million_codes_take_no_room_in_a_checkpoint(tokenizer_config, tmp_path, read_metrics):
+    """Of the 2^22 codes of 22 bits, a step's window names those that occurred: a count for each would be 34 MB."""
+    config = tokenizer_config(tmp_path / "run", max_steps=2, log_every=2, save_every=1, keep_last=2)
+    config = replace(config, quantizer=LookupFreeQuantizerConfig(num_bits=22))
+    folder = train_tokenizer(config)
+    (file,) = (folder / "checkpoints" / "step-000000001").glob("window*.safetensors")
+    window = load_file(file)["0/code_counts"]
+    assert window.shape[1] == 2
+    assert int(window[:, 1].sum()) == config.batch_size * 16
+    (line,) = [line for line in read_metrics(folder) if line["kind"] == "train" and line["step"] == 2]
+    assert 0 < line["code_usage"] <= 2 * config.batch_size * 16 / 2**22

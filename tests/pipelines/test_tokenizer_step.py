@@ -12,9 +12,11 @@ import torch
 
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.training.learner import Learner
+from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.losses import GAN_LOSSES, clamped_ratio
+from codegrid.tokenizer.quantizers import HierarchicalQuantizerConfig, VectorQuantizerConfig
 
 STEPS_OF_TWO_RANKS = """
 import sys
@@ -47,7 +49,7 @@ for name, config in quantizers.items():
         generator = torch.Generator().manual_seed(2 * step + rank)  # another batch on each rank
         features = torch.randn(2, 4, size, size, generator=generator) * (1 + rank)
         codes = module.quantize(features).codes
-        _update_quantizer(module.quantize, codes, features, accelerator)
+        _update_quantizer(module.quantize, module.quantize.statistics(codes, features), accelerator)
         updated = last.embedding.weight.clone()
         _revive_codes(learners, codes, features, step, 0, accelerator)
         moved.append(int((updated != last.embedding.weight).any(1).sum()))
@@ -80,6 +82,34 @@ def test_two_ranks_keep_one_codebook_of_means_through_updates_and_revivals(tmp_p
         assert not torch.equal(first[f"{prefix}embedding.weight"], first["start"])
         # The running sizes count both ranks' features: 100 a step, where the sum goes but for what revival sets.
         assert first[f"{prefix}cluster_size"].sum() > 75
+
+
+def test_running_means_are_of_what_the_forward_pass_quantized(tokenizer_config, tmp_path):
+    """Hierarchical nets move in the same step: what they would quantize after it never got these codes."""
+    means = VectorQuantizerConfig(
+        codebook_size=8, code_dim=3, l2_normalize=False, codebook_update="ema", codebook_decay=0.0
+    )
+    config = replace(
+        tokenizer_config(tmp_path, optimizer=OptimizerConfig(learning_rate=0.05), revive_until=0.0),
+        quantizer=HierarchicalQuantizerConfig(channels=8, norm_groups=2, inner=means),
+    )
+    accelerator, parts = make_accelerator("cpu"), (config.optimizer, config.discriminator_optimizer, 0.0)
+    model = VQModel(VQModelConfig(backbone=config.backbone, quantizer=config.quantizer)).train()
+    learners = make_learners(model, config.objective, *parts, accelerator)
+    quantized = {0: [], 1: []}
+    for index, level in enumerate(model.quantize.levels):
+        level.register_forward_hook(
+            lambda _, given, output, index=index: quantized[index].append((given[0].detach(), output.codes))
+        )
+    before = model.quantize.narrow.weight.detach().clone()
+    train_step(learners, config, [torch.rand(4, 3, 16, 16) * 2 - 1 for _ in range(2)], 0, accelerator)
+    assert not torch.equal(model.quantize.narrow.weight, before)
+    for index, level in enumerate(model.quantize.levels):
+        rows = torch.cat([given.movedim(1, -1).flatten(0, 2) for given, _ in quantized[index]])
+        codes = torch.cat([codes.flatten() for _, codes in quantized[index]])
+        for code in codes.unique():
+            expected = rows[codes == code].mean(0)
+            torch.testing.assert_close(level.embedding.weight[code], expected, rtol=1e-3, atol=1e-4)
 
 
 class Distance(torch.nn.Module):

@@ -7,7 +7,7 @@ from torch import nn
 from codegrid import prior
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.prior.decoding import Decoder, read_weights
-from codegrid.prior.linear_maps import ROW_MULTIPLE, linear_map, pack_linear
+from codegrid.prior.linear_maps import PlainLinear, linear_map, pack_linear
 
 SEQUENCE = SequenceConfig(24, (4, 4), class_names=("a", "b"))
 SHAPES = {
@@ -92,6 +92,39 @@ def test_a_row_has_the_same_bits_among_any_number_of_rows(shape, pack):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("pack", [None, False])
+@pytest.mark.parametrize(("inputs", "outputs"), [(192, 64), (704, 256), (1024, 1024), (4096, 1024)])
+def test_a_wide_map_gives_a_row_the_same_bits_among_any_number_of_rows(inputs, outputs, pack, threads):
+    """MKL with AVX-512 sums 15 rows of 1,024 in another order than 16, and two threads share out the rows."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        linear = linear_map(torch.randn(outputs, inputs), None, pack, "exact")
+        rows = torch.randn(240, inputs)  # 240 and the padded numbers are multiples of each of 1, 2, 4, 8 and 16
+        expected = linear(rows)
+        for count in (1, 2, 3, 8, 17, 40, 100):
+            padding = rows[: -count % linear.row_multiple]
+            assert torch.equal(linear(torch.cat([rows[:count], padding]))[:count], expected[:count]), count
+            assert torch.equal(linear(torch.cat([rows[-count:], padding]))[:count], expected[-count:]), count
+    finally:
+        torch.set_num_threads(before)
+
+
+@torch.no_grad()
+def test_where_no_multiple_is_steady_every_product_has_one_size(monkeypatch):
+    class Unsteady(PlainLinear):
+        def product(self, rows):
+            return super().product(rows) + len(rows)
+
+    monkeypatch.setattr(prior.linear_maps, "PlainLinear", Unsteady)
+    linear = linear_map(torch.randn(8, 4), None, False, "exact")
+    rows = torch.randn(96, 4)
+    assert torch.equal(linear(rows)[:32], linear(rows[:32]))
+    assert torch.equal(linear(rows[:32])[:16], linear(rows[:16]))
+
+
+@torch.no_grad()
 def test_a_decoder_goes_on_with_its_first_rows():
     weights = read_weights(make_model(num_key_value_heads=2), 24, 16)
     tokens = torch.randint(0, 24, (16, 16))
@@ -155,8 +188,8 @@ def test_packed_weights_compute_the_linear_map():
     for term in (None, bias):
         packed = pack_linear(weight, term)
         if packed is None:  # torch 2.11's, for one: no other reason excuses it
-            unsteady, many = prior.linear_maps.PackedLinear(weight, term), torch.randn(40, 32)
-            assert any(not torch.equal(unsteady(many[:few]), unsteady(many)[:few]) for few in (1, 2, 3, 5, 8, 16, 32))
+            unsteady, many = prior.linear_maps.PackedLinear(weight, term), torch.randn(48, 32)
+            assert any(not torch.equal(unsteady(many[:few]), unsteady(many)[:few]) for few in (4, 8, 12, 16, 24, 32))
             pytest.skip("this torch's packed map gives a row other bits among more rows")
         torch.testing.assert_close(packed(rows), nn.functional.linear(rows, weight, term), rtol=1e-5, atol=1e-5)
 
@@ -175,7 +208,7 @@ def test_packing_is_left_where_it_is_missing_or_wrong(monkeypatch):
     monkeypatch.setattr(prior.linear_maps.PackedLinear, "__init__", missing)
     assert pack_linear(weight) is None
     weights = read_weights(make_model(), 24, 16)  # falls back
-    assert weights.row_multiple == ROW_MULTIPLE
+    assert isinstance(weights.head, PlainLinear)
 
 
 def test_wrapped_and_adapted_models_are_refused():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from vector_quantize_pytorch import LFQ
 
 from codegrid.tokenizer.quantizers import BinarySphericalQuantizerConfig, LookupFreeQuantizerConfig, make_quantizer
-from codegrid.tokenizer.quantizers.binary import factorised_entropies
+from codegrid.tokenizer.quantizers.binary import entropies
 
 KINDS = [LookupFreeQuantizerConfig, BinarySphericalQuantizerConfig]
 each_kind = pytest.mark.parametrize("kind", KINDS, ids=["lfq", "bsq"])
@@ -90,24 +90,58 @@ def test_the_entropies_are_those_of_a_softmax_over_all_codes(kind, tau):
     of_batch = of_each - quantizer(features()).losses["entropy"]
     shares = assignment(quantizer, features())  # [N, K]
     torch.testing.assert_close(of_each.double(), entropy(shares).mean(), rtol=1e-4, atol=1e-5)
-    # The batch's: the product of the marginals, bit by bit; it cannot lie below the exact one.
+    exact = entropy(shares.mean(0))
+    if kind is LookupFreeQuantizerConfig:
+        torch.testing.assert_close(of_batch.double(), exact, rtol=1e-4, atol=1e-5)
+        return
+    # BSQ's: the product of the marginals, bit by bit; it cannot lie below the exact one.
     bits = quantizer.codes_to_features(torch.arange(32).view(1, -1, 1))[0, :, :, 0].T > 0  # [K, D]
     marginals = shares.mean(0) @ bits.double()  # [D]
     expected = entropy(torch.stack([marginals, 1 - marginals], dim=-1)).sum()
     torch.testing.assert_close(of_batch.double(), expected, rtol=1e-4, atol=1e-4)
-    assert of_batch > entropy(shares.mean(0)) - 1e-4
+    assert of_batch > exact - 1e-4
 
 
-def test_the_entropies_lie_between_none_and_all_bits_and_stay_finite():
+@pytest.mark.parametrize("bits", [1, 9, 10, 11, 13, 31])
+def test_groups_of_bits_have_their_joint_entropy_and_its_gradient(bits):
+    """Against a sum over all codes of each group, in float64, with the gradient of the whole."""
+    logits = (3 * torch.randn(2, bits, 2, 3)).requires_grad_()
+    _, found = entropies(logits, 10)
+    of_one = torch.sigmoid(logits.double()).movedim(1, -1).flatten(0, 2)  # [N, D]
+    expected = 0.0
+    for group in of_one.tensor_split(-(-bits // 10), dim=1):
+        assert group.shape[1] <= 10
+        codes = torch.arange(2 ** group.shape[1])[:, None] >> torch.arange(group.shape[1]) & 1  # [K, D]
+        shares = torch.where(codes.bool(), group[:, None], 1 - group[:, None]).prod(2)  # [N, K]
+        expected = expected - (shares.mean(0) * shares.mean(0).log()).sum()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    one, two = (torch.autograd.grad(value, logits)[0] for value in (found, expected))
+    torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_the_diversity_of_lfq_sees_bits_that_always_agree():
+    """As vector-quantize-pytorch's, over a batch: three of the five bits agree everywhere."""
+    z = features()
+    z[:, 1:3] = z[:, :1]
+    config = LookupFreeQuantizerConfig(num_bits=5, entropy_weight=1.0, inv_temperature=2.0, commitment_weight=0.0)
+    theirs = LFQ(dim=5, commitment_loss_weight=0.0, entropy_loss_weight=1.0, diversity_gamma=1.0).train()
+    expected = theirs(z.flip(1), inv_temperature=2.0).entropy_aux_loss
+    # Theirs has a floor of 1e-5 under the logarithms.
+    torch.testing.assert_close(make_quantizer(config).train()(z).losses["entropy"], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("joint", [1, 3, 10])
+def test_the_entropies_lie_between_none_and_all_bits_and_stay_finite(joint):
     logits = torch.tensor([0.0, 1e4, -1e4]).view(3, 1, 1, 1).expand(3, 4, 1, 1)
     even, high, low = (logits[index : index + 1] for index in range(3))
-    assert [value.item() for value in factorised_entropies(even)] == pytest.approx([4 * math.log(2)] * 2)
-    assert [value.item() for value in factorised_entropies(high)] == pytest.approx([0, 0], abs=1e-4)
-    of_each, of_batch = factorised_entropies(torch.cat([high, low]))
-    assert (of_each.item(), of_batch.item()) == pytest.approx((0, 4 * math.log(2)))
+    assert [value.item() for value in entropies(even, joint)] == pytest.approx([4 * math.log(2)] * 2)
+    assert [value.item() for value in entropies(high, joint)] == pytest.approx([0, 0], abs=1e-4)
+    of_each, of_batch = entropies(torch.cat([high, low]), joint)
+    # The bits agree: all of a group are one fair bit.
+    assert (of_each.item(), of_batch.item()) == pytest.approx((0, {1: 4, 3: 2, 10: 1}[joint] * math.log(2)))
     for part in (even, high, low, logits):
         leaf = part.clone().requires_grad_()
-        sum(factorised_entropies(leaf)).backward()
+        sum(entropies(leaf, joint)).backward()
         assert leaf.grad.isfinite().all()
 
 
@@ -136,7 +170,10 @@ def test_entropy_is_a_term_of_training_alone(kind):
 
 @each_kind
 def test_eighteen_bits_take_the_memory_of_the_features_not_of_the_codebook(kind):
-    """One array of every feature's share of every code would be 2 GB; none saved for the backward pass is near it."""
+    """One array of every feature's share of every code would be 2 GB; none saved for the backward pass is near it.
+
+    The joint entropy of nine bits is a product of the shares of 2^5 and of 2^4 codes.
+    """
     largest = 0
 
     def saved(tensor):
@@ -148,7 +185,7 @@ def test_eighteen_bits_take_the_memory_of_the_features_not_of_the_codebook(kind)
     with torch.autograd.graph.saved_tensors_hooks(saved, lambda tensor: tensor):
         output = make_quantizer(kind(num_bits=18)).train()(z)
     (output.features.square().sum() + sum(output.losses.values())).backward()
-    assert largest == z.numel()
+    assert largest == (2048 * 2**5 if kind is LookupFreeQuantizerConfig else z.numel())
     assert output.codes.max() > 2**17
     assert z.grad.isfinite().all()
 

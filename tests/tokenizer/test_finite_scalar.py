@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModel
 from vector_quantize_pytorch import FSQ
 
+from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.quantizers import FiniteScalarQuantizerConfig, make_quantizer
 
 GRIDS = [(8, 5, 5, 5), (3, 4, 7), (8, 6, 5), (2000,)]
@@ -90,3 +92,26 @@ def test_the_codebook_follows_from_the_levels():
 def test_levels_that_cannot_be_are_refused(levels, message):
     with pytest.raises(ValueError, match=message):
         FiniteScalarQuantizerConfig(levels=levels)
+
+
+@pytest.mark.parametrize(
+    "quantizer", [{"type": "fsq", "levels": [7, 5]}, {"type": "residual", "inner": {"type": "fsq"}}]
+)
+def test_the_levels_are_made_once_and_come_back_with_the_model(quantizer, tmp_path, monkeypatch):
+    """They are buffers that are not saved, which transformers would give back without their values."""
+    backbone = {"resolution": 8, "ch": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "norm_groups": 4, "z_channels": 8}
+    config = VQModelConfig(backbone=backbone, quantizer=quantizer, preprocessing={"image_size": 8})
+    model = VQModel(config).eval()
+    assert not any(key.endswith((".levels", "place_values")) for key in model.state_dict())
+    model.save_pretrained(tmp_path)
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    for loaded in (VQModel.from_pretrained(tmp_path), AutoModel.from_pretrained(tmp_path)):
+        buffers = dict(loaded.named_buffers())
+        assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+        assert torch.equal(loaded.encode(images), model.encode(images))
+        assert loaded.fingerprint() == model.fingerprint()
+    if quantizer["type"] == "fsq":
+        codes = model.encode(images)
+        monkeypatch.setattr(torch, "tensor", lambda *args, **options: pytest.fail("a constant was made anew"))
+        model.quantize(torch.randn(2, 2, 4, 4))
+        model.quantize.codes_to_features(codes)

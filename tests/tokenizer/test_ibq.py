@@ -17,9 +17,13 @@ def features() -> torch.Tensor:
 
 def ibq(**options):
     torch.manual_seed(0)
-    quantizer = make_quantizer(IBQConfig(**{"codebook_size": 32, "code_dim": 4, **options}))
-    torch.nn.init.normal_(quantizer.embedding.weight)
-    return quantizer
+    return make_quantizer(IBQConfig(**{"codebook_size": 32, "code_dim": 4, **options}))
+
+
+def test_codes_start_from_a_standard_normal_distribution_as_the_authors_do():
+    codes = ibq(codebook_size=4096).embedding.weight.detach()
+    assert abs(codes.mean()) < 0.05
+    assert codes.std() == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_gradient_is_that_of_the_mean_under_the_softmax_at_the_chosen_code():

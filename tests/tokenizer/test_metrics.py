@@ -9,7 +9,16 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from codegrid.tokenizer.metrics import code_counts, psnr, ssim, usage_and_perplexity
+from codegrid.tokenizer import metrics
+from codegrid.tokenizer.metrics import (
+    add_counts,
+    code_counts,
+    counts_of_levels,
+    psnr,
+    relative_counts,
+    ssim,
+    usage_and_perplexity,
+)
 
 
 @pytest.fixture
@@ -96,3 +105,40 @@ def test_levels_are_counted_by_themselves_and_averaged():
     counts = code_counts(codes, 4, depth=2)
     assert counts.tolist() == [4, 0, 0, 0, 1, 1, 1, 1]
     assert usage_and_perplexity(counts, depth=2) == pytest.approx(((1 / 4 + 1) / 2, (1 + 4) / 2))
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_codes_of_a_large_codebook_are_counted_as_those_of_a_small_one(depth, monkeypatch):
+    parts = [torch.randint(0, 40, (2, 4, 4, depth)).square() for _ in range(3)]
+    dense = [code_counts(part, 1600, depth) for part in parts]
+    monkeypatch.setattr(metrics, "MOST_COUNTS", depth * 1600 - 1)
+    tables = [code_counts(part, 1600, depth) for part in parts]
+    for counts, table in zip([*dense, add_counts(*dense)], [*tables, add_counts(*tables)], strict=True):
+        assert table.dtype == torch.int64
+        assert table.tolist() == [[number, count] for number, count in enumerate(counts.tolist()) if count]
+        expected = usage_and_perplexity(counts, depth)
+        assert usage_and_perplexity(table, depth, 1600) == pytest.approx(expected)
+        for level, of_table in zip(counts.chunk(depth), counts_of_levels(table, 1600, depth), strict=True):
+            assert of_table.tolist() == level[level > 0].tolist()
+        relative = relative_counts(counts, 1600, depth)
+        torch.testing.assert_close(relative_counts(table, 1600, depth), relative[relative > 0])
+    nothing = code_counts(torch.empty(0, depth, dtype=torch.int64), 1600, depth)
+    assert nothing.shape == (0, 2)
+    assert usage_and_perplexity(nothing, depth, 1600) == (0.0, 1.0)
+    assert add_counts(nothing, tables[0]).tolist() == tables[0].tolist()
+
+
+@pytest.mark.parametrize("codebook_size", [2**21, 2**31])
+def test_counts_take_memory_for_the_codes_that_occur(codebook_size):
+    """One count for each of 2^31 codes would be 17 GB: what is allocated is looked at, not the clock."""
+    codes = torch.tensor([0, codebook_size - 1, codebook_size - 1])
+    counts = code_counts(codes, codebook_size)
+    assert counts.tolist() == [[0, 1], [codebook_size - 1, 2]]
+    usage, perplexity = usage_and_perplexity(counts, 1, codebook_size)
+    assert usage == 2 / codebook_size
+    assert perplexity == pytest.approx(3 / 2 ** (2 / 3))
+
+
+def test_devices_without_float64_are_measured(on_mps):
+    counts = torch.tensor([2, 1, 1, 0])
+    assert usage_and_perplexity(on_mps(counts)) == usage_and_perplexity(counts)

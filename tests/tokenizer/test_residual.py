@@ -11,6 +11,7 @@ from codegrid.tokenizer.quantizers import (
     FiniteScalarQuantizerConfig,
     LookupFreeQuantizerConfig,
     ResidualQuantizerConfig,
+    SimVQConfig,
     VectorQuantizerConfig,
     make_quantizer,
 )
@@ -106,7 +107,9 @@ def test_scalar_levels_make_one_even_grid_and_the_gradient_is_that_of_the_bounde
 
 def test_codes_features_and_losses_of_bits_equal_vector_quantize_pytorch():
     """Theirs takes the first channel for the highest bit: it gets them reversed."""
-    config = LookupFreeQuantizerConfig(num_bits=4, commitment_weight=0.3, entropy_weight=0.2, diversity_weight=0.0)
+    config = LookupFreeQuantizerConfig(
+        num_bits=4, commitment_weight=0.3, entropy_weight=0.2, diversity_weight=0.0, inv_temperature=100.0
+    )
     theirs = ResidualLFQ(
         dim=4, codebook_size=16, num_quantizers=3,
         commitment_loss_weight=0.3, entropy_loss_weight=0.2, diversity_gamma=0.0,
@@ -117,6 +120,24 @@ def test_codes_features_and_losses_of_bits_equal_vector_quantize_pytorch():
     assert torch.equal(output.codes.flatten(1, 2), codes.long())
     torch.testing.assert_close(output.features.flatten(2).mT.flip(-1), quantized, rtol=0, atol=1e-5)
     torch.testing.assert_close(output.losses["commitment"] + output.losses["entropy"], losses.mean(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("inner", "calls"),
+    [
+        (PLAIN, 0),
+        (SimVQConfig(codebook_size=16, code_dim=4), 0),
+        (FiniteScalarQuantizerConfig(levels=LEVELS), 1),
+        (LookupFreeQuantizerConfig(num_bits=4), 1),
+    ],
+)
+def test_each_level_looks_its_codes_up_once_in_training(inner, calls, monkeypatch):
+    quantizer, made = make(inner).train(), []
+    for level in quantizer.levels:
+        look_up = level.codes_to_features
+        monkeypatch.setattr(level, "codes_to_features", lambda codes, f=look_up: made.append(1) or f(codes))
+    quantizer(torch.randn(2, 4, 3, 3))
+    assert len(made) == calls * len(quantizer.levels)
 
 
 def test_losses_are_means_over_the_levels_of_the_distance_to_the_sum_so_far():

@@ -21,11 +21,14 @@ class Quantized(NamedTuple):
         features: [B, D, h, w] float32, what the decoder gets; in training the gradient passes to the input.
         codes: [B, h, w] int64 in [0, codebook_size), or [B, h, w, depth] where the depth is above 1.
         losses: named scalar terms, already weighted; training adds them up and logs each under its name.
+        chosen: [B, D, h, w] float32, the same as `codes_to_features(codes)`, where the forward pass has it anyway:
+            without the gradient's way to the input.
     """
 
     features: Tensor
     codes: Tensor
     losses: dict[str, Tensor]
+    chosen: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -114,8 +117,14 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     @torch.no_grad()
+    def fill_constants(self) -> None:
+        """Give the buffers that are not saved, if there are any, their values: `from_pretrained` leaves them empty."""
+
+    @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
         """What `update` has to know of a step: sums over this rank's features, to be added up over the ranks.
+
+        It is asked for before the optimizer's step: the weights are still those that gave `codes`.
 
         Args:
             codes: [N, h, w] or [N, h, w, depth], the codes just used, of this rank.

@@ -21,7 +21,8 @@ class BinaryQuantizerConfig(QuantizerConfig):
         commitment_weight: of the term that holds the features at their codes, |z - sg[e]|^2.
         entropy_weight: of the entropy term, which makes each feature sure of its code and the batch use all of them. 0
             leaves it out.
-        diversity_weight: of the second part, the batch's entropy, against the first, the features' own.
+        diversity_weight: of the second part, the batch's entropy, against the first, the features' own. It is that of
+            the mean distribution over the codes of a group of bits (`joint_bits` of the quantizer), summed over groups.
         inv_temperature: tau of the soft assignment that the entropies are of, softmax(-tau |z - e|^2) over the codes.
     """
 
@@ -50,6 +51,8 @@ class BinaryQuantizer(Quantizer):
     """The sign of each channel, times `scale`; no parameters; straight-through gradient. A zero goes to the bit 0."""
 
     scale: float = 1.0
+    # Bits at most of which the batch's entropy is a joint one. Marginals alone do not see that two bits always agree.
+    joint_bits: int = 10
 
     def __init__(self, config: BinaryQuantizerConfig) -> None:
         super().__init__()
@@ -64,10 +67,10 @@ class BinaryQuantizer(Quantizer):
         losses = {"commitment": config.commitment_weight * F.mse_loss(z, e)}
         if config.entropy_weight and self.training:
             # Between the two values of a channel, -tau |z - e|^2 differs by 4 tau scale z.
-            of_each, of_batch = factorised_entropies(4 * config.inv_temperature * self.scale * z)
+            of_each, of_batch = entropies(4 * config.inv_temperature * self.scale * z, self.joint_bits)
             losses["entropy"] = config.entropy_weight * (of_each - config.diversity_weight * of_batch)
         straight_through = z + (e - z).detach() if self.training else e
-        return Quantized(straight_through, codes, losses)
+        return Quantized(straight_through, codes, losses, e)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
@@ -96,21 +99,43 @@ def codes_to_bits(codes: Tensor, num_bits: int) -> Tensor:
     return codes[:, None] >> torch.arange(num_bits, device=codes.device).view(-1, 1, 1) & 1
 
 
-def factorised_entropies(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Entropies in nats of codes whose bits are drawn independently: logits [B, D, h, w] of the bits -> two scalars.
+def entropies(logits: Tensor, joint_bits: int) -> tuple[Tensor, Tensor]:
+    """Entropies in nats of codes whose bits are drawn independently for each feature: logits [B, D, h, w] -> 2 scalars.
 
-    Squared distances add up over the channels, so that the softmax over all 2^D codes is a product over the D bits, and
-    its entropy a sum: 2^D numbers are never made.
+    Squared distances add up over the channels, so that a feature's softmax over all 2^D codes is a product over the D
+    bits, and its entropy a sum: 2^D numbers are never made.
+
+    Args:
+        logits: of each bit.
+        joint_bits: the channels are cut into groups of at most so many; 2^joint_bits numbers are made a group.
 
     Returns:
         the mean over the features of each one's entropy, which is exact; and the entropy of the mean distribution over
-        this rank's batch, for which the product of its marginals stands (arXiv:2406.07548): never below the true one.
+        this rank's batch, exact for the codes of each group, and summed over the groups: never below the true one.
     """
     # H = log(1 + exp(-|x|)) + |x| p(-|x|): no large numbers cancel.
     size = logits.abs()
     of_each = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(1).mean()
-    # A mean of exactly 0 or 1 would have an infinite gradient.
-    tiny = torch.finfo(logits.dtype).eps
-    mean = torch.sigmoid(logits).mean((0, 2, 3)).clamp(tiny, 1 - tiny)  # [D]
-    of_batch = -(mean * mean.log() + (1 - mean) * torch.log1p(-mean)).sum()
-    return of_each, of_batch
+    shares = torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)  # [B, D, h, w, 2], of a bit's 0 and 1
+    shares = shares.movedim(1, 0).flatten(1, 3)  # [D, N, 2]
+    groups = shares.tensor_split(-(-len(shares) // joint_bits))
+    return of_each, torch.stack([_joint_entropy(group) for group in groups]).sum()
+
+
+def _joint_entropy(shares: Tensor) -> Tensor:
+    """Entropy of the mean over N of the distributions over 2^D codes that `shares` [D, N, 2] of their bits make.
+
+    The mean of the products is a product of matrices: of the first half of the bits and of the second. So 2 N sqrt(2^D)
+    numbers are made, not N 2^D.
+    """
+    first, second = (_products(half) for half in shares.tensor_split(2))  # [N, 2^(D/2)] both
+    mean = (first.t() @ second / shares.shape[1]).clamp_min(torch.finfo(shares.dtype).tiny)
+    return -(mean * mean.log()).sum()
+
+
+def _products(shares: Tensor) -> Tensor:
+    """Distributions over the codes of D bits: [D, N, 2] -> [N, 2^D]."""
+    found = shares.new_ones(shares.shape[1], 1)
+    for bit in shares:
+        found = (found[:, :, None] * bit[:, None]).flatten(1)
+    return found

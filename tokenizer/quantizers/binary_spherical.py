@@ -34,6 +34,8 @@ class BinarySphericalQuantizerConfig(BinaryQuantizerConfig):
 class BinarySphericalQuantizer(BinaryQuantizer):
     """Codes are the corners of the cube that the unit sphere holds, {-1, 1}^D / sqrt(D)."""
 
+    joint_bits = 1  # the paper's: the batch's entropy is that of a product of marginals
+
     def __init__(self, config: BinarySphericalQuantizerConfig) -> None:
         super().__init__(config)
         self.scale = config.num_bits**-0.5

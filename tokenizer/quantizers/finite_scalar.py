@@ -73,7 +73,42 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
         return soft_bound(self, features)
 
 
-class FiniteScalarQuantizer(Quantizer):
+class _LevelsOfChannels(Quantizer):
+    """Buffers: `levels`, L of each channel; `place_values`, what a step of each adds to the code: 1, L_1, L_1 L_2, ...
+
+    Both are int64 [D, 1, 1]. Made anew in each forward pass they would be copies that a GPU waits for.
+    """
+
+    def __init__(self, config: FiniteScalarQuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        for name in ("levels", "place_values"):
+            self.register_buffer(name, torch.empty(config.code_dim, 1, 1, dtype=torch.int64), persistent=False)
+        self.fill_constants()
+
+    @torch.no_grad()
+    def fill_constants(self) -> None:
+        levels = self.config.levels
+        self.levels.copy_(torch.tensor(levels, device=self.levels.device).view(-1, 1, 1))
+        values = list(accumulate(levels[:-1], mul, initial=1))
+        self.place_values.copy_(torch.tensor(values, device=self.levels.device).view(-1, 1, 1))
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        pass
+
+    def _to_digits(self, codes: Tensor) -> Tensor:
+        """[B, h, w] -> [B, D, h, w], from 0 to the channels' levels less 1."""
+        return codes[:, None] // self.place_values % self.levels
+
+    def _to_codes(self, digits: Tensor) -> Tensor:
+        """[B, D, h, w] -> [B, h, w]."""
+        # Beyond 1,000 levels the margin is more than half a level; and what is NaN must not be a code outside either.
+        digits = digits.clamp(torch.zeros_like(self.levels), self.levels - 1)
+        return (digits * self.place_values).sum(1)
+
+
+class FiniteScalarQuantizer(_LevelsOfChannels):
     """No parameters and no losses; straight-through gradient to the bounded features.
 
     A code is a number in mixed radix, whose digits are the channels' levels; the first channel is the least
@@ -81,16 +116,12 @@ class FiniteScalarQuantizer(Quantizer):
     [-1, 1] for an odd one.
     """
 
-    def __init__(self, config: FiniteScalarQuantizerConfig) -> None:
-        super().__init__()
-        self.config = config
-
     def forward(self, features: Tensor) -> Quantized:
         bounded = self._bound(features)  # [B, D, h, w]
         codes = self._codes(bounded)  # [B, h, w]
         quantized = self.codes_to_features(codes)  # [B, D, h, w]
         if self.training:
-            quantized = straight_through(bounded / (_levels(self.config, bounded) // 2), quantized)
+            quantized = straight_through(bounded / (self.levels // 2), quantized)
         return Quantized(quantized, codes, {})
 
     @torch.no_grad()
@@ -98,14 +129,9 @@ class FiniteScalarQuantizer(Quantizer):
         return self._codes(self._bound(features))
 
     def codes_to_features(self, codes: Tensor) -> Tensor:
-        levels = _levels(self.config, codes)
-        half_width = levels // 2
-        digits = _to_digits(self.config, codes)  # [B, D, h, w]
+        half_width = self.levels // 2
+        digits = self._to_digits(codes)  # [B, D, h, w]
         return (digits - half_width).float() / half_width
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        pass
 
     def _bound(self, features: Tensor) -> Tensor:
         """Squeeze each channel into the span of its levels, -(L // 2) to (L - 1) // 2 (arXiv:2309.15505, appendix A.1).
@@ -113,7 +139,7 @@ class FiniteScalarQuantizer(Quantizer):
         An even number of levels has none in the middle: the offset of a half puts them on integers, and the shift
         undoes it at zero, which stays zero. (The paper's listing has tan for this shift; only atanh does it.)
         """
-        levels = _levels(self.config, features)
+        levels = self.levels
         half_span = (levels - 1) * (1 + _MARGIN) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         shift = torch.atanh(offset / half_span)
@@ -121,10 +147,10 @@ class FiniteScalarQuantizer(Quantizer):
         return torch.tanh(features.float() + shift) * half_span - offset
 
     def _codes(self, bounded: Tensor) -> Tensor:
-        return _to_codes(self.config, bounded.detach().round().long() + _levels(self.config, bounded) // 2)
+        return self._to_codes(bounded.detach().round().long() + self.levels // 2)
 
 
-class FiniteScalarLevel(Quantizer):
+class FiniteScalarLevel(_LevelsOfChannels):
     """Level number `index` of residual FSQ: an even grid of L levels a channel over [-1, 1], scaled by L^-index.
 
     The residuals of a level lie within half a step of its grid, 1 / (L - 1), and so within half a step around the next
@@ -133,56 +159,28 @@ class FiniteScalarLevel(Quantizer):
     """
 
     def __init__(self, config: FiniteScalarQuantizerConfig, index: int) -> None:
-        super().__init__()
-        self.config, self.index = config, index
+        super().__init__(config)
+        self.index = index
 
     def forward(self, features: Tensor) -> Quantized:
         codes = self.encode(features)
         e = self.codes_to_features(codes)
-        return Quantized(straight_through(features, e) if self.training else e, codes, {})
+        return Quantized(straight_through(features, e) if self.training else e, codes, {}, e)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
-        levels = _levels(self.config, features)
-        z = (features.float() / self._scale(features)).clamp(-1, 1)  # [B, D, h, w]
-        return _to_codes(self.config, ((levels - 1) * (z + 1) / 2 + 0.5).floor().long())
+        z = (features.float() / self._scale()).clamp(-1, 1)  # [B, D, h, w]
+        return self._to_codes(((self.levels - 1) * (z + 1) / 2 + 0.5).floor().long())
 
     def codes_to_features(self, codes: Tensor) -> Tensor:
-        steps = _levels(self.config, codes) - 1
-        return (_to_digits(self.config, codes) * (2 / steps) - 1) * self._scale(codes)
+        return (self._to_digits(codes) * (2 / (self.levels - 1)) - 1) * self._scale()
 
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        pass
-
-    def _scale(self, like: Tensor) -> Tensor:
-        return _levels(self.config, like).float() ** -self.index  # [D, 1, 1]
+    def _scale(self) -> Tensor:
+        return self.levels.float() ** -self.index  # [D, 1, 1]
 
 
 def soft_bound(config: FiniteScalarQuantizerConfig, features: Tensor) -> Tensor:
     """Squeeze each channel of [B, D, h, w] into half a step around [-1, 1], the range of residual FSQ's first level."""
-    bound = 1 + 1 / (_levels(config, features) - 1)
+    levels = torch.tensor(config.levels, device=features.device).view(-1, 1, 1)  # [D, 1, 1]
+    bound = 1 + 1 / (levels - 1)
     return torch.tanh(features.float() / bound) * bound
-
-
-def _levels(config: FiniteScalarQuantizerConfig, like: Tensor) -> Tensor:
-    return torch.tensor(config.levels, device=like.device).view(-1, 1, 1)  # [D, 1, 1]
-
-
-def _place_values(config: FiniteScalarQuantizerConfig, like: Tensor) -> Tensor:
-    """What a step of each channel adds to the code: 1, L_1, L_1 L_2, ..."""
-    values = list(accumulate(config.levels[:-1], mul, initial=1))
-    return torch.tensor(values, device=like.device).view(-1, 1, 1)  # [D, 1, 1]
-
-
-def _to_digits(config: FiniteScalarQuantizerConfig, codes: Tensor) -> Tensor:
-    """[B, h, w] -> [B, D, h, w], from 0 to the channels' levels less 1."""
-    return codes[:, None] // _place_values(config, codes) % _levels(config, codes)
-
-
-def _to_codes(config: FiniteScalarQuantizerConfig, digits: Tensor) -> Tensor:
-    """[B, D, h, w] -> [B, h, w]."""
-    levels = _levels(config, digits)
-    # Beyond 1,000 levels the margin is more than half a level; and what is NaN must not be a code outside either.
-    digits = digits.clamp(torch.zeros_like(levels), levels - 1)
-    return (digits * _place_values(config, digits)).sum(1)

@@ -15,11 +15,17 @@ from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantize
 
 @dataclass(frozen=True)
 class LookupFreeQuantizerConfig(BinaryQuantizerConfig):
-    """Config of `LookupFreeQuantizer`; `BinaryQuantizerConfig` says what the fields are."""
+    """Config of `LookupFreeQuantizer`; `BinaryQuantizerConfig` says what the fields are.
+
+    The authors' entropy_weight is 0.1 and their inv_temperature 100, beside a perceptual and an adversarial term.
+    Beside the pixels' error alone that is too strong: less is reconstructed (docs/quantizers.md).
+    """
 
     has_residual_levels: ClassVar[bool] = True
 
     type: Literal["lfq"] = "lfq"
+    entropy_weight: float = 0.02
+    inv_temperature: float = 10.0
 
     def build(self) -> Quantizer:
         return LookupFreeQuantizer(self)

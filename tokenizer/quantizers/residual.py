@@ -87,7 +87,8 @@ class ResidualQuantizer(LevelsQuantizer):
             for level in self._levels():
                 quantized = level(residual)
                 codes.append(quantized.codes)
-                chosen.append(level.codes_to_features(quantized.codes))
+                e = quantized.chosen
+                chosen.append(level.codes_to_features(quantized.codes) if e is None else e)
                 losses.append(quantized.losses)
                 # Detached: then each level's commitment term is |z - sg[sum so far]|^2, as in arXiv:2203.01941.
                 residual = residual - chosen[-1].detach()

@@ -83,7 +83,7 @@ class SimVQ(Quantizer):
                 "codebook": self.config.codebook_weight * F.mse_loss(e, z.detach()),
                 "commitment": self.config.commitment_weight * F.mse_loss(z, e.detach()),
             }
-        return Quantized(straight_through(z, e) if self.training else e, codes, losses)
+        return Quantized(straight_through(z, e) if self.training else e, codes, losses, e)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -28,6 +29,7 @@ _KMEANS_ITERATIONS = 10
 _KMEANS_FEATURES = 64
 # Laplace smoothing of the running cluster sizes, as in the authors' code (Sonnet): a code nobody uses has no size 0.
 _SMOOTHING = 1e-5
+_FLOOR = 1e-6  # of a variance, in `isotropy_loss`
 
 
 @dataclass(frozen=True)
@@ -151,9 +153,10 @@ class VectorQuantizer(Quantizer):
             if self.config.entropy_weight and self.training:
                 logits = -squared_distances(to_rows(z), codebook) / self.config.entropy_temperature  # [N, K]
                 losses["entropy"] = self.config.entropy_weight * entropy_loss(logits)
+            out = e
             if self.training:
-                e = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
-        return Quantized(e, codes, losses)
+                out = rotation(z, e) if self.config.gradient == "rotation" else straight_through(z, e)
+        return Quantized(out, codes, losses, e)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
@@ -267,6 +270,22 @@ def isotropy_loss(features: Tensor) -> Tensor:
     centred = rows - mean
     covariance = centred.t() @ centred / len(rows)
     # A floor for what is constant, or has more dimensions than rows: the logarithm stays finite.
-    floor = 1e-6 * torch.eye(dim, dtype=rows.dtype, device=rows.device)
-    logdet = torch.linalg.slogdet(covariance + floor).logabsdet
+    if len(rows) > dim:
+        floor = _FLOOR * torch.eye(dim, dtype=rows.dtype, device=rows.device)
+        logdet = torch.linalg.slogdet(covariance + floor).logabsdet
+    else:
+        logdet = _log_determinant_of_few(centred)
     return 0.5 * (covariance.trace() - logdet - dim + mean.square().sum())
+
+
+def _log_determinant_of_few(centred: Tensor) -> Tensor:
+    """log det(X^T X / N + floor I) of centred rows X [N, D], N <= D.
+
+    D - N + 1 of that matrix's eigenvalues are the floor, and its inverse, the gradient, is noise in float32. X X^T / N
+    has the other eigenvalues (Sylvester's identity); one of its own is 0, because the rows' sum is, and becomes 1 here.
+    """
+    count, dim = centred.shape
+    eye = torch.eye(count, dtype=centred.dtype, device=centred.device)
+    gram = centred @ centred.t() / count + _FLOOR * eye + 1 / count  # [N, N]
+    floors = (dim - count + 1) * math.log(_FLOOR) - math.log1p(_FLOOR)
+    return torch.linalg.slogdet(gram).logabsdet + floors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ from codegrid.pipelines.training.prior.samples import sample_picture, samples_to
 from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.switches import compile_prior, not_compiled
 from codegrid.pipelines.training.window import Window
-from codegrid.prior import PriorObjective, bits_per_code, make_prior, prior_loss
+from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
 
 
@@ -73,7 +74,7 @@ class PriorStage(Stage):
 
     def __init__(self, run: Run, config: PriorTrainingConfig, codes: CodeDataset) -> None:
         self.run, self.config, self.codes = run, config, codes
-        self.device, self.sequence = run.accelerator.device, codes.manifest.sequence_config()
+        self.device, self.sequence = run.accelerator.device, sequence_of(codes, config.class_dropout)
         self.model = make_prior(config.model, self.sequence)
         self.objective = PriorObjective(
             self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
@@ -119,7 +120,7 @@ class PriorStage(Stage):
             dropped = unknown if dropped is None else dropped | unknown
             labels = labels.to(self.device)
         codes = torch.from_numpy(self.codes.codes(rows)).to(self.device)  # [B, L]
-        drop = None if labels is None else dropped.to(self.device)
+        drop = dropped.to(self.device) if labels is not None and self.sequence.null_class else None
         smoothing = self.config.label_smoothing if model.training else 0.0
         return prior_loss(model, codes, labels, drop, self.sequence, label_smoothing=smoothing, validate=False)
 
@@ -168,6 +169,15 @@ class PriorStage(Stage):
         with self.ema.applied():
             codes, made_by = self.config.codes, self.codes.manifest.tokenizer
             export_prior(self.model, self.sequence, self.run.folder, codes, scores, made_by)
+
+
+def sequence_of(codes: CodeDataset, class_dropout: float) -> SequenceConfig:
+    """What the tokens mean. Where no image loses its class and none lacks one, the null class's token is never seen:
+    there is nothing to guide away from.
+    """
+    sequence = codes.manifest.sequence_config()
+    trains_null = sequence.class_names is None or class_dropout > 0 or bool((codes.labels < 0).any())
+    return sequence if trains_null else replace(sequence, null_class=False)
 
 
 def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:

@@ -77,7 +77,7 @@ def train_step(
         labels: of each micro-batch, int64 [B]; where decoder or discriminator are class-conditional.
 
     Returns:
-        scalars by name, and `code_counts` [depth * codebook_size]; means over the micro-batches, of this rank alone.
+        of this rank alone: scalars by name, means over the micro-batches; and `code_counts` (tokenizer/metrics.py).
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
@@ -148,6 +148,9 @@ def _finish_step(
     accelerator: Accelerator,
 ) -> None:
     """Change all that a step changes, or, where a gradient is not finite, nothing; `values` gets what happened."""
+    quantizer = learners.model.module.quantize
+    # Before the optimizer's step: sums over what the forward pass quantized, by the weights that it had.
+    statistics = quantizer.statistics(codes, features)
     norms = update_together(active, step, config.max_steps)
     for name, norm in zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False):
         values[name] = torch.tensor(norm, device=accelerator.device)
@@ -155,7 +158,7 @@ def _finish_step(
     values["skipped_steps"] = torch.tensor(float(not finite), device=accelerator.device)
     if not finite:
         return
-    _update_quantizer(learners.model.module.quantize, codes, features, accelerator)
+    _update_quantizer(quantizer, statistics, accelerator)
     if step < config.revive_until * config.max_steps:
         _revive_codes(learners, codes, features, step, config.seed, accelerator)
     if config.objective.lecam_weight and "logits_real" in values:
@@ -163,9 +166,8 @@ def _finish_step(
     learners.ema.update(step)
 
 
-def _update_quantizer(quantizer: Quantizer, codes: Tensor, features: Tensor, accelerator: Accelerator) -> None:
+def _update_quantizer(quantizer: Quantizer, statistics: dict[str, Tensor], accelerator: Accelerator) -> None:
     """The sums of all ranks are the same on each, so that codebooks without a gradient stay the same too."""
-    statistics = quantizer.statistics(codes, features)
     if statistics:
         quantizer.update(accelerator.reduce(statistics, "sum"))
 

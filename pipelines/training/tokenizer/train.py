@@ -38,7 +38,7 @@ from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
 from codegrid.pipelines.training.window import Window
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.images import to_model, to_uint8
-from codegrid.tokenizer.metrics import usage_and_perplexity
+from codegrid.tokenizer.metrics import relative_counts, usage_and_perplexity
 
 _SKIPPED_NAME = "skipped.txt"
 
@@ -169,10 +169,10 @@ class TokenizerStage(Stage):
 
     def read(self, counts: dict[str, Tensor]) -> tuple[Scores, dict[str, Tensor]]:
         """How many codes the window used, and how evenly: 1 in the histogram is a code used as often as the mean."""
-        used = counts["code_counts"]
-        usage, perplexity = usage_and_perplexity(used, self.model.config.quantizer_config.depth)
+        used, quantizer = counts["code_counts"], self.model.config.quantizer_config
+        usage, perplexity = usage_and_perplexity(used, quantizer.depth, quantizer.codebook_size)
         values = {"code_usage": usage, "code_perplexity": perplexity}
-        return values, {"code_usage": used / used.float().mean()}
+        return values, {"code_usage": relative_counts(used, quantizer.codebook_size, quantizer.depth)}
 
     def watch(self, line: dict[str, Any]) -> list[str]:
         for found in gather_object([self.skipped]):
