@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from datasets import load_dataset
 from huggingface_hub import snapshot_download
 from torch import Tensor
 
@@ -174,6 +173,8 @@ class CodeDataset:
         self.manifest = manifest
         # datasets turns the Parquet shards into one Arrow file in its cache, once, and maps that into memory. The
         # cache's name has the files' paths and times; by the description it has their sizes and contents as well.
+        from datasets import load_dataset  # whoever reads a manifest alone is spared the second that it loads for
+
         names = [glob.escape(str(file)) for file in files]
         states = [(file.stat().st_size, file.stat().st_ctime_ns) for file in files]
         key = hashlib.sha256(json.dumps([manifest.fingerprint(), states]).encode()).hexdigest()

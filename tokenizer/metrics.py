@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 # Codes (times levels) up to which each has a count of its own, 8 MB of them; of larger codebooks those that occur.
 MOST_COUNTS = 2**20
@@ -26,6 +25,8 @@ def ssim(images: Tensor, reconstruction: Tensor) -> Tensor:
     It is measured on intensities in [0, 1], as published figures are: its luminance term depends on where black is.
     """
     real, made = ((batch.float().clamp(-1, 1) + 1) / 2 for batch in (images, reconstruction))
+    from torchmetrics.functional.image import structural_similarity_index_measure  # seconds, for one function
+
     return structural_similarity_index_measure(made, real, data_range=1.0, reduction="none").reshape(-1)
 
 

@@ -8,9 +8,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import datasets
-import torch
-import transformers
 from tqdm import tqdm
 
 from codegrid.errors import CodegridError
@@ -22,9 +19,7 @@ def guarded(run: Callable[[], Any]) -> None:
 
     SIGTERM and Ctrl-C end it with a sentence and status 143 or 130; training saves a checkpoint first (see `Run`).
     """
-    # Our own bars say what matters; those of loading and writing small files only flicker.
-    datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
+    _quiet()
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         _run_and_part(run)
@@ -50,8 +45,18 @@ def _run_and_part(run: Callable[[], Any]) -> None:
 
 
 def _leave_group() -> None:
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    torch = sys.modules.get("torch")
+    if torch and torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+
+
+def _quiet() -> None:
+    """Our own bars say what matters; those of loading and writing small files only flicker."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # where it is loaded later, or never
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
+    if "transformers" in sys.modules:
+        sys.modules["transformers"].utils.logging.disable_progress_bar()
 
 
 def _stop(number: int, frame: Any) -> None:
@@ -70,7 +75,10 @@ def _sentence(error: Exception) -> str | None:
             "A process that loads images was killed. Run the same command again: it goes on where it stopped. If "
             f"memory ran out, lower --num-workers. ({text.splitlines()[0]})"
         )
-    if isinstance(error, RuntimeError) and ("gloo" in text or isinstance(error, torch.distributed.DistError)):
+    torch = sys.modules.get("torch")
+    if isinstance(error, RuntimeError) and (
+        "gloo" in text or (torch and isinstance(error, torch.distributed.DistError))
+    ):
         return (
             "Another process of this job has died or does not answer. Run the same command again: it goes on where it "
             f"stopped. ({text.splitlines()[0]})"

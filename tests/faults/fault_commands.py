@@ -35,6 +35,8 @@ PRELOAD = [
     "codegrid.pipelines.training.prior.train",
     "codegrid.pipelines.training.tokenizer.train",
     "codegrid.pipelines.codes.verify",
+    "datasets",
+    "torchmetrics.functional.image",
     "tyro",
 ]
 # A command of this suite takes seconds; one that has not ended by then hangs.

@@ -102,6 +102,21 @@ def test_help_loads_no_heavy_library(line: str, seconds: float) -> None:
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < seconds  # of CPU
 
 
+@pytest.mark.parametrize(
+    ("target", "unneeded"),
+    [
+        ("system.console:guarded", {"torch", "transformers", "datasets"}),
+        ("generation.to_folder:generate_images", {"datasets", "torchmetrics"}),
+        ("generation.make:make_pipeline", {"datasets", "torchmetrics"}),
+    ],
+)
+def test_a_command_loads_what_it_needs(target: str, unneeded: set[str]) -> None:
+    code = f"import sys\nfrom codegrid.pipelines.commands.table import load\nload({target!r})\nprint(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert not set(result.stdout.split()) & unneeded
+
+
 def test_no_stand_in_where_a_library_is_loaded() -> None:
     with stand_ins():
         import torchvision

@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torchmetrics.functional.image.lpips import _LPIPS
 
 from codegrid.errors import CodegridError
 from codegrid.tokenizer.feature_nets.weights import download_weights, load_renamed, read_weights
@@ -42,6 +41,8 @@ class LPIPS(nn.Module):
     def __init__(self, net: PerceptualNet = "vgg", weights: str | Path | None = None) -> None:
         super().__init__()
         # use_dropout changes nothing in eval mode, and the mode never changes: see `train`.
+        from torchmetrics.functional.image.lpips import _LPIPS  # seconds, which a weight of 0 does not need
+
         self.lpips = _LPIPS(net=net, pnet_rand=True)
         if weights:
             trunk = read_weights(Path(weights), _OPTION)
