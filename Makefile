@@ -6,6 +6,8 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 LOWER := .venv-lower
+# Beside pyproject.toml's lowest torch, on which `make test-lower-bounds` runs: a middle one and the newest.
+TORCHES := 2.12.1 2.15.0
 BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
@@ -13,7 +15,7 @@ PIP_OPTIONS := --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart compare-quantizers test test-slow test-lower-bounds import-parity lint format clean check-python
+.PHONY: help quickstart compare-quantizers test test-slow test-lower-bounds test-versions faults import-parity dist lint format clean check-python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -32,6 +34,22 @@ test-slow: $(DEV) ## the tests that take over a minute each
 
 test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
 	$(LOWER)/bin/pytest -m "not slow and not faults" $(ARGS)
+
+# Every version is tried, also after one that fails.
+test-versions: ## the test suite on the lowest, a middle and the newest torch
+	@failed=; $(MAKE) --no-print-directory test-lower-bounds || failed=lowest; \
+	for torch in $(TORCHES); do \
+	  $(MAKE) --no-print-directory .venv-torch-$$torch/.installed && \
+	    .venv-torch-$$torch/bin/pytest -m "not slow and not faults" $(ARGS) || failed="$$failed $$torch"; done; \
+	test -z "$$failed" || { echo "Tests fail on torch: $$failed" >&2; exit 1; }
+
+faults: $(DEV) ## kills, damages and starves the commands, and prints a table of it (docs/reliability.md)
+	$(BIN)/pytest -m faults $(ARGS)
+
+dist: $(DEV) ## wheel and sdist in dist/, checked for an index page
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 # The folder's clones by the names of their repositories; diffusers is the installed package.
 PEERS ?= ../peers
@@ -67,6 +85,11 @@ $(LOWER)/.installed: pyproject.toml
 	$(call make_venv,$(LOWER))
 	grep -oE '"[A-Za-z0-9_-]+>=[0-9.]+' pyproject.toml | tr -d '"' | sed 's/>=/==/' > $(LOWER)/lower-bounds.txt
 	$(LOWER)/bin/python -m pip install $(PIP_OPTIONS) -c $(LOWER)/lower-bounds.txt -e ".[dev]"
+	@touch $@
+
+.venv-torch-%/.installed: pyproject.toml
+	$(call make_venv,.venv-torch-$*)
+	.venv-torch-$*/bin/python -m pip install $(PIP_OPTIONS) "torch==$*" -e ".[dev]"
 	@touch $@
 
 # A .venv that works is kept; a missing or half-made one is made anew. pip before 21.3 cannot install this project with -e.
