@@ -138,7 +138,7 @@ def _rest(folder: Path, images: ImageStream, first_shard: int, images_per_shard:
                     "--output-dir to make all codes anew."
                 )
             known.update(source_ids(folder, shard, earlier[shard]))
-        names = images.reader.names()
+        names = images.names()
         remaining = np.array([index for index, name in enumerate(names) if name not in known], dtype=np.int64)
         total = len(remaining)
     shards = range(first_shard, first_shard + math.ceil(total / images_per_shard))

@@ -3,7 +3,8 @@
 CODES/
     .plan.json              all that the rows depend on; a folder goes on only with the same
     .lock                   held while a process tokenizes there
-    .shards/00000.json      record of a shard: rows, images, skipped inputs, sha256; a shard without it is not done
+    .shards/00000.json      record of a shard: rows, images and a hash over their bytes, skipped inputs, sha256; a shard
+                            without it is not done
     data/codes-00000.parquet
 """
 
@@ -21,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, List, Value
 
-from codegrid.pipelines.data.records import ImageSource, ImageStream
+from codegrid.pipelines.data.records import ImageSource, ImageStream, content_of
 from codegrid.pipelines.system.files import sha256, write_atomically, write_json
 from codegrid.tokenizer import VQModel
 
@@ -36,6 +37,7 @@ class EncodedShard:
     num_images: images that were read.
     num_compared: codes that were computed in float32 too, where the encoder ran in another precision.
     num_changed: those of them that are others in float32.
+    contents: hash of the bytes of each image, by its source_id.
     """
 
     rows: dict[str, list] = field(
@@ -45,6 +47,7 @@ class EncodedShard:
     num_images: int = 0
     num_compared: int = 0
     num_changed: int = 0
+    contents: dict[str, str] = field(default_factory=dict)
 
 
 def code_dtype(codebook_size: int) -> str:
@@ -109,6 +112,7 @@ def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel,
         "num_compared": encoded.num_compared,
         "num_changed": encoded.num_changed,
         "images_mark": _mark(sorted(names), images),
+        "content": content_of(encoded.contents),
     }
     if len(table):
         write_atomically(path, lambda aside: pq.write_table(table, aside, compression="zstd"))

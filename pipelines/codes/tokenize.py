@@ -126,7 +126,7 @@ def variants(config: TokenizationConfig) -> list[Variant]:
 def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: Path, accelerator: Accelerator) -> None:
     """Shard k of a round holds its images k * images_per_shard and on; the ranks take the shards in turn."""
     kinds = variants(config)
-    pictures = Pictures(job.images, picture_reader(model, kinds))
+    pictures = Pictures(job.images, picture_reader(model, kinds, with_content=True))
     total = len(job.images) if isinstance(job.images, ImageSource) else None
     bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
     parts = _streamed_shards if job.shards is None else _shards
@@ -196,6 +196,7 @@ def _encode(
 
     for picture in pictures:
         shard.num_images += 1
+        shard.contents[picture.source_id] = picture.content
         bar.update()
         if picture.pixels is None:
             shard.skipped.append({"source_id": picture.source_id, "reason": picture.reason, "detail": picture.detail})

@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import torch
 
 from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.codes.shards import read_records, source_ids
 from codegrid.pipelines.data.batches import Variant, picture_reader, to_device
-from codegrid.pipelines.data.records import DataConfig, ImageRecord
+from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource, content_hash, content_of
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.randomness import numpy_generator
@@ -106,13 +107,36 @@ def _check_rows(folder: Path, manifest: CodesManifest) -> int:
     return len(seen)
 
 
+def _check_contents(config: VerificationConfig, folder: Path, images: ImageSource, places: dict[str, int]) -> None:
+    """The images' bytes, shard by shard, with what they were when they were tokenized.
+
+    A set that was downloaded, or made by 0.1.0, has no record of them.
+    """
+    checked = 0
+    for shard, record in read_records(folder).items():
+        if record.get("content") is None:
+            continue
+        names = source_ids(folder, shard, record)
+        if gone := [name for name in names if name not in places]:
+            raise CodesError(f"{gone[0]}, which shard {shard} was made of, is not in {config.source}.")
+        if content_of({name: content_hash(images[places[name]]) for name in names}) != record["content"]:
+            raise CodesError(
+                f"Images that shard {shard} was made of are others than they were, among them or all of "
+                f"{names[0]} to {names[-1]}: make the codes again."
+            )
+        checked += len(names)
+    if checked:
+        print(f"The bytes of {checked:,} images are those that were tokenized.")
+
+
 def _check_sample(config: VerificationConfig, folder: Path, manifest: CodesManifest, model: VQModel) -> None:
     """Encode sampled rows again and compare."""
     precision = "bf16" if manifest.precision == "bfloat16" else "no"
     accelerator = make_accelerator(mixed_precision=precision)
     model.to(accelerator.device)
     images = open_images(DataConfig(config.source, split=config.split))
-    places = {name: index for index, name in enumerate(images.reader.names())}
+    places = {name: index for index, name in enumerate(images.names())}
+    _check_contents(config, folder, images, places)
     number = config.num_samples or manifest.num_rows
     chosen = np.sort(
         numpy_generator(config.seed, "verification").permutation(manifest.num_rows)[:number]

@@ -35,6 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {unknown(name, 'no command', names)} `codegrid --help` says what they do.", file=sys.stderr)
         raise SystemExit(1)
     rest = words[len(name.split()) :]
+    if COMMANDS[name].first and rest and not rest[0].startswith("-"):
+        rest = [COMMANDS[name].first, *rest]
     from codegrid.pipelines.commands import parsing  # the parser is a library too
 
     before, sys.argv = sys.argv, [f"codegrid {name}", *rest]  # an evaluation records it, and a tracker shows it

@@ -73,10 +73,12 @@ class Command:
     Args:
         summary: a line for `codegrid --help`.
         parsed: how its command line is read, and what is called.
+        first: the option that a first word without dashes is the value of.
     """
 
     summary: str
     parsed: Function | Config | Preset | Functions
+    first: str | None = None
 
 
 DEVELOPERS = "dev"  # the word before the names of developers' tools
@@ -84,6 +86,11 @@ DEVELOPERS = "dev"  # the word before the names of developers' tools
 # Names are those of scripts/, with dashes; a new command is a line here, and a script of two lines.
 COMMANDS: dict[str, Command] = {
     "quickstart": Command("do the whole job on the embedded Fashion-MNIST images", Function("quickstart:quickstart")),
+    "look": Command(
+        "say what is read of pictures, and what the tokenizer presets would make of them",
+        Config("training.look:LookConfig", "training.look:look"),
+        first="--data.source",
+    ),
     "train-tokenizer": Command(
         "train a tokenizer (stage one); the same command again resumes",
         Preset("training.tokenizer.presets:TOKENIZER_PRESETS", "training.tokenizer.train:train_tokenizer"),

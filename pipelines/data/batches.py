@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource
+from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource, content_hash
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.randomness import SampleOrder, uniforms
 from codegrid.tokenizer import VQModel
@@ -46,7 +46,7 @@ class Picture(NamedTuple):
     """A record as the model will see it: pixels uint8 [V, H, W, C], or None and the reason.
 
     `label` is -1 where it is not known; `size` is (width, height) as loaded; `peak` the largest value of a picture
-    of more than 8 bits, as a share of white.
+    of more than 8 bits, as a share of white; `content` the `content_hash` of its bytes where it was asked for.
     """
 
     source_id: str
@@ -56,12 +56,19 @@ class Picture(NamedTuple):
     reason: str = ""
     detail: str = ""
     peak: float | None = None
+    content: str = ""
 
 
 def read_picture(
-    record: ImageRecord, preprocessing: Preprocessing, channels: int, variants: Sequence[Variant] = CENTRE
+    record: ImageRecord,
+    preprocessing: Preprocessing,
+    channels: int,
+    variants: Sequence[Variant] = CENTRE,
+    with_content: bool = False,
 ) -> Picture:
-    """Decode a record once and cut it once for each variant."""
+    """Decode a record once and cut it once for each variant; `with_content` adds the hash of its bytes."""
+    if with_content:
+        return read_picture(record, preprocessing, channels, variants)._replace(content=content_hash(record))
     label = -1 if record.label is None else record.label
     try:
         image = open_picture(record.data, preprocessing)
@@ -71,11 +78,13 @@ def read_picture(
         return Picture(record.source_id, label, None, reason=error.reason, detail=str(error))
 
 
-def picture_reader(model: VQModel, variants: Sequence[Variant] = CENTRE) -> Callable[[ImageRecord], Picture]:
+def picture_reader(
+    model: VQModel, variants: Sequence[Variant] = CENTRE, with_content: bool = False
+) -> Callable[[ImageRecord], Picture]:
     """`read_picture` as the tokenizer's config says; picklable, so that worker processes can read."""
     config = model.config
     kinds = {"preprocessing": config.preprocessing_config, "channels": config.backbone_config.in_channels}
-    return partial(read_picture, **kinds, variants=tuple(variants))
+    return partial(read_picture, **kinds, variants=tuple(variants), with_content=with_content)
 
 
 class Pictures(Dataset):

@@ -46,6 +46,8 @@ class DataConfig:
         top_folders: what the first level of folders is in a folder of images. "auto" finds it out, and asks where both
             can be meant.
         follow_links: in a folder of images, read links to folders and links to files outside of it.
+        limit: read so many pictures of a split, for a first try. They are those whose names hash lowest: a mixture of
+            all classes, the same each time, and a larger limit adds to a smaller one's. Of a stream, the first ones.
     """
 
     source: str
@@ -59,12 +61,15 @@ class DataConfig:
     streaming: bool = False
     top_folders: Literal["auto", "splits", "classes"] = younger("auto")
     follow_links: bool = younger(False)
+    limit: int | None = younger(None)
 
     def __post_init__(self) -> None:
         if not self.source:
             raise DataError("data.source is empty: give a folder, a Parquet or .tar file, or a Hub data set's name.")
         if not 0 <= self.validation_fraction < 1:
             raise DataError(f"data.validation_fraction is {self.validation_fraction}: it must lie in [0, 1).")
+        if self.limit is not None and self.limit < 1:
+            raise DataError(f"data.limit is {self.limit}: it must be at least 1; leave it out to read all pictures.")
         if self.top_folders not in ("auto", "splits", "classes"):
             raise DataError(f"data.top_folders is {self.top_folders!r}: it must be auto, splits or classes.")
 
@@ -152,6 +157,11 @@ class ImageSource(ImageStream):
             return iter(self.reader)
         return (self[index] for index in range(len(self)))
 
+    def names(self) -> list[str]:
+        """The source id of each record, in order."""
+        names = self.reader.names()
+        return names if self.indices is None else [names[index] for index in self.indices]
+
     def subset(self, indices: np.ndarray, name: str) -> ImageSource:
         """The records at `indices` of this source, in that order; `name` says in the description what they are."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -160,6 +170,25 @@ class ImageSource(ImageStream):
         part.understood = self.understood
         part.indices = indices if self.indices is None else self.indices[indices]
         return part
+
+
+def content_hash(record: ImageRecord) -> str:
+    """sha256 of a picture's bytes; "" where they cannot be read."""
+    try:
+        if not isinstance(record.data, Path):
+            return hashlib.sha256(record.data).hexdigest()
+        digest = hashlib.sha256()
+        with record.data.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+    except OSError:
+        return ""
+
+
+def content_of(hashes: dict[str, str]) -> str:
+    """One hash over the contents of several pictures by their names."""
+    return sha256("content", sorted(hashes.items()))
 
 
 def check_split(split: str, splits: list[str], where: Any) -> None:

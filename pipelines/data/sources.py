@@ -6,8 +6,10 @@ Decoding is left to `tokenizer.images.load_image`, so that a bad picture is skip
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ import numpy as np
 
 from codegrid.names import shown
 from codegrid.pipelines.data.folders import open_folder, walk
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource, ImageStream, sha256
 from codegrid.pipelines.data.tables import TABLES, is_saved, open_saved, open_table
 
 # 6,000 of Fashion-MNIST, grey, 28x28 (MIT; the notice lies beside the file).
@@ -60,14 +62,43 @@ def split_images(config: DataConfig) -> tuple[ImageSource, ImageSource | None]:
     if len(train) < 2:
         raise DataError(f"{config.source} holds one picture only: set data.validation_fraction to 0 to hold none out.")
     count = min(len(train) - 1, max(1, round(len(train) * config.validation_fraction)))
-    hashes = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in train.reader.names()]
-    order = np.argsort(np.array(hashes, dtype="S8").view(">u8"), kind="stable")
+    order = _by_hash(train.names())
     held_out, kept = np.sort(order[:count]), np.sort(order[count:])
     return train.subset(kept, "for training"), train.subset(held_out, "held out")
 
 
+def _by_hash(names: list[str], purpose: str = "") -> np.ndarray:
+    """Places of the names in the order of their hashes: the same in every process and for every seed."""
+    hashes = [hashlib.blake2b(os.fsencode(purpose + name), digest_size=8).digest() for name in names]
+    return np.argsort(np.array(hashes, dtype="S8").view(">u8"), kind="stable")
+
+
+class _First:
+    """The first records of a stream."""
+
+    def __init__(self, reader: Any, limit: int) -> None:
+        self.reader, self.limit = reader, limit
+
+    def __iter__(self) -> Iterator[ImageRecord]:
+        return itertools.islice(iter(self.reader), self.limit)
+
+
 def _open(config: DataConfig, class_names: list[str] | None) -> Any:
     """`class_names`: those of the training split, whose numbers the labels must follow."""
+    source = _open_all(config, class_names)
+    if config.limit is None:
+        return source
+    if isinstance(source, ImageSource):
+        # Not the order of what is held out: of it, the first ones would all be.
+        chosen = np.sort(_by_hash(source.names(), "limit:")[: config.limit])
+        return source.subset(chosen, "for a first try") if len(chosen) < len(source) else source
+    source.reader = _First(source.reader, config.limit)
+    source.description += f"; the first {config.limit:,}"
+    source.fingerprint = sha256(source.fingerprint, config.limit)
+    return source
+
+
+def _open_all(config: DataConfig, class_names: list[str] | None) -> Any:
     path = Path(config.source).expanduser()
     if path.is_dir():
         root = path.resolve()

@@ -18,6 +18,7 @@ from codegrid.tokenizer.images.squares import (
     TEN_CROP_SCALE,
     Preprocessing,
     TenCropVariant,
+    check_size,
     prepare,
     valid_box,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "Picture",
     "Preprocessing",
     "TenCropVariant",
+    "check_size",
     "load_image",
     "open_picture",
     "prepare",

@@ -137,7 +137,7 @@ def prepare(
         raise CodegridError(
             f"channels is {channels}: pictures are grey (1) or colour (3). Set backbone.in_channels to one."
         )
-    _check_shape(image.size, preprocessing)
+    check_size(image.size, preprocessing)
     mode = "L" if channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     if isinstance(crop, (int, np.integer)):
@@ -153,7 +153,12 @@ def prepare(
     return np.array(array if channels == 3 else array[:, :, None])  # a copy: PIL's memory is read-only
 
 
-def _check_shape(size: tuple[int, int], preprocessing: Preprocessing) -> None:
+def check_size(size: tuple[int, int], preprocessing: Preprocessing) -> None:
+    """Whether a picture of this width and height can be prepared.
+
+    Raises:
+        BadImage: too_small or extreme_aspect.
+    """
     short, long = min(size), max(size)
     if long > short * preprocessing.max_aspect:
         raise BadImage(

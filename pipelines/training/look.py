@@ -1,0 +1,160 @@
+"""Pictures before a run of days: what is read of a source, and what each tokenizer preset would make of it."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from codegrid.errors import CodegridError, require
+from codegrid.pipelines.data.batches import read_picture
+from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.understood import describe_source
+from codegrid.pipelines.pictures.grids import grid
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
+from codegrid.tokenizer import VQModelConfig
+from codegrid.tokenizer.images import FORMATS, BadImage, Preprocessing, check_size
+
+
+@dataclass(frozen=True)
+class LookConfig:
+    """Args:
+    data: the pictures.
+    preset: of a tokenizer; the sheet shows the pictures as it would see them. None tells of all presets, and shows
+        them as the first would.
+    output: where the sheet goes, a picture file; by default look.png, or look-2.png where that is there.
+    num_pictures: pictures on the sheet, the first ones that can be used.
+    num_sizes: pictures whose sizes are looked at, spread over the source.
+    """
+
+    data: DataConfig = field(default_factory=lambda: DataConfig("."))
+    preset: str | None = None
+    output: str | None = None
+    num_pictures: int = 32
+    num_sizes: int = 2_000
+
+    def __post_init__(self) -> None:
+        for name in ("num_pictures", "num_sizes"):
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
+        known = ", ".join(TOKENIZER_PRESETS)
+        require(
+            self.preset is None or self.preset in TOKENIZER_PRESETS,
+            f"preset is {self.preset!r}: it must be one of {known}.",
+        )
+
+
+def look(config: LookConfig) -> Path:
+    """Say what is read of the pictures, and what the presets would make of them; gives the sheet's file.
+
+    Raises:
+        DataError: the pictures cannot be read as asked, or it is not clear what they are.
+        CodegridError: none of the pictures on the sheet could be used.
+    """
+    source = open_images(config.data)
+    print("\n".join(describe_source(source)))
+    sizes, unreadable = _sizes(source, config.num_sizes)
+    print(_describe_sizes(sizes, unreadable, len(source)))
+    chosen = [config.preset] if config.preset else list(TOKENIZER_PRESETS)
+    for name in chosen:
+        print(f"{name}: {_describe_preset(TOKENIZER_PRESETS[name](config.data.source, ''), sizes)}")
+    return _write_sheet(config, source, chosen[0])
+
+
+def _sizes(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:
+    """(width and height of pictures spread over the source, by their headers; how many have no header to read)."""
+    places = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
+    found = [_size(source[int(place)]) for place in places]
+    return [size for size in found if size], sum(size is None for size in found)
+
+
+def _size(record: ImageRecord) -> tuple[int, int] | None:
+    try:
+        with Image.open(
+            io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data, formats=FORMATS
+        ) as image:
+            return image.size
+    except Exception:  # a plugin raises whatever it likes on a damaged header
+        return None
+
+
+def _describe_sizes(sizes: list[tuple[int, int]], unreadable: int, total: int) -> str:
+    looked = len(sizes) + unreadable
+    of = f"{looked:,} pictures" if looked == total else f"{looked:,} of {total:,} pictures"
+    bad = f"; {unreadable:,} cannot be read" if unreadable else ""
+    if not sizes:
+        return f"Sizes of {of}: none can be read."
+    sides = sorted(min(size) for size in sizes)
+    median = sides[len(sides) // 2]
+    return f"Sizes of {of}: the short side from {sides[0]} to {sides[-1]} pixels, half of them below {median + 1}{bad}."
+
+
+def _describe_preset(config: TokenizerTrainingConfig, sizes: list[tuple[int, int]]) -> str:
+    preprocessing = config.preprocessing
+    model = VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=preprocessing)
+    reasons: Counter[str] = Counter()
+    enlarged = 0
+    for size in sizes:
+        try:
+            check_size(size, preprocessing)
+            enlarged += preprocessing.fit != "pad" and _is_smaller(size, preprocessing)
+        except BadImage as error:
+            reasons[error.reason] += 1
+    shape = "x".join(map(str, model.codes_shape))
+    kind = "grey" if config.backbone.in_channels == 1 else "colour"
+    parts = [
+        f"{preprocessing.size_text} {kind}",
+        f"{math.prod(model.codes_shape)} codes an image ({shape} of {model.quantizer_config.codebook_size:,})",
+        *(f"{_share(count, sizes)} left out ({reason.replace('_', ' ')})" for reason, count in reasons.most_common()),
+        *([f"{_share(enlarged, sizes)} scaled up"] if enlarged else []),
+    ]
+    return ", ".join(parts) + "."
+
+
+def _is_smaller(size: tuple[int, int], preprocessing: Preprocessing) -> bool:
+    height, width = preprocessing.size
+    return size[0] < width or size[1] < height
+
+
+def _share(count: int, sizes: list[tuple[int, int]]) -> str:
+    return f"{count:,} of {len(sizes):,}"
+
+
+def _write_sheet(config: LookConfig, source: ImageSource, preset: str) -> Path:
+    """The first pictures that can be used, upright, cut, on white, as the preset sees them."""
+    wanted = TOKENIZER_PRESETS[preset](config.data.source, "")
+    shown, reasons = [], Counter()
+    for record in source:
+        picture = read_picture(record, wanted.preprocessing, wanted.backbone.in_channels)
+        if picture.pixels is None:
+            reasons[picture.reason] += 1
+        else:
+            (pixels,) = picture.pixels  # [H, W, C]
+            shown.append(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+        if len(shown) == config.num_pictures or sum(reasons.values()) == 10 * config.num_pictures:
+            break
+    left_out = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items())
+    if not shown:
+        raise CodegridError(
+            f"{preset} can use none of the first {sum(reasons.values())} pictures ({left_out}).",
+            "Take another --preset, or set preprocessing.smaller to upscale when you train.",
+        )
+    file = Path(config.output) if config.output else _free(Path("look.png"))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    grid(shown).save(file)
+    more = f" ({left_out} left out before)" if left_out else ""
+    print(f"The first {len(shown)} pictures as {preset} sees them{more} are in {file}.")
+    return file
+
+
+def _free(path: Path) -> Path:
+    """The path, or with a number behind its name where there is something."""
+    names: Iterable[Path] = (path.with_stem(f"{path.stem}-{number}") for number in range(2, 10_000))
+    return next(name for name in (path, *names) if not name.exists())
