@@ -27,6 +27,7 @@ from codegrid.errors import CodegridError
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.commands import parsing
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS, Functions, Preset, load
+from codegrid.pipelines.importing.checkpoints import import_checkpoint
 from codegrid.pipelines.training.tokenizer.presets import CHOICES
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.tokenizer import VQModel
@@ -314,14 +315,15 @@ def test_command_lines_parse(document):
 
 def test_command_lines_of_docstrings_parse():
     """Presets and commands say how they are typed; their help texts show it."""
+    paths = [path for folder in ("tokenizer", "prior", "pipelines") for path in (ROOT / folder).rglob("*.py")]
+    texts = {name_of(path): path.read_text() for path in paths if path.name != "checkpoints.py"}
+    texts["import-checkpoint --help"] = import_checkpoint.__doc__  # is put together
     problems, number = [], 0
-    for folder in ("tokenizer", "prior", "pipelines"):
-        for path in (ROOT / folder).rglob("*.py"):
-            source = re.sub(r"\\+\n", " ", path.read_text())
-            for line in re.findall(r"^ +(codegrid [a-z].*)$", source, re.MULTILINE):
-                number += 1
-                wrong = problem(Said(tuple(codegrid_words(line) or ()), True))
-                problems += [f"{name_of(path)}: {line}: {wrong}"] if wrong else []
+    for place, text in texts.items():
+        for line in re.findall(r"^ +(codegrid [a-z].*)$", re.sub(r"\\+\n", " ", text), re.MULTILINE):
+            number += 1
+            wrong = problem(Said(tuple(codegrid_words(line) or ()), True))
+            problems += [f"{place}: {line}: {wrong}"] if wrong else []
     assert number >= 10
     assert not problems, "\n".join(problems)
 
