@@ -17,7 +17,8 @@ from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, split_images
 from codegrid.pipelines.system.devices import machine
 from codegrid.pipelines.system.files import OutputError, write_text
-from codegrid.pipelines.training.run import TrainingError, differences
+from codegrid.pipelines.training.claim import differences
+from codegrid.pipelines.training.run import TrainingError
 from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
 from codegrid.tokenizer import Preprocessing
 from codegrid.tokenizer.images import BadImage, open_picture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,6 +143,11 @@ class ImageSource(ImageStream):
     """Records by index, in a fixed order; can be pickled into DataLoader workers. Attributes: see ImageStream."""
 
     indices: np.ndarray | None = None  # int64: the reader's rows that are part of this source; None: all
+    origin: ImageSource | None = None  # that this one is a part of
+
+    @property
+    def whole(self) -> ImageSource:
+        return self.origin or self
 
     def __len__(self) -> int:
         return len(self.reader) if self.indices is None else len(self.indices)
@@ -169,6 +175,7 @@ class ImageSource(ImageStream):
         part = ImageSource(self.reader, self.class_names, f"{self.description}; {name}: {len(indices):,}", mark)
         part.understood = self.understood
         part.indices = indices if self.indices is None else self.indices[indices]
+        part.origin = self.whole
         return part
 
 
@@ -189,6 +196,20 @@ def content_hash(record: ImageRecord) -> str:
 def content_of(hashes: dict[str, str]) -> str:
     """One hash over the contents of several pictures by their names."""
     return sha256("content", sorted(hashes.items()))
+
+
+def picture_marks(source: ImageSource) -> Iterator[bytes]:
+    """A hash of 8 bytes for each picture of all that `source` was taken from: name, size and time of a folder's files.
+
+    Of a table it is the fingerprint alone: its rows have no times of their own.
+    """
+    names = source.reader.names() if hasattr(source.reader, "file_marks") else []
+    marks = source.reader.file_marks(names) if names else None
+    if marks is None:
+        yield hashlib.blake2b(source.whole.fingerprint.encode(), digest_size=8).digest()
+        return
+    for name, mark in zip(names, marks, strict=True):
+        yield hashlib.blake2b(f"{os.fsencode(name)!r}{mark}".encode(), digest_size=8).digest()
 
 
 def check_split(split: str, splits: list[str], where: Any) -> None:

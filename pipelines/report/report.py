@@ -21,7 +21,8 @@ from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.report.codes import code_sheet, codebook_atlas, coded_images, enlarged, usage
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_text
-from codegrid.pipelines.training.run import CONFIG_NAME, read_metrics
+from codegrid.pipelines.training.claim import CONFIG_NAME
+from codegrid.pipelines.training.run import read_metrics
 from codegrid.prior import load_prior
 from codegrid.prior.codes import CodesError, read_manifest
 from codegrid.tokenizer import VQModel

@@ -149,5 +149,7 @@ def _save(run: Run, stage: Stage, window: Window, done: int) -> None:
     windows = gather_windows(window, run.accelerator)
     if run.is_main:
         groups = {name: tensors for name, tensors in {**stage.groups(), "window": windows}.items() if tensors}
-        save_checkpoint(run.checkpoints, Checkpoint(done, groups, {}), run.config.keep_last, run.config.keep_every)
+        made_from = {} if run.identity is None else {"made_from": run.identity.description, **run.identity.fixed}
+        checkpoint = Checkpoint(done, groups, made_from)
+        save_checkpoint(run.checkpoints, checkpoint, run.config.keep_last, run.config.keep_every)
     run.accelerator.wait_for_everyone()

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,38 +23,14 @@ from codegrid.pipelines.system.files import (
     GO_ON,
     OutputError,
     describe,
-    lock_folder,
-    remove_leftovers,
     write_atomically,
-    write_json,
     write_text,
 )
+from codegrid.pipelines.training.claim import Identity, claim_folder
 from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
-from codegrid.tokenizer.fields import completed
 
-CONFIG_NAME = "training_config.json"
 METRICS_NAME = "metrics.jsonl"
-# Fields that may change between the two commands of one run, because no weight depends on them but for rounding.
-_MAY_CHANGE = {
-    "output_dir",
-    "num_workers",
-    "log_every",
-    "eval_every",
-    "save_every",
-    "keep_last",
-    "keep_every",
-    "onset_bound",
-    "usage_warning",
-    "num_pictures",
-    "num_samples",
-    "tracking",
-    "device",
-    "channels_last",
-    "gradient_checkpointing",
-    "compile",
-    "deterministic",
-}
 # The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
 EXIT_STOPPED = 143
 # Signals within so many seconds are one request: torchrun passes on to its ranks the Ctrl-C that they have got already.
@@ -72,13 +47,14 @@ class Run:
     """A run's folder, Accelerate, log, metrics and progress bar.
 
     training_config.json   the resolved config; the same command resumes, another is refused
+    made_from.json         the identity of the pictures or codes: they may grow, others are refused
     metrics.jsonl          a line each `log_every` and `eval_every` steps; no wall-clock time in it, so that a resumed
                            run's file equals that of a run which was never stopped
     tensorboard/, pictures/, checkpoints/
     config.json, *.safetensors, README.md   the exported model, once the run is finished
     """
 
-    def __init__(self, config: TrainingConfig, stage: str) -> None:
+    def __init__(self, config: TrainingConfig, stage: str, identity: Identity | None = None) -> None:
         require(bool(config.output_dir), "output_dir is empty: say where the run goes with --output-dir RUN.")
         self.config, self.folder = config, Path(config.output_dir)
         self.accelerator: Accelerator = make_accelerator(
@@ -88,6 +64,7 @@ class Run:
         # Fails before any rank has started to compute when the split is uneven.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
         self._lock: IO[str] | None = None
+        self.identity = identity
         self._claim(stage)
         self.trackers = [start_tracker(name, self.folder) for name in config.tracking]
         self.peak_flops = 0.0  # operations a second of a matrix product on this device; 0 where nobody measured
@@ -221,7 +198,9 @@ class Run:
         problem = ""
         if self.is_main:
             try:
-                self._lock = _claim_folder(self.folder, stage, self.config)
+                self._lock, told = claim_folder(self.folder, stage, self.config, self.identity)
+                for sentence in told:
+                    self.log(sentence)
             except (OutputError, OSError) as error:
                 problem = describe(error)
         if self.accelerator.num_processes > 1:
@@ -262,52 +241,6 @@ def start_tracker(name: str, folder: Path) -> GeneralTracker:
     except ImportError as error:
         raise TrainingError(f'{name} is not installed: pip install "codegrid[tracking]", or leave it out.') from error
     return tracker
-
-
-def _claim_folder(folder: Path, stage: str, config: TrainingConfig) -> IO[str]:
-    """Write the resolved config, or compare it with the one that is there. Returns the open lock file."""
-    resolved = json.loads(json.dumps({"stage": stage, **asdict(config)}))
-    path = folder / CONFIG_NAME
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file: choose another --output-dir.")
-    if folder.is_dir() and not path.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise OutputError(f"{folder} is not empty and holds no training run: choose another --output-dir.")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = lock_folder(folder, "training")
-    try:
-        _write_or_compare(path, resolved, type(config))
-    except OutputError:
-        lock.close()
-        raise
-    remove_leftovers(folder, folder / "checkpoints", folder / "pictures")
-    return lock
-
-
-def _write_or_compare(path: Path, resolved: dict[str, Any], kind: type[TrainingConfig]) -> None:
-    folder = path.parent
-    if path.exists() and any((folder / "checkpoints").glob("step-*")):  # else nothing of it can be gone on with
-        try:
-            previous = completed(kind, json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
-        if found := differences(previous, resolved):
-            raise OutputError(
-                f"{folder} holds another run. Pass its settings to resume it, or choose another --output-dir. "
-                "Different are: " + "; ".join(found)
-            )
-    write_json(path, resolved)
-
-
-def differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Where two resolved configs differ, for people; fields on which no weight depends may."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        found = []
-        for name in sorted(set(before) | set(now)):
-            # A field that an earlier version did not have yet is not compared: what it does by default changes nothing.
-            if name in before and (where or name not in _MAY_CHANGE):
-                found += differences(before[name], now.get(name), f"{where}.{name}" if where else name)
-        return found
-    return [] if before == now else [f"{where} was {before!r}, is {now!r}"]
 
 
 def stop_run(run: Run, step: int) -> None:

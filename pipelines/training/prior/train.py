@@ -15,6 +15,7 @@ from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.randomness import SampleOrder, key, seed_step, torch_generator
 from codegrid.pipelines.training.announcement import announce_prior
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
+from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, update_together
@@ -38,7 +39,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
     codes = open_codes(config.codes)
     if config.tokenizer is not None:
         check_tokenizer(codes, config.tokenizer)
-    with Run(config, stage="prior") as run:
+    with Run(config, "prior", _identity(codes)) as run:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         stage, window = PriorStage(run, config, codes), Window()
@@ -65,6 +66,15 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
             f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, "
             "or name the tokenizer that made them."
         )
+
+
+def _identity(codes: CodeDataset) -> Identity:
+    """The tokenizer's codes, shard by shard: a data set that has grown has more of them."""
+    manifest = codes.manifest
+    names = ("tokenizer_fingerprint", "codebook_size", "grid_shape", "depth", "order", "class_names", "precision")
+    fixed = {name: getattr(manifest, name) for name in names}
+    description = f"{manifest.num_rows:,} rows of codes of {manifest.tokenizer} ({manifest.tokenizer_fingerprint[:12]})"
+    return Identity.of(description, fixed, (bytes.fromhex(shard.sha256) for shard in manifest.shards))
 
 
 class PriorStage(Stage):

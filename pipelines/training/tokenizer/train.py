@@ -20,7 +20,7 @@ from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, image_batches, prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.depth import DepthWatch
-from codegrid.pipelines.data.records import DataError, ImageSource
+from codegrid.pipelines.data.records import DataError, ImageSource, picture_marks
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.pictures.grids import differences
@@ -29,6 +29,7 @@ from codegrid.pipelines.system.files import write_text
 from codegrid.pipelines.system.randomness import key, seed_step
 from codegrid.pipelines.training.announcement import announce_tokenizer
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
+from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.loop import Scores, Stage, fit, resume
 from codegrid.pipelines.training.run import Run, TrainingError
@@ -52,7 +53,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         CodegridError: the config contradicts itself.
     """
     train_images, validation_images = split_images(config.data)
-    with Run(config, stage="tokenizer") as run:
+    with Run(config, "tokenizer", _identity(config, train_images, validation_images)) as run:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         stage, window = TokenizerStage(run, config, train_images, validation_images), Window()
@@ -202,6 +203,19 @@ def _training_batches(
         accelerator.num_processes,
         config.num_workers,
     )
+
+
+def _identity(config: TokenizerTrainingConfig, images: ImageSource, validation: ImageSource | None) -> Identity:
+    """The pictures of both splits, and the tokenizer that training starts from."""
+    fixed: dict[str, Any] = {}
+    if config.needs_labels:
+        fixed["classes"] = images.class_names
+    if config.init_from:
+        fixed["init_from"] = load_tokenizer(config.init_from).fingerprint()
+    # Without a split of their own the held-out pictures are of the same source.
+    sources = [images] if validation is None or validation.reader is images.reader else [images, validation]
+    description = " and ".join(source.description.partition(";")[0] for source in sources)
+    return Identity.of(description, fixed, (mark for source in sources for mark in picture_marks(source)))
 
 
 def _classes(config: TokenizerTrainingConfig, images: ImageSource) -> list[str]:

@@ -1,0 +1,174 @@
+"""Whose a run's folder is: its resolved config, and the identity of what its weights are computed from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from codegrid.pipelines.system.files import (
+    OutputError,
+    lock_folder,
+    remove_leftovers,
+    write_atomically,
+    write_json,
+)
+from codegrid.pipelines.training.config import TrainingConfig
+from codegrid.tokenizer.fields import completed
+
+CONFIG_NAME = "training_config.json"
+IDENTITY_NAME = "made_from.json"
+_MEMBERS_NAME = ".made_from.hashes"
+# Fields that may change between the two commands of one run, because no weight depends on them but for rounding.
+_MAY_CHANGE = {
+    "output_dir",
+    "num_workers",
+    "log_every",
+    "eval_every",
+    "save_every",
+    "keep_last",
+    "keep_every",
+    "onset_bound",
+    "usage_warning",
+    "num_pictures",
+    "num_samples",
+    "tracking",
+    "device",
+    "channels_last",
+    "gradient_checkpointing",
+    "compile",
+    "deterministic",
+}
+# Fields that may change, and weights depend on them: the run says so.
+_MAY_BE_CHANGED_ALOUD = {"gradient_accumulation_steps"}
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a run's weights are computed from.
+
+    Attributes:
+        description: a line for people.
+        fixed: values by name that must be the same when the run goes on, as JSON.
+        members: uint64 [N], a hash of each thing that it is made of (pictures, shards), sorted: more may come.
+    """
+
+    description: str
+    fixed: dict[str, Any] = field(default_factory=dict)
+    members: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint64))
+
+    @classmethod
+    def of(cls, description: str, fixed: dict[str, Any], hashes: Iterable[bytes]) -> Identity:
+        """`hashes`: at least 8 bytes each."""
+        members = np.frombuffer(b"".join(each[:8] for each in hashes), dtype=np.uint64)
+        return cls(description, json.loads(json.dumps(fixed)), np.sort(members))
+
+    def save(self, folder: Path) -> None:
+        members = torch.from_numpy(self.members.astype(np.int64, casting="unsafe"))
+        write_atomically(folder / _MEMBERS_NAME, lambda aside: save_file({"members": members}, aside))
+        write_json(folder / IDENTITY_NAME, {"description": self.description, **self.fixed})
+
+    @classmethod
+    def load(cls, folder: Path) -> Identity | None:
+        """None where the run is of a version that kept none."""
+        path, members = folder / IDENTITY_NAME, folder / _MEMBERS_NAME
+        if not path.is_file() or not members.is_file():
+            return None
+        fixed = json.loads(path.read_text(encoding="utf-8"))
+        hashes = load_file(members)["members"].numpy().astype(np.uint64, casting="unsafe")
+        return cls(fixed.pop("description"), fixed, hashes)
+
+
+def claim_folder(folder: Path, stage: str, config: TrainingConfig, identity: Identity | None) -> tuple[IO[str], list]:
+    """Make the folder this run's own, or find that it is already.
+
+    Returns:
+        the open lock file, and what the user has to be told of how the run goes on.
+
+    Raises:
+        OutputError: the folder holds something else, a run of other settings or of other data, or is in use.
+    """
+    resolved = json.loads(json.dumps({"stage": stage, **asdict(config)}))
+    path = folder / CONFIG_NAME
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file: choose another --output-dir.")
+    if folder.is_dir() and not path.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
+        raise OutputError(f"{folder} is not empty and holds no training run: choose another --output-dir.")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(folder, "training")
+    try:
+        # Where no checkpoint is, nothing of an earlier command can be gone on with.
+        goes_on = path.exists() and any((folder / "checkpoints").glob("step-*"))
+        told = _compare_config(path, resolved, type(config)) if goes_on else []
+        told += _compare_identity(folder, identity) if goes_on and identity is not None else []
+        write_json(path, resolved)
+        if identity is not None:
+            identity.save(folder)
+    except BaseException:
+        lock.close()
+        raise
+    remove_leftovers(folder, folder / "checkpoints", folder / "pictures")
+    return lock, told
+
+
+def _compare_config(path: Path, resolved: dict[str, Any], kind: type[TrainingConfig]) -> list[str]:
+    folder = path.parent
+    try:
+        previous = completed(kind, json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
+    aloud = {name for name in _MAY_BE_CHANGED_ALOUD if name in previous and previous[name] != resolved.get(name)}
+    if previous.get("max_steps", 0) < resolved.get(
+        "max_steps", 0
+    ):  # longer: the schedule of the learning rate is another
+        aloud.add("max_steps")
+    told = [f"{name} was {previous[name]!r}, is {resolved[name]!r}" for name in sorted(aloud)]
+    if found := differences(*({**each, **dict.fromkeys(aloud)} for each in (previous, resolved))):
+        raise OutputError(
+            f"{folder} holds another run. Pass its settings to resume it, or choose another --output-dir. "
+            "Different are: " + "; ".join(found)
+        )
+    return [f"Going on with other settings than the run began with: {'; '.join(told)}."] if told else []
+
+
+def _compare_identity(folder: Path, now: Identity) -> list[str]:
+    before = Identity.load(folder)
+    if before is None:
+        return []
+    if found := differences(before.fixed, now.fixed):
+        raise _other(folder, before, now, "; ".join(found))
+    gone = np.setdiff1d(before.members, now.members)
+    if len(gone):
+        raise _other(folder, before, now, f"{len(gone):,} of {len(before.members):,} are gone or changed")
+    added = len(now.members) - len(before.members)
+    if not added:
+        return []
+    return [
+        f"The data has grown since the run began: {before.description} became {now.description}. What is held out, and "
+        "the order from here on, are those of all of it."
+    ]
+
+
+def _other(folder: Path, before: Identity, now: Identity, detail: str) -> OutputError:
+    return OutputError(
+        f"{folder} was trained on {before.description}; now there is {now.description} ({detail}). Give it what it "
+        "began with, or start a new run from its weights: --init-from its export, and another --output-dir."
+    )
+
+
+def differences(before: Any, now: Any, where: str = "") -> list[str]:
+    """Where two resolved configs differ, for people; fields on which no weight depends may."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        found = []
+        for name in sorted(set(before) | set(now)):
+            # A field that an earlier version did not have yet is not compared: what it does by default changes nothing.
+            if name in before and (where or name not in _MAY_CHANGE):
+                found += differences(before[name], now.get(name), f"{where}.{name}" if where else name)
+        return found
+    return [] if before == now else [f"{where} was {before!r}, is {now!r}"]
