@@ -35,6 +35,7 @@ from codegrid.pipelines.training.loop import Scores, Stage, fit, resume
 from codegrid.pipelines.training.run import Run, TrainingError
 from codegrid.pipelines.training.switches import compile_learners, not_compiled, prepare_learners
 from codegrid.pipelines.training.tokenizer.guards import replay, watch
+from codegrid.pipelines.training.tokenizer.sizes import check_nets
 from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
 from codegrid.pipelines.training.window import Window
 from codegrid.tokenizer import VQModel, VQModelConfig
@@ -52,6 +53,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         OutputError: the folder holds something else, or the disk is full.
         CodegridError: the config contradicts itself.
     """
+    check_nets(config)
     train_images, validation_images = split_images(config.data)
     with Run(config, "tokenizer", _identity(config, train_images, validation_images)) as run:
         run.listen_for_signals()
