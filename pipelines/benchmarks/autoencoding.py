@@ -4,41 +4,59 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from codegrid.pipelines.benchmarks.options import BesidePeers
 from codegrid.pipelines.benchmarks.peers import llamagen_model, taming_model
-from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from codegrid.pipelines.system.devices import computes_bf16
+from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
 
 _CH, _SIDE, _CODES, _WIDTH, _BATCHES = 128, 256, 16_384, 256, (1, 4)
 _WIDTHS = {"batch": 5, "model": 14, "ms": 9, "ratio": 6, "same": 7}
 
 
-def measure_encoding(settings: Settings) -> list[Row]:
-    """`same` is the share of codes that equal ours in float32."""
-    return _measure(settings, _encoders)
-
-
-def measure_decoding(settings: Settings) -> list[Row]:
-    """`same` is the largest difference from our pixels in float32, in units of [-1, 1]."""
-    return _measure(settings, _decoders)
-
-
 Runs = dict[str, Callable[[], Tensor]]
 
 
-def _measure(settings: Settings, make: Callable[[dict[str, nn.Module], int], Runs]) -> list[Row]:
-    models = _models(settings)
+@dataclass(frozen=True, kw_only=True)
+class Encode(BesidePeers):
+    """Images of 256x256 to codes, f16.
+
+    "same" is the share of codes that equal ours in float32.
+    """
+
+    name = "encode"
+
+    def measure(self) -> list[Row]:
+        return _measure(self, _encoders)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decode(BesidePeers):
+    """Codes to images of 256x256, f16.
+
+    "same" is the largest difference from our pixels in float32, in units of [-1, 1].
+    """
+
+    name = "decode"
+
+    def measure(self) -> list[Row]:
+        return _measure(self, _decoders)
+
+
+def _measure(asked: BesidePeers, make: Callable[[dict[str, nn.Module], int, torch.device], Runs]) -> list[Row]:
+    device = asked.accelerator().device
+    models = _models(asked, device)
     print_row({}, _WIDTHS, header=True)
     rows = []
     for batch in _BATCHES:
         with torch.no_grad():
-            runs = make(models, batch)
+            runs = make(models, batch, device)
             expected = runs["ours"]()
-            timings = in_turn(runs, settings.repeats)
+            timings = in_turn(runs, asked.repeats)
             for name, timing in timings.items():
                 same = None if name == "LlamaGen" else _agreement(runs[name](), expected)
                 row = {"batch": batch, "model": name, "ms": timing.seconds * 1e3, "ratio": timing.ratio, "same": same}
@@ -47,48 +65,48 @@ def _measure(settings: Settings, make: Callable[[dict[str, nn.Module], int], Run
     return rows
 
 
-def _models(settings: Settings) -> dict[str, nn.Module]:
+def _models(asked: BesidePeers, device: torch.device) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     backbone = BackboneConfig(resolution=_SIDE, ch=_CH, attn_resolutions=(_SIDE // 16,))
     quantizer = VectorQuantizerConfig(codebook_size=_CODES, code_dim=_WIDTH, l2_normalize=False)
     ours = VQModel(VQModelConfig(backbone=backbone, quantizer=quantizer, preprocessing=Preprocessing(image_size=_SIDE)))
     models: dict[str, nn.Module] = {}
-    if settings.taming:
-        peer = taming_model(settings.taming, _CH, _SIDE, _CODES, _WIDTH, None)
+    if asked.taming:
+        peer = taming_model(asked.taming, _CH, _SIDE, _CODES, _WIDTH, None)
         weights = {name: tensor for name, tensor in ours.state_dict().items() if name != "quantize.usage"}
         peer.load_state_dict(weights)  # strict: the same network, key by key
         models["taming"] = peer
-    if settings.llamagen:
-        models["LlamaGen"] = llamagen_model(settings.llamagen, _CH, _CODES)
+    if asked.llamagen:
+        models["LlamaGen"] = llamagen_model(asked.llamagen, _CH, _CODES)
     models["ours"] = ours
-    if computes_bf16(cpu=True):
+    if "bf16" in asked.precisions():
         models["ours bf16"] = ours
-    if settings.compile:
+    if asked.compile:
         models["ours compiled"] = copy.deepcopy(ours)
         models["ours compiled"].encoder.compile()
         models["ours compiled"].decoder.compile()
-    return {name: model.eval() for name, model in models.items()}
+    return {name: model.eval().to(device) for name, model in models.items()}
 
 
-def _encoders(models: dict[str, nn.Module], batch: int) -> Runs:
-    images = torch.rand(batch, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
+def _encoders(models: dict[str, nn.Module], batch: int, device: torch.device) -> Runs:
+    images = torch.rand(batch, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(1)).to(device) * 2 - 1
 
     def encode(name: str, model: nn.Module) -> Tensor:
         if isinstance(model, VQModel):
-            with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+            with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in name):
                 return model.encode(images).flatten()
         return model.encode(images)[2][2].flatten()
 
     return {name: lambda name=name, model=model: encode(name, model) for name, model in models.items()}
 
 
-def _decoders(models: dict[str, nn.Module], batch: int) -> Runs:
+def _decoders(models: dict[str, nn.Module], batch: int, device: torch.device) -> Runs:
     side = _SIDE // 16
-    codes = torch.randint(_CODES, (batch, side, side), generator=torch.Generator().manual_seed(1))
+    codes = torch.randint(_CODES, (batch, side, side), generator=torch.Generator().manual_seed(1)).to(device)
 
     def decode(name: str, model: nn.Module) -> Tensor:
         if isinstance(model, VQModel):
-            with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in name):
+            with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in name):
                 return model.decode(codes)
         if name == "LlamaGen":
             return model.decode_code(codes.flatten(), (batch, 8, side, side))
@@ -99,5 +117,5 @@ def _decoders(models: dict[str, nn.Module], batch: int) -> Runs:
 
 def _agreement(found: Tensor, expected: Tensor) -> float:
     if not found.is_floating_point():
-        return float((found == expected).double().mean())
+        return float((found == expected).float().mean())
     return float((found.float() - expected).abs().max())

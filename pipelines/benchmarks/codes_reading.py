@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import torch
 from datasets import load_dataset
 
-from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.benchmarks.options import Timed
+from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.pipelines.system.randomness import SampleOrder
 from codegrid.prior.codes import CodeDataset, CodesManifest, Shard
 
@@ -19,38 +21,46 @@ _ROWS, _READ, _LENGTH, _CODES, _BATCH = 100_000, 65_536, 256, 16_384, 256
 _WIDTHS = {"reader": 28, "rows": 7, "batch": 6, "ms": 8, "rows/s": 9, "ratio": 6}
 
 
-def measure(settings: Settings) -> list[Row]:
-    """Gives a row for each reader; each reads the same rows, batch by batch, in the order of training."""
-    order = SampleOrder(_ROWS, 0)
-    starts = range(0, _READ, _BATCH)
-    with tempfile.TemporaryDirectory() as folder:
-        codes, peer = _written(Path(folder))
+@dataclass(frozen=True, kw_only=True)
+class CodesReading(Timed):
+    """Shuffled rows of a code data set, beside Hugging Face's reader.
 
-        def batches():
-            for start in starts:
-                yield order.indices(start, _BATCH)
+    A row for each reader; each reads the same rows, batch by batch, in the order of training.
+    """
 
-        def hugging_face() -> torch.Tensor:
-            for rows in batches():
-                read = peer[rows]["codes"]
-            return read
+    name = "codes-reading"
 
-        def ours() -> torch.Tensor:
-            for rows in batches():
-                read = torch.from_numpy(codes.codes(rows))
-            return read
+    def measure(self) -> list[Row]:
+        order = SampleOrder(_ROWS, 0)
+        starts = range(0, _READ, _BATCH)
+        with tempfile.TemporaryDirectory() as folder:
+            codes, peer = _written(Path(folder))
 
-        runs = {"datasets, torch format": hugging_face, "ours": ours}
-        if not torch.equal(*(run().long() for run in runs.values())):
-            raise RuntimeError("The readers give different codes.")
-        print_row({}, _WIDTHS, header=True)
-        found = []
-        for name, timing in in_turn(runs, settings.repeats).items():
-            number = len(starts) * _BATCH
-            row = {"reader": name, "rows": number, "batch": _BATCH, "ms": timing.seconds * 1e3}
-            found.append({**row, "rows/s": number / timing.seconds, "ratio": timing.ratio})
-            print_row(found[-1], _WIDTHS)
-    return found
+            def batches():
+                for start in starts:
+                    yield order.indices(start, _BATCH)
+
+            def hugging_face() -> torch.Tensor:
+                for rows in batches():
+                    read = peer[rows]["codes"]
+                return read
+
+            def ours() -> torch.Tensor:
+                for rows in batches():
+                    read = torch.from_numpy(codes.codes(rows))
+                return read
+
+            runs = {"datasets, torch format": hugging_face, "ours": ours}
+            if not torch.equal(*(run().long() for run in runs.values())):
+                raise RuntimeError("The readers give different codes.")
+            print_row({}, _WIDTHS, header=True)
+            found = []
+            for name, timing in in_turn(runs, self.repeats).items():
+                number = len(starts) * _BATCH
+                row = {"reader": name, "rows": number, "batch": _BATCH, "ms": timing.seconds * 1e3}
+                found.append({**row, "rows/s": number / timing.seconds, "ratio": timing.ratio})
+                print_row(found[-1], _WIDTHS)
+        return found
 
 
 def _written(folder: Path) -> tuple[CodeDataset, object]:

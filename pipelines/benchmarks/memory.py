@@ -12,19 +12,20 @@ _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"  # proc(5): sets VmHWM, the peak, back to what is resident now
 
 
-def peak_extra_bytes(run: Callable[[], object]) -> int | None:
-    """Peak of the memory that `run` takes beyond what was held before it; None where the system does not say.
+def peak_extra_bytes(run: Callable[[], object], device: torch.device | str) -> int | None:
+    """Peak of the memory that `run` takes on its device beyond what was held before it; None where nobody says.
 
-    With CUDA it is what torch allocated there; else the process's resident memory, which counts what libraries take
-    for themselves too. What an earlier call left for reuse is given back first.
+    On a CUDA device it is what torch allocated there. On the CPU it is the process's resident memory, which counts what
+    libraries take for themselves too; what an earlier call left for reuse is given back first.
     """
-    if torch.cuda.is_available():
+    kind = torch.device(device).type
+    if kind == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         run()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    if not _CLEAR.exists():
+    if kind != "cpu" or not _CLEAR.exists():
         return None
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim"):
@@ -33,6 +34,12 @@ def peak_extra_bytes(run: Callable[[], object]) -> int | None:
     before = _read("VmRSS")
     run()
     return max(0, _read("VmHWM") - before)
+
+
+def peak_extra_megabytes(run: Callable[[], object], device: torch.device | str) -> float | None:
+    """`peak_extra_bytes`, for a table."""
+    taken = peak_extra_bytes(run, device)
+    return None if taken is None else taken / 1e6
 
 
 def _read(name: str) -> int:

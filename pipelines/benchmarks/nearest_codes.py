@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
-from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.benchmarks.memory import peak_extra_megabytes
+from codegrid.pipelines.benchmarks.options import OnDevice
+from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.tokenizer.quantizers import VectorQuantizerConfig, nearest
 from codegrid.tokenizer.quantizers.vector import VectorQuantizer
 
@@ -20,23 +22,38 @@ _TRAINED_SHAPES = ((4096, 16_384, 8),)
 _WIDTHS = {"rows": 6, "codes": 7, "width": 6, "search": 24, "ms": 8, "ratio": 6, "same codes": 10, "extra MB": 8}
 
 
-def measure(settings: Settings) -> list[Row]:
-    """Gives a row for each shape and search; of training, "same codes" is the share of equal gradients."""
-    print_row({}, _WIDTHS, header=True)
-    rows = []
-    for shape in _TRAINED_SHAPES:
-        rows += _measured_training(*shape, settings)
-    for shape in _SHAPES:
-        found = _measured(*shape, settings)
-        for row in found:
-            print_row(row, _WIDTHS)
-        rows += found
-    return rows
+@dataclass(frozen=True, kw_only=True)
+class NearestCodes(OnDevice):
+    """The nearest code of each feature, beside the whole matrix of distances.
+
+    A row for each shape and search; of training, "same codes" is the share of equal gradients.
+    """
+
+    name = "nearest-codes"
+
+    def measure(self) -> list[Row]:
+        device = self.accelerator().device
+        print_row({}, _WIDTHS, header=True)
+        rows = []
+        for shape in _TRAINED_SHAPES:
+            rows += _measured_training(*shape, device, self.repeats)
+        for shape in _SHAPES:
+            found = _measured(*shape, device, self.repeats)
+            for row in found:
+                print_row(row, _WIDTHS)
+            rows += found
+        return rows
 
 
-def _measured(number: int, size: int, width: int, settings: Settings) -> list[Row]:
+def _drawn(number: int, size: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features [N, D] and a codebook [K, D], the same on every device."""
     generator = torch.Generator().manual_seed(0)
     z, codebook = (torch.randn(count, width, generator=generator) for count in (number, size))
+    return z.to(device), codebook.to(device)
+
+
+def _measured(number: int, size: int, width: int, device: torch.device, repeats: int) -> list[Row]:
+    z, codebook = _drawn(number, size, width, device)
     runs = {
         "all at once": partial(all_at_once, z, codebook),
         "ours": partial(nearest.nearest_codes, z, codebook),
@@ -50,18 +67,18 @@ def _measured(number: int, size: int, width: int, settings: Settings) -> list[Ro
             "search": name,
             "ms": timing.seconds * 1e3,
             "ratio": timing.ratio,
-            "same codes": float((runs[name]() == expected).double().mean()),
-            "extra MB": (peak_extra_bytes(runs[name]) or 0) / 1e6,
+            "same codes": float((runs[name]() == expected).float().mean()),
+            "extra MB": peak_extra_megabytes(runs[name], device),
         }
-        for name, timing in in_turn(runs, settings.repeats).items()
+        for name, timing in in_turn(runs, repeats).items()
     ]
 
 
-def _measured_training(number: int, size: int, width: int, settings: Settings) -> list[Row]:
+def _measured_training(number: int, size: int, width: int, device: torch.device, repeats: int) -> list[Row]:
     """Forward and backward of a plain quantizer: codebook and commitment terms, and the decoder's gradient."""
-    generator = torch.Generator().manual_seed(0)
-    z, codebook = (torch.randn(count, width, generator=generator) for count in (number, size))
-    quantizer = VectorQuantizer(VectorQuantizerConfig(codebook_size=size, code_dim=width, l2_normalize=False)).train()
+    z, codebook = _drawn(number, size, width, device)
+    quantizer = VectorQuantizer(VectorQuantizerConfig(codebook_size=size, code_dim=width, l2_normalize=False))
+    quantizer.train().to(device)
     quantizer.embedding.weight.data.copy_(codebook)
     weight = codebook.clone().requires_grad_()
 
@@ -81,13 +98,12 @@ def _measured_training(number: int, size: int, width: int, settings: Settings) -
 
     runs = {"all at once, trained": whole, "ours, trained": ours}
     expected, rows = whole(), []
-    for name, timing in in_turn(runs, settings.repeats).items():
+    for name, timing in in_turn(runs, repeats).items():
         pairs = zip(runs[name](), expected, strict=True)
-        equal = [torch.isclose(one, other, rtol=1e-4, atol=1e-7).double().mean() for one, other in pairs]
+        equal = [torch.isclose(one, other, rtol=1e-4, atol=1e-7).float().mean() for one, other in pairs]
         shape = {"rows": number, "codes": size, "width": width, "search": name}
-        extra = (peak_extra_bytes(runs[name]) or 0) / 1e6
         measured = {"ms": timing.seconds * 1e3, "ratio": timing.ratio, "same codes": float(min(equal))}
-        rows.append({**shape, **measured, "extra MB": extra})
+        rows.append({**shape, **measured, "extra MB": peak_extra_megabytes(runs[name], device)})
         print_row(rows[-1], _WIDTHS)
     return rows
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from codegrid.pipelines.benchmarks.options import BesidePeers
 from codegrid.pipelines.benchmarks.peers import llamagen_prior, taming_prior
-from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from codegrid.pipelines.system.devices import computes_bf16, make_accelerator
+from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.pipelines.training.announcement import flops_a_token
 from codegrid.pipelines.training.learner import Learner, update_together
 from codegrid.pipelines.training.optim import OptimizerConfig
@@ -25,29 +26,34 @@ _WIDTHS = {"model": 18, "precision": 9, "ms": 9, "tokens/s": 8, "TFLOP/s": 8, "r
 Loss = Callable[[Tensor], Tensor]
 
 
-def measure(settings: Settings) -> list[Row]:
-    """Gives a row for each model and precision; a ratio is to the first model's time in the same precision.
+@dataclass(frozen=True, kw_only=True)
+class PriorStep(BesidePeers):
+    """A step of stage two: 12 layers x 512, 4 x 256 codes.
 
-    Operations are counted for our model, and by its formula for all (`flops_a_token`).
+    A row for each model and precision; a ratio is to the first model's time in the same precision. Operations are
+    counted for our model, and by its formula for all. On a GPU all compute as in training, with TF32.
     """
-    cpu = not torch.accelerator.is_available()
-    print_row({}, _WIDTHS, header=True)
-    rows = []
-    for precision in ("no", "bf16") if computes_bf16(cpu) else ("no",):
-        steps, operations = _steps(settings, precision)
-        for name, timing in in_turn(steps, settings.repeats).items():
-            rate = _BATCH * _GRID**2 / timing.seconds
-            row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "tokens/s": rate}
-            rows.append({**row, "TFLOP/s": rate * operations / 1e12, "ratio": timing.ratio})
-            print_row(rows[-1], _WIDTHS)
-    return rows
+
+    name = "prior-step"
+
+    def measure(self) -> list[Row]:
+        print_row({}, _WIDTHS, header=True)
+        rows = []
+        for precision in self.precisions():
+            steps, operations = _steps(self, precision)
+            for name, timing in in_turn(steps, self.repeats).items():
+                rate = _BATCH * _GRID**2 / timing.seconds
+                row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "tokens/s": rate}
+                rows.append({**row, "TFLOP/s": rate * operations / 1e12, "ratio": timing.ratio})
+                print_row(rows[-1], _WIDTHS)
+        return rows
 
 
-def _steps(settings: Settings, precision: str) -> tuple[dict[str, Callable[[], object]], int]:
+def _steps(asked: PriorStep, precision: str) -> tuple[dict[str, Callable[[], object]], int]:
     """What is timed, and the operations of a token."""
     sequence = SequenceConfig(_CODES, (_GRID, _GRID), class_names=tuple(map(str, range(_CLASSES))))
     shape = PriorConfig(hidden_size=_WIDTH, num_hidden_layers=_LAYERS, num_attention_heads=_HEADS)
-    accelerator = make_accelerator("auto", precision)
+    accelerator = asked.accelerator(precision, training=True)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, _CODES, (_BATCH, 1 + sequence.length), generator=generator)
     tokens[:, 0] = _CODES + torch.arange(_BATCH) % _CLASSES
@@ -65,15 +71,15 @@ def _steps(settings: Settings, precision: str) -> tuple[dict[str, Callable[[], o
         return run
 
     steps = {}
-    if settings.taming:
-        model = taming_prior(settings.taming, _LAYERS, _WIDTH, _HEADS, sequence.vocab_size, sequence.length)
+    if asked.taming:
+        model = taming_prior(asked.taming, _LAYERS, _WIDTH, _HEADS, sequence.vocab_size, sequence.length)
         steps["taming"] = step(model, lambda tokens, model=model: _taming_loss(model, tokens))
-    if settings.llamagen:
-        model = llamagen_prior(settings.llamagen, _LAYERS, _WIDTH, _HEADS, _CODES, sequence.length, _CLASSES)
+    if asked.llamagen:
+        model = llamagen_prior(asked.llamagen, _LAYERS, _WIDTH, _HEADS, _CODES, sequence.length, _CLASSES)
         steps["LlamaGen"] = step(model, lambda tokens, model=model: _llamagen_loss(model, tokens))
     model = make_prior(shape, sequence)
     steps["transformers"] = step(model, lambda tokens, model=model: stock_loss(model, tokens, _CODES))
-    for compiled in (False, True) if settings.compile else (False,):
+    for compiled in (False, True) if asked.compile else (False,):
         objective = PriorObjective(make_prior(shape, sequence), _CODES)
         if compiled:
             compile_prior(objective)

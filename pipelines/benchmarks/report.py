@@ -1,45 +1,19 @@
-"""What a benchmark is told, how it times, and what it leaves behind."""
+"""How a benchmark times, and what it leaves behind."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from codegrid.errors import require
-from codegrid.pipelines.system.devices import machine
 from codegrid.pipelines.system.files import write_json
 
 Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """Args:
-    what: the benchmark's name.
-    taming: folder of a clone of taming-transformers; None leaves it out.
-    llamagen: folder of a clone of LlamaGen; None leaves it out.
-    compile: whether ours is timed compiled as well.
-    repeats: rounds.
-    prior: folder of a prior, where the benchmark is of one.
-    codes: folder of the codes that it was trained on.
-    """
-
-    what: str
-    taming: str | None = None
-    llamagen: str | None = None
-    compile: bool = False
-    repeats: int = 9
-    prior: str | None = None
-    codes: str | None = None
-
-    def __post_init__(self) -> None:
-        require(self.repeats >= 1, f"repeats is {self.repeats}: it must be at least 1.")
 
 
 @dataclass(frozen=True)
@@ -53,10 +27,10 @@ class Timing:
 def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
     """Time all runs `repeats` times, one after the other in every round; the first is what the others compare with.
 
-    Each is run once beforehand, so that no compiling and no first touch of memory is timed.
+    Each is run once beforehand, so that no compiling, no start of a GPU and no first touch of memory is timed.
     """
     for run in runs.values():
-        run()
+        _seconds(run)
     rounds = [{name: _seconds(run) for name, run in runs.items()} for _ in range(repeats)]
     first = next(iter(runs))
     return {
@@ -71,8 +45,8 @@ def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
 def _seconds(run: Callable[[], object]) -> float:
     began = time.perf_counter()
     run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    if torch.accelerator.is_available():  # also where the run was on the CPU: then there is nothing to wait for
+        torch.accelerator.synchronize()
     return time.perf_counter() - began
 
 
@@ -88,7 +62,7 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def write_report(path: str, settings: Settings, rows: list[Row]) -> None:
+def write_report(path: str, machine: str, settings: Mapping[str, Any], rows: list[Row]) -> None:
     """The machine, the settings and the rows as JSON."""
-    write_json(Path(path), {"machine": machine(), "settings": asdict(settings), "rows": rows})
+    write_json(Path(path), {"machine": machine, "settings": dict(settings), "rows": rows})
     print(f"The figures are in {path}.")

@@ -17,9 +17,9 @@ from torch import nn
 from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from codegrid.errors import require
-from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
-from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
-from codegrid.pipelines.system.devices import computes_bf16
+from codegrid.pipelines.benchmarks.memory import peak_extra_megabytes
+from codegrid.pipelines.benchmarks.options import BesideLlamaGen
+from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior, sample_codes
 
 _SCALE, _CLASSES = 4.0, 1000
@@ -57,24 +57,30 @@ class _Guidance(LogitsProcessor):
         return guided.masked_fill(conditional.isneginf(), -torch.inf).repeat(2, 1)
 
 
-def measure(settings: Settings) -> list[Row]:
-    """Gives a row for each shape, dtype, batch and sampler; "ratio" is the peer's time (the first row's) over its own.
+@dataclass(frozen=True, kw_only=True)
+class Sampling(BesideLlamaGen):
+    """Codes of images of a class, with guidance.
 
+    A row for each shape, dtype, batch and sampler; "ratio" is the peer's time (the first row's) over its own.
     "of bound" is the time that reading the weights and the cache once a code would take, at the bandwidth measured
     between the runs, over the time taken. Where weights are rounded, theirs are counted as they lie in memory.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtypes = [torch.float32] + ([torch.bfloat16] if computes_bf16(device.type == "cpu") else [])
-    print_row({}, _WIDTHS, header=True)
-    rows = []
-    for shape in _SHAPES:
-        for dtype in dtypes:
-            for batch in _BATCHES:
-                rows += _measured(shape, dtype, batch, device, settings)
-    return rows
+
+    name = "sampling"
+
+    def measure(self) -> list[Row]:
+        device = self.accelerator().device
+        dtypes = [torch.float32] + [torch.bfloat16] * ("bf16" in self.precisions())
+        print_row({}, _WIDTHS, header=True)
+        rows = []
+        for shape in _SHAPES:
+            for dtype in dtypes:
+                for batch in _BATCHES:
+                    rows += _measured(shape, dtype, batch, device, self)
+        return rows
 
 
-def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device, settings: Settings) -> list[Row]:
+def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device, asked: Sampling) -> list[Row]:
     torch.manual_seed(0)
     sequence = SequenceConfig(shape.codes, (shape.grid, shape.grid), class_names=tuple(map(str, range(_CLASSES))))
     config = PriorConfig(
@@ -85,9 +91,9 @@ def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device
     )
     model = make_prior(config, sequence).eval().to(device, dtype)
     labels = torch.arange(batch) % _CLASSES
-    runs, formats = _runs(model, sequence, shape, labels, settings)
+    runs, formats = _runs(model, sequence, shape, labels, asked)
     bandwidths: list[float] = []  # noted between the runs
-    timings = in_turn({**runs, "read": partial(_note_bandwidth, bandwidths, device)}, settings.repeats)
+    timings = in_turn({**runs, "read": partial(_note_bandwidth, bandwidths, device)}, asked.repeats)
     bandwidth = statistics.median(bandwidths)
     rows = []
     for name, run in runs.items():
@@ -102,7 +108,7 @@ def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device
             "images/s": batch / seconds,
             "ratio": timings[name].ratio,
             "of bound": least / seconds,
-            "extra MB": (peak_extra_bytes(run) or 0) / 1e6,
+            "extra MB": peak_extra_megabytes(run, device),
             "GB/s": bandwidth / 1e9,
         }
         print_row(row, _WIDTHS)
@@ -111,12 +117,12 @@ def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device
 
 
 def _runs(
-    model: LlamaForCausalLM, sequence: SequenceConfig, shape: Shape, labels: torch.Tensor, settings: Settings
+    model: LlamaForCausalLM, sequence: SequenceConfig, shape: Shape, labels: torch.Tensor, asked: Sampling
 ) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """What is timed, and the bytes of a weight where they are not those of the model."""
     runs: dict[str, Callable[[], object]] = {}
-    if settings.llamagen:
-        runs["LlamaGen"] = _llamagen(Path(settings.llamagen), shape, labels, model.device, model.dtype)
+    if asked.llamagen:
+        runs["LlamaGen"] = _llamagen(Path(asked.llamagen), shape, labels, model.device, model.dtype)
     for cache in ("dynamic", "static"):
         runs[f"transformers, {cache}"] = partial(generate, model, sequence, labels.to(model.device), cache)
     arguments = {"guidance_scale": _SCALE, "seeds": range(len(labels)), "batch_size": len(labels)}

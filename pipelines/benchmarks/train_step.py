@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from codegrid.pipelines.benchmarks.options import BesidePeers
 from codegrid.pipelines.benchmarks.peers import llamagen_loss, llamagen_model, random_trunk, taming_model
-from codegrid.pipelines.benchmarks.report import Row, Settings, in_turn, print_row
+from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.pipelines.data.records import DataConfig
-from codegrid.pipelines.system.devices import computes_bf16, make_accelerator
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.switches import compile_learners, prepare_learners
 from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
@@ -28,36 +30,46 @@ _WIDTHS = {"model": 14, "precision": 9, "ms": 9, "images/s": 8, "ratio": 6}
 Step = Callable[[], object]
 
 
-def measure(settings: Settings) -> list[Row]:
-    """Gives a row for each model and precision; a ratio is to the first model's time in the same precision."""
-    images = torch.rand(_BATCH, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    print_row({}, _WIDTHS, header=True)
-    rows = []
-    for precision in ("no", "bf16") if computes_bf16(cpu=True) else ("no",):
-        for name, timing in in_turn(_steps(settings, images, precision), settings.repeats).items():
-            rate = _BATCH / timing.seconds
-            row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "images/s": rate}
-            rows.append({**row, "ratio": timing.ratio})
-            print_row(rows[-1], _WIDTHS)
-    return rows
+@dataclass(frozen=True, kw_only=True)
+class TrainStep(BesidePeers):
+    """A step of stage one at 128x128.
+
+    A row for each model and precision; a ratio is to the first model's time in the same precision. On a GPU all compute
+    as in training, with TF32.
+    """
+
+    name = "train-step"
+
+    def measure(self) -> list[Row]:
+        print_row({}, _WIDTHS, header=True)
+        rows = []
+        for precision in self.precisions():
+            for name, timing in in_turn(_steps(self, precision), self.repeats).items():
+                rate = _BATCH / timing.seconds
+                row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "images/s": rate}
+                rows.append({**row, "ratio": timing.ratio})
+                print_row(rows[-1], _WIDTHS)
+        return rows
 
 
-def _steps(settings: Settings, images: Tensor, precision: str) -> dict[str, Step]:
+def _steps(asked: TrainStep, precision: str) -> dict[str, Step]:
+    accelerator = asked.accelerator(precision, training=True)
+    device = accelerator.device
+    images = torch.rand(_BATCH, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(1)).to(device) * 2 - 1
     trunk, steps = random_trunk(), {}
-    if settings.taming:
-        steps["taming"] = _taming_step(
-            taming_model(settings.taming, _CH, _SIDE, _CODES, _WIDTH, trunk), images, precision
-        )
-    if settings.llamagen:
-        model, loss = llamagen_model(settings.llamagen, _CH, _CODES), llamagen_loss(settings.llamagen, _SIDE, trunk)
-        steps["LlamaGen"] = _llamagen_step(model, loss, images, precision)
-    steps["ours"] = our_step(trunk, images, precision, compiled=False)
-    if settings.compile:
-        steps["ours compiled"] = our_step(trunk, images, precision, compiled=True)
+    if asked.taming:
+        model = taming_model(asked.taming, _CH, _SIDE, _CODES, _WIDTH, trunk)
+        steps["taming"] = _taming_step(model.to(device), images, accelerator)
+    if asked.llamagen:
+        model, loss = llamagen_model(asked.llamagen, _CH, _CODES), llamagen_loss(asked.llamagen, _SIDE, trunk)
+        steps["LlamaGen"] = _llamagen_step(model.to(device), loss.to(device), images, accelerator)
+    steps["ours"] = our_step(trunk, images, accelerator, compiled=False)
+    if asked.compile:
+        steps["ours compiled"] = our_step(trunk, images, accelerator, compiled=True)
     return steps
 
 
-def our_step(trunk: dict[str, Tensor], images: Tensor, precision: str, compiled: bool) -> Step:
+def our_step(trunk: dict[str, Tensor], images: Tensor, accelerator: Accelerator, compiled: bool) -> Step:
     """`train_step` of a preset-like config whose discriminator is on."""
     with tempfile.TemporaryDirectory() as folder:
         save_file(trunk, Path(folder) / "trunk.safetensors")
@@ -73,7 +85,7 @@ def our_step(trunk: dict[str, Tensor], images: Tensor, precision: str, compiled:
         )
         torch.manual_seed(0)
         parts = {"backbone": config.backbone, "quantizer": config.quantizer, "preprocessing": config.preprocessing}
-        model, accelerator = VQModel(VQModelConfig(**parts)).train(), make_accelerator("cpu", precision)
+        model = VQModel(VQModelConfig(**parts)).train()
         optimizers = (config.optimizer, config.discriminator_optimizer)
         learners = make_learners(model, objective, *optimizers, 0.0, accelerator)
     prepare_learners(learners, config)
@@ -82,7 +94,7 @@ def our_step(trunk: dict[str, Tensor], images: Tensor, precision: str, compiled:
     return lambda: train_step(learners, config, [images], 1, accelerator)
 
 
-def _taming_step(model: nn.Module, images: Tensor, precision: str) -> Step:
+def _taming_step(model: nn.Module, images: Tensor, accelerator: Accelerator) -> Step:
     """Lightning's loop over taming's two optimizers, each with the other's weights frozen."""
     model.learning_rate = _RATE
     optimizers, _ = model.train().configure_optimizers()
@@ -94,7 +106,7 @@ def _taming_step(model: nn.Module, images: Tensor, precision: str) -> Step:
             for other, weights in enumerate(owned):
                 for weight in weights:
                     weight.requires_grad_(other == index)
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            with accelerator.autocast():
                 loss = model.training_step(batch, 0, index)
             optimizer.zero_grad()
             loss.backward()
@@ -103,7 +115,7 @@ def _taming_step(model: nn.Module, images: Tensor, precision: str) -> Step:
     return step
 
 
-def _llamagen_step(model: nn.Module, loss: nn.Module, images: Tensor, precision: str) -> Step:
+def _llamagen_step(model: nn.Module, loss: nn.Module, images: Tensor, accelerator: Accelerator) -> Step:
     """The body of the loop in LlamaGen's vq_train.py, which is in no function of its own."""
     model.train(), loss.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, betas=(0.9, 0.95))
@@ -112,14 +124,14 @@ def _llamagen_step(model: nn.Module, loss: nn.Module, images: Tensor, precision:
 
     def step() -> None:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with accelerator.autocast():
             reconstruction, codebook_loss = model(images)
             of_generator = loss(codebook_loss, images, reconstruction, optimizer_idx=0, **options)
         of_generator.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         discriminator_optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        with accelerator.autocast():
             of_discriminator = loss(codebook_loss, images, reconstruction, optimizer_idx=1, **options)
         of_discriminator.backward()
         nn.utils.clip_grad_norm_(loss.discriminator.parameters(), 1.0)

@@ -59,6 +59,8 @@ def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any
         functions = parsed.loaded()
         word = _word(arguments, name, "word", functions)
         name, arguments, function = f"{name} {word}", arguments[1:], functions[word]
+        if inspect.isclass(function):
+            return _parse(function, name, arguments, function.__doc__).run
     else:
         assert isinstance(parsed, Function)
         function = load(parsed.run)
@@ -171,7 +173,9 @@ def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **
 
 def _refused_config(end: SystemExit) -> CodegridError | None:
     """The config's own error where tyro exits because of one; None where it could not read an argument."""
-    failure = end.__context__  # what tyro was handling; its `arg` is a name where it made a dataclass
+    failure = end.__context__  # what tyro was handling; its `arg` is a name where it made a dataclass in another one
+    if isinstance(failure, CodegridError):  # of the outermost dataclass: tyro wraps nothing around it
+        return failure
     cause = failure and failure.__context__
     return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, CodegridError) else None
 

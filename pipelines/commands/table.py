@@ -55,6 +55,8 @@ class Preset:
 class Functions:
     """A word that chooses a function, whose arguments are the options.
 
+    It may also be a dataclass, whose fields are the options, and whose method `run` is called.
+
     Args:
         runs: the functions by their words, or the place of a dictionary of them.
     """
@@ -150,6 +152,6 @@ COMMANDS: dict[str, Command] = {
         "compare an imported tokenizer with its project's own code", Function("importing.parity:import_parity")
     ),
     f"{DEVELOPERS} benchmark": Command(
-        "time a part of the project beside another way of computing the same", Function("benchmarks:benchmark")
+        "time a part of the project beside another way of computing the same", Functions("benchmarks:BENCHMARKS")
     ),
 }

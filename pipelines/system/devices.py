@@ -151,9 +151,11 @@ def _cuda_seconds(left: torch.Tensor, right: torch.Tensor, number: int = 20) -> 
     return best
 
 
-def machine() -> str:
-    """For people: versions, processor, threads."""
-    return f"torch {torch.__version__}, {_processor()}, {torch.get_num_threads()} threads"
+def machine(kind: str = "cpu") -> str:
+    """For people: versions, processor, threads, and the GPU where the device is of that kind ("cuda", "mps", ...)."""
+    gpu = torch.cuda.get_device_name() if kind == "cuda" else kind
+    known = [f"torch {torch.__version__}", _processor(), f"{torch.get_num_threads()} threads", *[gpu] * (kind != "cpu")]
+    return ", ".join(known)
 
 
 def _processor() -> str:

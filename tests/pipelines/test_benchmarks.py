@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from typing import get_args, get_type_hints
+from dataclasses import fields
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from codegrid.pipelines.benchmarks import (
 )
 from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
 from codegrid.pipelines.benchmarks.report import in_turn
+from codegrid.pipelines.commands import main
 from codegrid.prior import (
     PriorConfig,
     PriorObjective,
@@ -116,8 +117,12 @@ def test_the_cost_of_rounded_weights_is_their_cross_entropy():
         assert nats == pytest.approx(expected, rel=tolerance), weights
 
 
-def test_rounded_weights_are_of_a_prior_and_its_codes():
-    with pytest.raises(ValueError, match="needs --prior and --codes"):
+def test_rounded_weights_are_of_a_prior_and_its_codes(capsys):
+    with pytest.raises(SystemExit):
+        main(["dev", "benchmark", "rounded-weights"])
+    said = capsys.readouterr().err
+    assert all(option in said for option in ("required", "--prior", "--codes"))
+    with pytest.raises(TypeError, match="'prior' and 'codes'"):
         benchmark("rounded-weights")
 
 
@@ -150,8 +155,60 @@ def test_the_stock_loss_is_ours():
     torch.testing.assert_close(prior_step.stock_loss(model, tokens, 16), expected)
 
 
-def test_every_benchmark_can_be_asked_for():
-    assert set(get_args(get_type_hints(benchmark)["what"])) == set(BENCHMARKS)
+COMMON = {"threads", "output"}
+TIMED = COMMON | {"repeats"}
+BESIDE_PEERS = TIMED | {"device", "taming", "llamagen", "compile"}
+
+
+def test_every_benchmark_can_be_asked_for_with_the_options_that_it_reads(capsys):
+    assert {name: {option.name for option in fields(kind)} for name, kind in BENCHMARKS.items()} == {
+        "nearest-codes": TIMED | {"device"},
+        "train-step": BESIDE_PEERS,
+        "encode": BESIDE_PEERS,
+        "decode": BESIDE_PEERS,
+        "sampling": TIMED | {"device", "llamagen"},
+        "prior-step": BESIDE_PEERS,
+        "codes-reading": TIMED,
+        "rounded-weights": COMMON | {"prior", "codes"},
+    }
+    with pytest.raises(SystemExit) as end:
+        main(["dev", "benchmark", "--help"])
+    assert end.value.code == 0
+    shown = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [name for name, _ in shown] == list(BENCHMARKS)
+    assert len({line for _, line in shown}) == len(BENCHMARKS)
+    for line, said in (("encodee", "Did you mean 'encode'?"), ("sampling --taming x", "--taming is no option of")):
+        with pytest.raises(SystemExit) as end:
+            main(["dev", "benchmark", *line.split()])
+        assert end.value.code == 1
+        assert said in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no benchmark 'encodee': it is one of nearest-codes"):
+        benchmark("encodee")
+
+
+def test_a_command_runs_its_benchmark_and_reports_its_options(monkeypatch, tmp_path):
+    for name, value in {"_ROWS": 40, "_READ": 8, "_LENGTH": 4, "_CODES": 16, "_BATCH": 8}.items():
+        monkeypatch.setattr(codes_reading, name, value)
+    path, threads = tmp_path / "report.json", torch.get_num_threads()
+    main(["dev", "benchmark", "codes-reading", "--repeats", "2", "--threads", str(threads), "--output", str(path)])
+    report = json.loads(path.read_text())
+    assert set(report) == {"machine", "settings", "rows"}
+    options = {"repeats": 2, "threads": threads, "output": str(path)}
+    assert report["settings"] == {"what": "codes-reading", **options}
+    assert f"{threads} threads" in report["machine"]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_a_benchmark_measures_the_device_that_it_computes_on(device, monkeypatch, tmp_path):
+    monkeypatch.setattr(nearest_codes, "_SHAPES", ((3000, 7000, 8),))
+    monkeypatch.setattr(nearest_codes, "_TRAINED_SHAPES", ((3000, 7000, 8),))
+    benchmark("nearest-codes", repeats=1, device=device, output=str(tmp_path / "report.json"))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert (torch.cuda.get_device_name() in report["machine"]) == (device == "auto")
+    whole = [row for row in report["rows"] if row["search"].startswith("all at once")]
+    assert len(whole) == 2
+    assert all(row["extra MB"] >= 3000 * 7000 * 4 / 1e6 for row in whole)  # the matrix of distances
 
 
 def test_runs_take_turns_and_are_compared_with_the_first():
@@ -172,10 +229,18 @@ def test_no_rounds_are_refused():
         benchmark("nearest-codes", repeats=0)
 
 
+def test_extra_memory_is_that_of_the_device_that_computes(monkeypatch):
+    if peak_extra_bytes(lambda: None, "cpu") is None:
+        pytest.skip("this system does not tell a process's peak")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # a GPU that is not used
+    assert peak_extra_bytes(lambda: torch.ones(20_000_000), "cpu") > 70e6
+    assert peak_extra_bytes(lambda: None, "mps") is None
+
+
 def test_extra_memory_is_what_a_call_takes_at_its_peak():
     held = torch.ones(30_000_000)  # 120 MB that are there before
     for count in (5_000_000, 20_000_000):
-        taken = peak_extra_bytes(lambda count=count: torch.ones(count).mul_(2).sum() + held[0])
+        taken = peak_extra_bytes(lambda count=count: torch.ones(count).mul_(2).sum() + held[0], "cpu")
         if taken is None:
             pytest.skip("this system does not tell a process's peak")
         assert taken == pytest.approx(4 * count, rel=0.2)

@@ -207,6 +207,24 @@ def test_a_mistyped_word_names_the_nearest(line: str, said: str, capsys: pytest.
     assert printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("tokenize-dataset --tokenizer T --data.source S --output-dir O --batch-size 0", "batch_size is 0: it must"),
+        ("train-tokenizer small64 --data.source S --output-dir O --max-steps 0", "max_steps is 0: it must"),
+        ("dev benchmark codes-reading --repeats 0", "repeats is 0: it must"),
+    ],
+)
+def test_a_value_that_a_command_refuses_is_one_sentence(line: str, said: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert end.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {said}")
+    assert printed.err.count("\n") == 1
+
+
 def test_both_spellings_of_a_name_are_read(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train-prior", "quickstart", "--codes", "missing", "--output_dir", "out", "--max_steps", "x"])

@@ -43,7 +43,7 @@ def test_the_estimate_is_near_the_peak_of_a_step(adversarial, tokenizer_config, 
     model.train()
     train_step(learners, config, [images], 0, accelerator)  # what is made once: moments, oneDNN's kernels
     gc.collect()
-    taken = peak_extra_bytes(lambda: train_step(learners, config, [images], 1, accelerator))
+    taken = peak_extra_bytes(lambda: train_step(learners, config, [images], 1, accelerator), "cpu")
     if taken is None:
         pytest.skip("this system does not tell a process's peak")
     assert taken > 50e6  # else what libraries keep for themselves would be most of it

@@ -1,0 +1,121 @@
+"""What benchmarks are told: each option is written and described once, and a benchmark has those that it reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Literal
+
+import torch
+from accelerate import Accelerator
+
+from codegrid.errors import require
+from codegrid.pipelines.benchmarks.report import Row, write_report
+from codegrid.pipelines.system.devices import Policy, machine, make_accelerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """What is measured beside other ways of computing the same; its fields are its options.
+
+    Args:
+        threads: of the CPU; 0 leaves torch's own choice.
+        output: JSON file for the machine, the settings and the rows; none writes no file.
+
+    Raises:
+        CodegridError: a value is out of its range.
+    """
+
+    name: ClassVar[str]  # the word behind `codegrid dev benchmark`
+    threads: int = 0
+    output: str | None = None
+
+    def __post_init__(self) -> None:
+        require(self.threads >= 0, f"threads is {self.threads}: it must be at least 1, or 0 for torch's own choice.")
+
+    def measure(self) -> list[Row]:
+        """The rows of the table, each printed as soon as it is there."""
+        raise NotImplementedError
+
+    def machine(self) -> str:
+        """For people: what computes."""
+        return machine()
+
+    def announcement(self) -> str:
+        """What is printed above the table."""
+        return self.machine()
+
+    def run(self) -> None:
+        """Print what computes and the table, and write the report where one is asked for."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        print(self.announcement())
+        rows = self.measure()
+        if self.output:
+            write_report(self.output, self.machine(), {"what": self.name, **asdict(self)}, rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timed(Benchmark):
+    """One that takes times. All ways run in turn, again and again, and a ratio is the median over these rounds of the
+    first one's time by theirs: a machine that slows down for a while slows down both.
+
+    Args:
+        repeats: rounds that a median is taken over.
+    """
+
+    repeats: int = 9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.repeats >= 1, f"repeats is {self.repeats}: it must be at least 1.")
+
+    def announcement(self) -> str:
+        return f"{super().announcement()}\nmedians of {self.repeats} rounds"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice(Timed):
+    """One that computes on a GPU where there is one.
+
+    Args:
+        device: that computes; "auto" is what Accelerate finds.
+    """
+
+    device: Literal["auto", "cpu"] = "auto"
+
+    def accelerator(self, precision: str = "no", training: bool = False) -> Accelerator:
+        """The device, which computes from now on as it does in training, or where codes are made (`Policy`)."""
+        return make_accelerator(self.device, precision, training)
+
+    def precisions(self) -> tuple[str, ...]:
+        """Those of Accelerate that are worth timing: "bf16" where the device has instructions for it."""
+        policy = Policy.decide(self.device, "auto", training=False, deterministic=False)
+        return ("no", "bf16") if policy.precision == "bfloat16" else ("no",)
+
+    def machine(self) -> str:
+        return machine(Policy.decide(self.device, "no", training=False, deterministic=False).device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesideLlamaGen(OnDevice):
+    """One that can run LlamaGen's code too.
+
+    Args:
+        llamagen: folder of a clone of https://github.com/FoundationVision/LlamaGen, to run its own code beside ours;
+            none leaves it out.
+    """
+
+    llamagen: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BesidePeers(BesideLlamaGen):
+    """One that can run both peers' code, and ours compiled.
+
+    Args:
+        taming: folder of a clone of https://github.com/CompVis/taming-transformers, likewise.
+        compile: time ours compiled as well; compiling takes minutes.
+    """
+
+    taming: str | None = None
+    compile: bool = False
