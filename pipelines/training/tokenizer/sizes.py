@@ -15,11 +15,17 @@ _DEPTHS = {"patchgan": "n_layers", "stylegan": "num_blocks"}
 
 
 def check_nets(config: TokenizerTrainingConfig) -> None:
-    """Try the objective's nets on the size of the pictures; the discriminator on tensors without storage.
+    """Try the objective's nets on the pictures' channels and size; the discriminator on tensors without storage.
 
     Raises:
         CodegridError: one is too deep; the message says which, the sizes, and what to change.
     """
+    channels = config.backbone.in_channels
+    require(
+        channels in (1, 3),
+        f"backbone.in_channels is {channels}: pictures are read as grey (1) or colour (3; alpha goes onto white). Set "
+        "it to one of these.",
+    )
     objective, size = config.objective, config.preprocessing.size_text
     for name, what in (("perceptual_weight", "LPIPS"), ("feature_distance_weight", "The feature distance")):
         require(
