@@ -1,1 +1,1 @@
-"""What people look at: grids of images, charts, maps of codes, pages."""
+"""Output for people to look at: grids of images, charts, maps of codes, pages."""

@@ -1,4 +1,4 @@
-"""Line charts, as SVG for pages and as PNG for files: one layout, drawn twice, without a plotting library."""
+"""Line charts as SVG for pages and as PNG for files, from one layout and without a plotting library."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#b
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 46, 38
 _INK, _PALE = "#374151", "#e5e7eb"
-_SHARPNESS = 2  # pixels of a PNG for each unit of the layout
+_SHARPNESS = 2  # PNG pixels per unit of the layout
 
 
 class Series(NamedTuple):
-    """A line: points (x, y), drawn in their order; those that are not finite are left out."""
+    """A line through points (x, y) in their order. Points that are not finite are left out."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -26,7 +26,7 @@ class Series(NamedTuple):
 
 @dataclass(frozen=True)
 class Chart:
-    """What a chart shows; a series of few points gets dots."""
+    """The content of a chart. A series of few points gets dots."""
 
     title: str
     x_label: str
@@ -74,7 +74,7 @@ def svg(chart: Chart) -> str:
 
 
 def png(charts: Sequence[Chart], columns: int = 3) -> Image.Image:
-    """The charts as one picture, `columns` in a line."""
+    """The charts as one picture, `columns` per row."""
     columns = max(1, min(columns, len(charts)))
     width, height = _SHARPNESS * _WIDTH, _SHARPNESS * _HEIGHT
     sheet = Image.new("RGB", (columns * width, math.ceil(len(charts) / columns) * height), "white")
@@ -99,7 +99,7 @@ def png(charts: Sequence[Chart], columns: int = 3) -> Image.Image:
 
 
 def ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from `low` to `high`, at most `most` of them, a step of 1, 2 or 5 times a power of ten apart."""
+    """At most `most` round numbers from `low` to `high`; their step is 1, 2 or 5 times a power of ten."""
     room = high - low
     power = 10 ** math.floor(math.log10(room / most))
     step = next(step * power for step in (1, 2, 5, 10, 20) if room / (step * power) < most)
@@ -142,7 +142,7 @@ def _layout(chart: Chart) -> list[_Line | _Dot | _Text]:
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
-    """A range with a little room around the values, also where they are all the same."""
+    """A range with a margin around the values, even if they are all equal."""
     low, high = min(values), max(values)
     room = 0.04 * (high - low) or 0.1 * abs(high) or 1.0
     return low - room, high + room

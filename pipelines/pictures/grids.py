@@ -1,4 +1,4 @@
-"""Pictures for people: grids of images with names."""
+"""Grids of images with names, for people to look at."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WHITE, _BLACK = (255, 255, 255), (0, 0, 0)
 
 
 def labelled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], least_side: int = 64) -> Image.Image:
-    """One line of images a row, its name before it; small images are enlarged to about `least_side` pixels."""
+    """A line of images per row, after the row's name. Small images are enlarged to about `least_side` pixels."""
     width, height = (max(image.size[axis] for _, images in rows for image in images) for axis in (0, 1))
     scale = max(1, round(least_side / width))
     width, height = width * scale + _SPACE, height * scale + _SPACE
@@ -34,14 +34,14 @@ def labelled_rows(rows: Sequence[tuple[str, Sequence[Image.Image]]], least_side:
 
 
 def grid(images: Sequence[Image.Image], columns: int = 8, least_side: int = 64) -> Image.Image:
-    """Images in lines of `columns`, without names."""
+    """A grid of images, `columns` per row, without names."""
     return labelled_rows(
         [("", images[first : first + columns]) for first in range(0, len(images), columns)], least_side
     )
 
 
 def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Image:
-    """A picture of the images: a row a class with its name, or a plain grid."""
+    """The images in one picture: a named row per class, or a plain grid without `names`."""
     if names is None:
         return grid(images)
     rows = {name: [image for image, other in zip(images, names, strict=False) if other == name] for name in names}
@@ -49,5 +49,5 @@ def class_sheet(images: list[Image.Image], names: list[str] | None) -> Image.Ima
 
 
 def differences(images: Tensor, reconstruction: Tensor) -> Tensor:
-    """Pictures of |image - reconstruction|, doubled; black where they are equal. [B, C, H, W] in [-1, 1] each."""
+    """2 * |image - reconstruction| as pictures; equal pixels are black. All are [B, C, H, W] in [-1, 1]."""
     return (2 * (images - reconstruction).abs() - 1).clamp(-1, 1)

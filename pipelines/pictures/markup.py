@@ -1,4 +1,4 @@
-"""Pieces of a page that needs no network: every picture is in it, and no script."""
+"""Parts of a self-contained HTML page: it embeds its pictures, has no scripts and needs no network."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ details { margin: 6px 0; } summary { cursor: pointer; color: #374151; }
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:
-    """The whole page: sections of (heading, body), with links to them at the top."""
+    """The whole page: sections of (heading, body), with links to the sections at the top."""
     links = "".join(f'<a href="#s{index}">{escape(name)}</a>' for index, (name, _) in enumerate(sections))
     bodies = "".join(
         f'<section id="s{index}"><h2>{escape(name)}</h2>{body}</section>' for index, (name, body) in enumerate(sections)
@@ -59,7 +59,7 @@ def subheading(text: str) -> str:
 
 
 def picture(image: Image.Image, description: str, caption: str = "") -> str:
-    """An image in the page itself, with its caption."""
+    """An image embedded in the page, with its caption."""
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     data = base64.b64encode(file.getvalue()).decode()
@@ -72,7 +72,7 @@ def charts(shown: Iterable[Chart]) -> str:
 
 
 def tiles(values: Mapping[str, Any]) -> str:
-    """The few numbers that matter most, in large type."""
+    """The most important numbers, in large type."""
     cells = (
         f'<div class="tile"><b>{escape(show(value))}</b><span>{escape(name)}</span></div>'
         for name, value in values.items()
@@ -81,7 +81,7 @@ def tiles(values: Mapping[str, Any]) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """A line a row; what is None in all rows has no column. One row alone stands upright: a line a value."""
+    """A table with a line per row. A column that is None in all rows is dropped; a single row gets a line per value."""
     names = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
     if len(rows) == 1:
         return pairs({name: rows[0][name] for name in names})
@@ -91,7 +91,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> str:
-    """Names and values; what is nested gets names with dots."""
+    """Names and values. Nested values get names with dots."""
     lines = (f"<tr><th>{escape(name)}</th><td>{escape(show(value))}</td></tr>" for name, value in _flat(values))
     return f"<table>{''.join(lines)}</table>"
 
@@ -101,7 +101,7 @@ def folded(summary: str, body: str) -> str:
 
 
 def show(value: Any) -> str:
-    """A value for people."""
+    """A value as text for people."""
     if value is None:
         return "-"
     if isinstance(value, float):

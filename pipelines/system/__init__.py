@@ -1,1 +1,1 @@
-"""The machine and the disk: nothing here knows an image or a model."""
+"""The machine and the disk. Nothing here knows about images or models."""

@@ -1,4 +1,4 @@
-"""What the commands show: quiet libraries, and errors as one sentence instead of a traceback."""
+"""Console output of the commands: silences libraries and prints errors as one sentence instead of a traceback."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from codegrid.pipelines.system.files import describe
 
 
 def guarded(run: Callable[[], Any]) -> None:
-    """Run; a known error ends the command with its sentence and status 1. CODEGRID_TRACEBACK=1 shows where it arose.
+    """Call `run`. A known error prints its sentence and exits with status 1; CODEGRID_TRACEBACK=1 shows the traceback.
 
-    SIGTERM and Ctrl-C end it with a sentence and status 143 or 130; training saves a checkpoint first (see `Run`).
+    SIGTERM and Ctrl-C print a sentence and exit with status 143 or 130; training saves a checkpoint first (see `Run`).
     """
     _quiet()
     before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -27,7 +27,7 @@ def guarded(run: Callable[[], Any]) -> None:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
             raise
-        tqdm.write(f"error: {sentence}", file=sys.stderr)  # on a line of its own, also where a bar is being drawn
+        tqdm.write(f"error: {sentence}", file=sys.stderr)  # tqdm.write keeps it off the line of a progress bar
         raise SystemExit(1) from None
     finally:
         for number, handler in before.items():
@@ -35,7 +35,7 @@ def guarded(run: Callable[[], Any]) -> None:
 
 
 def _run_and_part(run: Callable[[], Any]) -> None:
-    """Run, then leave the group of the ranks; after an error the others may never come to the end."""
+    """Call `run`, then leave the process group. Not after an error: the other ranks may never reach the end."""
     try:
         run()
     except SystemExit:
@@ -51,8 +51,8 @@ def _leave_group() -> None:
 
 
 def _quiet() -> None:
-    """Our own bars say what matters; those of loading and writing small files only flicker."""
-    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # where it is loaded later, or never
+    """Turn off the libraries' progress bars for small files: they only flicker beside our own."""
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # for when datasets is imported later
     if "datasets" in sys.modules:
         sys.modules["datasets"].disable_progress_bars()
     if "transformers" in sys.modules:
@@ -65,9 +65,9 @@ def _stop(number: int, frame: Any) -> None:
 
 
 def _sentence(error: Exception) -> str | None:
-    """What to tell the user; None for a defect, which shows its traceback."""
+    """The sentence for the user, or None for a bug, which shows its traceback."""
     text = str(error)
-    # A system call that names its file tells of the disk and the paths, not of a defect.
+    # An OSError with a file name is about the user's disk or paths, not a bug.
     if isinstance(error, CodegridError) or (isinstance(error, OSError) and error.filename is not None):
         return describe(error)
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:

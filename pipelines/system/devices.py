@@ -1,4 +1,4 @@
-"""Which device, and how it computes: decided once."""
+"""Choice of device, precision and determinism, made once per command."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from accelerate.state import AcceleratorState
 
 @dataclass(frozen=True)
 class Policy:
-    """How a device computes: decided once, printed, and recorded with what was computed.
+    """How a device computes. It is decided once, printed, and recorded with the results.
 
     Attributes:
         device: "cpu", "cuda", "mps", ...
-        precision: of matrix products and convolutions, "float32" or "bfloat16" (by autocast).
-        tf32: whether float32 products on an NVIDIA GPU keep 10 bits of mantissa instead of 23: faster, and for training
-            alone. Codes are never computed so: a CPU would not make them again.
-        deterministic: whether only operations are taken that give the same bits every time; a GPU has faster ones.
+        precision: precision of matrix products and convolutions, "float32" or "bfloat16" (by autocast).
+        tf32: whether float32 products on an NVIDIA GPU keep 10 bits of mantissa instead of 23. This is faster, and
+            used only in training. Codes are never computed in TF32, because a CPU could not reproduce them.
+        deterministic: whether to use only operations that give the same bits every time; a GPU has faster ones.
     """
 
     device: str
@@ -46,17 +46,17 @@ class Policy:
         return cls(kind, precision, training and kind == "cuda" and not deterministic, deterministic)
 
     def apply(self) -> Accelerator:
-        """Set what torch keeps for the whole process, and start Accelerate."""
+        """Set torch's process-wide options and start Accelerate."""
         if self.device == "cuda":
             torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
-            torch.backends.cudnn.benchmark = self.tf32  # shapes are fixed in training: the fastest kernel is looked for
+            torch.backends.cudnn.benchmark = self.tf32  # training has fixed shapes, so a kernel search pays off
             torch.backends.cudnn.deterministic = self.deterministic
-            if self.deterministic:  # read when cuBLAS starts
+            if self.deterministic:  # cuBLAS reads it when it starts
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(self.deterministic)
-        # Accelerate's state is the process's and refuses another precision: one stage must not bind the next.
+        # Accelerate's state is process-wide and refuses a second precision: reset it, so that stages stay independent.
         AcceleratorState._reset_state()
-        # Under torchrun without an accelerator, Accelerate picks gloo only when told that it is to use the CPU.
+        # Under torchrun without an accelerator, Accelerate picks gloo only when told to use the CPU.
         mixed_precision = "bf16" if self.precision == "bfloat16" else "no"
         return Accelerator(cpu=self.device == "cpu", mixed_precision=mixed_precision)
 
@@ -68,12 +68,12 @@ class Policy:
 def make_accelerator(
     device: str = "auto", mixed_precision: str = "no", training: bool = False, deterministic: bool = False
 ) -> Accelerator:
-    """Accelerate on the device it finds, or on the CPU; its `policy` says how it computes.
+    """An Accelerator on the device that Accelerate finds, or on the CPU. Its `policy` says how it computes.
 
     Args:
         device: "auto" or "cpu".
-        mixed_precision: "no", "bf16", or "auto": bf16 where the device computes in it.
-        training: weights are learned, not codes made or scores taken: see `Policy.tf32`.
+        mixed_precision: "no", "bf16", or "auto" (bf16 if the device has instructions for it).
+        training: True for training, False for tokenization and evaluation; see `Policy.tf32`.
         deterministic: see `Policy`.
     """
     policy = Policy.decide(device, mixed_precision, training, deterministic)
@@ -93,9 +93,10 @@ def computes_bf16(cpu: bool) -> bool:
 
 
 def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
-    """A meeting point for ranks that share out work without a word to each other; all have to call this, together.
+    """A barrier for ranks that work without exchanging messages. All ranks must call this function together.
 
-    It waits a day for the slowest, where torch's own gives up after minutes, and ends at once when a rank has died.
+    The barrier waits up to a day for the slowest rank (torch's own gives up after minutes) and fails at once when a
+    rank has died.
     """
     if accelerator.num_processes == 1:
         return lambda: None
@@ -105,7 +106,7 @@ def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
 
 @contextlib.contextmanager
 def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
-    """Within, the modules are in evaluation mode and nothing records gradients."""
+    """Context in which the modules are in evaluation mode and gradients are off."""
     modes = [module.training for module in modules]
     for module in modules:
         module.eval()
@@ -118,9 +119,9 @@ def evaluating(*modules: torch.nn.Module) -> Iterator[None]:
 
 
 def product_rate(device: torch.device, dtype: torch.dtype, rows: int = 1024, width: int = 1024) -> float:
-    """Operations a second of the matrix product [rows, width] x [width, 4 width], rows at most 4096: the best of some.
+    """Operations per second of the matrix product [rows, width] x [width, 4 width], best of several; rows <= 4096.
 
-    On a GPU some are timed together, between two events: one alone would be mostly the call.
+    On a GPU several products are timed together between two events: launch overhead would dominate a single one.
     """
     rows = min(rows, 4096)
     left = torch.ones(rows, width, dtype=dtype, device=device)
@@ -133,7 +134,7 @@ def _seconds(left: torch.Tensor, right: torch.Tensor) -> float:
     best = math.inf
     for _ in range(4):
         began = time.perf_counter()
-        float((left @ right)[0, 0])  # waits for the device
+        float((left @ right)[0, 0])  # this is a sync point: it waits for the device
         best = min(best, time.perf_counter() - began)
     return best
 
@@ -152,7 +153,7 @@ def _cuda_seconds(left: torch.Tensor, right: torch.Tensor, number: int = 20) -> 
 
 
 def machine(kind: str = "cpu") -> str:
-    """For people: versions, processor, threads, and the GPU where the device is of that kind ("cuda", "mps", ...)."""
+    """Versions, processor, threads and, if the device is a GPU of this kind ("cuda", "mps", ...), its name."""
     gpu = torch.cuda.get_device_name() if kind == "cuda" else kind
     known = [f"torch {torch.__version__}", _processor(), f"{torch.get_num_threads()} threads", *[gpu] * (kind != "cpu")]
     return ", ".join(known)

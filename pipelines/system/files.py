@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes: a file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from typing import IO, Any
 from codegrid.errors import CodegridError
 from codegrid.names import encodable
 
-# What helps where a disk is full or a folder read-only: nothing that was finished is lost.
+# Advice for a full disk or a read-only folder: finished work is never lost.
 GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
 
-# What a file system answers that does not know the call (Lustre without -o flock, some NFS and FUSE mounts).
+# Errors of file systems that do not support the call (Lustre without -o flock, some NFS and FUSE mounts).
 _UNKNOWN = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 _HELD = {errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES}
-_WITHOUT_LOCKS: set[int] = set()  # devices of which that was said already
+_WITHOUT_LOCKS: set[int] = set()  # devices for which the missing locks were reported already
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM}
 
 
 class OutputError(CodegridError):
-    """The output folder cannot be used, or the disk cannot take more; the message says what to do."""
+    """The output folder cannot be used, or the disk is full. The message says what to do."""
 
 
 def describe(error: Exception) -> str:
-    """The error's message, with what to do where the disk is full or may not be written to."""
+    """The error's message, with advice if the disk is full or read-only."""
     advice = isinstance(error, OSError) and error.errno in _FULL
     return f"{error}. {GO_ON}" if advice else str(error)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` fill a file beside `path`, flush it to the disk, then put it in `path`'s place."""
+    """Let `write` fill a temporary file beside `path`, flush it to the disk, then rename it to `path`."""
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     text = json.dumps(value, indent=2, ensure_ascii=False)
-    if encodable(text) != text:  # a path that is not UTF-8 has to come back as it was
+    if encodable(text) != text:  # a path that is not UTF-8 must survive the round trip
         text = json.dumps(value, indent=2)
     write_text(path, text + "\n")
 
@@ -65,14 +65,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fsync(path: Path) -> None:
-    """Flush a file or a folder's entries to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
         if not path.is_dir() or error.errno not in _UNKNOWN:
             raise
-        # Several FUSE mounts know no flushing of folders. Files are written whole all the same.
+        # Several FUSE mounts cannot flush folders. Files are still written whole.
     finally:
         os.close(descriptor)
 
@@ -86,7 +86,7 @@ def sha256(path: Path) -> str:
 
 
 def replace_folder(aside: Path, target: Path) -> None:
-    """Put the finished folder `aside` in `target`'s place; an older `target` goes only after that."""
+    """Rename the finished folder `aside` to `target`. An older `target` is deleted only afterwards."""
     for file in aside.rglob("*"):
         fsync(file)
     fsync(aside)
@@ -101,15 +101,15 @@ def replace_folder(aside: Path, target: Path) -> None:
 
 
 def lock_folder(folder: Path, doing: str) -> IO[str]:
-    """Claim `folder` for this process: keep what this gives, and close it to let go. The system lets go of a dead one.
+    """Lock `folder` for this process. Keep the returned file open; closing it, or the process's death, unlocks.
 
-    Where the file system has no locks it says so, once, and goes on: nothing then keeps a second process out.
+    If the file system has no locks, this prints a warning once and continues: nothing then keeps a second process out.
 
     Args:
-        doing: what another process is then doing there, for the message.
+        doing: what the process that holds the lock is doing, for the message.
 
     Raises:
-        OutputError: another process holds it.
+        OutputError: another process holds the lock.
     """
     lock = (folder / ".lock").open("w")
     try:
@@ -136,7 +136,7 @@ def _say_that_there_are_no_locks(folder: Path, reason: str | None) -> None:
 
 
 def remove_leftovers(*folders: Path) -> None:
-    """Remove what killed processes were writing aside. Only for folders that this process has locked."""
+    """Remove temporary files that killed processes left. Only for folders that this process has locked."""
     for folder in folders:
         for path in folder.glob(".*"):
             if path.name.endswith(".tmp"):

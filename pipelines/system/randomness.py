@@ -1,6 +1,6 @@
-"""Randomness is counted, not carried: every draw is keyed by what it is for.
+"""Counter-based randomness: each draw is keyed by its purpose and counters.
 
-Nothing of a random state is saved, so that a resumed run, another number of workers or of ranks draws the same.
+No random state is saved. A resumed run, or one with another number of workers or ranks, draws the same values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 
 def key(seed: int, purpose: str, *counters: int) -> int:
-    """63 bits for a random generator, from a run's seed, the name of the purpose and counters (step, epoch, sample)."""
+    """A 63-bit seed for a generator, from a run's seed, the name of the purpose and counters (step, epoch, sample)."""
     return int.from_bytes(hashlib.blake2b(_text(seed, purpose, *counters), digest_size=8).digest(), "big") >> 1
 
 
@@ -22,7 +22,7 @@ def _text(seed: int, purpose: str, *counters: int) -> bytes:
 
 
 def uniforms(count: int, seed: int, purpose: str, *counters: int) -> list[float]:
-    """`count` (at most 8) numbers in [0, 1): for a few draws a sample, where making a generator would cost most."""
+    """`count` (at most 8) numbers in [0, 1), for a few draws per sample: making a generator would cost more."""
     digest = hashlib.blake2b(_text(seed, purpose, *counters), digest_size=8 * count).digest()
     return [(word >> 11) / 2**53 for word in struct.unpack(f">{count}Q", digest)]
 
@@ -36,15 +36,15 @@ def torch_generator(seed: int, purpose: str, *counters: int) -> torch.Generator:
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Set torch's global generators for one step, for what draws from them (dropout)."""
+    """Seed torch's global generators for one step, for code that draws from them (dropout)."""
     torch.manual_seed(key(seed, "step", step, rank))
 
 
 class SampleOrder:
-    """The order in which samples are trained on: one permutation an epoch, the epochs end to end.
+    """The order of the training samples: one permutation per epoch, epochs end to end.
 
     Position p of the whole run is sample `permutation(seed, p // size)[p % size]`. A global batch is the next
-    `batch_size` positions whatever the number of ranks.
+    `batch_size` positions, for any number of ranks.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -56,7 +56,7 @@ class SampleOrder:
         return [self._at(position) for position in range(start, start + count)]
 
     def indices(self, start: int, count: int) -> np.ndarray:
-        """The samples alone, [count] int64, without a Python number for each."""
+        """The sample indices alone, [count] int64, without a Python integer for each."""
         parts = [np.empty(0, np.int64)]
         while count:
             epoch, offset = divmod(start, self.size)

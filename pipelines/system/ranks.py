@@ -1,4 +1,4 @@
-"""Sums over the processes of a job."""
+"""Sums over the ranks of a job."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from codegrid.tokenizer.metrics import add_counts
 
 
 def sum_over_ranks(sums: Tensor, accelerator: Accelerator) -> Tensor:
-    """float64 [N] on the CPU, of every rank -> their sum there, rounded nowhere but where the device has no float64."""
+    """Sum float64 [N] on the CPU over all ranks; the result is there too. Rounds only if the device has no float64."""
     if accelerator.num_processes == 1:
         return sums
     dtype = torch.float32 if accelerator.device.type == "mps" else torch.float64
@@ -19,7 +19,7 @@ def sum_over_ranks(sums: Tensor, accelerator: Accelerator) -> Tensor:
 
 
 def counts_of_all_ranks(counts: Tensor, accelerator: Accelerator) -> Tensor:
-    """`tokenizer.metrics.code_counts` of every rank -> their sum."""
+    """Sum the `tokenizer.metrics.code_counts` of all ranks."""
     if counts.dim() == 1:
         return accelerator.reduce(counts, "sum")
-    return add_counts(*gather_object([counts.cpu()]))  # tables, which differ in length
+    return add_counts(*gather_object([counts.cpu()]))  # the ranks' tables differ in length
