@@ -1,1 +1,1 @@
-"""Folders of finished things: loading, writing and describing them, and what of them goes to the Hub."""
+"""Folders of finished models and data sets: loading, writing, describing them, and choosing files for the Hub."""

@@ -1,7 +1,7 @@
-"""Model cards and data set cards: what a folder is, how it was made, and a snippet that runs.
+"""Model cards and data set cards: they say what a folder is, how it was made, and show a snippet that runs.
 
-A card is YAML for the Hub and a few sections, each made by one function. It is written with the folder; a push
-completes the copy that it sends (`completed`).
+A card is YAML for the Hub and a few sections; one function makes each section. The card is written with the folder.
+A push completes the copy that it uploads (`completed`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What only a push knows: where it goes, under which licence, on which tokenizer, with which pictures.
+    """Facts that only a push knows: the repository, its subfolder, the licence, the base tokenizer and the pictures.
 
     `license` is the Hub's identifier, `base_tokenizer` a repository's name, `pictures` are names of files.
     """
@@ -38,7 +38,7 @@ class CardFacts:
 
 
 def tokenizer_card(config: Any, source: str | None = None, scores: Mapping[str, float] | None = None) -> str:
-    """Model card of a tokenizer; `config` is its VQModelConfig, `source` what it was trained on."""
+    """Model card of a tokenizer. `config` is its VQModelConfig, `source` its training data."""
     return _card(
         {"library_name": "codegrid", "tags": ["codegrid", "vqgan", "image-tokenizer"]},
         "Image tokenizer",
@@ -55,9 +55,9 @@ def prior_card(
     tokenizer: str | None = None,
     model_type: str = "llama",
 ) -> str:
-    """Model card of a prior; `codes` is what it was trained on, `tokenizer` where these codes' tokenizer was found.
+    """Model card of a prior. `codes` is its training data, `tokenizer` the place of the tokenizer that made the codes.
 
-    `model_type` is that of the prior's config.
+    `model_type` comes from the prior's config.
     """
     network = next(record for record in ARCHITECTURES.values() if record.model_type == model_type)
     return _card(
@@ -88,14 +88,14 @@ tokens mean.
 
 
 def pipeline_card(sequence: SequenceConfig, cards: Mapping[str, str] | None = None) -> str:
-    """Model card of a generation pipeline; `cards` are those of its parts "tokenizer" and "prior"."""
+    """Model card of a generation pipeline. `cards` holds the cards of its parts "tokenizer" and "prior"."""
     labels = (
         f"class_labels=[{sequence.class_names[0]!r}], num_images_per_label=4"
         if sequence.class_names
         else "num_images=4"
     )
     if sequence.condition is not None:
-        labels = "class_labels=wanted"  # what its `parse` takes
+        labels = "class_labels=wanted"  # a value that the condition's `parse` takes
     names = f"Classes: {', '.join(sequence.class_names)}.\n" if sequence.class_names else ""
     if sequence.condition is not None:
         names = f"It follows {sequence.conditioning.describe()}.\n"
@@ -125,7 +125,7 @@ images = pipe({labels}, seed=0).images  # PIL images
 
 
 def codes_card(manifest: CodesManifest) -> str:
-    """Data set card of a code data set; its YAML tells `datasets` where the shards are."""
+    """Data set card of a code data set. Its YAML tells `datasets` where the shards are."""
     height, width = manifest.grid_shape
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no labels"
     changed = ""
@@ -133,8 +133,8 @@ def codes_card(manifest: CodesManifest) -> str:
         changed = (
             f" in {manifest.precision} ({manifest.num_changed / manifest.num_compared:.1%} others than in float32)"
         )
-    # `datasets` names its cache of a folder by the folder's base name and this entry: without the description, another
-    # set, or this one before it grew, would be read in its place.
+    # `datasets` keys its cache of a folder by the folder's base name and this entry. Without the description it would
+    # read another set of that name, or this one before it grew.
     entry = {
         "config_name": "default",
         "description": f"fingerprint {manifest.fingerprint()}",
@@ -164,13 +164,13 @@ codes = load_dataset("{PLACEHOLDER}", split="train")
 
 
 def training_section(text: str, scores: Mapping[str, float] | None, title: str) -> str:
-    """What the thing was trained on and how well, or nothing where neither is known."""
+    """The section on training data and scores; empty if neither is known."""
     table = _table(scores or {}, title)
     return f"## {TRAINING}\n\n{text}\n\n{table}".rstrip() + "\n" if text or table else ""
 
 
 def completed(card: str, facts: CardFacts) -> str:
-    """The card as it is published: its snippet names the repository; licence, tokenizer and pictures are in."""
+    """The card as published: the snippet names the repository, and licence, tokenizer and pictures are filled in."""
     metadata, text = _split(card)
     if "configs" not in metadata:
         metadata.setdefault("library_name", "codegrid")
@@ -181,7 +181,7 @@ def completed(card: str, facts: CardFacts) -> str:
     text = _naming(text, facts)
     shown = [f"![{Path(name).stem}]({name})" for name in facts.pictures if f"({name})" not in text]
     if shown:
-        head, mark, rest = text.partition("\n## ")  # behind the first paragraph
+        head, mark, rest = text.partition("\n## ")  # insert after the first paragraph
         text = f"{head.rstrip()}\n\n" + "\n\n".join(shown) + f"\n{mark}{rest}"
     sections = [text.rstrip()]
     if facts.base_tokenizer:
@@ -193,12 +193,12 @@ def completed(card: str, facts: CardFacts) -> str:
 
 
 def with_evaluation(card: str, name: str, rows: Sequence[Mapping[str, float | None]], data: str) -> str:
-    """The card with a table of an evaluation at its end, in place of an older one of that name.
+    """The card with an evaluation's table at its end; it replaces an older table of that name.
 
     Args:
-        name: of the evaluation, such as "generation"; `evaluation/NAME.json` has all that is needed to repeat it.
-        rows: one is shown as lines of name and value, several as lines of a table.
-        data: the images that it is made on.
+        name: name of the evaluation, such as "generation". `evaluation/NAME.json` has all that is needed to repeat it.
+        rows: one row is shown as lines of name and value, several as lines of a table.
+        data: the images that it was computed on.
     """
     begin, end = (f"<!-- codegrid evaluation: {name}{mark} -->" for mark in ("", ", end"))
     title = f"Evaluation of {name}"
@@ -211,7 +211,7 @@ def with_evaluation(card: str, name: str, rows: Sequence[Mapping[str, float | No
 
 
 def wide_table(rows: Sequence[Mapping[str, float | None]]) -> str:
-    """A Markdown table with a line a row; what is None in all rows has no column."""
+    """A Markdown table with a line per row. A column that is None in all rows is dropped."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
     cells = [["-" if row[name] is None else f"{row[name]:.4g}" for name in names] for row in rows]
     lines = [names, ["---"] * len(names), *cells]
@@ -219,7 +219,7 @@ def wide_table(rows: Sequence[Mapping[str, float | None]]) -> str:
 
 
 def _naming(text: str, facts: CardFacts) -> str:
-    """The text with the repository in its snippets; a subfolder is named as each library wants it."""
+    """The text with the repository's name in its snippets; each library has its own way to name a subfolder."""
     data_files = f', data_files="{facts.subfolder}/data/*.parquet"' if facts.subfolder else ""
     text = text.replace(f'load_dataset("{PLACEHOLDER}"', f'load_dataset("{facts.repo_id}"{data_files}')
     subfolder = f', subfolder="{facts.subfolder}"' if facts.subfolder else ""
@@ -239,7 +239,7 @@ def _training_of(card: str) -> str:
 
 
 def _base_model(tokenizer: str | None) -> dict[str, str]:
-    """The Hub's link to the tokenizer, where its name is a repository's and no folder here has it."""
+    """The Hub's link to the tokenizer, if the name is a repository's and not that of a local folder."""
     on_hub = tokenizer is not None and _REPO_NAME.fullmatch(tokenizer) and not Path(tokenizer).exists()
     return {"base_model": tokenizer} if on_hub else {}
 

@@ -1,4 +1,4 @@
-"""Putting a finished model into a folder: its files appear whole, the config last."""
+"""Export of a finished model into a folder. Its files appear whole, the config last."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from codegrid.tokenizer import VQModel
 
 
 def export_tokenizer(model: VQModel, folder: Path, source: str, scores: Mapping[str, float]) -> None:
-    """Write a tokenizer and its card into `folder`; `VQModel.from_pretrained(folder)` reads it."""
+    """Write a tokenizer and its card into `folder`. `VQModel.from_pretrained(folder)` loads it."""
 
     def write(aside: Path) -> None:
         model.save_pretrained(aside)
@@ -35,7 +35,7 @@ def export_prior(
     scores: Mapping[str, float],
     tokenizer: str | None = None,
 ) -> None:
-    """Write a prior, its sequence config and its card into `folder`; `tokenizer` made the codes."""
+    """Write a prior, its sequence config and its card into `folder`. `tokenizer` is the one that made the codes."""
 
     def write(aside: Path) -> None:
         save_prior(model, sequence, aside)
@@ -46,7 +46,7 @@ def export_prior(
 
 
 def export(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a folder aside, flush it, then move its files into `folder`, `config.json` last."""
+    """Let `write` fill a temporary folder, flush it, then move its files into `folder`, `config.json` last."""
     aside = folder / ".tmp-export"
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -58,7 +58,7 @@ def export(folder: Path, write: Callable[[Path], Any]) -> None:
         for file in files:
             os.replace(file, folder / file.name)
         fsync(folder)
-    except (OSError, SafetensorError) as error:  # safetensors raises its own on a full disk
+    except (OSError, SafetensorError) as error:  # safetensors raises its own error on a full disk
         raise OutputError(f"Could not write the model into {folder}: {error}. {GO_ON}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""A pipeline's model_index.json: which classes it is made of, by name. Nothing is imported because a file says so."""
+"""A pipeline's model_index.json, which names the classes of its parts. A file can never cause an import."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from codegrid.tokenizer.fields import from_dict
 MODEL_INDEX_NAME = "model_index.json"
 _PIPELINE = "ImageGenerationPipeline"
 _TOKENIZER = ["codegrid.tokenizer", "VQModel"]
-# What the libraries were called up to 0.1.0: such folders are read for ever.
+# Names of the libraries up to 0.1.0. Folders with these names stay readable.
 _FORMER_NAMES = {"tokenizer": "codegrid.tokenizer", "prior": "codegrid.prior"}
 
 
 def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
-    """Write `folder`/model_index.json; `prior` is the name of a class of `ARCHITECTURES`."""
+    """Write `folder`/model_index.json. `prior` is the name of a class in `ARCHITECTURES`."""
     record = architecture_of_class(prior)
     require(record is not None, f"A pipeline's prior is of a registered architecture, and {prior} is of none.")
     named = [record.library, record.class_name]
@@ -30,10 +30,10 @@ def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
 
 
 def read_index(folder: Path) -> SamplingConfig:
-    """Check model_index.json against the allow-list; gives the pipeline's sampling defaults.
+    """Check model_index.json against the allow-list and return the pipeline's sampling defaults.
 
     Raises:
-        LoadingError: it is missing or damaged, or names a class outside the allow-list.
+        LoadingError: the file is missing or damaged, or names a class outside the allow-list.
     """
     path = folder / MODEL_INDEX_NAME
     if not path.is_file():
@@ -56,7 +56,7 @@ def read_index(folder: Path) -> SamplingConfig:
 
 
 def _today(value: object) -> object:
-    """[library, class] under today's name of the library."""
+    """[library, class] with the library's current name."""
     if isinstance(value, list) and len(value) == 2 and isinstance(value[0], str):
         return [_FORMER_NAMES.get(value[0], value[0]), value[1]]
     return value

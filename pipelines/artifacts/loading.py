@@ -1,4 +1,4 @@
-"""Loading from a folder or the Hub, with an error that says what is wrong."""
+"""Loading from a folder or the Hub, with errors that say what is wrong."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from codegrid.prior.modeling import check_weight_files
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.modeling import float_dtype
 
-# What a model is made of. Nothing else is ever downloaded, so that no pickle reaches the disk.
+# The files of a model. Nothing else is ever downloaded, so that no pickle reaches the disk.
 _MODEL_FILES = ("*.json", "*.safetensors", "*.md")
 DeviceMap: TypeAlias = str | int | torch.device | dict[str, str | int | torch.device] | None
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 class LoadingError(CodegridError):
-    """A checkpoint cannot be used; the message names it and the remedy."""
+    """A checkpoint cannot be used. The message names it and the remedy."""
 
 
 def local_folder(
@@ -37,18 +37,18 @@ def local_folder(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The folder itself, or the snapshot of the Hub repository of that name; in it, `subfolder`.
+    """The local folder, or the snapshot of the Hub repository of that name; with `subfolder`, the folder inside it.
 
     Args:
         what: "tokenizer", "prior" or "pipeline", for the message.
         revision: branch, tag or commit on the Hub.
-        token: None takes HF_TOKEN or the one that `hf auth login` stored.
+        token: None uses HF_TOKEN or the token that `hf auth login` stored.
         cache_dir: where downloads are kept; None is the Hub's own cache (HF_HOME).
-        local_files_only: take what was downloaded before, without asking the Hub.
-        force_download: download anew what is in the cache already.
+        local_files_only: use only files that were downloaded before, without asking the Hub.
+        force_download: download files again that are already in the cache.
 
     Raises:
-        LoadingError: it is neither, or has no such subfolder, or the download is not whole.
+        LoadingError: it is neither a folder nor a repository, has no such subfolder, or the download is incomplete.
     """
     inside = _subfolder(subfolder)
     folder = Path(folder_or_repo)
@@ -83,7 +83,7 @@ def local_folder(
 
 
 def _missing_files(folder: Path, what: str) -> list[str]:
-    """What a download of this kind lacks; nothing where there is no such folder."""
+    """The files that a download of this kind lacks; empty if there is no such folder."""
     if not folder.is_dir() or what not in ("tokenizer", "prior", "pipeline"):
         return []
     if what == "pipeline":
@@ -96,7 +96,7 @@ def _missing_files(folder: Path, what: str) -> list[str]:
     index = folder / "model.safetensors.index.json"
     try:
         names += sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none; or a damaged one, which is said later
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or a damaged one: reported later
         names += [] if index.is_file() else ["model.safetensors"]
     return [name for name in names if not (folder / name).is_file()]
 
@@ -116,11 +116,11 @@ def load_tokenizer(
 
     Args:
         folder_or_repo, revision, subfolder, token, hub: as in `local_folder`.
-        dtype: of the weights; None and "auto" are the stored one. `torch_dtype` is its older name.
-        device_map: the device; "auto" is an accelerator where there is one, None the CPU.
+        dtype: dtype of the weights; None and "auto" keep the stored one. `torch_dtype` is its older name.
+        device_map: the device; "auto" is an accelerator if there is one, None the CPU.
 
     Raises:
-        LoadingError: the folder is missing, unfinished, or holds another kind of model.
+        LoadingError: the folder is missing, unfinished or holds another kind of model.
         CodegridError: dtype or device_map is none.
     """
     wanted, device = float_dtype(dtype, torch_dtype), _device(device_map)
@@ -156,7 +156,7 @@ def load_prior_and_sequence(
     device_map: DeviceMap = None,
     **hub: Any,
 ) -> tuple[PreTrainedModel, SequenceConfig]:
-    """A prior in evaluation mode and what its tokens mean; the arguments are those of `load_tokenizer`.
+    """A prior in evaluation mode and its SequenceConfig. The arguments are those of `load_tokenizer`.
 
     Raises:
         LoadingError: the folder is missing, or holds something else.
@@ -172,10 +172,10 @@ def load_prior_and_sequence(
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
-    """The arguments themselves.
+    """Check the names of the Hub's options and return them.
 
     Raises:
-        CodegridError: one is unknown.
+        CodegridError: a name is unknown.
     """
     known = ("cache_dir", "local_files_only", "force_download")
     unknown = sorted(set(options) - set(known))
@@ -184,7 +184,7 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _device(device_map: DeviceMap) -> torch.device | None:
-    """The one device that a device_map names; None where it says nothing."""
+    """The one device that a device_map names, or None if it names none."""
     if isinstance(device_map, dict) and set(device_map) == {""}:
         device_map = device_map[""]
     if device_map is None or isinstance(device_map, torch.device):

@@ -1,4 +1,4 @@
-"""Which files of a finished folder go to the Hub, and their upload in one commit with a completed card."""
+"""Selects the files of a finished folder for the Hub and uploads them in one commit with a completed card."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 
 PATTERNS_OF_SHARDS = ("data/*.parquet",)
 _PARTS = ("tokenizer", "prior")
-# What a training run leaves beside the exported model; it stays at home, like all dotted names.
+# By-products of a training run beside the exported model. They are not uploaded, like all dotted names.
 _BY_PRODUCTS = {"checkpoints", "tensorboard", "pictures", "wandb", "metrics.jsonl", "skipped.txt"}
 _PUBLISHED = ("README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "*config.json", MODEL_INDEX_NAME)
 _PUBLISHED += ("evaluation*.json", "*.png")
@@ -40,17 +40,17 @@ def upload(
     commit_message: str | None = None,
     **options: Any,
 ) -> str:
-    """Upload a folder that was loaded before, in one commit; gives the commit's address. Nothing in it changes.
+    """Upload a folder that was loaded before, in one commit, and return the commit's URL. The folder does not change.
 
     Args:
-        kind: "tokenizer", "prior", "pipeline" or "codes"; `content` is the manifest of the last.
-        card: the card's text where the folder has no README.md.
-        pictures: by name, for the card; those that the folder has go first.
-        options: of `push_files`.
+        kind: "tokenizer", "prior", "pipeline" or "codes"; for "codes", `content` is the manifest.
+        card: text of the card if the folder has no README.md.
+        pictures: pictures for the card, by name; the folder's own take precedence.
+        options: options of `push_files`.
 
     Raises:
-        LoadingError: a file may not be published; nothing was sent.
-        PublishingError: the Hub refuses, or cannot be reached.
+        LoadingError: a file may not be published; nothing was uploaded.
+        PublishingError: the Hub refuses or cannot be reached.
     """
     require(
         license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is not None,
@@ -73,10 +73,10 @@ def upload(
 
 
 def published_files(folder: Path, kind: str, content: Any) -> dict[str, Path]:
-    """The files of the folder that go to the Hub, by their path there.
+    """The files of the folder to upload, by their path on the Hub.
 
     Raises:
-        LoadingError: one is a pickle, leads out of the folder, is no JSON, or holds an access token.
+        LoadingError: a file is a pickle, leads out of the folder, is invalid JSON, or holds an access token.
     """
     if kind == "codes":
         return _checked(folder, [folder / name for name in _names_of_codes(folder, content)])
@@ -87,7 +87,7 @@ def published_files(folder: Path, kind: str, content: Any) -> dict[str, Path]:
 
 
 def owned_patterns(kind: str) -> tuple[str, ...]:
-    """Paths in a repository that a push of this kind replaces: what it lacks of them is deleted there."""
+    """Patterns of paths that a push of this kind replaces: those not in the push are deleted from the repository."""
     if kind == "codes":
         return PATTERNS_OF_SHARDS
     if kind == "pipeline":

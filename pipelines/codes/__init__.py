@@ -1,1 +1,1 @@
-"""Code data sets: writing them shard by shard, and checking them."""
+"""Code data sets: writes them shard by shard and checks them."""

@@ -1,4 +1,4 @@
-"""What a tokenization has to do in its folder: everything, what an earlier run left, or only the new images."""
+"""Decides the work of a tokenization: everything, the rest of an earlier run, or only the new images."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from codegrid.pipelines.system.files import OutputError, describe, lock_folder, 
 from codegrid.prior.codes import MANIFEST_NAME
 
 _PLAN_NAME = ".plan.json"
-# What may differ where images were added to a folder; the rest decides what an image's codes are.
+# Entries that may differ after images were added to a folder. All others decide an image's codes.
 _GROWS = {"source", "source_fingerprint"}
 
 
 @dataclass(frozen=True)
 class Job:
     """Args:
-    images: those that this round of the data set is made of; all of them, unless images were added.
-    first_shard: the number of the shard that the first of them is in.
-    shards: those that are not done, for all ranks together; None where the images have no number (streams).
-    finished: whether there is nothing left to do.
+    images: the images of this round: all of them, unless images were added.
+    first_shard: number of the shard that holds the first of these images.
+    shards: the unfinished shards, for all ranks together; None if the number of images is unknown (streams).
+    finished: whether nothing is left to do.
     """
 
     images: ImageStream
@@ -41,13 +41,13 @@ class Job:
 
 @contextmanager
 def claimed(folder: Path, plan: dict[str, Any], images: ImageStream, accelerator: Accelerator) -> Iterator[Job]:
-    """Make the folder this job's own, or find that it is already. The main process decides for all ranks.
+    """Claim the folder for this job, or check that it belongs to it already. The main process decides for all ranks.
 
     Args:
-        plan: all that the rows depend on, with `images_per_shard`; as JSON.
+        plan: everything that the rows depend on, with `images_per_shard`, as JSON.
 
     Raises:
-        OutputError: the folder holds something else, or another process is at work there.
+        OutputError: the folder holds something else, or another process is working there.
     """
     lock: IO[str] | None = None
     box: list[Any] = [None]
@@ -70,7 +70,7 @@ def claimed(folder: Path, plan: dict[str, Any], images: ImageStream, accelerator
 
 
 def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO[str] | None, tuple]:
-    """The lock, and (first shard, images of this round or None for all, shards to do or None, finished)."""
+    """(lock, (first shard, images of this round or None for all, unfinished shards or None, finished))."""
     path = folder / _PLAN_NAME
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if before is None and (folder.exists() and (not folder.is_dir() or any(map(_visible, folder.iterdir())))):
@@ -110,7 +110,7 @@ def _other_job(folder: Path, different: list[str], detail: str = "") -> OutputEr
 
 
 def _after_growth(folder: Path, images: ImageStream, different: list[str]) -> int:
-    """Check that images were only added; gives the number of the first new shard. Unfinished shards are dropped."""
+    """Check that images were only added, drop unfinished shards, and return the number of the first new shard."""
     records = read_records(folder)
     done = {shard: record for shard, record in records.items() if is_done(folder, shard)}
     for shard, record in done.items():

@@ -1,10 +1,10 @@
-"""The shards of a code data set on disk: each written whole, with a record that says what is in it.
+"""The shards of a code data set on disk. Each is written whole, with a record of its contents.
 
 CODES/
-    .plan.json              all that the rows depend on; a folder goes on only with the same
-    .lock                   held while a process tokenizes there
+    .plan.json              everything that the rows depend on; a run resumes only with the same plan
+    .lock                   locked while a process tokenizes there
     .shards/00000.json      record of a shard: rows, images and a hash over their bytes, skipped inputs, sha256; a shard
-                            without it is not done
+                            without a record is not done
     data/codes-00000.parquet
 """
 
@@ -32,11 +32,11 @@ Record = dict[str, Any]
 @dataclass
 class EncodedShard:
     """Args:
-    rows: by column, a row for each variant of an image; "codes" by batch, each [B, L].
-    skipped: source_id, reason and detail of what could not be used.
+    rows: the rows by column, one per variant of an image; "codes" by batch, each [B, L].
+    skipped: source_id, reason and detail of each input that could not be used.
     num_images: images that were read.
-    num_compared: codes that were computed in float32 too, where the encoder ran in another precision.
-    num_changed: those of them that are others in float32.
+    num_compared: codes that were also computed in float32, if the encoder ran in another precision.
+    num_changed: how many of them differ in float32.
     contents: hash of the bytes of each image, by its source_id.
     """
 
@@ -55,7 +55,7 @@ def code_dtype(codebook_size: int) -> str:
 
 
 def code_features(codebook_size: int, length: int, class_names: list[str] | None) -> Features:
-    """Columns of a code data set: flat fixed-size lists are what both Arrow and torch read fastest."""
+    """Columns of a code data set. Both Arrow and torch read flat fixed-size lists fastest."""
     features = {"codes": List(Value(code_dtype(codebook_size)), length=length)}
     if class_names is not None:
         features["label"] = ClassLabel(names=class_names)
@@ -71,7 +71,7 @@ def record_path(folder: Path, shard: int) -> Path:
 
 
 def read_records(folder: Path) -> dict[int, Record]:
-    """The records of the shards that were written, by number."""
+    """The records of the written shards, by shard number."""
     paths = sorted((folder / ".shards").glob("*.json"), key=lambda path: int(path.stem))
     return {int(path.stem): json.loads(path.read_text(encoding="utf-8")) for path in paths}
 
@@ -92,9 +92,9 @@ def remove_shard(folder: Path, shard: int) -> None:
 
 
 def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel, images: ImageStream) -> None:
-    """The Parquet file, then its record.
+    """Write the Parquet file, then its record.
 
-    Where none of its images could be used there is a record only: datasets cannot read a file of no rows.
+    If none of its images could be used, only the record is written: datasets cannot read a file without rows.
     """
     rows, skipped = encoded.rows, encoded.skipped
     length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
@@ -122,7 +122,7 @@ def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel,
 
 
 def source_ids(folder: Path, shard: int, record: Record) -> list[str]:
-    """The inputs of a shard, used or left out, sorted."""
+    """The inputs of a shard, used or skipped, sorted."""
     names = {entry["source_id"] for entry in record["skipped"]}
     if record["num_rows"]:
         names |= set(pq.read_table(shard_path(folder, shard), columns=["source_id"])["source_id"].unique().to_pylist())
@@ -130,13 +130,13 @@ def source_ids(folder: Path, shard: int, record: Record) -> list[str]:
 
 
 def changed_since(folder: Path, shard: int, record: Record, images: ImageSource) -> bool:
-    """Whether inputs of a finished shard are gone from `images`, or are other files than they were."""
+    """Whether inputs of a finished shard are missing from `images`, or their files have changed."""
     return record.get("images_mark") is None or record["images_mark"] != _mark(
         source_ids(folder, shard, record), images
     )
 
 
 def _mark(names: list[str], images: ImageStream) -> str | None:
-    """sha256 over sizes and times of the files of these names; None where they are no files, or one is gone."""
+    """sha256 over sizes and times of the files of these names; None if they are not files, or one is missing."""
     marks = getattr(images.reader, "file_marks", lambda _: None)(names)
     return None if marks is None else hashlib.sha256(json.dumps([*zip(names, marks, strict=True)]).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Images -> a code data set on disk, shard by shard; a run that was stopped goes on with the next shard.
+"""Images -> a code data set on disk, shard by shard. A stopped run resumes with the next shard.
 
-Run again on a folder of images that has grown, it adds what is new in shards of their own."""
+A second run on a folder of images that has grown writes the new images to new shards."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ from codegrid.tokenizer.images import TEN_CROP, to_model
 
 @dataclass(frozen=True)
 class TokenizationConfig:
-    """What becomes codes, by which tokenizer, and where they go.
+    """The images to tokenize, the tokenizer, and the output folder.
 
     Args:
         tokenizer: folder or Hub name of the tokenizer.
         data: the images.
-        output_dir: the code data set's folder. To go on after a stop, run the same command again.
+        output_dir: the code data set's folder. To resume after a stop, run the same command again.
         flip: add the mirrored image as a variant.
-        ten_crop: instead of the central square take ADM's and LlamaGen's ten crops; mirror images are among them.
-        batch_size: images (variants) a forward pass.
-        images_per_shard: source images a Parquet file; a stop loses at most one.
-        mixed_precision: "bf16" is faster where the device computes in it and changes some of the codes; how many of the
-            first batch of each shard is counted, said and recorded.
-        device: "auto" is what Accelerate finds.
-        num_workers: processes that load images; 0 loads in the main one. Not for streaming.
+        ten_crop: use ADM's and LlamaGen's ten crops, which include mirror images, instead of the central square.
+        batch_size: images (variants) per forward pass.
+        images_per_shard: source images per Parquet file; a stop loses at most one file.
+        mixed_precision: "bf16" is faster on devices that compute in it, and changes some of the codes. The run counts,
+            prints and records how many change in the first batch of each shard.
+        device: "auto" is the device that Accelerate finds.
+        num_workers: processes that load images; 0 loads in the main process. Not for streaming.
     """
 
     tokenizer: str
@@ -73,18 +73,18 @@ class TokenizationConfig:
 
 
 def tokenize_dataset(config: TokenizationConfig) -> Path:
-    """Encode all images of `config.data`; gives the code data set's folder.
+    """Encode all images of `config.data` and return the code data set's folder.
 
     Raises:
-        DataError: the images cannot be read as asked, or none of them could be used; or the tokenizer's decoder is
-            class-conditional, and they have no classes, or others.
+        DataError: the images cannot be read as configured, or none of them could be used; or the tokenizer's decoder is
+            class-conditional and the images have no classes, or other classes.
         OutputError: the folder holds something else, or the disk is full.
     """
     accelerator = make_accelerator(config.device, config.mixed_precision)
     everyone = patient_barrier(accelerator)
     model = load_tokenizer(config.tokenizer).to(accelerator.device)
     images = open_image_stream(config.data)
-    # Codes of pictures without the decoder's classes could never be decoded.
+    # Without the decoder's classes, the codes could never be decoded.
     decoder_classes(model.config, images.class_names, images.description)
     folder = Path(config.output_dir)
     with claimed(folder, _plan(config, model, images), images, accelerator) as job:
@@ -124,7 +124,7 @@ def variants(config: TokenizationConfig) -> list[Variant]:
 
 
 def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: Path, accelerator: Accelerator) -> None:
-    """Shard k of a round holds its images k * images_per_shard and on; the ranks take the shards in turn."""
+    """Write the shards. Shard k of a round starts at its image k * images_per_shard; ranks take shards in turn."""
     kinds = variants(config)
     pictures = Pictures(job.images, picture_reader(model, kinds, with_content=True))
     total = len(job.images) if isinstance(job.images, ImageSource) else None
@@ -144,7 +144,7 @@ def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: 
 def _shards(
     pictures: Pictures, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
 ) -> Iterator[tuple[int, Iterator[Picture]]]:
-    """This rank's share of the shards to do, each with its images in order; one pool of workers reads them all."""
+    """This rank's unfinished shards, each with its images in order. One pool of workers reads them all."""
     size, total = config.images_per_shard, len(job.images)
     mine = job.shards[accelerator.process_index :: accelerator.num_processes]
     firsts = [(shard - job.first_shard) * size for shard in mine]
@@ -158,10 +158,10 @@ def _shards(
 def _streamed_shards(
     pictures: Pictures, job: Job, config: TokenizationConfig, accelerator: Accelerator, folder: Path, bar: tqdm
 ) -> Iterator[tuple[int, Iterator[Picture]]]:
-    """Those of every shard of a stream that this rank has to do: the number of shards is not known before its end."""
+    """This rank's unfinished shards of a stream. The number of shards is unknown until the stream ends."""
     stream = iter(pictures.source)
     for shard in itertools.count():
-        records = list(itertools.islice(stream, config.images_per_shard))  # undecoded
+        records = list(itertools.islice(stream, config.images_per_shard))  # not decoded yet
         if not records:
             return
         if shard % accelerator.num_processes == accelerator.process_index and not is_done(folder, shard):
@@ -178,7 +178,7 @@ def _encode(
     accelerator: Accelerator,
     bar: tqdm,
 ) -> EncodedShard:
-    """Encode a shard's images; in another precision than float32, the first batch in both."""
+    """Encode a shard's images. In another precision than float32, the first batch is encoded in both."""
     shard, rounded = EncodedShard(), accelerator.mixed_precision != "no"
     rows = shard.rows
     waiting: list[np.ndarray] = []
@@ -215,7 +215,7 @@ def _encode(
 def _finish(
     config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path, policy: Policy
 ) -> CodesManifest:
-    """Gather the shards' records into the manifest, which makes the folder a code data set."""
+    """Gather the shards' records into the manifest, which completes the code data set."""
     records = list(read_records(folder).values())
     skipped = [entry for record in records for entry in record["skipped"]]
     num_rows = sum(record["num_rows"] for record in records)
@@ -258,14 +258,14 @@ def _finish(
 
 
 def _renew_card(folder: Path) -> None:
-    """Cards of 0.1.0 do not say which codes they are of, and `load_dataset(folder)` could give older ones."""
+    """Rewrite a card of 0.1.0: it does not identify its codes, so `load_dataset(folder)` could return older ones."""
     manifest, card = read_manifest(folder), folder / "README.md"
     if not card.is_file() or manifest.fingerprint() not in card.read_text(encoding="utf-8"):
         write_text(card, codes_card(manifest))
 
 
 def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> dict[str, Any]:
-    """All that the rows depend on: a folder goes on only with the same."""
+    """Everything that the rows depend on. A folder is resumed only with the same plan."""
     return {
         "tokenizer_fingerprint": model.fingerprint(),
         "preprocessing": established(model.config.preprocessing_config),

@@ -1,4 +1,4 @@
-"""Checking a code data set: against its manifest, and by sample against the tokenizer that made it."""
+"""Checks a code data set against its manifest, and a sample of it against the tokenizer that made it."""
 
 from __future__ import annotations
 
@@ -25,17 +25,18 @@ from codegrid.tokenizer.images import to_model
 
 @dataclass(frozen=True)
 class VerificationConfig:
-    """A code data set, and what it is compared with.
+    """A code data set and the tokenizer and images to compare it with.
 
     Args:
         codes: folder of the code data set.
-        tokenizer: folder or Hub name of the tokenizer that should have made it; none compares nothing with a tokenizer.
-        source: the images, as in data.source when they were tokenized; with it `num_samples` rows are encoded again.
-        split: of the images.
+        tokenizer: folder or Hub name of the tokenizer that should have made the codes. Without it, only the manifest is
+            checked.
+        source: the images, as in data.source when they were tokenized. With it, `num_samples` rows are encoded again.
+        split: split of the images.
         num_samples: rows to encode again; 0 for all.
-        max_differing: share of the sampled codes that may differ. Rounding decides between two codes that are equally
-            near, and differs between devices and batch sizes.
-        seed: of the choice of the rows.
+        max_differing: share of the sampled codes that may differ. Rounding decides between two equally near codes, and
+            it differs between devices and batch sizes.
+        seed: seed for the choice of the rows.
     """
 
     codes: str
@@ -48,11 +49,11 @@ class VerificationConfig:
 
 
 def verify_codes(config: VerificationConfig) -> None:
-    """Say that a code data set is whole, or what is wrong with it.
+    """Check that a code data set is whole, and print the result.
 
     Raises:
-        CodesError: a file is missing, changed or not listed, rows are lost or doubled, a code is beyond the codebook,
-            or the codes are not the tokenizer's.
+        CodesError: a file is missing, changed or not listed, rows are missing or duplicated, a code is outside the
+            codebook, or the codes are another tokenizer's.
         DataError: the images cannot be read.
     """
     folder = Path(config.codes)
@@ -77,7 +78,7 @@ def verify_codes(config: VerificationConfig) -> None:
 
 
 def _check_rows(folder: Path, manifest: CodesManifest) -> int:
-    """Nothing is lost, doubled or out of range, shard by shard; gives the number of images."""
+    """Check shard by shard that nothing is missing, duplicated or out of range; return the number of images."""
     listed = {shard.file for shard in manifest.shards}
     stray = sorted({path.relative_to(folder).as_posix() for path in (folder / "data").glob("*.parquet")} - listed)
     if stray:
@@ -108,9 +109,9 @@ def _check_rows(folder: Path, manifest: CodesManifest) -> int:
 
 
 def _check_contents(config: VerificationConfig, folder: Path, images: ImageSource, places: dict[str, int]) -> None:
-    """The images' bytes, shard by shard, with what they were when they were tokenized.
+    """Compare the images' bytes, shard by shard, with those at tokenization time.
 
-    A set that was downloaded, or made by 0.1.0, has no record of them.
+    A data set that was downloaded, or made by 0.1.0, has no record of them.
     """
     checked = 0
     for shard, record in read_records(folder).items():
@@ -140,7 +141,7 @@ def _check_sample(config: VerificationConfig, folder: Path, manifest: CodesManif
     number = config.num_samples or manifest.num_rows
     chosen = np.sort(
         numpy_generator(config.seed, "verification").permutation(manifest.num_rows)[:number]
-    )  # row numbers over all shards
+    )  # row numbers across all shards
     differing, total, first = 0, 0, 0
     with evaluating(model), accelerator.autocast():
         for shard in manifest.shards:
@@ -163,7 +164,7 @@ def _check_sample(config: VerificationConfig, folder: Path, manifest: CodesManif
 def _encode(
     model: VQModel, record: ImageRecord, row: dict, manifest: CodesManifest, device: torch.device
 ) -> torch.Tensor:
-    """The codes [L] of one row's variant of an image."""
+    """The codes [L] of one variant of an image."""
     variant = Variant(row["crop"]) if manifest.ten_crop else Variant(flip=row["flip"])
     picture = picture_reader(model, (variant,))(record)
     if picture.pixels is None:
