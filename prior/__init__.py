@@ -1,4 +1,4 @@
-"""Stage two: a transformer over sequences of codes. Knows nothing of images."""
+"""Stage two: a transformer over sequences of codes. It knows nothing about images."""
 
 from codegrid.prior.architectures import ARCHITECTURES, Architecture, register_architecture
 from codegrid.prior.conditioning import Condition, register_condition

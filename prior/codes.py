@@ -1,8 +1,8 @@
-"""Reading a code data set: its manifest, and its codes memory-mapped.
+"""Reads a code data set: its manifest and its memory-mapped codes.
 
 CODES/
-    README.md           dataset card; `datasets.load_dataset(CODES)` reads the shards by it
-    manifest.json       written last: without it the data set is unfinished
+    README.md           dataset card; `datasets.load_dataset(CODES)` finds the shards by it
+    manifest.json       written last: a data set without it is unfinished
     data/codes-00000.parquet, ...
 """
 
@@ -31,7 +31,7 @@ VERSION = 1
 
 
 class CodesError(CodegridError):
-    """A code data set cannot be used; the message names what is wrong and the remedy."""
+    """A code data set cannot be used. The message says what is wrong and how to mend it."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,25 @@ class Shard:
 
 @dataclass(frozen=True)
 class CodesManifest:
-    """What a code data set is, so that nobody has to guess which tokenizer made it.
+    """Describes a code data set, so that nobody has to guess which tokenizer made it.
 
     Args:
         tokenizer: where the tokenizer was loaded from, for people.
-        tokenizer_fingerprint: sha256 over its weights and config.
-        codebook_size, grid_shape, depth: of the codes; a row has rows * columns * depth of them.
-        order: in which a prior takes the codes of an image (`SequenceConfig`); a row has them position by position.
+        tokenizer_fingerprint: sha256 over the tokenizer's weights and config.
+        codebook_size, grid_shape, depth: of the codes; a row has rows * columns * depth codes.
+        order: in which a prior reads an image's codes (`SequenceConfig`); a row stores them position by position.
         code_dtype: "uint16", or "uint32" for more than 65,536 codes.
-        class_names: in the order of the labels; None where the images had none.
+        class_names: in the order of the labels; None if the images have no classes.
         preprocessing: how images became square, the fields of `tokenizer.Preprocessing`.
-        precision: in which the encoder ran, "float32" or "bfloat16".
-        policy: how the device computed (`Policy` of pipelines/system/devices.py); none in older manifests.
-        num_compared, num_changed: codes that were computed in float32 too, and those that are others there.
-        flip, ten_crop: the variants of each image that are in.
-        source: a line that describes the images. `source_fingerprint` changes when they do.
-        num_images, num_skipped: images that are in, and inputs left out; `skipped_reasons` counts the latter by reason
+        precision: the precision of the encoder, "float32" or "bfloat16".
+        policy: how the device computed (`Policy` of pipelines/system/devices.py); older manifests have none.
+        num_compared, num_changed: codes that were also computed in float32, and how many of them differ there.
+        flip, ten_crop: the stored variants of each image.
+        source: a line that describes the images. `source_fingerprint` changes when the images change.
+        num_images, num_skipped: stored images and skipped inputs; `skipped_reasons` counts the skipped ones by reason
             (skipped.jsonl names each).
-        condition: what the codes follow besides classes, as in `SequenceConfig.condition`; its columns are in the rows.
+        condition: the condition of the codes other than a class, as in `SequenceConfig.condition`. The rows have its
+            columns.
     """
 
     tokenizer: str
@@ -93,19 +94,19 @@ class CodesManifest:
     condition: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As manifest.json has it; without `condition` where there is none, as before there were any."""
+        """The values of manifest.json. Without a condition it has no `condition`, as in older files."""
         values = asdict(self)
         return values if self.condition is not None else {k: v for k, v in values.items() if k != "condition"}
 
     def fingerprint(self) -> str:
-        """sha256 over the tokenizer's fingerprint, the classes and the shards: the same for the same codes."""
+        """sha256 over the tokenizer's fingerprint, the classes and the shards. Equal codes have equal fingerprints."""
         shards = [(shard.file, shard.num_rows, shard.sha256) for shard in self.shards]
         parts = [self.tokenizer_fingerprint, self.class_names, shards]
         parts += [] if self.condition is None else [self.condition]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def sequence_config(self) -> SequenceConfig:
-        """Vocabulary, length and classes of a prior on these codes."""
+        """The vocabulary, length and classes of a prior for these codes."""
         return SequenceConfig(
             codebook_size=self.codebook_size,
             grid_shape=self.grid_shape,
@@ -121,7 +122,7 @@ def read_manifest(folder: Path) -> CodesManifest:
     """Read and check `manifest.json`.
 
     Raises:
-        CodesError: there is none, it is damaged, of another format, or names a file outside of the folder.
+        CodesError: there is none, it is damaged or of another format, or it names a file outside of the folder.
     """
     path = folder / MANIFEST_NAME
     if not path.is_file():
@@ -162,18 +163,18 @@ def read_manifest(folder: Path) -> CodesManifest:
 
 
 class CodeDataset:
-    """Rows of a code data set, memory-mapped: nothing is read until it is asked for.
+    """Memory-mapped rows of a code data set: a row is read only when it is used.
 
     Attributes:
-        manifest: what the codes are.
-        labels: [N] int64, or None where the images had none.
+        manifest: describes the codes.
+        labels: [N] int64, or None if the images have no labels.
     """
 
     def __init__(self, manifest: CodesManifest, files: list[Path]) -> None:
         self.manifest = manifest
-        # datasets turns the Parquet shards into one Arrow file in its cache, once, and maps that into memory. The
-        # cache's name has the files' paths and times; by the description it has their sizes and contents as well.
-        from datasets import load_dataset  # whoever reads a manifest alone is spared the second that it loads for
+        # datasets converts the Parquet shards into one Arrow file in its cache, once, and maps that file into memory.
+        # The cache's name depends on the files' paths and times; the description adds their sizes and contents.
+        from datasets import load_dataset  # importing it takes a second, which reading only a manifest does not need
 
         names = [glob.escape(str(file)) for file in files]
         states = [(file.stat().st_size, file.stat().st_ctime_ns) for file in files]
@@ -208,10 +209,10 @@ class CodeDataset:
         return found.astype(np.int64)
 
     def condition_values(self, rows: np.ndarray) -> tuple[Tensor | None, Tensor | None]:
-        """What the codes of `rows` [n] follow -> values int64 [n, *value_shape] and which are not known, bool [n].
+        """The condition of `rows` [n] -> values int64 [n, *value_shape], and which are unknown, bool [n].
 
-        The values are what `prior_loss` takes as labels; those not known (images without a label among labelled ones)
-        are to be dropped. None and None where the codes follow nothing.
+        `prior_loss` takes the values as labels. The caller must drop the unknown ones (images without a label among
+        labelled ones). Without a condition it returns None and None.
         """
         if not self._columns:
             return None, None
@@ -223,14 +224,14 @@ class CodeDataset:
         return values, ~known
 
     def _column(self, name: str) -> np.ndarray | MappedRows:
-        """A column of integers, [N] int64; or of lists of integers, all as long as the first."""
+        """A column of integers, [N] int64; or of lists of integers, all as long as the first list."""
         column = self._table.data.column(name)
         if pa.types.is_integer(column.type):
             return column.to_numpy().astype(np.int64)
         return MappedRows(self._files, name, len(column[0]) if len(column) else 1)
 
     def split(self, fraction: float) -> tuple[np.ndarray, np.ndarray]:
-        """Row numbers (to train on, held out). All rows of a source image lie on one side; the same for every seed."""
+        """Row numbers (training, held out). All rows of a source image are on one side; the split has no seed."""
         if not fraction:
             return np.arange(len(self)), np.empty(0, np.int64)
         column = self._table.data.column("source_id")
@@ -250,12 +251,12 @@ def open_codes(
     """Open the code data set in a folder or Hub repository.
 
     Args:
-        verify: compare each shard's sha256 with the manifest; its size is always compared.
+        verify: compare each shard's sha256 with the manifest; the size is always compared.
         revision, token: for a Hub repository, as in `huggingface_hub.snapshot_download`.
-        subfolder: where in the folder or repository the data set lies; None is its root.
+        subfolder: the data set's place in the folder or repository; None is the root.
 
     Raises:
-        CodesError: it is no code data set, unfinished, or a shard is missing or changed.
+        CodesError: it is not a code data set, it is unfinished, or a shard is missing or changed.
     """
     folder = Path(folder_or_repo)
     if not folder.is_dir():
@@ -272,7 +273,7 @@ def shard_files(folder: Path, manifest: CodesManifest, verify: bool = True) -> l
     """The data set's Parquet files in order.
 
     Raises:
-        CodesError: one is missing, or not as the manifest describes it (its sha256 is compared if `verify`).
+        CodesError: one is missing or differs from the manifest (`verify` compares the sha256 too).
     """
     files = [folder / shard.file for shard in manifest.shards]
     for file, shard in zip(files, manifest.shards, strict=True):

@@ -1,7 +1,7 @@
-"""What an image's codes follow: kinds of condition, each a prefix of tokens before the codes.
+"""Conditions of an image's codes; each kind is a prefix of tokens before the codes.
 
-A kind is a frozen dataclass; its fields are what `sequence_config.json` keeps of it. Two are here, none and
-class. Another package adds its own by `register_condition`.
+A kind is a frozen dataclass, and `sequence_config.json` stores its fields. This file has two kinds, none and class.
+Another package adds its own with `register_condition`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor
 
 from codegrid.errors import CodegridError, require
 
-MOST_CLASSES = 10**6  # an upper bound: a file says how many there are, and lists of that size are made
+MOST_CLASSES = 10**6  # an upper bound: a file gives the number of classes, and lists of that size are made
 
 
 class Condition(ABC):
     """A kind of condition. Subclasses are frozen dataclasses that check their fields.
 
-    Tokens are counted from 0 here; in a prior's vocabulary `[codes | condition's tokens | null]` they follow the codes.
+    Tokens start at 0 here. In a prior's vocabulary, `[codes | condition's tokens | null]`, they follow the codes.
 
     Attributes:
-        type: its name, in the registry and in saved files.
-        noun: what its values are called in error messages.
-        columns: of a row of a code data set, which `read` reads; integers, or lists of integers of one length.
+        type: the kind's name in the registry and in saved files.
+        noun: the word for its values in error messages.
+        columns: the columns of a code data set that `read` reads; integers, or lists of integers of one length.
     """
 
     type: ClassVar[str]
@@ -44,23 +44,23 @@ class Condition(ABC):
     @property
     @abstractmethod
     def vocab_size(self) -> int:
-        """Tokens that the prefix is made of, without null; 0 where there is nothing to follow."""
+        """Number of different tokens in prefixes, without null; 0 if there is no condition."""
 
     @property
     def value_shape(self) -> tuple[int, ...]:
-        """Of one image's value, which is made of integers."""
+        """Shape of one image's value, which consists of integers."""
         return (self.num_tokens,)
 
     @property
     def null(self) -> tuple[int, ...]:
-        """The prefix of an image that follows nothing: `num_tokens` numbers, `vocab_size` for the null token."""
+        """The prefix of an image without a condition: `num_tokens` numbers; `vocab_size` is the null token."""
         return (self.vocab_size,) * self.num_tokens
 
     def prefix(self, values: Tensor, validate: bool = True) -> Tensor:
         """Values int64 [B, *value_shape] -> tokens int64 [B, num_tokens] in [0, vocab_size), on the same device.
 
         Args:
-            validate: refuse values out of their range. On an accelerator this waits for it.
+            validate: refuse values out of their range. On an accelerator this is a synchronisation with the CPU.
 
         Raises:
             CodegridError: a value is out of its range.
@@ -80,26 +80,26 @@ class Condition(ABC):
     def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Rows of `columns` of a code data set -> values [B, *value_shape], and which are known: bool [B].
 
-        Those that are not known are trained as null; their values must be in range all the same.
+        Unknown ones are trained as null. Their values must be in range too.
         """
         values = columns[self.columns[0]]
         return values, torch.ones(len(values), dtype=torch.bool)
 
     @abstractmethod
     def parse(self, wanted: Iterable[Any]) -> list[Any]:
-        """What a user gives, one for an image, such as names -> values as integers or lists of them.
+        """A user's input, one item per image (names, for example) -> values: integers or lists of integers.
 
         Raises:
-            CodegridError: something is not of this condition. The message says what there is.
+            CodegridError: an item is not a value of this condition. The message says what is allowed.
         """
 
     def name(self, value: Any) -> str:
-        """Of one image's value, for captions and file names."""
+        """The name of one image's value, for captions and file names."""
         return "-".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
     @abstractmethod
     def describe(self) -> str:
-        """For cards and announcements, after "with": "10 classes"."""
+        """Text for cards and announcements that follows "with": "10 classes"."""
 
 
 Kind = TypeVar("Kind", bound=type[Condition])
@@ -107,10 +107,10 @@ CONDITIONS: dict[str, type[Condition]] = {}
 
 
 def register_condition(kind: Kind) -> Kind:
-    """Make a kind of condition known to saved priors and code data sets; also as a decorator.
+    """Register a kind of condition for saved priors and code data sets. Works as a decorator too.
 
     Raises:
-        CodegridError: it has no `type`, or that of another kind.
+        CodegridError: it has no `type`, or another kind has the same one.
     """
     name = getattr(kind, "type", None)
     require(isinstance(name, str) and bool(name), f"{kind.__name__} has no type: give it the class attribute `type`.")
@@ -122,7 +122,7 @@ def register_condition(kind: Kind) -> Kind:
 
 
 def condition_to_dict(condition: Condition) -> dict[str, Any]:
-    """A condition as plain values, for a JSON file."""
+    """A condition as plain values for a JSON file."""
     return {"type": condition.type, **asdict(condition)}  # type: ignore[call-overload]
 
 
@@ -149,10 +149,10 @@ def condition_from_dict(values: Any) -> Condition:
 
 
 def check_bounds(condition: Condition, most_tokens: int) -> None:
-    """Refuse a condition of made-up sizes, before anything of its size is made.
+    """Refuse a condition with made-up sizes before anything of that size is allocated.
 
     Raises:
-        CodegridError: it has no token or more than `most_tokens`, or too large a vocabulary.
+        CodegridError: it has no token, more than `most_tokens` tokens, or too large a vocabulary.
     """
     tokens, vocabulary = condition.num_tokens, condition.vocab_size
     require(
@@ -168,7 +168,7 @@ def check_bounds(condition: Condition, most_tokens: int) -> None:
 @register_condition
 @dataclass(frozen=True)
 class NoCondition(Condition):
-    """Nothing to follow: the prefix is null."""
+    """No condition: the prefix is null."""
 
     type: ClassVar[str] = "none"
 
@@ -192,10 +192,10 @@ class NoCondition(Condition):
 @register_condition
 @dataclass(frozen=True)
 class ClassCondition(Condition):
-    """One of a list of classes: a prefix of one token. Values are labels [B] in [0, number of classes).
+    """One class of a list: a prefix of one token. Values are labels [B] in [0, number of classes).
 
     Args:
-        class_names: one unique name a class, in the order of the labels.
+        class_names: one unique name per class, in the order of the labels.
     """
 
     type: ClassVar[str] = "class"
@@ -238,7 +238,7 @@ class ClassCondition(Condition):
         )
 
     def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Images without a label among labelled ones are -1."""
+        """Images without a label among labelled ones have the label -1."""
         labels = columns["label"]
         return labels.clamp(min=0), labels >= 0
 

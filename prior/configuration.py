@@ -1,4 +1,4 @@
-"""What a prior is made of: its sizes, and the config of transformers that they give."""
+"""The config of a prior: its sizes, and the transformers config that follows from them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from codegrid.errors import require
 from codegrid.prior.architectures import Architecture, architecture_named
 from codegrid.prior.sequence import SequenceConfig
 
-# What an architecture of "auto" is by the positions; `qk_norm` makes rotary ones a Qwen3.
+# The architecture that "auto" chooses by `positions`; `qk_norm` with rotary positions chooses a Qwen3.
 _BY_POSITIONS = {"rotary": "llama", "rotary_2d": "grid_llama", "learned": "gpt2"}
-# Upper bounds of what a config may ask for: a mistyped size is refused before any work.
+# Upper bounds for a config: a mistyped size is refused before any work.
 _MOST = {"num_hidden_layers": 1024, "num_attention_heads": 4096, "num_key_value_heads": 4096}
 _MOST |= {"hidden_size": 2**17, "intermediate_size": 2**20}
 
@@ -23,25 +23,26 @@ class PriorConfig:
     """Size of a prior. The names are those of transformers' LlamaConfig.
 
     Args:
-        hidden_size: width; a multiple of `num_attention_heads`, with an even number of dimensions a head.
+        hidden_size: width; a multiple of `num_attention_heads`, with an even number of dimensions per head.
         num_hidden_layers: depth, in blocks.
-        num_attention_heads: heads a layer.
-        num_key_value_heads: heads that share keys and values; None for as many as there are attention heads.
-        intermediate_size: width of the gated MLP; None for 8/3 of `hidden_size` rounded up to a multiple of 64, which
+        num_attention_heads: attention heads per layer.
+        num_key_value_heads: number of key/value heads, each shared by a group of attention heads; None for one per
+            attention head.
+        intermediate_size: width of the gated MLP. None is 8/3 of `hidden_size` rounded up to a multiple of 64, which
             gives the MLP as many weights as an ungated one of 4 times the width (arXiv:2002.05202).
-        attention_dropout: of attention weights, while training.
-        positions: names the architecture where `architecture` is "auto": "rotary" a Llama, "rotary_2d" a grid_llama,
+        attention_dropout: dropout of the attention weights, in training.
+        positions: chooses the architecture if `architecture` is "auto": "rotary" a Llama, "rotary_2d" a grid_llama,
             "learned" a GPT-2.
-        qk_norm: makes a Qwen3 of rotary positions where `architecture` is "auto".
+        qk_norm: chooses a Qwen3 if `architecture` is "auto" and positions are "rotary".
         rope_theta: base of the rotary positions' wavelengths (arXiv:2104.09864).
-        rms_norm_eps: in the norms.
+        rms_norm_eps: epsilon of the norms.
         initializer_range: standard deviation of the initial weights.
-        tie_word_embeddings: the output layer is the embedding.
-        architecture: one of `ARCHITECTURES`. "llama" counts the tokens by rotary positions; "grid_llama" turns by the
-            rows and columns of the grid, a half of each head for each (needs a depth of 1, and dimensions a head that
-            are a multiple of 4); "qwen3" is a Llama that norms queries and keys (arXiv:2302.05442); "gpt2" has learned
-            positions, layer norms and an ungated MLP of 4 times the width by default (without shared key heads).
-            "auto", the default, goes by `positions` and `qk_norm`: a Llama.
+        tie_word_embeddings: the output layer shares the embedding's weight.
+        architecture: one of `ARCHITECTURES`. "llama" has rotary positions that count the tokens. "grid_llama" rotates
+            one half of each head by the row of the grid and the other by the column; it needs a depth of 1, and
+            dimensions per head that are a multiple of 4. "qwen3" is a Llama that normalises queries and keys
+            (arXiv:2302.05442). "gpt2" has learned positions, layer norms and by default an ungated MLP of 4 times the
+            width; it has no shared key heads. "auto" chooses by `positions` and `qk_norm`; their defaults give a Llama.
 
     Raises:
         CodegridError: a field is out of its range. The message names it.
@@ -102,14 +103,14 @@ class PriorConfig:
 
     @property
     def record(self) -> Architecture:
-        """Of the architecture that the fields name."""
+        """The record of the architecture that the fields choose."""
         if self.architecture != "auto":
             return architecture_named(self.architecture)
         return architecture_named("qwen3" if self.qk_norm else _BY_POSITIONS[self.positions])
 
 
 def transformers_config(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedConfig:
-    """The config of the architecture that `config` describes, for tokens of `sequence`.
+    """The transformers config of the architecture that `config` describes, for tokens of `sequence`.
 
     Raises:
         CodegridError: the architecture does not fit the sequence.

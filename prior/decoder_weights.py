@@ -1,7 +1,7 @@
-"""What decoding reads of a prior, whatever its architecture: pre-norm blocks of causal attention and an MLP.
+"""The weights that decoding reads, for every architecture: pre-norm blocks of causal attention and an MLP.
 
-Architectures differ in the norms, the MLP and the positions. Each has a file that reads its model into these classes
-(`prior/architectures/`).
+Architectures differ in the norms, the MLP and the positions. Each has a file in `prior/architectures/` that reads its
+model into these classes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class LayerWeights:
     qkv: Linear  # D -> (H + 2 * Hkv) * hd
     output: Linear  # H * hd -> D
     mlp_norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
-    mlp: Linear  # D -> D; a map of rows as the others, and not linear
+    mlp: Linear  # D -> D; maps rows as the others do, but is not linear
     head_norm: Callable[[Tensor], Tensor] | None = None  # of queries and keys, [R, H + Hkv, hd]
 
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """A prior read once, for any number of decoding runs. Later changes of the model do not reach it."""
+    """A prior's weights, read once for any number of decoding runs. Later changes of the model have no effect."""
 
     embed: Callable[[Tensor, int], Tensor]  # tokens [R] and their position -> [R, D]
     turn: Callable[[Tensor, int], Tensor]  # queries and keys [R, H + Hkv, hd] and their position -> the same, rotated
@@ -50,18 +50,18 @@ class DecoderWeights:
 
     @property
     def row_multiple(self) -> int:
-        """Rows to pad to on a CPU, for logits whose bits do not depend on how many rows there are."""
+        """Rows are padded to a multiple of this on a CPU, so that the bits of logits do not depend on their number."""
         maps = [self.head, *(part for layer in self.layers for part in (layer.qkv, layer.output, layer.mlp))]
-        # The attention of one row with one key head is a single matrix product, which several threads share out.
+        # The attention of one row with one key head is a single matrix product, which several threads split up.
         attention = 2 if self.num_key_value_heads == 1 else 1
         return math.lcm(attention, *(part.row_multiple for part in maps))
 
 
 def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> Linear:
-    """Linear layers of one input as one map; of its outputs the first `rows`.
+    """One map for several linear layers with the same input; it gives the first `rows` outputs.
 
     Raises:
-        CodegridError: one of them is something else, such as an adapter.
+        CodegridError: a module is not a plain linear layer, but an adapter, for example.
     """
     weight = torch.cat([_matrix(module) for module in modules])[:rows]  # [out, in]
     biases = [module.bias.detach() for module in modules if module.bias is not None]
@@ -69,7 +69,7 @@ def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> 
 
 
 def _matrix(module: nn.Module) -> Tensor:
-    """Of a linear layer, or of GPT-2's, which is stored transposed: [out, in]."""
+    """The weight [out, in] of a linear layer, or of GPT-2's layer, which stores it transposed."""
     if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
         raise CodegridError(
             f"Sampling reads plain linear layers, and found {type(module).__name__}: merge adapters and "

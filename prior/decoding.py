@@ -1,11 +1,11 @@
-"""One code at a time, fast: the same network as transformers', laid out for decoding.
+"""Fast decoding, one code at a time: the network of transformers with its weights laid out for decoding.
 
-Small batches are bound by reading the weights, so they are read in few, large matrix products (of the head only the
-codes' rows) and, on a CPU, from oneDNN's packed layout. What an architecture has of its own is in its file
-(`architectures/`, `Architecture.read_weights`); this one knows the cache and the attention.
+Reading the weights limits the speed of small batches. So decoding reads them in few, large matrix products (of the head
+only the rows of codes) and, on a CPU, from oneDNN's packed layout. The parts that differ between architectures are in
+`architectures/` (`Architecture.read_weights`); this file has the key/value cache and the attention.
 
-On a CPU a row's logits do not depend on the other rows, down to the bit, if their number is a multiple of
-`DecoderWeights.row_multiple`.
+On a CPU, if the number of rows is a multiple of `DecoderWeights.row_multiple`, a row's logits have the same bits
+whatever the other rows are.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from codegrid.prior.linear_maps import WeightFormat, linear_map
 def read_weights(
     model: PreTrainedModel, num_codes: int, length: int, pack: bool | None = None, weights: WeightFormat = "exact"
 ) -> DecoderWeights:
-    """Lay out a model for decoding. Takes about as much memory again as the model.
+    """Lay out a model for decoding. This takes about as much memory again as the model.
 
     Args:
-        model: of one of `ARCHITECTURES`.
+        model: a model of one of `ARCHITECTURES`.
         num_codes: the head is cut to the tokens [0, num_codes).
-        length: positions that will be decoded.
-        pack: of exact weights: use oneDNN's packed layout; None for wherever it is to be had (on CPUs).
-        weights: "exact", or the linear layers' weights rounded to "float16" or "int8" (CPUs only).
+        length: number of positions to decode.
+        pack: with exact weights, use oneDNN's packed layout; None uses it wherever it is available (on CPUs).
+        weights: "exact", or "float16" or "int8" for rounded weights of the linear layers (CPUs only).
 
     Raises:
-        CodegridError: the model is wrapped, or holds layers other than plain linear ones (adapters, quantized weights),
-            or cannot be decoded with weights of that format here.
+        CodegridError: the model is wrapped, has layers other than plain linear ones (adapters, quantized weights), or
+            cannot be decoded here with weights of that format.
     """
     record = architecture_of(model)
     if record is None:
@@ -48,9 +48,9 @@ def read_weights(
 
 
 class Decoder:
-    """Decodes `rows` sequences in step. Its cache is allocated once; `restart` begins the next ones.
+    """Decodes `rows` sequences in step. The key/value cache is allocated once; `restart` begins new sequences.
 
-    Fed fewer tokens, it goes on with the first rows alone; the others are lost until `restart`.
+    If it gets fewer tokens than rows, it continues with the first rows only; the others are lost until `restart`.
     """
 
     def __init__(self, weights: DecoderWeights, rows: int) -> None:
@@ -63,7 +63,7 @@ class Decoder:
 
     @staticmethod
     def bytes_a_row(weights: DecoderWeights) -> int:
-        """What the cache takes for each row."""
+        """Bytes of the key/value cache per row."""
         values = weights.length * weights.head_dim * weights.num_key_value_heads * len(weights.layers)
         return 2 * values * weights.dtype.itemsize
 
@@ -75,7 +75,7 @@ class Decoder:
         return self.logits(self.advance(tokens))
 
     def advance(self, tokens: Tensor) -> Tensor:
-        """The next token of every row, [R] int64 -> what `logits` takes, [R, D]: enough where the code is given."""
+        """The next token of every row, [R] int64 -> the input of `logits`, [R, D]. Enough if the next code is given."""
         weights = self.weights
         hidden = weights.embed(tokens, self.position)  # [R, D]
         for index, layer in enumerate(weights.layers):
@@ -90,7 +90,7 @@ class Decoder:
         return self.weights.head(self.weights.norm(hidden))
 
     def _attend(self, index: int, qkv: Tensor, head_norm: Callable[[Tensor], Tensor] | None) -> Tensor:
-        """[R, (H + 2 * Hkv) * hd] -> what each head reads from the positions so far, [R, H * hd]."""
+        """[R, (H + 2 * Hkv) * hd] -> the heads' attention over the positions so far, [R, H * hd]."""
         weights, position = self.weights, self.position
         rows, shared = len(qkv), weights.num_key_value_heads
         turned = weights.num_heads + shared
@@ -100,17 +100,17 @@ class Decoder:
         keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, position] = query_key[:, weights.num_heads :]
         values[:, :, position] = heads[:, turned:]
-        # The query heads that share a key head stand in a group: they are that head's "positions", and nothing is
-        # masked, because the cache holds the past only.
+        # Query heads that share a key head form a group and take the place of query positions. No mask is needed,
+        # because the cache holds only the past.
         query = query_key[:, : weights.num_heads].unflatten(1, (shared, -1))  # [R, Hkv, H / Hkv, hd]
         read = _attention(query, keys[:, :, : position + 1], values[:, :, : position + 1])
         return read.reshape(rows, -1)
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """query [R, Hkv, G, hd], keys and values [R, Hkv, T, hd] -> [R, Hkv, G, hd]; nothing is masked."""
+    """query [R, Hkv, G, hd], keys and values [R, Hkv, T, hd] -> [R, Hkv, G, hd], without a mask."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values)
-    # On CPUs the fused kernel splits its sums by the number of rows, and is no faster at one query.
+    # On CPUs the fused kernel splits its sums by the number of rows, and it is no faster for one query.
     scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2))  # [R, Hkv, G, T]
     return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values)

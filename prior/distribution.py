@@ -1,4 +1,4 @@
-"""From logits to a code: guidance, temperature, top-k, top-p, min-p, and the draw."""
+"""From logits to a code: classifier-free guidance, temperature, top-k, top-p, min-p, and the draw."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ class SamplingConfig:
     """How a code is drawn from the logits: guidance first, then temperature, top-k, top-p and min-p.
 
     Args:
-        guidance_scale: s in u + s (c - u) of the class's logits c and the null class's u (arXiv:2207.12598, where the
-            weight w is s - 1). At least 0; 1 is no guidance, and costs half.
+        guidance_scale: scale s of classifier-free guidance, u + s (c - u), with the class's logits c and the null
+            class's u (arXiv:2207.12598, whose weight w is s - 1). At least 0; 1 is no guidance, at half the cost.
         temperature: divides the logits. At least 0; 0 takes the most likely code (greedy).
-        top_k: keep the k most likely codes, and those as likely as the last of them. At least 0; 0 keeps all.
+        top_k: keep the k most likely codes, and all that are as likely as the last of them. At least 0; 0 keeps all.
         top_p: keep the fewest most likely codes whose probabilities sum to at least top_p. In (0, 1]; 1 keeps all.
         min_p: keep the codes at least min_p times as likely as the most likely one (arXiv:2407.01082). In [0, 1]; 0
             keeps all.
-        guidance_schedule: the scale at a position, t of the way (0 to 1) through the guided ones: "constant" is
-            guidance_scale; the others grow from 1 to it, as 1 + (guidance_scale - 1) f(t): "linear" f = t, "cosine"
-            f = (1 - cos(pi t)) / 2, "power" f = (1 - cos(pi t^guidance_power)) / 2 (arXiv:2303.14389).
-        guidance_power: above 0; the higher, the later guidance sets in.
-        guidance_range: the part of the positions that is guided, as fractions of the sequence (first included, last
-            not); the others are drawn as with scale 1 (arXiv:2404.07724). After the last one decoding costs half.
+        guidance_schedule: how the scale changes along the guided positions, with t from 0 to 1. "constant" is
+            guidance_scale everywhere. The others grow from 1 to it, as 1 + (guidance_scale - 1) f(t): "linear" f = t,
+            "cosine" f = (1 - cos(pi t)) / 2, "power" f = (1 - cos(pi t^guidance_power)) / 2 (arXiv:2303.14389).
+        guidance_power: exponent of the "power" schedule, above 0. A higher value starts guidance later.
+        guidance_range: the guided positions, as fractions of the sequence (first included, last not). The others have
+            scale 1 (arXiv:2404.07724). Decoding costs half after the last guided position.
 
     Raises:
         CodegridError: a value is out of its range. The message names it.
@@ -77,7 +77,7 @@ class SamplingConfig:
         for position in range(first, last):
             way = (position - first) / max(1, last - first - 1)
             scales[position] = 1 + (self.guidance_scale - 1) * self._share(way)
-        # Exactly, where nothing is scheduled: 1 + (s - 1) is rounded.
+        # A constant scale stays exact: 1 + (s - 1) would round it.
         if self.guidance_schedule == "constant":
             scales[first:last] = [self.guidance_scale] * (last - first)
         return scales
@@ -102,7 +102,7 @@ def filter_logits(
     logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
 ) -> Tensor:
     """Logits [B, K] -> log-probabilities up to a constant, -inf for the codes left out. temperature is above 0."""
-    # Against the largest first, so that a small temperature overflows to -inf and never to NaN.
+    # Subtract the largest logit first, so that a small temperature overflows to -inf and never to NaN.
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]  # [B, 1]
@@ -118,24 +118,24 @@ def _last_of_top_p(logits: Tensor, top_p: float, few: int = 1024) -> Tensor:
     """Logits [B, K] -> [B, 1]: the last of the fewest largest ones whose probabilities sum to at least top_p."""
     codes = logits.shape[-1]
     total = logits.logsumexp(-1, keepdim=True)
-    # Ranking a large codebook takes a CPU longer than all the rest, and a few codes mostly hold enough. An accelerator
-    # ranks them all at once, and would be stalled by the question.
+    # On a CPU, ranking a large codebook takes longer than all the rest, and a few codes mostly hold enough probability.
+    # An accelerator ranks all codes at once; asking whether a few suffice would be a CPU-GPU sync point.
     for count in (min(few, codes), codes) if logits.device.type == "cpu" else (codes,):
         ranked = logits.topk(count, dim=-1).values
         probabilities = (ranked - total).exp()
         collected = probabilities.cumsum(-1)
         if count == codes or bool((collected[:, -1] >= top_p).all()):
             break
-    # Kept: those before which less than top_p has been collected. The first always is.
+    # A code is kept if the more likely ones sum to less than top_p. The first is always kept.
     kept = (collected - probabilities < top_p).sum(-1, keepdim=True)
     return ranked.gather(-1, kept - 1)
 
 
 def inverse_cdf(logits: Tensor, uniforms: Tensor) -> Tensor:
-    """Log-probabilities up to a constant [B, K] float64, numbers in [0, 1) [B] float64 -> codes [B] int64."""
+    """Log-probabilities up to a constant [B, K] float64, uniforms in [0, 1) [B] float64 -> codes [B] int64."""
     cumulative = logits.softmax(-1).cumsum(-1)  # [B, K]
     total = cumulative[:, -1:]
-    # Strictly below the total, which u * total may be rounded to: the first sum above it is then that of a code with a
+    # u * total may round up to the total. Kept strictly below it, the first sum above it belongs to a code with a
     # probability above 0.
     wanted = torch.minimum(uniforms[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
     return torch.searchsorted(cumulative, wanted, right=True)[:, 0]

@@ -1,7 +1,7 @@
-"""Linear maps laid out for a few rows at a time: what decoding spends its time on.
+"""Linear maps laid out for a few rows at a time. Decoding spends its time in them.
 
-A few rows are bound by reading the weights. "exact" computes with the model's own; "float16" and "int8" read a half and
-a quarter of float32's bytes, and give other logits.
+With few rows, reading the weights limits the speed. "exact" computes with the model's own weights; "float16" and "int8"
+read a half and a quarter of float32's bytes, and give other logits.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ WeightFormat = Literal["exact", "float16", "int8"]
 
 
 class Linear(Protocol):
-    """[R, in] -> [R, out]. On a CPU, among numbers of rows that are multiples of `row_multiple`, a row's result has the
-    same bits whatever the others are and however many.
+    """[R, in] -> [R, out]. On a CPU, if R is a multiple of `row_multiple`, a row's result has the same bits whatever
+    the other rows are and however many there are.
 
-    A kernel is picked by the number of rows, and each sums in an order of its own. The multiple is therefore found by
-    trial on the machine (`_steady_multiple`), and more rows than the trial had are multiplied in parts.
+    Libraries choose a kernel by the number of rows, and each kernel sums in its own order. A trial on the machine
+    therefore finds the multiple (`_steady_multiple`). More rows than the trial had are multiplied in parts.
     """
 
     row_multiple: int
@@ -32,17 +32,17 @@ class Linear(Protocol):
     def __call__(self, rows: Tensor) -> Tensor: ...
 
 
-_MOST_ROWS = 48  # in one product on a CPU: divisible by every multiple that is tried
+_MOST_ROWS = 48  # in one product on a CPU: divisible by every multiple of the trial
 _TRIED_ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 24, 32, 40, 48)
 _MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)
-_POWERS = (1, 2, 4, 8, 16)  # where layers differ, the least common multiple of these is the largest of them
+_POWERS = (1, 2, 4, 8, 16)  # powers of two: if layers differ, the largest is their least common multiple
 _PACKED_MULTIPLES = (1, 2, 4)
-_FIXED_ROWS = 16  # of every product, where no multiple gives a row the same bits
-_BLOCK = 32  # what torch._weight_int8pack_mm takes of the inputs, and of the outputs, at once
+_FIXED_ROWS = 16  # in every product, if no multiple gives a row the same bits
+_BLOCK = 32  # block of inputs, and of outputs, of torch._weight_int8pack_mm
 
 
 class _OnCPU:
-    """A map of few rows that also takes many: in parts of `most_rows`, the rows of the largest trial."""
+    """A map for few rows that takes many in parts of `most_rows`, the number of rows of the largest trial."""
 
     row_multiple = 1
     most_rows = _MOST_ROWS
@@ -59,12 +59,12 @@ class _OnCPU:
 class PackedLinear(_OnCPU):
     """A linear map by oneDNN, from a copy of the weight in oneDNN's own layout.
 
-    At a few rows it is 2 to 5 times as fast as F.linear. The calls are those that inductor compiles a linear layer to
+    At a few rows it is 2 to 5 times as fast as F.linear. Inductor compiles a linear layer to the same calls
     (torch/_inductor/fx_passes/mkldnn_fusion.py).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
-        # Packed for one row, the layout would suit only that (and a single row would be summed in another order).
+        # A layout packed for one row would suit only one row (and would sum a single row in another order).
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
         self.bias = bias
 
@@ -73,7 +73,7 @@ class PackedLinear(_OnCPU):
 
 
 class PlainLinear(_OnCPU):
-    """F.linear, where no packed map is to be had."""
+    """F.linear, used if no packed map is available."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self.weight, self.bias = weight, bias
@@ -107,7 +107,7 @@ class Int8Linear(_OnCPU):
         if inputs % _BLOCK:  # the kernel would read beyond the weights
             raise CodegridError(f"int8 weights need widths in multiples of {_BLOCK}, and one is {inputs}.")
         weight = F.pad(weight.float(), (0, 0, 0, -self.outputs % _BLOCK))
-        # The scale is rounded before the weights are divided by it, so that its rounding is no error of its own.
+        # Round the scale before the weights are divided by it, so that its rounding adds no error.
         self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-20).bfloat16()  # [out]
         self.weight = (weight / self.scales.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
         self.bias, self.dtype = bias, dtype
@@ -118,10 +118,10 @@ class Int8Linear(_OnCPU):
 
 
 def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: WeightFormat) -> Linear:
-    """weight [out, in], bias [out] -> the map. `pack` is for exact weights: None packs wherever that can be done.
+    """weight [out, in], bias [out] -> the map. `pack` is for exact weights; None packs wherever that is possible.
 
     Raises:
-        CodegridError: there is no such format here; the message says why.
+        CodegridError: this machine does not have the format; the message says why.
     """
     if weights == "exact":
         packed = None if pack is False else pack_linear(weight, bias)
@@ -134,7 +134,7 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
     kind = {"float16": Float16Linear, "int8": Int8Linear}[weights]
     try:
         linear = kind(weight, bias)
-        # A few outputs do: the order in which these kernels sum hangs on the rows and the inputs.
+        # A few outputs are enough: the order of these kernels' sums depends on the rows and the inputs.
         shape = (min(len(weight), 64), weight.shape[1])
         multiple = _steady_multiple(kind, shape, weight.dtype, False, _MULTIPLES, torch.get_num_threads())
         if multiple is None:
@@ -152,8 +152,8 @@ def _plain_linear(weight: Tensor, bias: Tensor | None) -> PlainLinear:
     trial = (PlainLinear, tuple(weight.shape), weight.dtype, bias is not None)
     multiple = _steady_multiple(*trial, _POWERS, torch.get_num_threads())
     if multiple is None:
-        # Several threads share out the rows of a large product by their number (MKL at 1,024 inputs and outputs and two
-        # threads, for one). Products of one size are shared out alike.
+        # Several threads split a large product by its number of rows (MKL does at 1,024 inputs and outputs and two
+        # threads, for example). Products of one size are split in the same way.
         plain.row_multiple = plain.most_rows = _FIXED_ROWS
     else:
         plain.row_multiple = multiple
@@ -161,9 +161,9 @@ def _plain_linear(weight: Tensor, bias: Tensor | None) -> PlainLinear:
 
 
 def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | None:
-    """weight [out, in] on a CPU -> its packed map, or None where there is none that computes the same.
+    """weight [out, in] on a CPU -> its packed map, or None if there is none that computes the same.
 
-    The same also means a row's bits among any number of rows, so that an image does not depend on its batch.
+    "The same" includes a row's bits among any number of rows, so that an image does not depend on its batch.
     """
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return None
@@ -184,7 +184,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | No
             return None
         packed.row_multiple = multiple
         return packed
-    except (AttributeError, RuntimeError):  # private operators: another torch may lack them or call them otherwise
+    except (AttributeError, RuntimeError):  # private operators: another torch may lack or rename them
         return None
 
 
@@ -195,12 +195,12 @@ def _steady_multiple(
     dtype: torch.dtype,
     biased: bool,
     multiples: tuple[int, ...],
-    threads: int,  # so that another number of them is tried anew
+    threads: int,  # part of the cache's key: another number of threads needs a new trial
 ) -> int | None:
-    """The least number of whose multiples all give a row the same bits at any place; None if it is none of `multiples`.
+    """The smallest of `multiples` whose multiples all give a row the same bits at any place; None if there is none.
 
-    It hangs on the weight's shape [out, in] and not on its values. FBGEMM sums one or two rows in another order than
-    three to six, MKL with AVX-512 fewer than 16 rows in another than more, and oneDNN of torch 2.11 8 rows than 40.
+    It depends on the weight's shape [out, in], not on its values. The order of the sums differs between one or two rows
+    and three to six in FBGEMM, below 16 rows and above in MKL with AVX-512, and 8 rows and 40 in torch 2.11's oneDNN.
     """
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(_MOST_ROWS, shape[1], generator=generator).to(dtype)

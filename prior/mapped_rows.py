@@ -1,4 +1,4 @@
-"""Rows of one fixed length out of Arrow files, gathered from where the files are mapped into memory."""
+"""Gathers rows of one fixed length from memory-mapped Arrow files."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from codegrid.errors import CodegridError
 
 
 class MappedRows:
-    """The rows of a column of fixed-size lists, numbered through the files' record batches in order.
+    """The rows of a column of fixed-size lists, numbered across the files' record batches in order.
 
     Args:
         files: Arrow streams, uncompressed.
-        length: numbers in a row.
+        length: numbers per row.
 
     Raises:
-        CodegridError: the rows have another length, or lack numbers.
+        CodegridError: rows have another length or missing numbers.
     """
 
     def __init__(self, files: Sequence[str], column: str, length: int) -> None:
-        self._rows: list[np.ndarray] = []  # of each file: what a row would hold that began at each of its numbers
+        self._rows: list[np.ndarray] = []  # for each file: the row that would begin at each of its numbers
         ends, begins, owners = [0], [], []
         for owner, file in enumerate(files):
-            buffer = pa.memory_map(file).read_buffer()  # nothing is read before it is used
+            buffer = pa.memory_map(file).read_buffer()  # pages are read when they are used
             table = pa.ipc.open_stream(buffer).read_all()
             dtype = np.dtype(table.schema.field(column).type.value_type.to_pandas_dtype())
             numbers = np.frombuffer(buffer, dtype, buffer.size // dtype.itemsize)

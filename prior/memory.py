@@ -1,4 +1,4 @@
-"""How many images fit into the memory that is free."""
+"""How many images fit into the free memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 import psutil
 import torch
 
-_CGROUP = Path("/sys/fs/cgroup")  # a container's limit (cgroup v2), which psutil does not see
-_SHARE = 0.5  # of the free memory: others want some, and so do the libraries
+_CGROUP = Path("/sys/fs/cgroup")  # has a container's limit (cgroup v2), which psutil does not see
+_SHARE = 0.5  # of the free memory: other processes and the libraries need some
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that can still be had on a device; None where it does not say."""
+    """Free bytes of a device; None if the device does not tell."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -26,9 +26,9 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def batch_that_fits(bytes_an_image: int, most: int, device: torch.device) -> int:
-    """The most images, of 1, 2, 4, ... up to `most` and `most` itself, that take half of the free memory.
+    """The largest of 1, 2, 4, ... and `most` (at most `most`) whose images fit into half of the free memory.
 
-    With memory to spare it is `most`, so that what runs on a machine twice has the same batches.
+    With enough memory it is `most`, so that two runs on one machine have the same batches.
     """
     free = free_memory(device)
     fitting = most if free is None else int(_SHARE * free) // max(1, bytes_an_image)

@@ -1,7 +1,7 @@
-"""The prior: a stock causal model of transformers, and the folder it is saved in.
+"""The prior: a stock causal model of transformers, and its folder.
 
-Nothing here is needed to run a saved prior: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model. One
-of an architecture that is not transformers' own needs `import codegrid.prior` before.
+A saved prior runs without this file: `AutoModelForCausalLM.from_pretrained(folder)` gives the same model. An
+architecture that is not part of transformers needs `import codegrid.prior` first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from codegrid.prior.architectures import ARCHITECTURES, Architecture, architectu
 from codegrid.prior.configuration import PriorConfig, transformers_config
 from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
 
-# Upper bounds of config.json's sizes: what is larger is damaged, or meant to keep the machine busy.
+# Upper bounds for the sizes in config.json: a larger one is damaged, or meant to keep the machine busy.
 _MOST = {
     **dict.fromkeys(("num_hidden_layers", "n_layer"), 1024),
     **dict.fromkeys(("num_attention_heads", "num_key_value_heads", "n_head"), 4096),
@@ -32,9 +32,9 @@ _MOST = {
 
 
 def make_prior(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedModel:
-    """A prior with fresh weights (transformers' initialisation, from torch's global generator), in training mode.
+    """A prior with new weights (transformers' initialisation, from torch's global generator), in training mode.
 
-    It takes tokens [B, T] of the prefix and the codes, and predicts at each position the next code.
+    It takes tokens [B, T] of the prefix and the codes. At each position it predicts the next code.
 
     Raises:
         CodegridError: the config does not fit the sequence.
@@ -45,7 +45,7 @@ def make_prior(config: PriorConfig, sequence: SequenceConfig) -> PreTrainedModel
 
 
 def generation_config(sequence: SequenceConfig) -> GenerationConfig:
-    """What `model.generate` needs to give an image's codes: all of them, codes only, from the whole distribution."""
+    """Makes `model.generate` give an image's codes: all of them, only codes, from the whole distribution."""
     return GenerationConfig(
         do_sample=True,
         top_k=0,  # the default is 50
@@ -59,7 +59,7 @@ def generation_config(sequence: SequenceConfig) -> GenerationConfig:
 
 
 def cached_width(config: PreTrainedConfig) -> int:
-    """Numbers that decoding keeps of a position: its keys in all layers (and as many values)."""
+    """Size of the key cache per position: its keys in all layers. The values take as much again."""
     heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     return config.hidden_size // config.num_attention_heads * heads * config.num_hidden_layers
 
@@ -68,7 +68,7 @@ def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | P
     """Write weights (safetensors), config.json, generation_config.json and sequence_config.json into `folder`.
 
     Raises:
-        CodegridError: the model is none of `ARCHITECTURES`, or not of the vocabulary that `sequence` describes.
+        CodegridError: the model is none of `ARCHITECTURES`, or its vocabulary is not that of `sequence`.
     """
     require(
         architecture_of_class(type(model).__name__) is not None,
@@ -77,7 +77,7 @@ def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | P
     _check_fit(model.config, sequence, "the model's config")
     model.generation_config = generation_config(sequence)
     model.save_pretrained(folder)
-    sequence.save(folder)  # last: load_prior asks for it first
+    sequence.save(folder)  # last: load_prior reads it first
 
 
 def load_prior(
@@ -90,19 +90,19 @@ def load_prior(
     local_files_only: bool = False,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, SequenceConfig]:
-    """Load a prior's folder or Hub repository; safetensors only, and no code of the folder's is run.
+    """Load a prior from a folder or Hub repository: only safetensors, and never code from the folder.
 
     Args:
         revision, token, cache_dir, local_files_only: for a Hub repository, as in `huggingface_hub.snapshot_download`.
-        subfolder: where in the folder or repository the prior lies; None is its root.
+        subfolder: the prior's place in the folder or repository; None is the root.
         kwargs: for the model's `from_pretrained`, such as `dtype` and `device_map`.
 
     Returns:
-        The model in evaluation mode, and what its tokens mean.
+        The model in evaluation mode, and its `SequenceConfig`.
 
     Raises:
-        MissingFileError: the folder does not exist or is no prior.
-        CodegridError: its files do not fit each other, or are not what this project loads. The message says which.
+        MissingFileError: the folder does not exist or is not a prior.
+        CodegridError: its files do not fit each other, or this project does not load them. The message says which.
     """
     folder = Path(folder_or_repo)
     if not folder.is_dir():
@@ -120,7 +120,7 @@ def load_prior(
         **kwargs,
         use_safetensors=True,
         local_files_only=True,
-        ignore_mismatched_sizes=True,  # reported with the others below, by name
+        ignore_mismatched_sizes=True,  # reported by name with the others below
         output_loading_info=True,
     )
     wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
@@ -132,11 +132,11 @@ def load_prior(
 def check_weight_files(folder: Path) -> None:
     """Refuse weights that are not safetensors in the folder itself.
 
-    transformers would follow an index's `../elsewhere.safetensors`.
+    transformers would follow a path like `../elsewhere.safetensors` in an index.
 
     Raises:
-        MissingFileError: there are none, or the index names a file that is not there.
-        CodegridError: the index is damaged, or names something else.
+        MissingFileError: there are no weights, or the index names a file that is missing.
+        CodegridError: the index is damaged, or names another kind of file.
     """
     index = folder / "model.safetensors.index.json"
     single = folder / "model.safetensors"
@@ -156,7 +156,7 @@ def check_weight_files(folder: Path) -> None:
 def _download(
     repo: str, revision: str | None, subfolder: str | None, token: Any, cache_dir: Any, local_files_only: bool
 ) -> Path:
-    # A local path that does not exist would otherwise be asked of the Hub, with a puzzling answer.
+    # Otherwise the Hub would be asked for a local path that does not exist, with a puzzling error.
     if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
         raise MissingFileError(f"There is no folder {repo}.")
     return Path(
@@ -197,7 +197,7 @@ def _check_architecture(folder: Path) -> Architecture:
 
 
 def _check_sizes(config: dict[str, Any], path: Path) -> None:
-    """Bounds of what a config.json may ask for, before a layer is made of it. The names are Llama's and GPT-2's."""
+    """Check the sizes in config.json before a layer is made from them. The names are those of Llama and GPT-2."""
     for name, most in _MOST.items():
         value = config.get(name)
         sized = value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
@@ -209,7 +209,7 @@ def _class_names() -> str:
 
 
 def _check_shapes(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
-    """Before anything of a made-up size is allocated: every weight is there and has the config's shape."""
+    """Check that every weight is there with the config's shape, before anything of a made-up size is allocated."""
     with torch.device("meta"):
         model = model_class(config)
     missing = set(model.state_dict()) - set(model.all_tied_weights_keys)

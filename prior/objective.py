@@ -1,4 +1,4 @@
-"""What the prior is trained to lower: the cross-entropy of the next code."""
+"""The training loss of the prior: the cross-entropy of the next code."""
 
 from __future__ import annotations
 
@@ -14,44 +14,43 @@ from codegrid.errors import require
 from codegrid.prior.sequence import SequenceConfig, to_tokens
 from codegrid.prior.teacher_forcing import check_checkpointing, hidden_states
 
-# Logits are computed for so many rows at a time that they have about so many elements (32 MB).
+# Approximate number of logits that exist at once (32 MB); rows are processed in parts of this size.
 _LOGITS_AT_ONCE = 2**23
 
 
 def code_cross_entropy(logits: Tensor, codes: Tensor, num_codes: int, label_smoothing: float = 0.0) -> Tensor:
-    """Mean cross-entropy in nats a code, over the codes alone.
+    """Mean cross-entropy in nats per code, over the codes only.
 
-    The softmax runs over the first `num_codes` columns only: the other tokens never follow the prefix and sampling
-    never considers them, so the loss is that of the distribution that is sampled from.
+    The softmax runs over the first `num_codes` columns only. Other tokens never follow the prefix and sampling never
+    considers them, so this is the loss of the distribution that sampling uses.
 
     Args:
         logits: [B, L, V] with V >= num_codes, any float dtype; the softmax is computed in float32.
-        codes: [B, L] int64, the code that each position should predict, in [0, num_codes).
+        codes: [B, L] int64, the target code of each position, in [0, num_codes).
         label_smoothing: in [0, 1).
 
     Returns:
         A scalar, float32.
     """
-    # Both `flatten`s are views. `float` copies nothing in float32, and under bf16 only the columns that are used.
+    # Both `flatten`s are views. `float` copies nothing in float32, and only the used columns in bf16.
     code_logits = logits[..., :num_codes].flatten(0, -2).float()  # [B * L, num_codes]
     return F.cross_entropy(code_logits, codes.flatten(), label_smoothing=label_smoothing)
 
 
 def bits_per_code(nats: Tensor | float) -> Tensor | float:
-    """Cross-entropy in nats -> bits; log2(codebook_size) is what guessing gives."""
+    """Cross-entropy in nats -> bits; guessing gives log2(codebook_size)."""
     return nats / math.log(2)
 
 
 class PriorObjective(nn.Module):
-    """The loss as a module, so that it can be wrapped (DDP) or compiled as a whole; its weights are the prior's.
+    """The loss as a module, so that it can be wrapped (DDP) or compiled as a whole. Its weights are the prior's.
 
     Args:
-        checkpointing: of the blocks, see `hidden_states`; part of the fast forward pass.
-        fast: the forward pass of `teacher_forcing.py`; False runs the model as transformers wrote it. They agree to
-            rounding.
+        checkpointing: gradient checkpointing of the blocks, see `hidden_states`; part of the fast forward pass.
+        fast: use the forward pass of `teacher_forcing.py`; False runs that of transformers. They agree up to rounding.
 
     Raises:
-        CodegridError: checkpointing, where the model or the slow forward pass has none.
+        CodegridError: checkpointing is set, but the model or the slow forward pass has none.
     """
 
     def __init__(self, model: PreTrainedModel, num_codes: int, checkpointing: bool = False, fast: bool = True) -> None:
@@ -62,9 +61,9 @@ class PriorObjective(nn.Module):
         self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
 
     def forward(self, tokens: Tensor, label_smoothing: float = 0.0, prefix_length: int = 1) -> Tensor:
-        """Tokens [B, n + L] -> mean cross-entropy in nats a code; the n = `prefix_length` first are not predicted."""
-        # The last code predicts nothing, so it is not fed; the prefix's last token predicts the first code. So every
-        # row of logits that is computed counts in the loss.
+        """Tokens [B, n + L] -> mean cross-entropy in nats per code. The first n = `prefix_length` are not predicted."""
+        # The last code predicts nothing, so the model does not get it. The prefix's last token predicts the first code.
+        # Every row of logits therefore counts in the loss.
         fed, codes, first = tokens[:, :-1], tokens[:, prefix_length:], prefix_length - 1
         if not self.fast:
             logits = self.model(input_ids=fed, use_cache=False).logits[:, first:]  # [B, L, V]
@@ -86,14 +85,14 @@ def prior_loss(
     label_smoothing: float = 0.0,
     validate: bool = True,
 ) -> Tensor:
-    """Teacher-forced loss of a batch, a scalar in nats a code.
+    """Teacher-forced loss of a batch, a scalar in nats per code.
 
     Args:
         model: a model of `make_prior` or `load_prior`, or a `PriorObjective`, bare or wrapped (DDP, torch.compile).
         codes: [B, L] or [B, h, w(, depth)] integers.
-        labels: [B] integers, or the values of another condition [B, *value_shape]; None exactly if the prior is
+        labels: [B] integers, or the values of another condition [B, *value_shape]; None if and only if the prior is
             unconditional.
-        drop: [B] bool, True where the class (the condition) is replaced by null; None drops none.
+        drop: [B] bool; True replaces the class (the condition) by null. None drops none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
     """
     tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, n + L]
@@ -108,7 +107,7 @@ def head_cross_entropy(
 ) -> Tensor:
     """`code_cross_entropy` of the logits hidden @ weight.T, which never exist all at once.
 
-    The gradients are computed together with the loss, some rows at a time, so that nothing is computed twice
+    The gradients are computed together with the loss, a part of the rows at a time, so that nothing is computed twice
     (https://arxiv.org/abs/2410.10989).
 
     Args:
@@ -120,7 +119,7 @@ def head_cross_entropy(
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     flat, smoothing = hidden.flatten(0, -2), label_smoothing
     with torch.autocast(kind, enabled=False):
-        # Whether gradients are on is not seen within.
+        # Read here: inside the autograd function gradients are always off.
         wanted = torch.is_grad_enabled()
         return _HeadCrossEntropy.apply(flat, weight, codes.flatten(), num_codes, smoothing, dtype, wanted)
 

@@ -1,7 +1,7 @@
-"""What a transformer's block does to each row beside its matrix products, in few passes over memory.
+"""The operations of a transformer block on each row, except matrix products, in few passes over memory.
 
-On a CPU autograd's own composition of these reads and writes the activations several times as often, forward and
-backward; on a GPU torch has the norm in one kernel. Compiled, the composition is fused, and is what is used.
+On a CPU, autograd's composition of small operations reads and writes the activations several times as often, forward
+and backward. On a GPU, torch has the norm in one kernel. The compiler fuses the composition, so compiled code uses it.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class _Rotation(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
         cos, signed_sin = ctx.saved_tensors
-        return _turned(grad, cos, -signed_sin), None, None  # back by the same angles
+        return _turned(grad, cos, -signed_sin), None, None  # rotate back by the same angles
 
 
 def _turned(x: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

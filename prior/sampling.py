@@ -1,8 +1,8 @@
-"""Drawing images' codes from a prior.
+"""Draws the codes of images from a prior.
 
-Every image has a random stream of its own, drawn before the first code, and each code is the inverse of the cumulative
-distribution at one number of that stream. An image is therefore the same in any batch, as far as its logits are the
-same bits in any batch: see `sample_codes`.
+Every image has its own random stream, drawn before the first code. Each code is the inverse of the cumulative
+distribution at one number of that stream. An image is therefore the same in any batch in which its logits have the same
+bits: see `sample_codes`.
 """
 
 from __future__ import annotations
@@ -41,38 +41,38 @@ def sample_codes(
 ) -> Tensor:
     """Draw the codes of B images.
 
-    An image depends on the model, its label, its seed or generator, its given codes and the settings. Its place and its
-    company in the batch do not enter: the random numbers are its own, and on a CPU the logits are the same bits for any
-    `batch_size`: the rows are padded to a multiple of which a trial has shown it (`prior/linear_maps.py`). On an
-    accelerator the matrix products choose their order of summation by the number of rows, so the rows are padded to
-    `batch_size` always: there an image is the same among any number of images, for one `batch_size`. On another kind of
-    device, or with another version of torch, logits differ in their last bits, and by that about one image in
+    An image depends on the model, its label, its seed or generator, its given codes and the settings, but not on its
+    place in the batch or on the other images. Its random numbers are its own. On a CPU its logits have the same bits
+    for any `batch_size`, because the rows are padded to a multiple that a trial has found (`prior/linear_maps.py`). On
+    an accelerator the matrix products choose their order of summation by the number of rows, so the rows are always
+    padded to `batch_size`: an image is the same among any number of images, for one `batch_size`. On another kind of
+    device, or with another version of torch, logits differ in their last bits, which changes about one image in
     thousands.
 
     The model's mode (training or evaluation) neither matters nor changes: dropout is never applied.
 
     Args:
         model: the bare model of `make_prior` or `load_prior`, float weights, any device and float dtype.
-        labels: [B] integers in [0, num_classes), or the values of another condition [B, *value_shape]; None for an
-            unconditional prior, and for a conditional one to draw from its null class.
-        seeds: one number an image, or
-        generators: one generator an image (`image_generator` makes them); each gives its next `sequence.length`
-            numbers. Neither: seeds are drawn from torch's global generator.
-        prefix_codes: the codes that each image begins with, which are kept: [B, P] with P below `sequence.length`, or
-            the grid's upper rows [B, r, w(, depth)] (where the order is "positions"). A position's random number is the
-            same whatever was given before it, so that an image's own first codes are completed to that image.
-        batch_size: images decoded at once (guidance doubles the rows); None for 16 on a CPU and 32 elsewhere, or fewer
-            where the free memory asks for it.
-        weights: "exact"; or rounded to "float16" or "int8", on CPUs: faster, and other codes.
-        on_progress: called after every step with the number of codes done and the number of all.
+        labels: [B] integers in [0, num_classes), or the values of another condition [B, *value_shape]. None for an
+            unconditional prior; with a conditional prior None draws from the null class.
+        seeds: one number per image.
+        generators: one generator per image, instead of seeds (`image_generator` makes them); each gives its next
+            `sequence.length` numbers. Without seeds and generators, torch's global generator draws the seeds.
+        prefix_codes: the given first codes of each image, which are kept: [B, P] with P below `sequence.length`, or the
+            grid's upper rows [B, r, w(, depth)] (only with the order "positions"). A position's random number does not
+            depend on the given codes, so that an image's own first codes are completed to that image.
+        batch_size: images decoded at once (guidance doubles the rows). None is 16 on a CPU and 32 elsewhere, or fewer
+            if the free memory requires it.
+        weights: "exact"; or "float16" or "int8" for rounded weights, on CPUs: faster, but with other codes.
+        on_progress: called after every step with the number of finished codes and the total number.
         settings: fields of `SamplingConfig`.
 
     Returns:
         [B, sequence.length] int64 in [0, codebook_size), in the order of `sequence`, on the model's device.
 
     Raises:
-        CodegridError: an argument is out of its range, labels or given codes do not fit the prior, guidance is asked of
-            an unconditional prior, of one without a null class or without labels, or the logits are not finite.
+        CodegridError: an argument is out of its range; labels or given codes do not fit the prior; guidance is used
+            with an unconditional prior, a prior without a null class, or no labels; or the logits are not finite.
         TypeError: a setting is unknown.
     """
     batches = list(
@@ -107,9 +107,9 @@ def iterate_codes(
     on_progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[Tensor]:
-    """As `sample_codes`, but gives each batch's codes, [n, sequence.length], as soon as they are drawn.
+    """Like `sample_codes`, but yields each batch's codes, [n, sequence.length], as soon as they are drawn.
 
-    What is wrong with the arguments is raised by the call itself; the next batch is begun when it is asked for.
+    The call itself raises the errors about arguments. A batch starts when the caller asks for it.
     """
     config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
@@ -121,7 +121,7 @@ def iterate_codes(
     given = _given(prefix_codes, len(generators), sequence)  # [B, P]
     if not generators:
         return iter(())
-    positions = sequence.prefix_length + sequence.length - 1  # the last code is not fed
+    positions = sequence.prefix_length + sequence.length - 1  # the model does not get the last code
     read = read_weights(model, sequence.codebook_size, positions, weights=weights)
     if batch_size is None:
         most = _MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE
@@ -133,7 +133,7 @@ def iterate_codes(
 def image_generator(seed: int, index: int) -> torch.Generator:
     """The random stream of image `index` (at least 0) of a call with `seed` (any integer).
 
-    torch's CPU generator uses 32 bits of its seed. Within one `seed`, 2^32 images have different streams; the streams
+    torch's CPU generator uses 32 bits of its seed. Within one `seed`, 2^32 images have different streams. The streams
     of two seeds overlap only by chance.
     """
     start = hashlib.blake2b(f"codegrid image stream {int(seed)}".encode(), digest_size=4).digest()
@@ -167,12 +167,12 @@ def _batches(
                 on_progress(done + position * images, total)
 
         uniforms = None if settings.temperature == 0 else _uniforms(generators[part], sequence.length, device)
-        # Entered for a batch at a time: around a `yield` the modes would reach into the caller's own code.
+        # Entered for one batch at a time: around a `yield` the modes would also apply to the caller's code.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             codes = _sample_batch(
                 decoder, sequence, prefixes[part].to(device), given[part].to(device), uniforms, settings, report, after
             )
-        yield codes.clone()  # outside of inference mode: a tensor that autograd takes
+        yield codes.clone()  # outside of inference mode: autograd accepts the copy
 
 
 def _sample_batch(
@@ -187,7 +187,7 @@ def _sample_batch(
 ) -> Tensor:
     """prefixes [n, tokens], given [n, P], uniforms [n, L] (None: greedy) -> codes [n, L]."""
     images = len(prefixes)
-    image = torch.arange(decoder.rows, device=prefixes.device) % images  # [R], the image whose codes a row is fed
+    image = torch.arange(decoder.rows, device=prefixes.device) % images  # [R], the image of each row
     prefix = prefixes[image]  # [R, tokens]
     scales = settings.guidance_scales(sequence.length)
     guided = [position for position, scale in enumerate(scales) if scale != 1]
@@ -200,7 +200,7 @@ def _sample_batch(
     for one in before:
         decoder.advance(one)
     for position in range(sequence.length):
-        if guided and position == guided[-1] + 1:  # the null branch is asked for nothing more
+        if guided and position == guided[-1] + 1:  # the null branch is no longer needed
             image, tokens = image[:rows_unguided], tokens[:rows_unguided]
         hidden = decoder.advance(tokens)
         if position < given.shape[1]:
@@ -216,7 +216,7 @@ def _sample_batch(
         codes[:, position] = chosen.to(codes.device)
         tokens = codes[image, position]  # [R]
         report(position + 1)
-    if not finite:  # asked once, at the end: to ask at every step would stall an accelerator
+    if not finite:  # checked once, at the end: a check at every step would be a CPU-GPU sync point
         raise CodegridError(
             "The prior's logits are not finite: its weights hold NaN or infinity, or its dtype overflows."
         )
@@ -224,7 +224,7 @@ def _sample_batch(
 
 
 def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) -> None:
-    """Guidance, and images of no class, are only for priors that have learned what they need."""
+    """Guidance needs labels and the null class; images without a class need a null class that the prior learned."""
     if scale != 1 and not sequence.can_be_guided:
         lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
         raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}: leave it at 1.")
@@ -256,7 +256,7 @@ def _one_stream_an_image(
 
 
 def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tensor:
-    """Codes to begin with -> [B, P] int64, P 0 where there are none."""
+    """Given first codes -> [B, P] int64; P is 0 if there are none."""
     if codes is None:
         return torch.empty(images, 0, dtype=torch.int64)
     codes = flat_rows(codes, sequence).cpu()
@@ -275,7 +275,7 @@ def _prefixes(labels: Tensor | Sequence[int] | None, images: int, sequence: Sequ
 
 
 def _uniforms(generators: Sequence[torch.Generator], length: int, device: torch.device) -> Tensor:
-    """[n, L] float64 in [0, 1): drawn on each generator's own device, so that they do not depend on the model's."""
+    """[n, L] float64 in [0, 1), drawn on each generator's device, so that they do not depend on the model's device."""
     drawn = [torch.rand(length, generator=one, dtype=torch.float64, device=one.device).cpu() for one in generators]
     return torch.stack(drawn).to("cpu" if device.type == "mps" else device)
 
@@ -285,7 +285,7 @@ def _in_double(logits: Tensor) -> Tensor:
 
 
 def _rows(images: int, guided: bool, batch_size: int, weights: DecoderWeights) -> int:
-    """Rows to decode for a number of images, with the null branch and the padding: see `sample_codes`."""
+    """Number of rows to decode for some images, with the null branch and the padding: see `sample_codes`."""
     branches = 2 if guided else 1
     if weights.device.type != "cpu":
         return branches * batch_size

@@ -1,9 +1,9 @@
-"""Codes as a sequence of tokens: the vocabulary, the order and the prefix that every part of the prior agrees on.
+"""Codes as a sequence of tokens: the vocabulary, the order and the prefix that all parts of the prior use.
 
-One flat vocabulary, `[codes | the condition's tokens | null]`. A sequence is a prefix (one token for a class or null;
-`conditioning.py` has others) and then the codes of the grid in raster order; where a position has several (`depth` > 1)
-they follow each other, coarse to fine. Where they are a top code and its block of a finer grid, the whole top grid can
-come before the whole finer one.
+There is one flat vocabulary, `[codes | the condition's tokens | null]`. A sequence is a prefix (one token for a class
+or null; `conditioning.py` has others) and then the codes of the grid in raster order. If a position has several codes
+(`depth` > 1), they follow each other, coarse to fine. If they are a top code and its block of a finer grid, the whole
+top grid can come before the whole finer one.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from codegrid.prior.conditioning import (
 )
 
 SEQUENCE_CONFIG_NAME = "sequence_config.json"
-# Upper bounds: tables and lists of these sizes are made, and a file says how large they are.
+# Upper bounds: a file gives these sizes, and tables and lists of the sizes are made.
 MOST_CODES, MOST_POSITIONS = 2**31, 2**20
 
 
 @dataclass(frozen=True)
 class SequenceConfig:
-    """What a prior's tokens mean. Derived from the code data set, so that the two stages cannot disagree.
+    """The meaning of a prior's tokens. It comes from the code data set, so that the two stages cannot disagree.
 
     Args:
         codebook_size: number of codes K; codes run from 0 to K - 1.
         grid_shape: rows and columns of the code grid.
         depth: codes at each position of the grid (above 1 for residual quantizers).
-        order: "positions": all codes of a position before the next position's. "grids": the first code of every
-            position, then the others, which are a square block of a finer grid each (depth 5: 2 x 2), row by row of
-            that grid (VQ-VAE-2's top and bottom, https://arxiv.org/abs/1906.00446).
-        class_names: one unique name a class, in the order of the labels; None for an unconditional prior.
-        tokenizer_fingerprint: of the tokenizer that made the codes; None if unknown.
-        null_class: whether a conditional prior has learned the null token too, which guidance and images of no class
-            need. Its token stands in the vocabulary in any case.
-        condition: what else than a class the codes follow, of a registered kind (`register_condition`); None where it
-            is a class, or nothing.
+        order: "positions" puts all codes of a position before those of the next position. "grids" puts the first code
+            of every position before all others. The others of a position are a square block of a finer grid (depth 5:
+            2 x 2) and follow row by row of that grid (VQ-VAE-2's top and bottom, https://arxiv.org/abs/1906.00446).
+        class_names: one unique name per class, in the order of the labels; None for an unconditional prior.
+        tokenizer_fingerprint: fingerprint of the tokenizer that made the codes; None if unknown.
+        null_class: whether a conditional prior has also learned the null token, which guidance and images without a
+            class need. The vocabulary has the token in any case.
+        condition: a condition of the codes other than a class, of a registered kind (`register_condition`). None if
+            the condition is a class or there is none.
 
     Raises:
         CodegridError: a field is of the wrong type or out of its range. The message names it.
@@ -116,7 +116,7 @@ class SequenceConfig:
             condition is None or self.class_names is None,
             "There are class_names and a condition: a prior follows one of them.",
         )
-        if isinstance(condition, ClassCondition):  # one way to say it, so that equal configs are equal
+        if isinstance(condition, ClassCondition):  # a single representation, so that equal configs compare equal
             object.__setattr__(self, "class_names", condition.class_names)
         if isinstance(condition, (NoCondition, ClassCondition)):
             condition = None
@@ -129,7 +129,7 @@ class SequenceConfig:
 
     @property
     def conditioning(self) -> Condition:
-        """What the codes follow: the `condition`, the classes, or nothing."""
+        """The condition of the codes: `condition`, the classes, or none."""
         return self._conditioning
 
     @property
@@ -144,17 +144,17 @@ class SequenceConfig:
 
     @property
     def can_be_guided(self) -> bool:
-        """Whether there is a condition to lead towards and null to lead away from."""
+        """Whether guidance is possible: there is a condition, and the prior has learned null."""
         return self.conditioning.vocab_size > 0 and self.null_class
 
     @property
     def length(self) -> int:
-        """Codes an image: rows * columns * depth. A sequence of tokens has the prefix before them."""
+        """Codes per image: rows * columns * depth. A sequence of tokens has the prefix before them."""
         return self.grid_shape[0] * self.grid_shape[1] * self.depth
 
     @property
     def code_of_token(self) -> Tensor:
-        """[length] int64: the place of each token's code among an image's codes position by position."""
+        """[length] int64: the index of each token's code among an image's codes, counted position by position."""
         places = torch.arange(self.length).view(*self.grid_shape, self.depth)  # [h, w, depth]
         if self.order == "positions":
             return places.flatten()
@@ -169,12 +169,12 @@ class SequenceConfig:
 
     @property
     def null_token(self) -> int:
-        """Prefix of a sequence of no class: guidance's other branch, and the start of an unconditional prior."""
+        """Prefix of a sequence without a class: null branch of guidance, and start of an unconditional prior."""
         return self.codebook_size + self.conditioning.vocab_size
 
     @property
     def null_prefix(self) -> Tensor:
-        """[prefix_length] int64: the prefix of a sequence that follows nothing."""
+        """[prefix_length] int64: the prefix of a sequence without a condition."""
         return torch.tensor(self.conditioning.null, dtype=torch.int64) + self.codebook_size
 
     def class_token(self, label: int) -> int:
@@ -188,12 +188,12 @@ class SequenceConfig:
         return self.codebook_size + int(label)
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values; without `condition` where there is none, as files had it before there were any."""
+        """The config as plain values. Without a condition it has no `condition`, as in older files."""
         values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
         return values if self.condition is None else values | {"condition": condition_to_dict(self.condition)}
 
     def save(self, folder: str | Path) -> Path:
-        """Write `sequence_config.json` into `folder` (made if missing): whole or not at all. Returns its path."""
+        """Write `sequence_config.json` atomically into `folder`, which is made if missing. Returns its path."""
         path = Path(folder) / SEQUENCE_CONFIG_NAME
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.tmp-{os.getpid()}")
@@ -213,8 +213,8 @@ class SequenceConfig:
         """Read `sequence_config.json` of `folder`.
 
         Raises:
-            MissingFileError: there is no such file: the folder is no prior of this project.
-            ValueError: it is no JSON object, a key is unknown or missing, or a value is wrong. The file is named.
+            MissingFileError: there is no such file: the folder is not a prior of this project.
+            ValueError: it is not a JSON object, a key is unknown or missing, or a value is wrong. It names the file.
         """
         path = Path(folder) / SEQUENCE_CONFIG_NAME
         if not path.is_file():
@@ -231,7 +231,7 @@ class SequenceConfig:
 def _config_from_json(values: Any, path: Path) -> SequenceConfig:
     require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
     known = {field.name for field in fields(SequenceConfig)}
-    younger = {"order", "null_class", "condition"}  # than the first priors that were saved
+    younger = {"order", "null_class", "condition"}  # than the first saved priors
     unknown, missing = sorted(set(values) - known), sorted(known - set(values) - younger)
     require(not unknown, f"Unknown keys in {path}: {', '.join(unknown)}. It may hold {', '.join(sorted(known))}.")
     require(not missing, f"Keys missing from {path}: {', '.join(missing)}.")
@@ -244,23 +244,23 @@ def _config_from_json(values: Any, path: Path) -> SequenceConfig:
 def to_tokens(
     codes: Tensor, labels: Tensor | None, drop: Tensor | None, config: SequenceConfig, *, validate: bool = True
 ) -> Tensor:
-    """Codes of images -> the token sequences a prior is trained on.
+    """Codes of images -> the token sequences on which a prior is trained.
 
     Args:
-        codes: [B, L] (position by position, as the code data set has them) or [B, h, w] or [B, h, w, depth], any
-            integer dtype, in [0, codebook_size).
-        labels: [B] integers in [0, num_classes), or the values of another condition, [B, *value_shape]; None exactly if
-            the prior is unconditional.
-        drop: [B] bool, True where the class (the condition) is replaced by null (for guidance); None drops none.
-        validate: check the ranges of `codes` and `labels`. On an accelerator this waits for it: pass False there for
-            codes that were checked when they were read.
+        codes: [B, L] (position by position, as in the code data set) or [B, h, w] or [B, h, w, depth], any integer
+            dtype, in [0, codebook_size).
+        labels: [B] integers in [0, num_classes), or the values of another condition, [B, *value_shape]; None if and
+            only if the prior is unconditional.
+        drop: [B] bool; True replaces the class (the condition) by null, for guidance. None drops none.
+        validate: check the ranges of `codes` and `labels`. On an accelerator this is a sync point: pass False there if
+            the codes were checked when they were read.
 
     Returns:
         [B, prefix_length + L] int64, on the device of `codes`: the prefix and the codes in the order of the config.
 
     Raises:
-        CodegridError: wrong shape, a code beyond the codebook, a label that is no class, labels missing or uncalled
-            for, or drop for a prior without a null class.
+        CodegridError: wrong shape, a code beyond the codebook, a label beyond the classes, missing or unexpected
+            labels, or drop for a prior without a null class.
     """
     codes = _flat_codes(codes, config)
     if validate:
@@ -286,7 +286,7 @@ def prefix_tokens(
     device: torch.device | str = "cpu",
     validate: bool = True,
 ) -> Tensor:
-    """Labels or values [B, *value_shape] (None exactly if the prior is unconditional) -> [B, prefix_length] int64."""
+    """Labels or values [B, *value_shape] (None if the prior is unconditional) -> [B, prefix_length] int64."""
     kind = config.conditioning
     if labels is None:
         require(
@@ -307,7 +307,7 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
     """Code tokens without their prefix, [B, L] -> grids of codes [B, h, w] int64, or [B, h, w, depth] if depth > 1.
 
     Raises:
-        CodegridError: wrong shape, or a token that is no code.
+        CodegridError: wrong shape, or a token that is not a code.
     """
     require(
         tokens.dim() == 2 and _is_integer(tokens) and tokens.shape[1] == config.length,
@@ -323,10 +323,10 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
 
 
 def resolve_labels(names_or_ids: Iterable[str | int], config: SequenceConfig) -> list[int]:
-    """Class names or ids -> labels; of another condition what its `parse` takes -> values.
+    """Class names or ids -> labels; for another condition, inputs of its `parse` -> values.
 
-    A string is first looked up among the class names and only then read as a number, so that "7" is the class called
-    "7" where there is one.
+    A string is first looked up among the class names and only then read as a number: "7" is the class called "7" if
+    there is one.
 
     Args:
         names_or_ids: names, integers in [0, num_classes), or such integers as strings; freely mixed.
@@ -353,11 +353,11 @@ def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
 def flat_rows(codes: Tensor, config: SequenceConfig) -> Tensor:
     """First codes of images, [B, P] or the grid's upper rows [B, r, w(, depth)] -> [B, P] int64, P below the length.
 
-    [B, P] are in the order of the config. Upper rows are for the order "positions" alone: they are not what comes first
-    in "grids", where the top grid is, flat.
+    [B, P] has the order of the config. Upper rows are only for the order "positions": in "grids" the whole top grid
+    comes first; give its codes flat.
 
     Raises:
-        CodegridError: wrong shape, nothing left to sample, or a code beyond the codebook.
+        CodegridError: wrong shape, no code left to sample, or a code beyond the codebook.
     """
     require(
         codes.dim() == 2 or config.order == "positions",

@@ -1,7 +1,7 @@
-"""A prior's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
+"""A prior's fast forward pass for training, over whole sequences. It computes what the stock model does.
 
-How is an architecture's own (`Architecture.training_forward`). A model that has none, or is built otherwise than it
-expects (adapters, biases), runs as transformers wrote it.
+Each architecture has its own (`Architecture.training_forward`). A model without one, or with parts that it does not
+expect (adapters, biases), runs the forward pass of transformers.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from codegrid.prior.architectures import Architecture, architecture_of
 
 
 def hidden_states(model: PreTrainedModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:
-    """Tokens [B, T] -> what the output layer takes, [B, T, D].
+    """Tokens [B, T] -> the input of the output layer, [B, T, D].
 
     Args:
-        checkpointing: keep only what stands between the blocks, and compute the blocks again in the backward pass.
+        checkpointing: gradient checkpointing: store only the activations between the blocks, and compute the blocks
+            again in the backward pass.
 
     Raises:
-        CodegridError: checkpointing, of a model that `check_checkpointing` refuses.
+        CodegridError: checkpointing is set for a model that `check_checkpointing` refuses.
     """
     record = _with_forward(model)
     if record is not None and record.training_forward is not None:
         return record.training_forward(model, tokens, checkpointing)
     if checkpointing:
         check_checkpointing(model)
-    # A cache would keep every layer's keys and values alive for nothing.
+    # A key/value cache would keep every layer's keys and values alive for nothing.
     return model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
 
 
@@ -35,7 +36,7 @@ def check_checkpointing(model: PreTrainedModel) -> None:
     """Refuse gradient checkpointing where it would change nothing.
 
     Raises:
-        CodegridError: the architecture has none, or the model is built otherwise (it holds an adapter, for example).
+        CodegridError: the architecture has none, or the model has other parts (an adapter, for example).
     """
     record = _with_forward(model)
     require(

@@ -1,6 +1,6 @@
-"""The registry of architectures. To add one: a file beside this one with a record, and a line in the list below.
+"""The registry of architectures. To add one, put a file with a record beside this one and a line into the list below.
 
-Another package adds its own by `register_architecture`.
+Another package adds its own with `register_architecture`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def register_architecture(record: Architecture) -> Architecture:
-    """Make an architecture known to `PriorConfig.architecture`, training, sampling, saving and loading.
+    """Register an architecture for `PriorConfig.architecture`, training, sampling, saving and loading.
 
-    One that is not transformers' own is made known to `AutoModelForCausalLM` too. The record is given back.
+    An architecture that is not part of transformers is also registered with `AutoModelForCausalLM`. Returns the record.
 
     Raises:
-        CodegridError: its name, class or model_type is another architecture's.
+        CodegridError: another architecture has its name, class or model_type.
     """
     for known in ARCHITECTURES.values():
         for field in ("name", "class_name", "model_type"):
@@ -56,10 +56,10 @@ for _record in (LLAMA, GRID_LLAMA, QWEN3, GPT2):
 
 
 def architecture_named(name: str) -> Architecture:
-    """The record of a name.
+    """The record called `name`.
 
     Raises:
-        CodegridError: there is none. The message lists those that there are.
+        CodegridError: there is none. The message lists the registered names.
     """
     if name not in ARCHITECTURES:
         raise CodegridError(f"architecture is {name!r}: it must be 'auto' or one of {', '.join(ARCHITECTURES)}.")
@@ -67,11 +67,11 @@ def architecture_named(name: str) -> Architecture:
 
 
 def architecture_of(model: PreTrainedModel) -> Architecture | None:
-    """The record of a model, or of the class that it is derived from; None for a model that is wrapped or unknown."""
+    """The record of a model's class or of its base class; None for a wrapped or unknown model."""
     by_class = {record.model_class: record for record in ARCHITECTURES.values()}
     return next((by_class[kind] for kind in type(model).__mro__ if kind in by_class), None)
 
 
 def architecture_of_class(name: str) -> Architecture | None:
-    """The record of a model class's name, as config.json and model_index.json have it; None if unknown."""
+    """The record by the name of the model class, as in config.json and model_index.json; None if unknown."""
     return next((record for record in ARCHITECTURES.values() if record.class_name == name), None)

@@ -1,4 +1,4 @@
-"""What the toolkit has to know of an architecture: one record each."""
+"""What the toolkit has to know about an architecture: one record for each."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def _never(model: PreTrainedModel) -> bool:
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of priors: a causal language model of transformers, or one that is built like them.
+    """An architecture of priors: a causal language model of transformers, or a model with the same interface.
 
     Args:
-        name: what `PriorConfig.architecture` says; also the tag of a model card.
-        title: for people, as in "A Llama that predicts ...".
-        config_class, model_class: of transformers, or subclasses. `config_class.model_type` and the name of
-            `model_class` must be its own: saved priors are found again by them.
+        name: the value of `PriorConfig.architecture`; also the tag of a model card.
+        title: a name for people, as in "A Llama that predicts ...".
+        config_class, model_class: classes of transformers, or subclasses. No other architecture may have the same
+            `config_class.model_type` or name of `model_class`, because loading finds a saved prior's record by them.
         config: (prior config, sequence) -> the model's config. `shared_values` has what every architecture needs.
-            Raises CodegridError where the sequence does not fit.
-        read_weights: (model, number of codes, positions, `AsMap`) -> what decoding reads, see `DecoderWeights`.
-        check: raises CodegridError where the fields of a `PriorConfig` do not fit this architecture.
-        training_forward: (model, tokens [B, T], checkpointing) -> what the output layer takes [B, T, D], in less time
-            than the model's own forward pass and equal to it up to rounding; None where there is none.
-        is_plain: whether `training_forward` computes what this model does (it may hold adapters, or be configured
-            otherwise). A model that is not plain runs as transformers wrote it.
-        checkpointing: whether `training_forward` can compute the blocks again in the backward pass.
-        matrix_layers: classes of the layers that are one matrix product each: what operations are counted by.
+            Raises CodegridError if the sequence does not fit.
+        read_weights: (model, number of codes, positions, `AsMap`) -> the weights for decoding, see `DecoderWeights`.
+        check: raises CodegridError if the fields of a `PriorConfig` do not fit this architecture.
+        training_forward: (model, tokens [B, T], checkpointing) -> the input of the output layer [B, T, D]. It is faster
+            than the model's own forward pass and equal to it up to rounding. None if the architecture has none.
+        is_plain: whether `training_forward` computes the same as this model, which may hold adapters or have another
+            configuration. A model that is not plain runs the forward pass of transformers.
+        checkpointing: whether `training_forward` supports gradient checkpointing of the blocks.
+        matrix_layers: classes of the layers that are one matrix product each. Operations are counted by them.
         library: the package that `model_index.json` names beside the class.
     """
 
@@ -64,18 +64,18 @@ class Architecture:
 
     @property
     def class_name(self) -> str:
-        """Of the model, as config.json and model_index.json name it."""
+        """The name of the model's class in config.json and model_index.json."""
         return self.model_class.__name__
 
 
 def shared_values(config: PriorConfig, sequence: SequenceConfig) -> dict[str, Any]:
-    """What every architecture's config is told, by the names that all of transformers' configs have."""
-    # Llama's default tokens are 1 and 2: the code 2 would end an image.
+    """The values of every architecture's config, by the names that all configs of transformers share."""
+    # Llama's default special tokens are 1 and 2, so code 2 would end an image.
     shared: dict[str, Any] = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
     shared |= {"vocab_size": sequence.vocab_size, "initializer_range": config.initializer_range}
     return shared | {"tie_word_embeddings": config.tie_word_embeddings, "attn_implementation": "sdpa"}
 
 
 def num_positions(sequence: SequenceConfig) -> int:
-    """Positions of a model: one more than training sees, because serving engines count the prefix and every code."""
+    """Positions of a model: one more than training uses, because serving engines count the prefix and every code."""
     return sequence.prefix_length + sequence.length

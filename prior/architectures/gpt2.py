@@ -1,6 +1,6 @@
 """A stock GPT-2 (Radford et al. 2019): learned positions, layer norms with biases, an MLP without a gate.
 
-The second half lays its weights out for decoding. Training runs the model as transformers wrote it.
+The second half lays out the weights for decoding. Training runs the forward pass of transformers.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap
     """See `read_weights`.
 
     Raises:
-        CodegridError: attention is scaled otherwise than by the width of a head.
+        CodegridError: the scale of attention does not follow from the width of a head.
     """
     config, inner = model.config, model.transformer
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:

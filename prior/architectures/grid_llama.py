@@ -1,7 +1,7 @@
-"""A Llama whose rotary positions are the rows and columns of the code grid; else it is transformers', key by key.
+"""A Llama whose rotary positions are the rows and columns of the code grid; its keys are those of transformers' Llama.
 
-Rotary positions: Su et al. 2021, https://arxiv.org/abs/2104.09864; a half of each head for the rows and a half for the
-columns, as LlamaGen has them: Sun et al. 2024, https://arxiv.org/abs/2406.06525.
+Rotary positions: Su et al. 2021, https://arxiv.org/abs/2104.09864. One half of each head rotates by the row, the other
+half by the column, as in LlamaGen: Sun et al. 2024, https://arxiv.org/abs/2406.06525.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
 
 class GridLlamaConfig(LlamaConfig):
-    """LlamaConfig, and the grid.
+    """LlamaConfig with the grid.
 
     Args:
-        grid_width: columns of the grid; positions follow it line by line, after the prefix.
-        prefix_length: tokens of the prefix. Several lie line by line right above the grid, as the codes of another
-            picture of that width would; a single one lies where the first code lies.
-        zero_prefix: the prefix's queries and keys are zero, as in LlamaGen's code: every later position gives it the
-            score 0. False leaves them as they are, not turned.
+        grid_width: columns of the grid. After the prefix, positions run through the grid row by row.
+        prefix_length: tokens of the prefix. Several tokens lie row by row directly above the grid, like the codes of
+            another picture of that width. A single token has the position of the first code.
+        zero_prefix: sets the prefix's queries and keys to zero, as LlamaGen's code does, so that every later position
+            gives the prefix the score 0. False keeps them, without rotation.
     """
 
     model_type = "codegrid_grid_llama"
@@ -41,13 +41,13 @@ class GridLlamaConfig(LlamaConfig):
     prefix_length: int = 1
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """What config.json holds: as before there were longer prefixes, where there is none."""
+        """The values of config.json. A prefix of one token is left out, as in files from before longer prefixes."""
         values = super().to_diff_dict()
         return {name: value for name, value in values.items() if name != "prefix_length" or value != 1}
 
 
 class GridRotaryEmbedding(nn.Module):
-    """Cosines and sines of a head's pairs: the first half turns by the row, the second by the column."""
+    """Cosines and sines of a head's pairs: the first half rotates by the row, the second by the column."""
 
     def __init__(self, config: GridLlamaConfig) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class GridRotaryEmbedding(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids [B, T], the prefix's first -> two of [B, T, head_dim], in the dtype of `x`."""
-        # Made anew each time: a buffer that is not saved would come back from `from_pretrained` as garbage.
+        """position_ids [B, T], starting with the prefix -> cos and sin [B, T, head_dim], in the dtype of `x`."""
+        # Computed in every call: `from_pretrained` would leave garbage in a buffer that is not saved.
         half = self.head_dim // 2
         waves = self.theta ** (-torch.arange(0, half, 2, device=x.device).float() / half)  # [head_dim / 4]
         cell = position_ids - self.prefix_length  # negative in the prefix

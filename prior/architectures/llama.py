@@ -1,4 +1,4 @@
-"""A stock Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971): what a prior is by default."""
+"""A stock Llama (Touvron et al. 2023, https://arxiv.org/abs/2302.13971), the default architecture of a prior."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_rotary(config: PriorConfig) -> None:
-    """Rotary positions turn pairs of a head's dimensions."""
+    """Rotary positions rotate pairs of a head's dimensions."""
     require(
         config.hidden_size // config.num_attention_heads % 2 == 0,
         f"hidden_size {config.hidden_size} over num_attention_heads {config.num_attention_heads} must give an even "
@@ -26,7 +26,7 @@ def check_rotary(config: PriorConfig) -> None:
 
 
 def llama_values(config: PriorConfig, sequence: SequenceConfig) -> dict[str, Any]:
-    """The fields of a LlamaConfig, and of the configs that are derived from it."""
+    """The fields of a LlamaConfig and of configs derived from it."""
     return shared_values(config, sequence) | {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size or _default_intermediate_size(config.hidden_size),

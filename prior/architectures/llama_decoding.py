@@ -1,4 +1,4 @@
-"""A Llama's or Qwen3's weights, laid out for decoding: query, key and value in one product, gate and up in another."""
+"""Lays out the weights of a Llama or Qwen3 for decoding: one product for query, key and value, one for gate and up."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A Llama's or Qwen3's forward pass over whole sequences, as training runs it: the stock model's numbers in less time.
+"""The fast forward pass of a Llama or Qwen3 for training, over whole sequences. It computes what the stock model does.
 
-Query, key and value are one matrix product, gate and up another; norms, rotations and the gated unit make few passes
+Query, key and value are one matrix product, gate and up another. Norms, rotations and the gated unit make few passes
 over memory (`row_operations.py`).
 """
 
@@ -31,7 +31,7 @@ def llama_forward(model: LlamaLike, tokens: Tensor, checkpointing: bool) -> Tens
 
 
 def is_plain_llama(model: LlamaLike) -> bool:
-    """Whether the blocks are those that `_block` computes: no adapters, no biases, the activation SiLU."""
+    """Whether `_block` computes this model's blocks: no adapters, no biases, SiLU as the activation."""
     config = model.config
     return (
         config.hidden_act == "silu"
@@ -42,7 +42,7 @@ def is_plain_llama(model: LlamaLike) -> bool:
 
 
 def _rotation(model: LlamaLike, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    """Two of [T, 1, hd] in the dtype of the matrix products."""
+    """cos and signed sin, each [T, 1, hd], in the dtype of the matrix products."""
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
     cos, sin = model.model.rotary_emb(hidden, positions)  # [1, T, hd]
     half = sin.shape[-1] // 2
@@ -64,7 +64,7 @@ def _block(layer: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tensor) ->
 
 
 def _attend(attention: nn.Module, normed: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """[B, T, D] -> what each head reads, [B, T, H * hd]."""
+    """[B, T, D] -> the output of each head, [B, T, H * hd]."""
     config, head_dim = attention.config, attention.head_dim
     shared = config.num_key_value_heads
     turned = config.num_attention_heads + shared

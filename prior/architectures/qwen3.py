@@ -1,4 +1,4 @@
-"""A stock Qwen3: a Llama that norms queries and keys, head by head, before they are turned.
+"""A stock Qwen3: a Llama that normalises queries and keys, head by head, before the rotation.
 
 Dehghani et al. 2023, https://arxiv.org/abs/2302.05442; Yang et al. 2025, https://arxiv.org/abs/2505.09388.
 """

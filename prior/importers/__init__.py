@@ -1,7 +1,7 @@
-"""The registry of foreign priors: weights by their foreign names -> a prior of this project and what its tokens mean.
+"""The registry of foreign priors: weights by their foreign names -> a prior of this project and its `SequenceConfig`.
 
-Pure; no project's code is imported. Priors that are neither Llamas nor GPT-2s are named in `NOT_IMPORTED`, with the
-reason.
+Pure functions; no other project's code is imported. `NOT_IMPORTED` names priors that are neither Llamas nor GPT-2s,
+with the reason.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PRIOR_FAMILIES: dict[str, PriorFamily] = {
     "llamagen-gpt": llamagen.FAMILY,
     "taming-gpt": taming_gpt.FAMILY,
 }
-# What is recognised and not imported: the signs, and why.
+# Families that are recognised but not imported: their signs, and the reason.
 NOT_IMPORTED: tuple[tuple[str, str], ...] = (
     (
         r"cls_embedding\.cap_proj\.",
@@ -49,17 +49,17 @@ def convert_prior(
     heads: int | None = None,
     settings: Mapping[str, Any] | None = None,
 ) -> tuple[PreTrainedModel, SequenceConfig]:
-    """A foreign state dict as a prior in evaluation mode and float32, and what its tokens mean.
+    """Convert a foreign state dict into a prior in evaluation mode and float32, and the meaning of its tokens.
 
     Args:
         family: one of `PRIOR_FAMILIES`.
-        grid_size: rows, and columns, of the code grid: weights do not tell it.
-        class_names: in the order of the labels; None for their numbers.
-        heads: of attention, where neither a published size nor the settings tell.
-        settings: the family's own config (yaml), where it has one.
+        grid_size: rows and columns of the square code grid; weights do not tell it.
+        class_names: in the order of the labels; None names the classes by their numbers.
+        heads: number of attention heads, if neither a published size nor the settings tell it.
+        settings: the family's own config (yaml), if it has one.
 
     Raises:
-        CodegridError: the weights are not of this family, or are not whole. The message lists the keys.
+        CodegridError: the weights are not of this family, or some are missing. The message lists the keys.
     """
     for sign, reason in NOT_IMPORTED:
         if any(re.search(sign, key) for key in weights):
@@ -76,6 +76,6 @@ def convert_prior(
 
 
 def guess_prior_family(keys: Iterable[str]) -> str | None:
-    """The family whose signs the keys carry; None where there is none."""
+    """The family whose signs match the keys; None if there is none."""
     keys = list(keys)
     return next((name for name, family in PRIOR_FAMILIES.items() if family.fits(keys)), None)

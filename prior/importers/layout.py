@@ -1,4 +1,4 @@
-"""What the families share: their record, and converted weights that become a model, or an error that lists the keys."""
+"""Shared by the families: their record, and the step from converted weights to a model or an error with the keys."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from codegrid.prior.sequence import SequenceConfig
 
 @dataclass(frozen=True)
 class PriorFamily:
-    """How the priors of one project become ours.
+    """How the priors of one foreign project are converted.
 
     Args:
-        title: what it is, for people.
-        signs: regular expressions; weights are of the family where each of them finds a key.
+        title: a name for people.
+        signs: regular expressions; weights are of the family if each expression finds a key.
         convert: (weights, grid_size, class_names or None, heads or None, settings or None) -> the model and its
-            sequences.
-        example: arguments of `codegrid import-checkpoint NAME` beside --output-dir, for its help.
-        peer: the repository with the project's own code, which `codegrid dev import-parity` compares with.
+            `SequenceConfig`.
+        example: arguments of `codegrid import-checkpoint NAME` besides --output-dir, for its help.
+        peer: the repository with the project's own code; `codegrid dev import-parity` compares with it.
     """
 
     title: str
@@ -54,8 +54,8 @@ def filled(
     """The model with these weights, in evaluation mode.
 
     Args:
-        left_over: keys of the checkpoint that are no part of the family's network.
-        title: of what the checkpoint should be, for the error.
+        left_over: keys of the checkpoint that are not part of the family's network.
+        title: names the expected kind of checkpoint in the error.
 
     Raises:
         CodegridError: weights are missing, left over or of another shape.

@@ -36,7 +36,7 @@ def convert(
     heads: int | None,
     settings: Mapping[str, Any] | None,
 ) -> tuple[GridLlamaForCausalLM, SequenceConfig]:
-    """See `convert_prior`. The null class is the last row of the class embedding, as the null token is here."""
+    """See `convert_prior`. The null class is the last row of the class embedding, like the null token here."""
     weights = {key: value.float() for key, value in weights.items() if not key.startswith("freqs_cis")}
     codes, classes = weights.pop("tok_embeddings.weight"), weights.pop("cls_embedding.embedding_table.weight")
     layers = 1 + max(int(found[1]) for key in weights if (found := re.match(r"layers\.(\d+)\.", key)))
@@ -52,7 +52,7 @@ def convert(
     ours = {
         "model.embed_tokens.weight": torch.cat([codes, classes]),  # [codes | class tokens | null]
         "model.norm.weight": weights.pop("norm.weight"),
-        # Class tokens are never predicted; the softmax runs over the codes alone.
+        # Class tokens are never predicted: the softmax runs over the codes only.
         "lm_head.weight": torch.cat([weights.pop("output.weight"), torch.zeros_like(classes)]),
     }
     for key in list(weights):
@@ -82,7 +82,7 @@ def convert(
 
 
 def _split_attention(wqkv: Tensor, layer: int, width: int, head_dim: int) -> dict[str, Tensor]:
-    """Rows q | k | v. LlamaGen turns neighbours (2j, 2j + 1), transformers (j, j + head_dim / 2): reordered."""
+    """Split rows q | k | v; reorder q and k. LlamaGen rotates (2j, 2j + 1), transformers (j, j + head_dim / 2)."""
     shared = (len(wqkv) - width) // 2
     query, key, value = wqkv.split([width, shared, shared])
     halves = [rows.unflatten(0, (-1, head_dim // 2, 2)).transpose(1, 2).flatten(0, 2) for rows in (query, key)]

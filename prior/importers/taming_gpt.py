@@ -1,7 +1,7 @@
 """taming-transformers' class-conditional and unconditional GPT (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
-Its network is minGPT: GPT-2 with the exact GELU and an output layer of its own. Class c, and the token that an
-unconditional one starts with, are rows of the codes' own embedding; here they get tokens of their own.
+Its network is minGPT: GPT-2 with the exact GELU and a separate output layer. There, class c and the first token of an
+unconditional prior are rows of the codes' embedding; here they get tokens of their own.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def convert(
     heads: int | None,
     settings: Mapping[str, Any] | None,
 ) -> tuple[GPT2LMHeadModel, SequenceConfig]:
-    """See `convert_prior`. The settings are needed: the weights tell neither heads nor what the first token means."""
+    """See `convert_prior`. It needs the settings: the weights tell neither the heads nor the first token's meaning."""
     params = _params(settings)
     _check_order(weights)
     theirs = {key.removeprefix("transformer."): value.float() for key, value in weights.items() if _is_ours(key)}
@@ -70,7 +70,7 @@ def _is_ours(key: str) -> bool:
 
 
 def _params(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    """The settings of the whole, in which the transformer's are."""
+    """The settings of the whole model, which contain the transformer's."""
     if not settings:
         raise CodegridError(
             "The weights of taming-transformers' GPT tell neither its heads nor what its first token means: give its "
@@ -104,7 +104,7 @@ def _check_network(network: Mapping[str, Any], vocabulary: int, layers: int, wid
 def _sequence(
     params: Mapping[str, Any], codebook_size: int, grid_size: int, class_names: tuple[str, ...] | None
 ) -> SequenceConfig:
-    """Of no classes, or of as many as the settings' Labelator has."""
+    """Sequences without classes, or with as many as the settings' Labelator has."""
     condition = params.get("cond_stage_config")
     grid = (grid_size, grid_size)
     if condition == "__is_unconditional__" or params.get("unconditional"):
@@ -133,7 +133,7 @@ def _embeddings(
     sequence: SequenceConfig,
     params: Mapping[str, Any],
 ) -> dict[str, Tensor]:
-    """Tokens, positions and output, taken out of `theirs`."""
+    """Embeddings of tokens and positions, and the output layer; removes their keys from `theirs`."""
     start = int(params.get("sos_token", 0))
     prefixes = list(range(sequence.num_classes)) or [start]
     most = max(*prefixes, sequence.codebook_size - 1)
@@ -145,15 +145,15 @@ def _embeddings(
             f"{sequence.grid_shape[1]} codes: give another --grid-size."
         )
     codes, first = embedding[: sequence.codebook_size], embedding[prefixes]
-    if not sequence.null_class:  # it keeps its place in the vocabulary, and is never used
+    if not sequence.null_class:  # the null token keeps its place in the vocabulary and is never used
         first = F.pad(first, (0, 0, 0, 1))
-    # One position more than training sees, as in `make_prior`.
+    # One position more than training uses, as in `make_prior`.
     used = positions[: sequence.length + 1]
     ours = {
         "transformer.wte.weight": torch.cat([codes, first]),  # [codes | class tokens | null]
         "transformer.wpe.weight": F.pad(used, (0, 0, 0, sequence.length + 1 - len(used))),
     }
-    if "head.weight" in theirs:  # class tokens are never predicted; the softmax runs over the codes alone
+    if "head.weight" in theirs:  # class tokens are never predicted: the softmax runs over the codes only
         head = theirs.pop("head.weight")[: sequence.codebook_size]
         ours["lm_head.weight"] = F.pad(head, (0, 0, 0, len(first)))
     for kind in ("weight", "bias"):
@@ -163,7 +163,7 @@ def _embeddings(
 
 
 def _blocks(theirs: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """The blocks' weights, taken out of `theirs`. GPT-2's matrices are transposed: [in, out]."""
+    """The blocks' weights; removes their keys from `theirs`. GPT-2's matrices are transposed: [in, out]."""
     ours = {}
     for layer in range(layers):
         for kind in ("weight", "bias"):
