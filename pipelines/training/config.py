@@ -148,6 +148,9 @@ class PriorTrainingConfig(TrainingConfig):
 
     Args:
         codes: folder or Hub name of a code data set; vocabulary, length and classes are read from it.
+        init_from: folder or Hub name of a prior whose weights training starts from, with its sizes (`model` is then not
+            read); its codes must be of the same codebook and grid. Classes are matched by name; new ones start as an
+            image of no class does. None starts from fresh weights.
         tokenizer: folder or Hub name of the tokenizer that the codes must come from; none takes the codes' word.
         class_dropout: share of the samples whose class is replaced by null, for guidance.
         validation_fraction: share of the source images whose codes are held out, all variants of an image together.
@@ -163,6 +166,7 @@ class PriorTrainingConfig(TrainingConfig):
     """
 
     codes: str = ""
+    init_from: str | None = None
     tokenizer: str | None = None
     class_dropout: float = 0.1
     validation_fraction: float = 0.05

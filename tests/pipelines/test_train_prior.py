@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.files import sha256
 from codegrid.pipelines.training.checkpoint import load_newest_checkpoint
+from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.prior import train as train_prior
 from codegrid.pipelines.training.run import TrainingError
 from codegrid.prior import bits_per_code, load_prior
@@ -178,3 +180,16 @@ def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(prior_co
 def test_holding_everything_out_is_an_error(prior_config, tmp_path):
     with pytest.raises(CodesError, match="lower validation_fraction"):
         train_prior.train_prior(prior_config(tmp_path / "run", validation_fraction=0.9999))
+
+
+def test_training_starts_from_another_priors_weights(prior_config, tmp_path, capsys):
+    first = train_prior.train_prior(prior_config(tmp_path / "first", max_steps=1))
+    config = prior_config(
+        tmp_path / "second", init_from=str(first), max_steps=1, optimizer=OptimizerConfig(learning_rate=1e-9)
+    )
+    second = train_prior.train_prior(config)
+    before, after = (load_file(folder / "model.safetensors") for folder in (first, second))
+    assert before.keys() == after.keys()
+    for name, tensor in after.items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=1e-6)
+    assert "another tokenizer" not in capsys.readouterr().out

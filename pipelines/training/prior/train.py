@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from codegrid.pipelines.artifacts.export import export_prior
-from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
+from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.randomness import SampleOrder, key, seed_step, torch_generator
 from codegrid.pipelines.training.announcement import announce_prior
@@ -26,6 +29,7 @@ from codegrid.pipelines.training.switches import compile_prior, not_compiled
 from codegrid.pipelines.training.window import Window
 from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
+from codegrid.prior.transfer import transferred
 
 
 def train_prior(config: PriorTrainingConfig) -> Path:
@@ -39,7 +43,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
     codes = open_codes(config.codes)
     if config.tokenizer is not None:
         check_tokenizer(codes, config.tokenizer)
-    with Run(config, "prior", _identity(codes)) as run:
+    with Run(config, "prior", _identity(config, codes)) as run:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
         stage, window = PriorStage(run, config, codes), Window()
@@ -68,13 +72,25 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
         )
 
 
-def _identity(codes: CodeDataset) -> Identity:
+def _identity(config: PriorTrainingConfig, codes: CodeDataset) -> Identity:
     """The tokenizer's codes, shard by shard: a data set that has grown has more of them."""
     manifest = codes.manifest
     names = ("tokenizer_fingerprint", "codebook_size", "grid_shape", "depth", "order", "class_names", "precision")
     fixed = {name: getattr(manifest, name) for name in names}
+    if config.init_from:
+        fixed["init_from"] = weights_fingerprint(load_prior_and_sequence(config.init_from)[0])
     description = f"{manifest.num_rows:,} rows of codes of {manifest.tokenizer} ({manifest.tokenizer_fingerprint[:12]})"
     return Identity.of(description, fixed, (bytes.fromhex(shard.sha256) for shard in manifest.shards))
+
+
+def _make_model(config: PriorTrainingConfig, sequence: SequenceConfig, log: Callable[[str], None]) -> PreTrainedModel:
+    """Fresh weights, or those of `config.init_from`."""
+    if not config.init_from:
+        return make_prior(config.model, sequence)
+    model, before = load_prior_and_sequence(config.init_from)
+    if before.tokenizer_fingerprint != sequence.tokenizer_fingerprint:
+        log(f"{config.init_from} was trained on the codes of another tokenizer: its weights are a start, and no more.")
+    return transferred(model, before, sequence)
 
 
 class PriorStage(Stage):
@@ -85,7 +101,7 @@ class PriorStage(Stage):
     def __init__(self, run: Run, config: PriorTrainingConfig, codes: CodeDataset) -> None:
         self.run, self.config, self.codes = run, config, codes
         self.device, self.sequence = run.accelerator.device, sequence_of(codes, config.class_dropout)
-        self.model = make_prior(config.model, self.sequence)
+        self.model = _make_model(config, self.sequence, run.log)
         self.objective = PriorObjective(
             self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
         )

@@ -1,0 +1,67 @@
+"""A prior that starts from another one's weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from codegrid.errors import CodegridError
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior, to_tokens
+from codegrid.prior.transfer import transferred
+
+CODES = torch.arange(12).view(3, 4) % 7
+
+
+def logits(model, sequence: SequenceConfig, labels: list[int] | None, drop: bool = False) -> torch.Tensor:
+    """[3, 4, 7], of the codes alone."""
+    values = None if labels is None else torch.tensor(labels)
+    dropped = torch.full((3,), True) if drop else None
+    tokens = to_tokens(CODES, values, dropped, sequence)
+    with torch.no_grad():
+        return model.eval()(tokens[:, :-1]).logits[..., : sequence.codebook_size]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen3", "grid_llama"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_classes_are_matched_by_name_and_new_ones_start_as_none(architecture, tied):
+    old = SequenceConfig(7, (2, 2), class_names=("cat", "dog", "owl"))
+    new = SequenceConfig(7, (2, 2), class_names=("owl", "fox", "cat", "elk"))
+    config = PriorConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        architecture=architecture,
+        tie_word_embeddings=tied,
+        initializer_range=0.3,
+    )
+    model = make_prior(config, old)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    started = transferred(model, old, new)
+    assert type(started) is type(model)
+    assert started.config.vocab_size == new.vocab_size
+    assert torch.equal(logits(started, new, [0, 2, 0]), logits(model, old, [2, 0, 2]))  # owl, cat, owl
+    assert torch.equal(logits(started, new, [1, 3, 1]), logits(model, old, [0, 0, 0], drop=True))  # fox, elk: no class
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_from_no_classes_to_some_and_back():
+    none, some = SequenceConfig(7, (2, 2)), SequenceConfig(7, (2, 2), class_names=("a", "b"))
+    model = make_prior(PriorConfig(16, 1, 2, initializer_range=0.3), none)
+    started = transferred(model, none, some)
+    assert torch.equal(logits(started, some, [0, 1, 0]), logits(model, none, None))
+    assert torch.equal(logits(transferred(started, some, none), none, None), logits(model, none, None))
+
+
+@pytest.mark.parametrize(
+    ("sequence", "name"),
+    [
+        (SequenceConfig(8, (2, 2)), "codebook_size of the codes is 8, of the prior to start from 7"),
+        (SequenceConfig(7, (1, 4)), r"grid_shape of the codes is \(1, 4\)"),
+        (SequenceConfig(7, (1, 2), depth=2), "grid_shape"),
+    ],
+)
+def test_other_codes_are_refused(sequence, name):
+    old = SequenceConfig(7, (2, 2))
+    with pytest.raises(CodegridError, match=name):
+        transferred(make_prior(PriorConfig(16, 1, 2), old), old, sequence)
