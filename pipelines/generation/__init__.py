@@ -1,1 +1,1 @@
-"""Sampling codes and decoding them: the pipeline, and what makes one."""
+"""The pipeline, which samples codes and decodes them, and the functions that make one."""

@@ -23,24 +23,24 @@ def make_pipeline(
     guidance_power: float = 2.0,
     guidance_range: tuple[float, float] = (0.0, 1.0),
 ) -> Path:
-    """Put a tokenizer and a prior together into a pipeline folder, with the sampling settings that it has by default.
+    """Combine a tokenizer and a prior into a pipeline folder, with its default sampling settings.
 
     Args:
         tokenizer: folder or Hub name.
         prior: folder or Hub name.
         output_dir: the pipeline's folder.
-        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance. None is 2 where
-            there are classes and a null class.
-        temperature: the logits are divided by it; 0 takes the likeliest code.
-        top_k: only the k likeliest codes; 0 for all.
-        top_p: only the likeliest codes that together reach this probability; 1 for all.
-        min_p: only codes at least this share as likely as the likeliest; 0 for all.
+        guidance_scale: scale s of classifier-free guidance: u + s (c - u), logits with (c) and without (u) the class; 1
+            is no guidance. None is 2 if the prior has classes and a null class.
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_k: sample from the k likeliest codes only; 0 for all.
+        top_p: sample from the likeliest codes that together reach this probability; 1 for all.
+        min_p: sample from codes at least this share as likely as the likeliest; 0 for all.
         guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
-        guidance_power: of the schedule "power"; the higher, the later guidance sets in.
-        guidance_range: the part of the positions that is guided, as fractions.
+        guidance_power: exponent of the schedule "power"; a higher one starts guidance later.
+        guidance_range: the part of the positions with guidance, as fractions.
 
     Raises:
-        LoadingError: one of them cannot be loaded, or the prior's codes are another tokenizer's.
+        LoadingError: the tokenizer or the prior cannot be loaded, or the prior's codes are another tokenizer's.
     """
     folders = {"tokenizer": local_folder(tokenizer, "tokenizer"), "prior": local_folder(prior, "prior")}
     model = load_tokenizer(folders["tokenizer"])

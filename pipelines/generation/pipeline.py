@@ -46,22 +46,22 @@ from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import Picture, to_images, to_pil, to_uint8
 from codegrid.tokenizer.modeling import float_dtype
 
-# Default of class-conditional pipelines whose folder names none, where the prior has a null class.
+# Default of class-conditional pipelines whose folder names no scale, if the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
-_MOST_AT_ONCE = 64  # images, by default
-_KEPT = 8  # full-size feature maps that decoding an image holds at its peak, roughly
+_MOST_AT_ONCE = 64  # images per batch, by default
+_KEPT = 8  # rough number of full-size feature maps in memory at the peak of decoding an image
 
 OutputType = Literal["pil", "np", "pt", "codes"]
 
 
 @dataclass
 class ImagePipelineOutput:
-    """What the pipeline gives.
+    """The pipeline's output.
 
     Attributes:
         images: a list of PIL images; a uint8 array [N, H, W, C] ("np"); a float tensor [N, C, H, W] in [-1, 1] ("pt");
             None for "codes".
-        codes: int64 [N, h, w] on the CPU, or [N, h, w, depth] where a position has several.
+        codes: int64 [N, h, w] on the CPU, or [N, h, w, depth] if a position has several codes.
         labels: the class of each image, or None.
     """
 
@@ -73,11 +73,11 @@ class ImagePipelineOutput:
 class ImageGenerationPipeline:
     """A tokenizer and a prior on its codes.
 
-    `cards` are the model cards of the two, where they have any; `save_pretrained` writes them with the parts.
+    `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts.
 
     Raises:
         LoadingError: the prior was trained on the codes of another tokenizer; or the tokenizer's decoder is
-            class-conditional, and the prior has no classes, or others.
+            class-conditional and the prior has no classes, or other classes.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class ImageGenerationPipeline:
         return self.prior.dtype
 
     def to(self, *args: Any, **kwargs: Any) -> ImageGenerationPipeline:
-        """Move and cast both parts: `to(device)`, `to(dtype)`, `to(device, dtype)`; the dtype is one of floats."""
+        """Move and cast both parts: `to(device)`, `to(dtype)`, `to(device, dtype)`. The dtype must be a float dtype."""
         for dtype in (value for value in (*args, *kwargs.values()) if isinstance(value, torch.dtype)):
             float_dtype(dtype)
         self.tokenizer.to(*args, **kwargs)
@@ -133,13 +133,14 @@ class ImageGenerationPipeline:
         """Sample images.
 
         Args:
-            class_labels: names or ids, each `num_images_per_label` times, in this order; of a prior with another
-                condition what its `parse` takes. None on a class-conditional pipeline takes all classes in turn.
-            output_type: what `.images` holds; "codes" does not decode.
-            options: those of `stream`.
+            class_labels: names or ids, each repeated `num_images_per_label` times, in this order. For a prior with
+                another condition, the values that its `parse` takes. None on a class-conditional pipeline takes all
+                classes in turn.
+            output_type: content of `.images`; "codes" does not decode.
+            options: options of `stream`.
 
         Raises:
-            ValueError: an argument is out of its range, or a class is unknown (the message lists the classes).
+            ValueError: an argument is out of range, or a class is unknown (the message lists the classes).
             TypeError: an option is unknown.
         """
         parts = list(self.stream(class_labels, output_type=output_type, progress=progress, **options))
@@ -167,19 +168,20 @@ class ImageGenerationPipeline:
         progress: bool = True,
         **settings: Any,
     ) -> Iterator[ImagePipelineOutput]:
-        """Sample images and give each batch as soon as it is decoded, while the later ones are still to be sampled.
+        """Sample images and yield each batch as soon as it is decoded, before later batches are sampled.
 
         Args:
             class_labels, output_type: see `__call__`.
-            num_images: how many images in all, where `class_labels` is None.
-            seed: image i is drawn from its own stream, keyed by seed and i; None draws one from torch's own.
-            generator: one CPU generator an image, or one for all (each image's stream then starts from its next draw).
-            prefix_codes: codes that the images begin with, one row an image: [N, P], or upper rows of the grid
-                [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`: the rest is drawn.
-            batch_size: images at a time; None for 64, or fewer where the free memory asks for it. On a CPU it changes
-                no code, and pixels by the last bit of rounding only; on an accelerator codes may change with it.
-            weights: "exact"; or the prior's rounded to "float16" or "int8", on CPUs: faster, and other images.
-            settings: fields of `SamplingConfig`; what is None or not given is the pipeline's (`self.sampling`).
+            num_images: total number of images, if `class_labels` is None.
+            seed: each image i has its own random stream, keyed by seed and i; None draws a seed from torch's generator.
+            generator: one CPU generator per image, or one for all (its next draw then starts each image's stream).
+            prefix_codes: codes that the images start with, one row per image: [N, P], or the upper rows of the grid
+                [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`. The rest is sampled.
+            batch_size: images per batch; None for 64, or fewer if memory is short. On a CPU it changes no code, and
+                pixels only by the last bit of rounding; on an accelerator it may change codes.
+            weights: "exact", or the prior's weights rounded to "float16" or "int8", on CPUs: faster, other images.
+            settings: fields of `SamplingConfig`; a field that is None or missing keeps the pipeline's value
+                (`self.sampling`).
         """
         require(output_type in ("pil", "np", "pt", "codes"), f"output_type is {output_type!r}: pil, np, pt or codes.")
         require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
@@ -212,23 +214,23 @@ class ImageGenerationPipeline:
                 yield ImagePipelineOutput(images, codes, part)
 
     def default_batch_size(self, decodes: bool = True) -> int:
-        """Images at a time for which there is memory, at most 64."""
+        """The number of images per batch that fits into memory, at most 64."""
         width = cached_width(self.prior.config)
         positions = self.sequence.prefix_length + self.sequence.length - 1
-        cache = 2 * 2 * width * positions * self.prior.dtype.itemsize  # keys, values; two branches
+        cache = 2 * 2 * width * positions * self.prior.dtype.itemsize  # keys and values, for two branches
         backbone, size = self.tokenizer.config.backbone_config, self.tokenizer.config.preprocessing_config.size
         pixels = math.prod(size) // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
         return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
 
     def encode(self, images: Picture | Sequence[Picture] | Tensor) -> Tensor:
-        """Pictures, prepared as in training, or floats [N, C, H, W] in [-1, 1] -> codes as in the output.
+        """Pictures (prepared as in training) or floats [N, C, H, W] in [-1, 1] -> codes as in the output.
 
         Args:
-            images: one picture or several, or the model's own floats; see `codegrid.tokenizer.images.to_images`.
+            images: one or more pictures, or floats in the model's range; see `codegrid.tokenizer.images.to_images`.
 
         Raises:
-            BadImage: a picture is too small, or otherwise not to be used; the message says which.
-            CodegridError: integers where floats are due, floats outside of [-1, 1], NaN, or no picture at all.
+            BadImage: a picture is too small or cannot be used for another reason; the message says which.
+            CodegridError: integers instead of floats, floats outside [-1, 1], NaN, or no picture at all.
         """
         config = self.tokenizer.config
         images = to_images(images, config.preprocessing_config, config.backbone_config.in_channels)
@@ -238,10 +240,10 @@ class ImageGenerationPipeline:
     def decode(self, codes: Tensor, labels: Sequence[int] | None = None) -> Tensor:
         """Codes and labels as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU.
 
-        Only a tokenizer whose decoder is class-conditional needs and uses the labels.
+        Only a tokenizer with a class-conditional decoder needs and uses the labels.
 
         Raises:
-            ValueError: it needs them, and there are none; or a label lies outside the prior's classes.
+            ValueError: the decoder needs labels and there are none, or a label is outside the prior's classes.
         """
         classes = None
         if self._decoder_classes is not None and labels is not None:
@@ -251,10 +253,10 @@ class ImageGenerationPipeline:
             return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1).cpu()
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the pipeline's folder: it appears whole, in place of an older pipeline of that name.
+        """Write the pipeline's folder. It appears whole and replaces an older pipeline of that name.
 
         Raises:
-            OutputError: `folder` holds something that is no pipeline; nothing is overwritten.
+            OutputError: `folder` holds something other than a pipeline; nothing is overwritten.
         """
         folder = Path(folder)
         used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
@@ -290,15 +292,15 @@ class ImageGenerationPipeline:
 
         Args:
             revision: branch, tag or commit on the Hub.
-            subfolder: where in the folder or repository the pipeline lies; None is its root.
-            token: None takes HF_TOKEN or the one that `hf auth login` stored.
+            subfolder: place of the pipeline in the folder or repository; None is the root.
+            token: None uses HF_TOKEN or the token that `hf auth login` stored.
             dtype, torch_dtype, device_map, hub: as in `artifacts.loading.load_tokenizer`; one device for both parts.
 
         Raises:
-            LoadingError: the download is not whole, it is no pipeline, names a class outside the allow-list, or its
+            LoadingError: the download is incomplete or is not a pipeline, names a class outside the allow-list, or its
                 parts do not fit together.
         """
-        # `*` of a download's patterns matches slashes too: the parts come with it.
+        # `*` in a download's patterns also matches slashes, so the parts are included.
         folder = local_folder(folder_or_repo, "pipeline", revision, subfolder, token, **hub_options(hub))
         place = {"dtype": float_dtype(dtype, torch_dtype), "device_map": device_map}
         sampling = read_index(folder)
@@ -320,10 +322,10 @@ class ImageGenerationPipeline:
         license: str | None = None,
         base_tokenizer: str | None = None,
     ) -> str:
-        """Save and upload in one commit, with a card and samples; gives its address (see `publishing.push`)."""
+        """Save and upload in one commit, with a card and samples; return the commit's URL (see `publishing.push`)."""
         with TemporaryDirectory() as parent:
             folder = self.save_pretrained(Path(parent) / "pipeline")
-            type(self).from_pretrained(folder)  # what would not load is not sent
+            type(self).from_pretrained(folder)  # never upload a pipeline that does not load
             return upload(
                 folder,
                 "pipeline",

@@ -1,4 +1,4 @@
-"""The picture of samples that a pipeline's card shows."""
+"""The picture of samples in a pipeline's card."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _MOST_CLASSES, _PER_CLASS = 10, 4
 
 
 def card_pictures(pipe: ImageGenerationPipeline) -> dict[str, Path | bytes]:
-    """Samples for a card, by the file's name; none of a condition of which nobody says what to follow."""
+    """Samples for a card, by file name; none for a prior with another condition: nobody says which values to sample."""
     return {SAMPLES_NAME: sample_sheet(pipe)} if pipe.sequence.condition is None else {}
 
 
 def sample_sheet(pipe: ImageGenerationPipeline) -> bytes:
-    """A PNG of some samples for a card: a row a class, or a grid."""
+    """A PNG of some samples for a card: a row per class, or a grid."""
     if pipe.class_names is None:
         sheet = class_sheet(pipe(num_images=16, seed=0, progress=False).images, None)
     else:

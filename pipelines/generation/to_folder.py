@@ -1,4 +1,4 @@
-"""Generating many images into a folder: by all ranks, whole files only, going on where an earlier run stopped."""
+"""Generates many images into a folder: on all ranks, with atomic writes, and resumable after a stop."""
 
 from __future__ import annotations
 
@@ -48,31 +48,32 @@ def generate_images(
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
 ) -> Path:
-    """Sample images: one PNG each, samples.png with all of them by class, and generation.json.
+    """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
     Args:
         pipeline: folder or Hub name of a pipeline.
-        output_dir: where the images go. To go on after a stop, run the same command again.
+        output_dir: folder for the images. To resume after a stop, run the same command again.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
-        num_images: how many images in all.
-        seed: image i depends on seed and i alone, not on the number of processes, nor, on a CPU, on the batch (but for
-            rounding of pixels). On an accelerator name batch_size too for the same images again.
-        guidance_scale: s in u + s (c - u), logits with (c) and without (u) the class; 1 is no guidance.
-        temperature: the logits are divided by it; 0 takes the likeliest code.
-        top_k: only the k likeliest codes; 0 for all.
-        top_p: only the likeliest codes that together reach this probability; 1 for all.
-        min_p: only codes at least this share as likely as the likeliest; 0 for all.
+        num_images: total number of images.
+        seed: image i depends on seed and i alone, not on the number of processes nor, on a CPU, on the batch size
+            (except for rounding of pixels). On an accelerator, also fix batch_size to reproduce the same images.
+        guidance_scale: scale s of classifier-free guidance: u + s (c - u), logits with (c) and without (u) the class; 1
+            is no guidance.
+        temperature: divides the logits; 0 takes the likeliest code.
+        top_k: sample from the k likeliest codes only; 0 for all.
+        top_p: sample from the likeliest codes that together reach this probability; 1 for all.
+        min_p: sample from codes at least this share as likely as the likeliest; 0 for all.
         guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
-        guidance_power: of the schedule "power"; the higher, the later guidance sets in.
-        guidance_range: the part of the positions that is guided, as fractions.
-        batch_size: images at a time, which are written before the next are sampled; None for 64, or fewer where the
-            free memory asks for it.
-        weights: the prior's own, or rounded to 16 or 8 bits on a CPU: faster, and other images.
+        guidance_power: exponent of the schedule "power"; a higher one starts guidance later.
+        guidance_range: the part of the positions with guidance, as fractions.
+        batch_size: images per batch. Each batch is written before the next is sampled. None for 64, or fewer if memory
+            is short.
+        weights: the prior's exact weights, or rounded to 16 or 8 bits on a CPU: faster, but other images.
 
     Raises:
         LoadingError: the pipeline cannot be loaded.
         OutputError: the folder holds something else.
-        CodegridError: a class is unknown, or a number out of range.
+        CodegridError: a class is unknown, or a number is out of range.
     """
     require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
     accelerator = make_accelerator()
@@ -96,7 +97,7 @@ def generate_images(
     everyone()
     captions = None if labels is None else [pipe.sequence.conditioning.name(label) for label in labels]
     names = [_file_name(index, None if captions is None else captions[index]) for index in range(num_images)]
-    # All ranks cut the same batches, whatever memory each has.
+    # All ranks use the same batch size, even if their free memory differs.
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
     _write_missing(pipe, accelerator, everyone, [folder / name for name in names], labels, seed, batch_size, weights)
     everyone()
@@ -116,11 +117,11 @@ def _write_missing(
     batch_size: int,
     weights: WeightFormat,
 ) -> None:
-    """Make this rank's share of the images that are not there, each batch written before the next is sampled."""
-    # A batch is decoded whole, as in an undisturbed run, because rounding depends on the company.
+    """Generate this rank's share of the missing images. Each batch is written before the next is sampled."""
+    # Decode whole batches, as an uninterrupted run does: rounding depends on the other images of the batch.
     batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
     unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
-    everyone()  # no rank writes before all have looked: they share out the same list
+    everyone()  # no rank writes until all have listed the files: they must split the same list
     mine = [index for batch in unfinished[accelerator.process_index :: accelerator.num_processes] for index in batch]
     if not mine:
         return
@@ -147,7 +148,7 @@ def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None) 
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:
-    """sha256 over the weights."""
+    """sha256 of the weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
@@ -173,10 +174,10 @@ def _file_name(index: int, class_name: str | None) -> str:
 
 
 def claim_images(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder that of images of these settings, or find that it is already.
+    """Claim the folder for images of these settings, or check that it has them already.
 
     Raises:
-        OutputError: it holds something else.
+        OutputError: the folder holds something else.
     """
     path = folder / _SETTINGS_NAME
     if path.is_file():
