@@ -1,4 +1,4 @@
-"""The quantizers: one import and one line in the list each. The contract tests run over it."""
+"""The registry of quantizers: one import and one line in the list for each. The contract tests run over the list."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
 
 def register_quantizer(config: type[QuantizerConfig]) -> type[QuantizerConfig]:
-    """Make a quantizer known by the `type` of its config, here and on the command line; serves as a decorator too.
+    """Register a quantizer by the `type` of its config, here and on the command line. Works as a decorator too.
 
-    A quantizer of another package is then named like one of this: in `VQModelConfig`, in a training config, as
-    `--quantizer.type NAME`, as the inner one of those that are made of several. Its module has to be imported before a
-    tokenizer saved with it is loaded.
+    A quantizer of another package then has a name like those of this one: in `VQModelConfig`, in a training config, as
+    `--quantizer.type NAME`, and as the inner quantizer of a composed one. Its module must be imported before a
+    tokenizer that was saved with it is loaded.
 
     Args:
         config: a frozen dataclass derived from `QuantizerConfig`, with a default for every field and a `build`.
@@ -32,7 +32,7 @@ def register_quantizer(config: type[QuantizerConfig]) -> type[QuantizerConfig]:
         `config` itself.
 
     Raises:
-        CodegridError: it is no such class, or its `type` is another quantizer's.
+        CodegridError: it is not such a class, or another quantizer has its `type`.
     """
     return register(config, QuantizerConfig)
 
@@ -51,7 +51,7 @@ for _config in (
 ):
     register_quantizer(_config)
 
-# All of them by their `type`, also those that are registered later.
+# All quantizers by their `type`, including those that are registered later.
 QUANTIZERS: dict[str, type[QuantizerConfig]] = QuantizerConfig.registered
 
 

@@ -1,4 +1,4 @@
-"""What every quantizer is: a config dataclass, and a module that turns features into codes and codes into features."""
+"""Base classes of quantizers: a config dataclass, and a module that maps features to codes and codes to features."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from codegrid.errors import CodegridError
 
-# Features that dead codes of a level may be moved onto, from each rank and step: enough, and little to send around.
+# Features per rank and step onto which dead-code restart may move a level's codes: enough, and cheap to exchange.
 REVIVAL_CANDIDATES = 1024
 
 
 class Quantized(NamedTuple):
-    """What a quantizer's forward pass gives.
+    """The output of a quantizer's forward pass.
 
     Attributes:
-        features: [B, D, h, w] float32, what the decoder gets; in training the gradient passes to the input.
-        codes: [B, h, w] int64 in [0, codebook_size), or [B, h, w, depth] where the depth is above 1.
+        features: [B, D, h, w] float32, the decoder's input; in training the gradient passes to the quantizer's input.
+        codes: [B, h, w] int64 in [0, codebook_size), or [B, h, w, depth] if the depth is above 1.
         losses: named scalar terms, already weighted; training adds them up and logs each under its name.
-        chosen: [B, D, h, w] float32, the same as `codes_to_features(codes)`, where the forward pass has it anyway:
-            without the gradient's way to the input.
+        chosen: [B, D, h, w] float32, the same as `codes_to_features(codes)`, if the forward pass has it anyway. It
+            passes no gradient on to the input.
     """
 
     features: Tensor
@@ -33,22 +33,22 @@ class Quantized(NamedTuple):
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """What every quantizer's config has: `type` and four numbers, which are fields of some and follow from others.
+    """Base of every quantizer's config: `type` and four numbers, each a field or derived from other fields.
 
     Args:
         type: the quantizer's name in the registry.
 
     Attributes:
-        codebook_size: number of codes K that a code is one of.
-        code_dim: channels D of the features that are quantized.
-        depth: codes at each position. Codes have an axis for them, the last, exactly where there are several.
-        stride: features of a position along each side. Codes are [B, h / stride, w / stride] and depth.
+        codebook_size: number K of different codes.
+        code_dim: channels D of the quantized features.
+        depth: codes at each position. Above 1, codes have a last axis of this size.
+        stride: features per position along each side. Codes are [B, h / stride, w / stride], with the axis for depth.
     """
 
-    # The configs that are told apart by their `type`; `register_quantizer` adds to them.
-    # (In here `type` is the field, so that the values cannot be annotated as types.)
+    # Config classes by their `type`; `register_quantizer` adds to them.
+    # (`type` is a field in this class, so the annotation cannot use the builtin.)
     registered: ClassVar[dict[str, Any]] = {}
-    # Whether a residual quantizer may be made of it; it then has a `residual_level`.
+    # Whether it can be the inner quantizer of a residual one; it then has a `residual_level`.
     has_residual_levels: ClassVar[bool] = False
 
     type: str = ""
@@ -62,14 +62,14 @@ class QuantizerConfig:
         return 1
 
     def build(self) -> Quantizer:
-        """The quantizer of this config, with its starting values."""
+        """A quantizer of this config, with initial weights."""
         raise NotImplementedError(f"{type(self).__name__} has no `build`.")
 
     def check_residual_levels(self, shared: bool) -> None:
-        """Raises CodegridError where a residual quantizer cannot be made of this config.
+        """Raises CodegridError if this config cannot be the inner one of a residual quantizer.
 
         Args:
-            shared: its levels are to be one and the same.
+            shared: all levels share one codebook.
         """
         if shared:
             raise CodegridError(
@@ -77,26 +77,26 @@ class QuantizerConfig:
             )
 
     def residual_level(self, index: int) -> Quantizer:
-        """The quantizer of what the levels before number `index` leave over; only where `has_residual_levels`."""
+        """The quantizer of level `index`, for the residual of the levels before; only if `has_residual_levels`."""
         raise NotImplementedError(f"{type(self).__name__} has no `residual_level`.")
 
     def residual_entry(self, features: Tensor) -> Tensor:
-        """What the first level of a residual quantizer gets for its features: [B, D, h, w] -> the same in float32."""
+        """Features -> the input of a residual quantizer's first level: [B, D, h, w] -> the same in float32."""
         return features.float()
 
 
 class Quantizer(nn.Module):
-    """Contract: `forward(features)` trains, `encode(features)` and `codes_to_features(codes)` are its two halves.
+    """Contract: training calls `forward(features)`; `encode(features)` and `codes_to_features(codes)` are its halves.
 
-    `codes_to_features(forward(x).codes)` equals `forward(x).features` in evaluation, bit for bit. Distances run in
-    float32 whatever the autocast; ties go to the lower code. Codes are [B, h, w], or [B, h, w, depth] where
-    `config.depth` is above 1; h and w are `config.stride` times less than those of the features.
+    `codes_to_features(forward(x).codes)` equals `forward(x).features` in evaluation, bit for bit. Distances are
+    computed in float32 under any autocast; ties go to the lower code. Codes are [B, h, w], or [B, h, w, depth] if
+    `config.depth` is above 1; h and w are those of the features divided by `config.stride`.
     """
 
     config: QuantizerConfig
-    # Whether `statistics` has sums to give.
+    # Whether `statistics` returns sums.
     moving_means: bool = False
-    # Buffers that only training reads: they are saved, and codes do not depend on them.
+    # Buffers that only training reads. They are saved, but codes do not depend on them.
     training_buffers: tuple[str, ...] = ()
 
     def forward(self, features: Tensor) -> Quantized:
@@ -113,53 +113,53 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Set the parameters to their starting values (transformers would overwrite what the constructor sets)."""
+        """Set the parameters to their initial values (transformers would overwrite those of the constructor)."""
         raise NotImplementedError
 
     @torch.no_grad()
     def fill_constants(self) -> None:
-        """Give the buffers that are not saved, if there are any, their values: `from_pretrained` leaves them empty."""
+        """Fill the buffers that are not saved, if there are any: `from_pretrained` leaves them empty."""
 
     @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """What `update` has to know of a step: sums over this rank's features, to be added up over the ranks.
+        """The input of `update` for one step: sums over this rank's features, which training adds up over the ranks.
 
-        It is asked for before the optimizer's step: the weights are still those that gave `codes`.
+        It is called before the optimizer's step, when the weights are still those that gave `codes`.
 
         Args:
-            codes: [N, h, w] or [N, h, w, depth], the codes just used, of this rank.
-            features: [N, code_dim, h, w], the inputs of the quantizer that got them.
+            codes: [N, h, w] or [N, h, w, depth], this rank's codes of the step.
+            features: [N, code_dim, h, w], the quantizer's inputs that got these codes.
 
         Returns:
-            named sums; none where gradients alone change the quantizer.
+            named sums; none if only gradients change the quantizer.
         """
         return {}
 
     @torch.no_grad()
     def update(self, statistics: dict[str, Tensor]) -> None:
-        """After an optimizer step: change what no gradient changes, by the `statistics` of all ranks."""
+        """Called after an optimizer step: updates, by the `statistics` of all ranks, what gradients do not train."""
 
     @property
     def revival_candidates(self) -> int:
-        """Features of each rank that the next `revive` has a use for."""
+        """Number of features per rank that the next `revive` can use."""
         return REVIVAL_CANDIDATES
 
     @torch.no_grad()
     def candidates(self, features: Tensor) -> Tensor:
-        """What `revive` may move codes onto, of inputs [N, code_dim, h, w] of this rank: rows [M, code_dim]."""
+        """Features onto which `revive` may move codes: this rank's inputs [N, code_dim, h, w] -> rows [M, code_dim]."""
         return spread(to_rows(features), self.revival_candidates)
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Count `codes`; move codes that lie unused onto `features` where the quantizer has a codebook to move.
+        """Dead-code restart: count `codes`, and move unused codes onto `features` if the quantizer has a codebook.
 
         Args:
-            codes: the codes just used, of all ranks, any shape; where the depth is above 1 it is the last axis.
-            features: [N, code_dim], the `candidates` of all ranks, the same on each.
-            generator: draws which features are taken; seeded alike on every rank.
+            codes: the step's codes of all ranks, any shape; a depth above 1 is the last axis.
+            features: [N, code_dim], the `candidates` of all ranks, the same on each rank.
+            generator: draws the features; it has the same seed on every rank.
 
         Returns:
-            by the name of a parameter or buffer, the indices [M] of its rows that were moved; empty where none was.
+            the indices [M] of moved rows, by the name of their parameter or buffer; empty if no row moved.
         """
         return {}
 
@@ -170,5 +170,5 @@ def to_rows(grid: Tensor) -> Tensor:
 
 
 def spread(rows: Tensor, number: int) -> Tensor:
-    """About `number` of the rows, spread over all: an odd stride does not keep to some columns of a grid."""
+    """About `number` of the rows, evenly spread. The stride is odd, so that it does not stay in some grid columns."""
     return rows[:: max(1, len(rows) // number) | 1]

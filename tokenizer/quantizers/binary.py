@@ -1,4 +1,4 @@
-"""What the quantizers of one bit a channel share: the bits of a code, and the entropy over codes that nobody lists."""
+"""Shared by quantizers with one bit per channel: a code's bits, and the entropy over codes without a list of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ class BinaryQuantizerConfig(QuantizerConfig):
     """Config of a `BinaryQuantizer`: 2^num_bits codes of num_bits channels.
 
     Args:
-        num_bits: channels, each a bit of the code; from 1 to 31.
-        commitment_weight: of the term that holds the features at their codes, |z - sg[e]|^2.
-        entropy_weight: of the entropy term, which makes each feature sure of its code and the batch use all of them. 0
-            leaves it out.
-        diversity_weight: of the second part, the batch's entropy, against the first, the features' own. It is that of
-            the mean distribution over the codes of a group of bits (`joint_bits` of the quantizer), summed over groups.
-        inv_temperature: tau of the soft assignment that the entropies are of, softmax(-tau |z - e|^2) over the codes.
+        num_bits: number of channels, each one bit of the code; from 1 to 31.
+        commitment_weight: weight of the commitment term |z - sg[e]|^2, which holds the features at their codes.
+        entropy_weight: weight of the entropy term, which makes each feature's assignment certain and the batch's use of
+            the codes even. 0 leaves it out.
+        diversity_weight: weight of the entropy term's second part, the batch's entropy, relative to the first part, the
+            features' own entropies. The batch's entropy is that of the mean distribution over the codes of a group of
+            bits (the quantizer's `joint_bits`), summed over groups.
+        inv_temperature: tau of the soft assignment softmax(-tau |z - e|^2) over the codes, whose entropies are taken.
     """
 
     num_bits: int = 10
@@ -48,10 +49,10 @@ class BinaryQuantizerConfig(QuantizerConfig):
 
 
 class BinaryQuantizer(Quantizer):
-    """The sign of each channel, times `scale`; no parameters; straight-through gradient. A zero goes to the bit 0."""
+    """The sign of each channel, times `scale`. No parameters; straight-through estimator. A zero gives the bit 0."""
 
     scale: float = 1.0
-    # Bits at most of which the batch's entropy is a joint one. Marginals alone do not see that two bits always agree.
+    # Most bits whose joint entropy is taken over the batch. Marginals alone do not show that two bits always agree.
     joint_bits: int = 10
 
     def __init__(self, config: BinaryQuantizerConfig) -> None:
@@ -60,13 +61,13 @@ class BinaryQuantizer(Quantizer):
 
     def forward(self, features: Tensor) -> Quantized:
         config = self.config
-        # In float32 also under autocast, which lowers none of these operations.
+        # float32 also under autocast, which lowers the precision of none of these operations.
         z = self._place(features.float())  # [B, D, h, w]
         codes = bits_to_codes(z > 0)  # [B, h, w]
         e = self.codes_to_features(codes)  # [B, D, h, w]
         losses = {"commitment": config.commitment_weight * F.mse_loss(z, e)}
         if config.entropy_weight and self.training:
-            # Between the two values of a channel, -tau |z - e|^2 differs by 4 tau scale z.
+            # -tau |z - e|^2 differs by 4 tau scale z between the two values of a channel.
             of_each, of_batch = entropies(4 * config.inv_temperature * self.scale * z, self.joint_bits)
             losses["entropy"] = config.entropy_weight * (of_each - config.diversity_weight * of_batch)
         straight_through = z + (e - z).detach() if self.training else e
@@ -84,7 +85,7 @@ class BinaryQuantizer(Quantizer):
         pass
 
     def _place(self, features: Tensor) -> Tensor:
-        """Where the features lie among the codes: [B, D, h, w] float32 twice."""
+        """Features -> their place in the space of the codes: [B, D, h, w] float32 -> the same."""
         return features
 
 
@@ -100,20 +101,20 @@ def codes_to_bits(codes: Tensor, num_bits: int) -> Tensor:
 
 
 def entropies(logits: Tensor, joint_bits: int) -> tuple[Tensor, Tensor]:
-    """Entropies in nats of codes whose bits are drawn independently for each feature: logits [B, D, h, w] -> 2 scalars.
+    """Entropies in nats of codes whose bits are independent for each feature: logits [B, D, h, w] -> 2 scalars.
 
-    Squared distances add up over the channels, so that a feature's softmax over all 2^D codes is a product over the D
-    bits, and its entropy a sum: 2^D numbers are never made.
+    Squared distances add up over the channels. So a feature's softmax over all 2^D codes is a product over the D bits,
+    and its entropy is a sum: 2^D numbers never exist.
 
     Args:
-        logits: of each bit.
-        joint_bits: the channels are cut into groups of at most so many; 2^joint_bits numbers are made a group.
+        logits: logits of each bit.
+        joint_bits: the channels are cut into groups of at most this size; each group needs 2^joint_bits numbers.
 
     Returns:
-        the mean over the features of each one's entropy, which is exact; and the entropy of the mean distribution over
-        this rank's batch, exact for the codes of each group, and summed over the groups: never below the true one.
+        the mean of the features' entropies, which is exact; and the entropy of the mean distribution over this rank's
+        batch, which is exact for the codes of each group and summed over the groups, so never below the true one.
     """
-    # H = log(1 + exp(-|x|)) + |x| p(-|x|): no large numbers cancel.
+    # H = log(1 + exp(-|x|)) + |x| p(-|x|), in which no large numbers cancel.
     size = logits.abs()
     of_each = (F.softplus(-size) + size * torch.sigmoid(-size)).sum(1).mean()
     shares = torch.stack([torch.sigmoid(-logits), torch.sigmoid(logits)], -1)  # [B, D, h, w, 2], of a bit's 0 and 1
@@ -123,10 +124,10 @@ def entropies(logits: Tensor, joint_bits: int) -> tuple[Tensor, Tensor]:
 
 
 def _joint_entropy(shares: Tensor) -> Tensor:
-    """Entropy of the mean over N of the distributions over 2^D codes that `shares` [D, N, 2] of their bits make.
+    """Entropy of the mean over N distributions over 2^D codes, given by the probabilities `shares` [D, N, 2] of bits.
 
-    The mean of the products is a product of matrices: of the first half of the bits and of the second. So 2 N sqrt(2^D)
-    numbers are made, not N 2^D.
+    The mean of the products is a product of two matrices, one for each half of the bits. So it needs 2 N sqrt(2^D)
+    numbers, not N 2^D.
     """
     first, second = (_products(half) for half in shares.tensor_split(2))  # [N, 2^(D/2)] both
     mean = (first.t() @ second / shares.shape[1]).clamp_min(torch.finfo(shares.dtype).tiny)

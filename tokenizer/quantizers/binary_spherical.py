@@ -1,4 +1,4 @@
-"""Binary spherical quantization (BSQ): features on the unit sphere, the sign of each channel a bit of the code.
+"""Binary spherical quantization (BSQ): features lie on the unit sphere, and each channel's sign is a bit of the code.
 
 Zhao et al. 2024, https://arxiv.org/abs/2406.07548.
 """
@@ -17,10 +17,10 @@ from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantize
 
 @dataclass(frozen=True)
 class BinarySphericalQuantizerConfig(BinaryQuantizerConfig):
-    """Config of `BinarySphericalQuantizer`; `BinaryQuantizerConfig` says what the fields are.
+    """Config of `BinarySphericalQuantizer`; `BinaryQuantizerConfig` documents the fields.
 
-    The sphere bounds the error by itself, so that the commitment term is left out by default (as the authors do, whose
-    inverse temperature is 1 too).
+    The sphere already bounds the error, so the commitment term is left out by default, as the authors do. Their inverse
+    temperature is 1 too.
     """
 
     type: Literal["bsq"] = "bsq"
@@ -32,9 +32,9 @@ class BinarySphericalQuantizerConfig(BinaryQuantizerConfig):
 
 
 class BinarySphericalQuantizer(BinaryQuantizer):
-    """Codes are the corners of the cube that the unit sphere holds, {-1, 1}^D / sqrt(D)."""
+    """Codes are the corners of the cube inside the unit sphere, {-1, 1}^D / sqrt(D)."""
 
-    joint_bits = 1  # the paper's: the batch's entropy is that of a product of marginals
+    joint_bits = 1  # as in the paper: the batch's entropy is that of a product of marginals
 
     def __init__(self, config: BinarySphericalQuantizerConfig) -> None:
         super().__init__(config)

@@ -1,7 +1,7 @@
 """Finite scalar quantization (FSQ): each channel is rounded to a few levels, and the codebook is their grid.
 
-Mentzer et al. 2023, https://arxiv.org/abs/2309.15505. The symmetric grid, which falls into residual levels: Parker et
-al. 2024, https://arxiv.org/abs/2411.19842; the levels are scaled as in vector-quantize-pytorch's ResidualFSQ.
+Mentzer et al. 2023, https://arxiv.org/abs/2309.15505. The symmetric grid for residual levels: Parker et al. 2024,
+https://arxiv.org/abs/2411.19842. Levels are scaled as in vector-quantize-pytorch's ResidualFSQ.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerCo
 from codegrid.tokenizer.quantizers.gradients import straight_through
 
 # The bounded range is wider than the span of the levels by this share, as in vector-quantize-pytorch.
-# (The paper's listing makes it narrower by as much: beyond 1,000 levels the outermost would not be reached.)
+# (The paper's listing makes it narrower by this share: beyond 1,000 levels, features would not reach the outermost.)
 _MARGIN = 1e-3
 
 
 @dataclass(frozen=True)
 class FiniteScalarQuantizerConfig(QuantizerConfig):
-    """Config of `FiniteScalarQuantizer`; the codes are as many as the levels' product, the channels as the levels.
+    """Config of `FiniteScalarQuantizer`: one channel per entry of `levels`; their product is the number of codes.
 
     Args:
-        levels: of each channel, at least 3. The paper takes 5 and more: (8, 6, 5) for about 2^8 codes, (8, 5, 5, 5)
-            for 2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16.
+        levels: number of levels of each channel, at least 3. The paper uses 5 and more: (8, 6, 5) for about 2^8 codes,
+            (8, 5, 5, 5) for 2^10, (7, 5, 5, 5, 5) for 2^12, (8, 8, 8, 6, 5) for 2^14, (8, 8, 8, 5, 5, 5) for 2^16.
     """
 
     has_residual_levels: ClassVar[bool] = True
@@ -39,13 +39,13 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
     levels: tuple[int, ...] = (8, 5, 5, 5)
 
     def __post_init__(self) -> None:
-        # With two levels the shift of `_bound` is 3.8: around zero, where training starts, tanh is flat.
+        # With two levels the shift of `_bound` is 3.8, so tanh is flat around zero, where training starts.
         require(
             len(self.levels) >= 1 and min(self.levels) >= 3,
             f"quantizer.levels is {list(self.levels)}: it must name at least one channel, and each must have at least "
             "3 levels (for channels of two levels, take the quantizers lfq or bsq).",
         )
-        # In this order: a product of a million numbers would take long.
+        # This check comes first: a product of a million numbers would take long.
         require(
             len(self.levels) <= 19, f"quantizer.levels has {len(self.levels)} channels: 19 of 3 levels are 2^30 codes."
         )
@@ -69,14 +69,14 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
         return FiniteScalarLevel(self, index)
 
     def residual_entry(self, features: Tensor) -> Tensor:
-        """Squeezed into the range of the first level."""
+        """Features bounded to the range of the first level."""
         return soft_bound(self, features)
 
 
 class _LevelsOfChannels(Quantizer):
-    """Buffers: `levels`, L of each channel; `place_values`, what a step of each adds to the code: 1, L_1, L_1 L_2, ...
+    """Buffers: `levels`, L of each channel; `place_values`, the value of each channel's digit: 1, L_1, L_1 L_2, ...
 
-    Both are int64 [D, 1, 1]. Made anew in each forward pass they would be copies that a GPU waits for.
+    Both are int64 [D, 1, 1]. They are buffers because copies in each forward pass would be CPU-GPU sync points.
     """
 
     def __init__(self, config: FiniteScalarQuantizerConfig) -> None:
@@ -98,22 +98,22 @@ class _LevelsOfChannels(Quantizer):
         pass
 
     def _to_digits(self, codes: Tensor) -> Tensor:
-        """[B, h, w] -> [B, D, h, w], from 0 to the channels' levels less 1."""
+        """[B, h, w] -> [B, D, h, w], from 0 to each channel's levels minus 1."""
         return codes[:, None] // self.place_values % self.levels
 
     def _to_codes(self, digits: Tensor) -> Tensor:
         """[B, D, h, w] -> [B, h, w]."""
-        # Beyond 1,000 levels the margin is more than half a level; and what is NaN must not be a code outside either.
+        # Beyond 1,000 levels the margin is more than half a level. A NaN must not give a code outside either.
         digits = digits.clamp(torch.zeros_like(self.levels), self.levels - 1)
         return (digits * self.place_values).sum(1)
 
 
 class FiniteScalarQuantizer(_LevelsOfChannels):
-    """No parameters and no losses; straight-through gradient to the bounded features.
+    """No parameters and no losses; straight-through estimator to the bounded features.
 
-    A code is a number in mixed radix, whose digits are the channels' levels; the first channel is the least
-    significant. Its features are multiples of 2 / L in [-1, 1) for an even number of levels L, of 2 / (L - 1) in
-    [-1, 1] for an odd one.
+    A code is a mixed-radix number whose digits are the channels' levels; the first channel is the least significant.
+    Its features are multiples of 2 / L in [-1, 1) for an even number of levels L, and of 2 / (L - 1) in [-1, 1] for an
+    odd one.
     """
 
     def forward(self, features: Tensor) -> Quantized:
@@ -134,16 +134,16 @@ class FiniteScalarQuantizer(_LevelsOfChannels):
         return (digits - half_width).float() / half_width
 
     def _bound(self, features: Tensor) -> Tensor:
-        """Squeeze each channel into the span of its levels, -(L // 2) to (L - 1) // 2 (arXiv:2309.15505, appendix A.1).
+        """Bound each channel to the span of its levels, -(L // 2) to (L - 1) // 2 (arXiv:2309.15505, appendix A.1).
 
-        An even number of levels has none in the middle: the offset of a half puts them on integers, and the shift
-        undoes it at zero, which stays zero. (The paper's listing has tan for this shift; only atanh does it.)
+        An even number of levels has none in the middle. The offset of a half puts the levels on integers, and the shift
+        compensates it at zero, so that zero stays zero. (The paper's listing has tan for this shift; atanh is right.)
         """
         levels = self.levels
         half_span = (levels - 1) * (1 + _MARGIN) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         shift = torch.atanh(offset / half_span)
-        # In float32 also under autocast, which leaves these operations alone.
+        # float32 also under autocast, which does not change these operations.
         return torch.tanh(features.float() + shift) * half_span - offset
 
     def _codes(self, bounded: Tensor) -> Tensor:
@@ -151,11 +151,11 @@ class FiniteScalarQuantizer(_LevelsOfChannels):
 
 
 class FiniteScalarLevel(_LevelsOfChannels):
-    """Level number `index` of residual FSQ: an even grid of L levels a channel over [-1, 1], scaled by L^-index.
+    """Level `index` of residual FSQ: an even grid of L levels per channel over [-1, 1], scaled by L^-index.
 
-    The residuals of a level lie within half a step of its grid, 1 / (L - 1), and so within half a step around the next
-    level's: n levels make one even grid of L^n steps. `soft_bound` brings the features into the first level's range.
-    (For an even L, the grid of `FiniteScalarQuantizer` is not symmetric: scaled down, it would leave gaps.)
+    The residuals of a level lie within half a step of its grid, 1 / (L - 1), and therefore within half a step around
+    the next level's grid. So n levels make one even grid of L^n steps. `soft_bound` brings the features into the first
+    level's range. (For an even L, the grid of `FiniteScalarQuantizer` is not symmetric: scaled, it would leave gaps.)
     """
 
     def __init__(self, config: FiniteScalarQuantizerConfig, index: int) -> None:
@@ -180,7 +180,7 @@ class FiniteScalarLevel(_LevelsOfChannels):
 
 
 def soft_bound(config: FiniteScalarQuantizerConfig, features: Tensor) -> Tensor:
-    """Squeeze each channel of [B, D, h, w] into half a step around [-1, 1], the range of residual FSQ's first level."""
+    """Bound each channel of [B, D, h, w] to [-1, 1] and half a step around, the range of residual FSQ's first level."""
     levels = torch.tensor(config.levels, device=features.device).view(-1, 1, 1)  # [D, 1, 1]
     bound = 1 + 1 / (levels - 1)
     return torch.tanh(features.float() / bound) * bound

@@ -1,4 +1,4 @@
-"""How a gradient passes a code that was chosen: both take features and their codes, and give the codes' values."""
+"""Gradients through the choice of a code: each function takes features and their codes, and gives the codes' values."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Under this length a feature has no direction worth the name; the gradient's factor |e| / |z| stays finite.
+# A shorter feature has no meaningful direction. The bound keeps the gradient's factor |e| / |z| finite.
 _SHORTEST = 1e-6
 
 
 def straight_through(z: Tensor, e: Tensor) -> Tensor:
-    """e with the gradient of z (Bengio et al. 2013, https://arxiv.org/abs/1308.3432): any shape -> the same."""
+    """Straight-through estimator (Bengio et al. 2013, https://arxiv.org/abs/1308.3432): e with the gradient of z."""
     return z + (e - z).detach()
 
 
 def rotation(z: Tensor, e: Tensor) -> Tensor:
-    """e as |e| / |z| R z, where R turns z towards e and is a constant (Fifty et al. 2024, arXiv:2410.06424, sec. 4.2).
+    """e as |e| / |z| R z; the constant R rotates z towards e (Fifty et al. 2024, arXiv:2410.06424, sec. 4.2).
 
-    The angle between a feature's gradient and the feature is then the one between the code's gradient and the code.
-    R = I - 2 w w^T + 2 e' z'^T, with z' = z / |z|, e' = e / |e| and w the unit vector of z' + e'; no matrix is made.
+    A feature and its gradient then have the same angle as the code and its gradient.
+    R = I - 2 w w^T + 2 e' z'^T, with z' = z / |z|, e' = e / |e| and w the unit vector of z' + e'; no matrix is built.
 
     Args:
         z: [B, D, h, w], features.
-        e: the same shape, their codes; they get no gradient.
+        e: their codes, the same shape; they get no gradient.
 
     Returns:
-        [B, D, h, w], e to float rounding, also where z is 0 or points away from e (R is a reflection there).
+        [B, D, h, w], equal to e up to float rounding, also if z is 0 or points away from e (R is then a reflection).
     """
     e = e.detach()
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Grouped quantization: the channels are cut into groups, and each group is quantized by itself.
 
-Product quantization, Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57; with groups on the sphere, grouped
-spherical quantization (GSQ), Wang et al. 2024, https://arxiv.org/abs/2412.02632.
+This is product quantization, Jegou et al. 2011, https://doi.org/10.1109/TPAMI.2010.57. With groups on the sphere it is
+grouped spherical quantization (GSQ), Wang et al. 2024, https://arxiv.org/abs/2412.02632.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class GroupedQuantizerConfig(QuantizerConfig):
     """Config of `GroupedQuantizer`.
 
     Args:
-        groups: codes at each position, one a group of channels; at least 2.
-        inner: the quantizer of a group, any of one code a position: its `code_dim` are the channels of one group. Its
-            loss terms are averaged over the groups. (GSQ is vq with `l2_normalize`.)
+        groups: codes at each position, one per group of channels; at least 2.
+        inner: the quantizer of a group, any with one code per position. Its `code_dim` is the number of channels of one
+            group. Its loss terms are averaged over the groups. (GSQ is vq with `l2_normalize`.)
     """
 
     type: Literal["grouped"] = "grouped"
@@ -98,5 +98,5 @@ class GroupedQuantizer(LevelsQuantizer):
         return moved
 
     def _split(self, features: Tensor) -> tuple[Tensor, ...]:
-        """[B, D, h, w] or [N, D] -> as many of the same with inner.code_dim channels as there are groups."""
+        """[B, D, h, w] or [N, D] -> one tensor per group, each with inner.code_dim channels."""
         return features.split(self.config.inner.code_dim, dim=1)

@@ -1,7 +1,7 @@
-"""Gumbel-softmax quantization: in training the code is drawn, and the draw has a gradient.
+"""Gumbel-softmax quantization: training draws the code at random, and the draw has a gradient.
 
-Jang et al. 2016, https://arxiv.org/abs/1611.01144; the tokenizer of DALL-E (Ramesh et al. 2021,
-https://arxiv.org/abs/2102.12092), with its term towards uniform codes.
+Jang et al. 2016, https://arxiv.org/abs/1611.01144. DALL-E's tokenizer uses it, with a term towards uniform codes
+(Ramesh et al. 2021, https://arxiv.org/abs/2102.12092).
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ class GumbelConfig(QuantizerConfig):
 
     Args:
         codebook_size: number of codes.
-        code_dim: channels of the features that are quantized, and of the codes.
-        temperature: of the draw, the same throughout; low is near one-hot, with a gradient of large variance.
-        straight_through: the decoder gets the one drawn code, with the gradient of the relaxed draw; False gives it the
-            relaxed draw itself, a mixture of codes, which evaluation never does.
-        kl_weight: of KL(q || uniform) of each feature's distribution q over the codes. 0 leaves it out.
+        code_dim: channels of the quantized features and of the codes.
+        temperature: constant temperature of the draw. A low one is near one-hot, and its gradient has a large variance.
+        straight_through: give the decoder the one drawn code, with the gradient of the relaxed draw. False gives it the
+            relaxed draw itself, a mixture of codes, which evaluation never uses.
+        kl_weight: weight of KL(q || uniform) of each feature's distribution q over the codes. 0 leaves it out.
     """
 
     type: Literal["gumbel"] = "gumbel"
@@ -51,14 +51,14 @@ class GumbelConfig(QuantizerConfig):
 class GumbelQuantizer(Quantizer):
     """`logits` maps a feature to scores of all codes; `embedding.weight` [codebook_size, code_dim] holds the codes.
 
-    In training the codes are draws of torch's generator; in evaluation, and from `encode`, the most probable ones.
+    In training, torch's generator draws the codes. Evaluation and `encode` take the most probable ones.
     """
 
     def __init__(self, config: GumbelConfig) -> None:
         super().__init__()
         self.config = config
         self.logits = nn.Linear(config.code_dim, config.codebook_size)
-        self.logits.no_decay = True  # a row for each code: a table, for the optimizer
+        self.logits.no_decay = True  # one row per code: the optimizer treats it as a table
         self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
         self.init_weights()
 

@@ -1,4 +1,4 @@
-"""Hierarchical quantization: a top grid of half the resolution for what is large, a bottom grid for the details.
+"""Hierarchical quantization: a top grid of half the resolution for large structures, a bottom grid for the details.
 
 VQ-VAE-2, Razavi et al. 2019, https://arxiv.org/abs/1906.00446.
 """
@@ -17,7 +17,7 @@ from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerCo
 from codegrid.tokenizer.quantizers.levels import LevelsQuantizer, check_inner, make_levels, mean_losses, of_level
 from codegrid.tokenizer.quantizers.vector import VectorQuantizerConfig
 
-# The sides of a top position, in positions of the bottom grid.
+# Side of a top position, in positions of the bottom grid.
 _SIDE = 2
 
 
@@ -26,10 +26,10 @@ class HierarchicalQuantizerConfig(QuantizerConfig):
     """Config of `HierarchicalQuantizer`.
 
     Args:
-        channels: of the features that come in, of those between the grids, and of those that the decoder gets.
-        norm_groups: of the residual blocks between the grids.
-        inner: the quantizer of each grid, any of one code a position; each grid has its own codebook. Its loss terms
-            are averaged over the two.
+        channels: channels of the input features, of those between the grids, and of the decoder's input.
+        norm_groups: groups of the group norms in the residual blocks between the grids.
+        inner: the quantizer of each grid, any with one code per position. Each grid has its own codebook. Its loss
+            terms are averaged over the two grids.
     """
 
     type: Literal["hierarchical"] = "hierarchical"
@@ -48,7 +48,7 @@ class HierarchicalQuantizerConfig(QuantizerConfig):
 
     @property
     def depth(self) -> int:
-        """The top code and its block of the bottom grid."""
+        """Codes per position: the top code and its block of the bottom grid."""
         return 1 + _SIDE**2
 
     @property
@@ -69,10 +69,10 @@ class HierarchicalQuantizerConfig(QuantizerConfig):
 
 
 class HierarchicalQuantizer(LevelsQuantizer):
-    """`levels.0` quantizes the top grid, `levels.1` the bottom grid, which sees what the top has said.
+    """`levels.0` quantizes the top grid, `levels.1` the bottom grid, which depends on the top's codes.
 
-    A position is one of the top grid: its codes are the top's and then those of the 2 x 2 block that it covers in the
-    bottom grid, row by row. In between are a residual block each way and 1x1 convolutions:
+    Positions are those of the top grid. A position's codes are the top code and then the codes of the 2 x 2 block that
+    it covers in the bottom grid, row by row. Between the grids are one residual block each way and 1x1 convolutions:
 
         top = down(features),  said = up(code of top),  bottom = narrow(features, said),  out = said + widen(its code)
     """
@@ -112,12 +112,12 @@ class HierarchicalQuantizer(LevelsQuantizer):
 
     @property
     def revival_candidates(self) -> int:
-        """Of each grid."""
+        """The same number for each grid."""
         return max(level.revival_candidates for level in self.levels)
 
     @torch.no_grad()
     def candidates(self, features: Tensor) -> Tensor:
-        """Rows of what each grid quantizes, side by side: [N, C, h, w] -> [M, 2 D]. Of the fewer some come again."""
+        """Input rows of both grids, side by side: [N, C, h, w] -> [M, 2 D]. Rows of the smaller grid repeat."""
         top, _, bottom = self._walk(features)
         rows = [spread(to_rows(part).float(), self.revival_candidates) for part in (top, bottom)]
         numbers = torch.arange(max(map(len, rows)), device=features.device)  # [M]
@@ -142,7 +142,7 @@ class HierarchicalQuantizer(LevelsQuantizer):
         return moved
 
     def _walk(self, features: Tensor, top_codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """What the top quantizes [B, D, h/2, w/2], its codes, found unless they are given, and what the bottom does."""
+        """The top's input [B, D, h/2, w/2], its codes (computed if not given), and the bottom's input [B, D, h, w]."""
         with torch.autocast(features.device.type, enabled=False):
             features = self._enter(features)
             top = self.down(features)
@@ -150,7 +150,7 @@ class HierarchicalQuantizer(LevelsQuantizer):
             return top, top_codes, self._narrow(features, self._say(self.levels[0].codes_to_features(top_codes)))
 
     def _enter(self, features: Tensor) -> Tensor:
-        """In the precision of the weights, float32 but for a model that was cast, so that autocast changes no code."""
+        """Enter in the weights' precision, float32 unless the model was cast, so that autocast changes no code."""
         return features.to(self.widen.weight.dtype)
 
     def _say(self, top: Tensor) -> Tensor:

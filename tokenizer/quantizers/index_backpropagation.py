@@ -1,7 +1,7 @@
-"""Index backpropagation quantization: the gradient passes through the choice of the code, and so reaches every code.
+"""Index backpropagation quantization: the gradient passes through the choice of the code and so reaches every code.
 
-Shi et al. 2024, https://arxiv.org/abs/2412.02692. The [N, codebook_size] matrix of similarities is what the gradient
-passes through: training holds it for each micro-batch, several times over. Encoding does not.
+Shi et al. 2024, https://arxiv.org/abs/2412.02692. The gradient passes through the [N, codebook_size] matrix of
+similarities. Training holds this matrix for each micro-batch, several times over; encoding does not.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from codegrid.tokenizer.quantizers.nearest import nearest_codes
 class IBQConfig(QuantizerConfig):
     """Config of `IBQ`. The first three weights are 1, 1 and beta = 0.25 in the authors' runs.
 
-    The authors' entropy_weight is 0.05, beside a perceptual and an adversarial term. Beside the pixels' error alone
-    0.02 reconstructs better (docs/quantizers.md), and 0.005 lets the codes collapse.
+    The authors' entropy_weight is 0.05, with a perceptual and an adversarial term. With only a pixel error, 0.02
+    reconstructs better (docs/quantizers.md), and 0.005 lets the codes collapse.
 
     Args:
         codebook_size: number of codes.
-        code_dim: channels of the features that are quantized.
-        index_weight: of |z - e|^2 with the gradient through the choice, which moves the features and all codes.
-        commitment_weight: of the term that holds the features at their codes, |z - sg[e]|^2.
-        codebook_weight: of the term that moves the chosen codes towards the features, |sg[z] - e|^2.
-        entropy_weight: of `entropy_loss` over softmax(z.e / temperature). 0 leaves it out.
-        entropy_temperature: of that softmax.
+        code_dim: channels of the quantized features.
+        index_weight: weight of |z - e|^2 with the gradient through the choice, which moves the features and all codes.
+        commitment_weight: weight of the commitment term |z - sg[e]|^2, which holds the features at their codes.
+        codebook_weight: weight of the codebook term |sg[z] - e|^2, which moves the chosen codes towards the features.
+        entropy_weight: weight of `entropy_loss` over softmax(z.e / temperature). 0 leaves it out.
+        entropy_temperature: temperature of that softmax.
     """
 
     type: Literal["ibq"] = "ibq"
@@ -59,7 +59,7 @@ class IBQConfig(QuantizerConfig):
 
 
 class IBQ(Quantizer):
-    """Codebook `embedding.weight` [codebook_size, code_dim]; a feature's code is the one of the largest z.e."""
+    """Codebook `embedding.weight` [codebook_size, code_dim]; a feature's code is the one with the largest z.e."""
 
     def __init__(self, config: IBQConfig) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class IBQ(Quantizer):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        # N(0, 1), as the authors' IndexPropagationQuantize keeps it; U(-1/K, 1/K) is their VectorQuantizer's.
+        # N(0, 1), as in the authors' IndexPropagationQuantize; their VectorQuantizer has U(-1/K, 1/K).
         nn.init.normal_(self.embedding.weight)
 
 
@@ -105,7 +105,7 @@ def _most_similar(z: Tensor, codebook: Tensor) -> Tensor:
 
 
 def _through_the_index(logits: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:
-    """The codes' features, through the one-hot choice with the gradient of the softmax (arXiv:2412.02692).
+    """The codes' features: the forward pass uses the one-hot choice, the gradient the softmax (arXiv:2412.02692).
 
     Args:
         logits: [B h w, K], z.e.

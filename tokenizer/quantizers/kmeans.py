@@ -1,4 +1,4 @@
-"""k-means by Lloyd's iterations: a codebook to start from."""
+"""k-means by Lloyd's iterations, for the initial codebook."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
 @torch.no_grad()
 def kmeans(rows: Tensor, start: Tensor, iterations: int, on_sphere: bool = False) -> Tensor:
-    """Move each mean to the middle of the rows that are nearest to it, `iterations` times.
+    """Move each mean to the middle of its nearest rows, `iterations` times.
 
-    It stops early where nothing moves any more. A mean that no row is nearest to stays where it is. The same rows and
-    start give the same means.
+    It stops early when no mean moves any more. A mean without nearest rows stays where it is. The same rows and start
+    give the same means.
 
     Args:
         rows: [N, D].
@@ -42,8 +42,8 @@ def kmeans(rows: Tensor, start: Tensor, iterations: int, on_sphere: bool = False
 def sum_by_code(codes: Tensor, rows: Tensor, codebook_size: int) -> Tensor:
     """Sum of the rows of each code: [N], [N, D] -> [codebook_size, D].
 
-    It is the gradient of a look-up, and taken as that: torch's documentation names `index_add_` among the operations
-    that have no fixed order on CUDA, on which a bitwise resume would founder, and does not name this one.
+    It is computed as the gradient of a look-up. torch's documentation lists `index_add_`, but not this operation, among
+    those without a fixed order on CUDA, which would break a bitwise resume.
     """
     with torch.enable_grad():
         table = rows.new_zeros(codebook_size, rows.shape[1], requires_grad=True)

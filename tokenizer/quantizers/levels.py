@@ -1,4 +1,4 @@
-"""What residual and grouped quantization have in common: several inner quantizers, one for each code of a position."""
+"""Shared by residual and grouped quantization: several inner quantizers, one for each code of a position."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from codegrid.tokenizer.quantizers.base import Quantizer, QuantizerConfig
 
 
 def check_inner(inner: QuantizerConfig) -> None:
-    """Raises CodegridError where `inner` has more than one code a position."""
+    """Raises CodegridError if `inner` has more than one code per position."""
     require(
         inner.depth == inner.stride == 1,
         f"quantizer.inner.type is {inner.type!r}, which gives several codes a position: take one that gives one.",
@@ -30,12 +30,12 @@ def mean_losses(losses: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def of_level(level: int, values: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What level number `level` gave by name (`revive`, `statistics`), under the names of the whole."""
+    """The named results of one level (`revive`, `statistics`), with the names of the whole quantizer."""
     return {f"levels.{level}.{name}": value for name, value in values.items()}
 
 
 class LevelsQuantizer(Quantizer):
-    """A quantizer whose state is that of its inner ones."""
+    """A quantizer whose state is the state of its inner quantizers."""
 
     levels: nn.ModuleList
 
@@ -50,12 +50,12 @@ class LevelsQuantizer(Quantizer):
 
     @property
     def revival_candidates(self) -> int:
-        """As many as the level that wants most, for each: levels take different features."""
+        """The largest number that a level wants, for every level: levels take different features."""
         return self.config.depth * max(level.revival_candidates for level in self.levels)
 
     @torch.no_grad()
     def update(self, statistics: dict[str, Tensor]) -> None:
-        """Each level's, by its part of the `statistics`."""
+        """Update each level by its part of the `statistics`."""
         for index, level in enumerate(self.levels):
             prefix = f"levels.{index}."
             mine = {name.removeprefix(prefix): sums for name, sums in statistics.items() if name.startswith(prefix)}

@@ -15,10 +15,10 @@ from codegrid.tokenizer.quantizers.binary import BinaryQuantizer, BinaryQuantize
 
 @dataclass(frozen=True)
 class LookupFreeQuantizerConfig(BinaryQuantizerConfig):
-    """Config of `LookupFreeQuantizer`; `BinaryQuantizerConfig` says what the fields are.
+    """Config of `LookupFreeQuantizer`; `BinaryQuantizerConfig` documents the fields.
 
-    The authors' entropy_weight is 0.1 and their inv_temperature 100, beside a perceptual and an adversarial term.
-    Beside the pixels' error alone that is too strong: less is reconstructed (docs/quantizers.md).
+    The authors' entropy_weight is 0.1 and their inv_temperature 100, with a perceptual and an adversarial term. With
+    only a pixel error this is too strong, and reconstructions get worse (docs/quantizers.md).
     """
 
     has_residual_levels: ClassVar[bool] = True
@@ -31,7 +31,7 @@ class LookupFreeQuantizerConfig(BinaryQuantizerConfig):
         return LookupFreeQuantizer(self)
 
     def residual_level(self, index: int) -> Quantizer:
-        """Told apart by the size of its steps: the codes of level `index` are +-1 / 2^index."""
+        """Levels differ in the size of their steps: the codes of level `index` are +-1 / 2^index."""
         level = LookupFreeQuantizer(self)
         level.scale *= 2.0**-index
         return level

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Scores held at once, in float32 numbers: 1 MB, which stays in a CPU core's own cache; a GPU wants larger products.
+# Number of float32 scores held at once: 1 MB, which fits into a CPU core's own cache. A GPU needs larger products.
 _SCORES_AT_ONCE = {"cpu": 262_144}
 _SCORES_AT_ONCE_ELSEWHERE = 4_194_304
-# The wider the codes, the more rows a product needs to be worth reading the codebook for: two for each channel, as long
-# as their scores take at most 32 MB.
+# With wider codes, a product needs more rows to be worth reading the codebook: two rows per channel, as long as their
+# scores take at most 32 MB.
 _SCORES_AT_MOST = 8_388_608
-# Codes of a block. torch finds a block's maximum with vector instructions and a maximum's index without: to look up the
-# blocks' maxima first, and the index in the best block alone, takes half the time at a width of 8.
+# Codes per block. torch finds a maximum with vector instructions, but the index of a maximum without them. Finding the
+# blocks' maxima first, and the index in the best block only, takes half the time at a width of 8.
 _BLOCK = 256
 
 
@@ -22,7 +22,7 @@ def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Te
     """Index of the nearest code for each row; ties go to the lower code: [N, D], [K, D] -> [N] int64.
 
     argmin |z - e|^2 = argmax (z.e - |e|^2 / 2); on the sphere the second part is the same for every code. Rows are
-    taken a chunk at a time, so that the [N, K] matrix never exists.
+    processed in chunks, so that the [N, K] matrix never exists.
     """
     size = len(codebook)
     codebook = F.pad(codebook, (0, 0, 0, -size % _BLOCK))  # whole blocks
@@ -40,4 +40,4 @@ def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Te
         best = blocks.amax(2).argmax(1)  # [n]
         within = blocks[torch.arange(len(chunk), device=rows.device), best].argmax(1)  # [n]
         codes[start : start + step] = best * _BLOCK + within
-    return codes.clamp_(max=size - 1)  # a row of infinities has NaN for a score beyond the codebook
+    return codes.clamp_(max=size - 1)  # a row of infinities has NaN scores beyond the codebook

@@ -1,6 +1,6 @@
-"""Residual quantization: each level quantizes what the levels before it left over.
+"""Residual quantization: each level quantizes the residual of the levels before it.
 
-RQ-VAE, Lee et al. 2022, https://arxiv.org/abs/2203.01941. Of quantizers without a codebook to learn, each level has a
+RQ-VAE, Lee et al. 2022, https://arxiv.org/abs/2203.01941. For quantizers without a learned codebook, each level has a
 finer grid, as in vector-quantize-pytorch's ResidualFSQ and ResidualLFQ.
 """
 
@@ -25,11 +25,11 @@ class ResidualQuantizerConfig(QuantizerConfig):
 
     Args:
         depth: codes at each position, coarse to fine; at least 2.
-        shared: one codebook for all levels, as RQ-VAE has; False gives each level its own.
+        shared: one codebook for all levels, as in RQ-VAE; False gives each level its own.
         inner: the quantizer of a level: vq, simvq, fsq, lfq, or another that `has_residual_levels`. Its loss terms are
-            averaged over the levels, so that a weight means the same at any depth; `isotropy_weight` acts on the
-            features alone, not on what is left of them. Level n of an fsq has steps of 1 / L^n, over features squeezed
-            into the first level's range; the codes of level n of an lfq are +-1 / 2^n.
+            averaged over the levels, so that a weight means the same at any depth. `isotropy_weight` acts on the
+            features only, not on residuals. Level n of an fsq has steps of 1 / L^n, over features bounded to the first
+            level's range; the codes of level n of an lfq are +-1 / 2^n.
     """
 
     type: Literal["residual"] = "residual"
@@ -44,7 +44,7 @@ class ResidualQuantizerConfig(QuantizerConfig):
             f"type {self.inner.type!r}.",
         )
         known = [name for name, kind in self.registered.items() if kind.has_residual_levels]
-        # The gradient of ibq and gumbel goes through the choice, and the sum of the codes would lose it; the codes of
+        # The gradient of ibq and gumbel passes through the choice, and the sum of the codes would lose it. The codes of
         # bsq lie on the sphere.
         require(
             self.inner.has_residual_levels,
@@ -67,7 +67,7 @@ class ResidualQuantizerConfig(QuantizerConfig):
 
 
 class ResidualQuantizer(LevelsQuantizer):
-    """Levels `levels.0`, ..., each an inner quantizer; only `levels.0` where the codebook is shared.
+    """Levels `levels.0`, ..., each an inner quantizer; only `levels.0` if the codebook is shared.
 
     r_0 = z, k_d = nearest(r_(d-1)), r_d = r_(d-1) - e(k_d); the features are the sum of the e(k_d)
     (arXiv:2203.01941). The gradient passes through the sum.
@@ -90,7 +90,7 @@ class ResidualQuantizer(LevelsQuantizer):
                 e = quantized.chosen
                 chosen.append(level.codes_to_features(quantized.codes) if e is None else e)
                 losses.append(quantized.losses)
-                # Detached: then each level's commitment term is |z - sg[sum so far]|^2, as in arXiv:2203.01941.
+                # Detached, so that each level's commitment term is |z - sg[sum so far]|^2, as in arXiv:2203.01941.
                 residual = residual - chosen[-1].detach()
             e = sum(chosen)  # [B, D, h, w], added up in the order of `codes_to_features`
             if self.training:
@@ -108,12 +108,12 @@ class ResidualQuantizer(LevelsQuantizer):
 
     def codes_to_features(self, codes: Tensor) -> Tensor:
         levels = zip(self._levels(), codes.unbind(-1), strict=True)
-        # One after the other, from the first: an order that gives the same bits every time.
+        # Added up in a fixed order, from the first level on, so that the bits are the same every time.
         return sum(level.codes_to_features(chosen) for level, chosen in levels)
 
     @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """Each level's, of what it quantized; a shared codebook's are the sums over the levels."""
+        """Each level's statistics of its own inputs; a shared codebook gets the sums over the levels."""
         residual, found = self.config.inner.residual_entry(features), {}
         for index, (level, chosen) in enumerate(zip(self._levels(), codes.unbind(-1), strict=True)):
             for name, sums in of_level(index % len(self.levels), level.statistics(chosen, residual)).items():
@@ -123,10 +123,10 @@ class ResidualQuantizer(LevelsQuantizer):
 
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-        """Each level moves its codes onto what the levels before it leave of `features`.
+        """Each level moves its dead codes onto the residuals that the levels before it leave of `features`.
 
-        Levels of their own codebooks take different features: one that has become a code of a level leaves nothing to
-        the next, and what is left is counted after the levels before have moved.
+        Levels with their own codebooks take different features, because a feature that became a code of one level
+        leaves no residual to the next. Residuals are computed after the levels before have moved their codes.
         """
         if self.config.shared:
             return of_level(0, self.levels[0].revive(codes, torch.cat(self._residuals(features)), generator))
@@ -142,7 +142,7 @@ class ResidualQuantizer(LevelsQuantizer):
         return list(self.levels) * (self.config.depth // len(self.levels))
 
     def _residuals(self, features: Tensor) -> list[Tensor]:
-        """What each level gets to quantize: rows [N, D] -> depth times [N, D]."""
+        """The input of each level: rows [N, D] -> a list of depth tensors [N, D]."""
         residuals = [features.float()]
         for level in self._levels()[:-1]:
             residuals.append(_left_over(level, residuals[-1]))
@@ -150,6 +150,6 @@ class ResidualQuantizer(LevelsQuantizer):
 
 
 def _left_over(level: Quantizer, rows: Tensor) -> Tensor:
-    """Rows [N, D] less their codes' features."""
+    """The residual: rows [N, D] minus their codes' features."""
     grids = rows[:, :, None, None]  # [N, D, 1, 1]
     return (grids - level.codes_to_features(level.encode(grids))).flatten(1)

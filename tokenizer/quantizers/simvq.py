@@ -1,7 +1,7 @@
-"""SimVQ: a frozen random codebook, seen through one learned linear layer.
+"""SimVQ: a frozen random codebook behind one learned linear layer.
 
-Zhu et al. 2024, https://arxiv.org/abs/2411.02038. The layer moves all codes at every step, so that none is left behind
-or has to be revived.
+Zhu et al. 2024, https://arxiv.org/abs/2411.02038. The layer moves all codes at every step, so no code is left behind or
+needs a dead-code restart.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class SimVQConfig(QuantizerConfig):
 
     Args:
         codebook_size: number of codes.
-        code_dim: channels of the features that are quantized.
-        codebook_weight: of the term that moves the codes towards the features, |sg[z] - W c|^2. Nothing else teaches
-            the layer.
-        commitment_weight: of the term that holds the features at their codes, |z - sg[W c]|^2.
+        code_dim: channels of the quantized features.
+        codebook_weight: weight of the codebook term |sg[z] - W c|^2, which moves the codes towards the features. Only
+            this term trains the layer.
+        commitment_weight: weight of the commitment term |z - sg[W c]|^2, which holds the features at their codes.
     """
 
     has_residual_levels: ClassVar[bool] = True
@@ -55,7 +55,7 @@ class SimVQConfig(QuantizerConfig):
         return SimVQ(self)
 
     def check_residual_levels(self, shared: bool) -> None:
-        """Levels may share a codebook or have their own."""
+        """Any config fits: levels may share a codebook or have their own."""
 
     def residual_level(self, index: int) -> Quantizer:
         return self.build()
@@ -69,7 +69,7 @@ class SimVQ(Quantizer):
         self.config = config
         self.register_buffer("codebook", torch.empty(config.codebook_size, config.code_dim))
         self.projection = nn.Linear(config.code_dim, config.code_dim, bias=False)
-        # It is the codebook: Muon's bounded steps would leave the codes far shorter than the features.
+        # The layer acts as the codebook: Muon's bounded steps would leave the codes far shorter than the features.
         self.projection.no_decay = True
         self.init_weights()
 

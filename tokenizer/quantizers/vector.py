@@ -1,9 +1,9 @@
 """Vector quantization with a learned codebook.
 
 van den Oord et al. 2017, https://arxiv.org/abs/1711.00937 (the codebook and the commitment term); Yu et al. 2022,
-https://arxiv.org/abs/2110.04627 (low-dimensional codes on the sphere; LlamaGen's choice). A codebook of running means:
-appendix A.1 of the first, and Razavi et al. 2019, https://arxiv.org/abs/1906.00446. A start from k-means: SoundStream,
-Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312.
+https://arxiv.org/abs/2110.04627 (low-dimensional codes on the sphere; LlamaGen's choice). The EMA codebook is in
+appendix A.1 of the first, and in Razavi et al. 2019, https://arxiv.org/abs/1906.00446. k-means initialisation is from
+SoundStream, Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from codegrid.tokenizer.quantizers.gradients import rotation, straight_through
 from codegrid.tokenizer.quantizers.kmeans import kmeans, sum_by_code
 from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
-# k-means for a codebook's start: Lloyd's iterations, and the features that it takes, a code and rank.
+# k-means initialisation: the number of Lloyd's iterations, and of features per code and rank.
 _KMEANS_ITERATIONS = 10
 _KMEANS_FEATURES = 64
-# Laplace smoothing of the running cluster sizes, as in the authors' code (Sonnet): a code nobody uses has no size 0.
+# Laplace smoothing of the EMA cluster sizes, as in the authors' code (Sonnet): the size of an unused code is not 0.
 _SMOOTHING = 1e-5
 _FLOOR = 1e-6  # of a variance, in `isotropy_loss`
 
@@ -38,30 +38,31 @@ class VectorQuantizerConfig(QuantizerConfig):
 
     Args:
         codebook_size: number of codes.
-        code_dim: channels of the features that are quantized.
-        l2_normalize: features and codes lie on the unit sphere, so that the nearest code is the one of the largest
-            cosine. False compares plain Euclidean distances, as taming-transformers does.
-        gradient: how the decoder's gradient reaches the features: "straight_through" copies it, "rotation" turns and
-            scales it as the feature would have to be to lie on its code (https://arxiv.org/abs/2410.06424).
-        codebook_update: what moves the codes: "gradient", of the codebook term and the optimizer; or "ema", which makes
-            each code the running mean of its features after every step, and needs no codebook term.
-        codebook_decay: of that running mean, a step.
-        codebook_weight: of the term that moves the codes towards the features, |sg[z] - e|^2; with "gradient" only.
-        commitment_weight: of the term that holds the features at their codes, beta |z - sg[e]|^2. (taming's "legacy"
-            mode puts beta on the other term; that is not repeated here.)
-        isotropy_weight: of `isotropy_loss`, which keeps the features from leaving all but one or two dimensions of a
-            plain codebook unused; their codes are then easier to predict. 0 leaves it out.
-        entropy_weight: of `entropy_loss` over softmax(-|z - e|^2 / temperature), as in MAGVIT-v2
-            (https://arxiv.org/abs/2310.05737): features sure of their codes, all codes used alike. 0 leaves it out;
-            else it holds the whole [N, codebook_size] matrix of a micro-batch.
-        entropy_temperature: of that softmax.
-        codebook_init: where all codes are placed in the first step, so that training starts from a codebook of the
-            data: "data" takes features of the batch, "kmeans" their means after ten of Lloyd's iterations (on the
-            sphere spherical k-means), which fit the batch better.
-        revive_below: a code is dead when its share of use falls under this fraction of the mean share, and is then
-            moved onto a feature of the current batch. 0 leaves the codes where they are, and with codebook_init "data"
-            also in the first step.
-        revive_decay: of the running mean of use, a step.
+        code_dim: channels of the quantized features.
+        l2_normalize: features and codes lie on the unit sphere, and the nearest code has the largest cosine. False
+            compares plain Euclidean distances, as taming-transformers does.
+        gradient: how the decoder's gradient reaches the features. "straight_through" copies it; "rotation" applies the
+            rotation and scaling that map the feature to its code (https://arxiv.org/abs/2410.06424).
+        codebook_update: how the codes are trained. "gradient" uses the codebook term and the optimizer; "ema" makes
+            each code the EMA of its features after every step, and needs no codebook term.
+        codebook_decay: decay of that EMA per step.
+        codebook_weight: weight of the codebook term |sg[z] - e|^2, which moves the codes towards the features; only
+            with "gradient".
+        commitment_weight: weight beta of the commitment term |z - sg[e]|^2, which holds the features at their codes.
+            (taming's "legacy" mode puts beta on the other term; that is not done here.)
+        isotropy_weight: weight of `isotropy_loss`, which keeps the features of a plain codebook from using only one or
+            two dimensions. Their codes are then easier to predict. 0 leaves it out.
+        entropy_weight: weight of `entropy_loss` over softmax(-|z - e|^2 / temperature), as in MAGVIT-v2
+            (https://arxiv.org/abs/2310.05737): assignments get certain, and the use of the codes gets even. 0 leaves it
+            out; above 0 it holds the whole [N, codebook_size] matrix of a micro-batch.
+        entropy_temperature: temperature of that softmax.
+        codebook_init: how the first step places all codes, so that training starts from a codebook of the data. "data"
+            takes features of the batch; "kmeans" takes their means after ten of Lloyd's iterations (on the sphere,
+            spherical k-means), which fit the batch better.
+        revive_below: dead-code restart: a code whose share of use falls below this fraction of the mean share moves
+            onto a feature of the current batch. 0 turns it off, and with codebook_init "data" also the placement of the
+            codes in the first step.
+        revive_decay: decay of the EMA of use per step.
     """
 
     has_residual_levels: ClassVar[bool] = True
@@ -112,7 +113,7 @@ class VectorQuantizerConfig(QuantizerConfig):
         )
 
     def residual_level(self, index: int) -> Quantizer:
-        """Isotropy is of the features alone, and so of the first level: what is left over is to be small."""
+        """Only the first level, which quantizes the features, has the isotropy term: residuals should be small."""
         return (replace(self, isotropy_weight=0.0) if index else self).build()
 
 
@@ -125,15 +126,15 @@ class VectorQuantizer(Quantizer):
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(config.codebook_size, config.code_dim)
-        # Running mean of each code's share of use, in units of the mean share; part of the checkpoint. All zeros: the
+        # EMA of each code's share of use, in units of the mean share; part of the checkpoint. All zeros mean that the
         # codebook has not been placed on the data yet.
         self.register_buffer("usage", torch.zeros(config.codebook_size))
         self.moving_means = config.codebook_update == "ema"
         if self.moving_means:
-            # The codebook is a buffer then. A frozen parameter would not stay one: from_pretrained makes it trainable.
+            # The codebook is then a buffer: a frozen parameter would not stay frozen after from_pretrained.
             del self.embedding.weight
             self.embedding.register_buffer("weight", torch.empty(config.codebook_size, config.code_dim))
-            # Running number of each code's features a step, and their running sum (N_i and m_i of the paper).
+            # EMA of the number of each code's features per step, and of their sum (N_i and m_i of the paper).
             self.register_buffer("cluster_size", torch.empty(config.codebook_size))
             self.register_buffer("cluster_sum", torch.empty(config.codebook_size, config.code_dim))
         self.init_weights()
@@ -175,7 +176,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def statistics(self, codes: Tensor, features: Tensor) -> dict[str, Tensor]:
-        """With "ema", `size` [K] and `sum` [K, D]: how many features each code got, and their sum."""
+        """With "ema": `size` [K], the number of features of each code, and `sum` [K, D], their sum."""
         if not self.moving_means:
             return {}
         size = torch.bincount(codes.flatten(), minlength=self.config.codebook_size).float()
@@ -184,7 +185,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def update(self, statistics: dict[str, Tensor]) -> None:
-        """e_i = m_i / N_i (arXiv:1711.00937, eq. 6 to 8), N_i smoothed: (N_i + eps) n / (n + K eps), n their sum."""
+        """e_i = m_i / N_i (arXiv:1711.00937, eq. 6 to 8), N_i smoothed: (N_i + eps) n / (n + K eps), n = sum N_i."""
         if not self.moving_means:
             return
         decay = self.config.codebook_decay
@@ -222,11 +223,11 @@ class VectorQuantizer(Quantizer):
         return max(wanted, _KMEANS_FEATURES * self.config.codebook_size) if self._to_be_clustered() else wanted
 
     def _to_be_clustered(self) -> bool:
-        """Whether the next `revive` makes the codebook by k-means."""
+        """Whether the next `revive` initialises the codebook by k-means."""
         return self.config.codebook_init == "kmeans" and not self.usage.any()
 
     def _clustered(self, features: Tensor, generator: torch.Generator) -> Tensor:
-        """Features [N, code_dim] -> their means [codebook_size, code_dim], from a start on features drawn apart."""
+        """Features [N, code_dim] -> their k-means [codebook_size, code_dim], starting from different drawn features."""
         rows, size = self._place(features.float()), self.config.codebook_size
         if len(rows) >= size:
             start = torch.randperm(len(rows), generator=generator)[:size]
@@ -235,7 +236,7 @@ class VectorQuantizer(Quantizer):
         return kmeans(rows, rows[start.to(rows.device)], _KMEANS_ITERATIONS, self.config.l2_normalize)
 
     def _forget_clusters(self, codes: Tensor) -> None:
-        """Codes [M] that were just placed: each is the mean of one feature, itself."""
+        """Reset the EMA of codes [M] that were just placed: each is the mean of one feature, itself."""
         if self.moving_means:
             self.cluster_size[codes] = 1.0
             self.cluster_sum[codes] = self._codebook()[codes]
@@ -253,23 +254,23 @@ class VectorQuantizer(Quantizer):
 
 
 def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
-    """|z - e|^2, all at once and with a gradient: [N, D], [K, D] -> [N, K]."""
+    """|z - e|^2 of all pairs at once, with a gradient: [N, D], [K, D] -> [N, K]."""
     return torch.addmm(rows.square().sum(1)[:, None] + codebook.square().sum(1), rows, codebook.t(), alpha=-2)
 
 
 def isotropy_loss(features: Tensor) -> Tensor:
     """KL(N(mu, C) || N(0, I)) of the batch's mean mu [D] and covariance C [D, D]: [B, D, h, w] -> scalar.
 
-    = (tr C - log det C - D + |mu|^2) / 2. A feature's dimension that the codebook does not resolve reaches no decoder,
-    so that the commitment term shrinks it to nothing; here log det holds against it. The aim is that of VICReg
-    (Bardes et al. 2022, https://arxiv.org/abs/2105.04906), the divergence that of a VAE, taken over the batch.
+    = (tr C - log det C - D + |mu|^2) / 2. If the codebook does not resolve a dimension of the features, the decoder
+    does not get it, and the commitment term shrinks it to nothing. log det works against this. The aim is that of
+    VICReg (Bardes et al. 2022, https://arxiv.org/abs/2105.04906); the divergence is that of a VAE, over the batch.
     """
     rows = to_rows(features)  # [N, D]
     dim = rows.shape[1]
     mean = rows.mean(0)
     centred = rows - mean
     covariance = centred.t() @ centred / len(rows)
-    # A floor for what is constant, or has more dimensions than rows: the logarithm stays finite.
+    # The floor keeps the logarithm finite if features are constant or have more dimensions than rows.
     if len(rows) > dim:
         floor = _FLOOR * torch.eye(dim, dtype=rows.dtype, device=rows.device)
         logdet = torch.linalg.slogdet(covariance + floor).logabsdet
@@ -281,8 +282,8 @@ def isotropy_loss(features: Tensor) -> Tensor:
 def _log_determinant_of_few(centred: Tensor) -> Tensor:
     """log det(X^T X / N + floor I) of centred rows X [N, D], N <= D.
 
-    D - N + 1 of that matrix's eigenvalues are the floor, and its inverse, the gradient, is noise in float32. X X^T / N
-    has the other eigenvalues (Sylvester's identity); one of its own is 0, because the rows' sum is, and becomes 1 here.
+    D - N + 1 eigenvalues of that matrix are the floor, and its inverse, the gradient, is noise in float32. X X^T / N
+    has the other eigenvalues (Sylvester's identity). One of its own is 0, because the rows sum to 0; it becomes 1 here.
     """
     count, dim = centred.shape
     eye = torch.eye(count, dtype=centred.dtype, device=centred.device)
