@@ -26,13 +26,15 @@ from codegrid.tokenizer.images import FORMATS, BadImage, Preprocessing, check_si
 
 @dataclass(frozen=True)
 class LookConfig:
-    """Args:
-    data: the pictures.
-    preset: of a tokenizer; the sheet shows the pictures as it would see them. None tells of all presets, and shows
-        them as the first would.
-    output: where the sheet goes, a picture file; by default look.png, or look-2.png where that is there.
-    num_pictures: pictures on the sheet, the first ones that can be used.
-    num_sizes: pictures whose sizes are looked at, spread over the source.
+    """What to look at.
+
+    Args:
+        data: the pictures.
+        preset: of a tokenizer; the sheet shows the pictures as it would see them. None tells of all presets, and shows
+            them as the first would.
+        output: where the sheet goes, a picture file; by default look.png, or look-2.png where that is there.
+        num_pictures: pictures on the sheet, the first ones that can be used.
+        num_sizes: pictures whose sizes are looked at, spread over the source.
     """
 
     data: DataConfig = field(default_factory=lambda: DataConfig("."))
