@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torchvision
-import transformers
 from torch import Tensor, nn
 
 from codegrid.errors import require
@@ -69,7 +68,9 @@ def llamagen_loss(folder: str, side: int, trunk: dict[str, Tensor]) -> nn.Module
 def taming_prior(folder: str, layers: int, width: int, heads: int, vocabulary: int, length: int) -> nn.Module:
     """taming-transformers' minGPT, without dropout."""
     with _importing(folder, "taming/modules/transformer/mingpt.py", _TAMING_URL):
-        # It imports a function that is gone, for a sampler that nobody calls here.
+        # It imports a function that is gone, for a sampler that nobody calls here. transformers may have put another
+        # module in its own place since this file was loaded: what counts is the one that the peer finds.
+        transformers = importlib.import_module("transformers")
         missing = not hasattr(transformers, "top_k_top_p_filtering")
         if missing:
             transformers.top_k_top_p_filtering = None

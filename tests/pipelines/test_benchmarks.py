@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
+import types
 from dataclasses import fields
 
 import pytest
@@ -21,6 +23,7 @@ from codegrid.pipelines.benchmarks import (
     train_step,
 )
 from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
+from codegrid.pipelines.benchmarks.peers import taming_prior
 from codegrid.pipelines.benchmarks.report import in_turn
 from codegrid.pipelines.commands import main
 from codegrid.prior import (
@@ -76,6 +79,22 @@ def test_a_training_step_is_timed(monkeypatch, tmp_path):
 def test_a_folder_that_is_no_clone_of_a_peer_is_named(peer, url, tmp_path):
     with pytest.raises(ValueError, match=f"{tmp_path} holds no .*: clone https://github.com/{url}"):
         benchmark("encode", repeats=1, **{peer: str(tmp_path)})
+
+
+def test_the_peers_prior_finds_the_function_that_transformers_has_no_more(monkeypatch, tmp_path):
+    folder = tmp_path / "taming" / "modules" / "transformer"
+    folder.mkdir(parents=True)
+    source = "import torch\nfrom transformers import top_k_top_p_filtering\n"
+    source += "class GPT(torch.nn.Module):\n    def __init__(self, *sizes, **more):\n        super().__init__()\n"
+    (folder / "mingpt.py").write_text(source)
+    # transformers puts another module in its own place when it is imported from several sides.
+    again = types.ModuleType("transformers")
+    monkeypatch.setitem(sys.modules, "transformers", again)
+    for name in ("taming", "taming.modules", "taming.modules.transformer", "taming.modules.transformer.mingpt"):
+        monkeypatch.setitem(sys.modules, name, None)  # what it was is put back
+        del sys.modules[name]
+    assert taming_prior(str(tmp_path), 1, 32, 2, 16, 4).training
+    assert not hasattr(again, "top_k_top_p_filtering")
 
 
 def test_sampling_is_compared_with_generate(monkeypatch, tmp_path):
