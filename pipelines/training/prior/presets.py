@@ -28,7 +28,7 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
         eval_every=575,
         save_every=575,
         # README's figures are of the stock forward pass; one run with the other had fewer of its samples recognised
-        # (docs/benchmarks.md).
+        # (docs/experiments.md).
         fast_forward=False,
         model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
         optimizer=OptimizerConfig(learning_rate=3e-3, base_batch_size=16, warmup_steps=60, weight_decay=0.1),
