@@ -11,11 +11,12 @@ TORCHES := 2.12.1 2.15.0
 BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DOCS := $(VENV)/.installed-docs
 PIP_OPTIONS := --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help quickstart compare-quantizers test test-slow test-lower-bounds test-versions faults import-parity dist lint format clean check-python
+.PHONY: docs help quickstart compare-quantizers test test-slow test-lower-bounds test-versions faults import-parity dist lint format clean check-python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -56,6 +57,9 @@ PEERS ?= ../peers
 import-parity: $(DEV) ## imported checkpoints against their projects' own code, of the clones in PEERS=folder
 	$(BIN)/codegrid dev import-parity all --repository $(PEERS)
 
+docs: $(DOCS) ## the pages and the API as HTML, in build/docs/; a warning is an error
+	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/docs
+
 lint: $(DEV) ## ruff: rules and layout, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -78,6 +82,11 @@ $(PACKAGE): pyproject.toml
 $(DEV): pyproject.toml
 	$(call make_venv,$(VENV))
 	$(BIN)/python -m pip install $(PIP_OPTIONS) -e ".[dev]"
+	@touch $(PACKAGE) $@
+
+$(DOCS): pyproject.toml
+	$(call make_venv,$(VENV))
+	$(BIN)/python -m pip install $(PIP_OPTIONS) -e ".[docs]"
 	@touch $(PACKAGE) $@
 
 # Every bound "name>=version" of pyproject.toml as "name==version".
