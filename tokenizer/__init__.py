@@ -7,7 +7,7 @@ from codegrid.tokenizer.images import Preprocessing
 from codegrid.tokenizer.modeling import VQModel, VQModelOutput
 from codegrid.tokenizer.quantizers import VectorQuantizerConfig
 
-# So that `AutoModel.from_pretrained` knows a tokenizer's folder once this package is imported.
+# Importing this package lets `AutoModel.from_pretrained` load a tokenizer's folder.
 AutoConfig.register(VQModelConfig.model_type, VQModelConfig)
 AutoModel.register(VQModelConfig, VQModel)
 

@@ -1,6 +1,6 @@
 """Encoder and decoder of the VQGAN: images [B, C, H, W] <-> feature maps [B, z_channels, h, w].
 
-The layout and the parameter names are taming-transformers' (arXiv:2012.09841), so that its weights can be read.
+The layout and the parameter names are those of taming-transformers (arXiv:2012.09841), so that its weights load.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """Features [B, z_channels, h, w] -> images [B, in_channels, h*f, w*f]. `up` is indexed by level, as in taming.
 
-    With a `condition_dim`, vectors [B, condition_dim] move scale and shift of the residual blocks' and the last norm.
+    With a `condition_dim`, vectors [B, condition_dim] change scale and shift of the norms in residual blocks and at the
+    end.
     """
 
     def __init__(self, config: BackboneConfig, condition_dim: int = 0) -> None:
@@ -84,7 +85,7 @@ class Decoder(nn.Module):
         self.pixel_range = config.pixel_range
         self.conv_in = not_hidden(nn.Conv2d(config.z_channels, widths[-1], 3, padding=1))
         self.mid = _mid(config, widths[-1], condition_dim)
-        after = [*widths[1:], widths[-1]]  # the width that each level receives, from the level below it
+        after = [*widths[1:], widths[-1]]  # the width that each level receives from the level below it
         blocks = config.decoder_res_blocks or config.num_res_blocks + 1
         self.up = nn.ModuleList()
         self.adaptive = nn.ModuleList()

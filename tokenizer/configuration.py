@@ -1,4 +1,4 @@
-"""The shape of a tokenizer: what is saved in its `config.json`, checked when it is made and when it is read."""
+"""The config of a tokenizer, saved in its `config.json`. It is checked when it is made and when it is read."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from codegrid.tokenizer.fields import from_dict, younger
 from codegrid.tokenizer.images import Preprocessing
 from codegrid.tokenizer.quantizers import QuantizerConfig, VectorQuantizerConfig, quantizer_config_from_dict
 
-# Bounds far beyond any use. A config.json may come from anybody: what would be work or memory without end is refused
-# before a module is made of it.
+# Bounds far beyond any use. A config.json may come from anybody: sizes that need endless work or memory are refused
+# before a module is made from them.
 _MOST_CHANNELS, _MOST_LEVELS, _MOST_BLOCKS, _MOST_CLASSES = 65_536, 64, 1_024, 1_000_000
 _MOST_CODES, _MOST_CODES_A_POSITION = 2**31, 1_024
 _MOST = {
@@ -34,32 +34,32 @@ class BackboneConfig:
 
     Args:
         in_channels: channels of the images, 1 for grey and 3 for colour.
-        resolution: side in pixels that `attn_resolutions` are counted from. Other sizes work too: it is no limit, and
-            pictures that are not square have attention at the same depths (put their height here, to count in rows).
+        resolution: side in pixels from which `attn_resolutions` are counted. It is no limit: other sizes work too, and
+            pictures that are not square have attention at the same depths (give their height here to count in rows).
         ch: channels at the first level.
         ch_mult: multiplier of `ch` for each level; every level after the first halves the side.
-        num_res_blocks: residual blocks a level (the decoder has one more, as in taming).
+        num_res_blocks: residual blocks per level (the decoder has one more, as in taming).
         attn_resolutions: sides in pixels at which a self-attention block follows every residual block.
         mid_attention: self-attention between the two residual blocks at the bottleneck.
         z_channels: channels between the backbone and the quantizer's 1x1 convolutions.
-        patch_size: the image is folded into patches of this side before the first convolution, and unfolded after the
-            last. Above 1 there are no residual blocks at full resolution, which is most of the cost on a CPU.
+        patch_size: side of the patches into which the image is folded before the first convolution; the last one's
+            output is unfolded. Above 1 there are no residual blocks at full resolution, most of the cost on a CPU.
         norm_groups: groups of every group norm.
-        dropout: in the residual blocks, while training.
-        decoder_res_blocks: residual blocks a level of the decoder; None for one more than the encoder has.
+        dropout: dropout in the residual blocks, in training.
+        decoder_res_blocks: residual blocks per level of the decoder; None for one more than the encoder has.
         mid_res_blocks: residual blocks at the bottleneck; `mid_attention` follows the first.
-        downsample: what halves the side: a stride-2 convolution padded on the right and below ("asymmetric", taming's)
-            or on all sides ("symmetric", Open-MAGVIT2's), or the mean of 2x2 pixels ("average", MaskGIT's).
-        upsample: what doubles it: nearest neighbour, then a convolution ("nearest"); or a convolution to four times the
-            channels, laid out as 2x2 pixels ("depth_to_space").
-        shortcut: what the 1x1 shortcut of a block that changes the width reads: the block's "input", or what the block
-            has computed, its "output", to which it is then added (MaskGIT's PyTorch port does; arXiv:2202.04200).
-        adaptive_norm: before each level of the decoder a group norm whose scale and shift are linear in the standard
-            deviation and the mean of the decoder's input over its positions (https://arxiv.org/abs/2409.04410).
+        downsample: how the side is halved: by a stride-2 convolution padded on the right and below ("asymmetric", as in
+            taming) or on all sides ("symmetric", as in Open-MAGVIT2), or by the mean of 2x2 pixels ("average", as in
+            MaskGIT).
+        upsample: how the side is doubled: by nearest neighbour and a convolution ("nearest"), or by a convolution to
+            four times the channels, laid out as 2x2 pixels ("depth_to_space").
+        shortcut: the input of the 1x1 shortcut in a block that changes the width: the block's "input", or the block's
+            "output", to which the shortcut is then added (as in MaskGIT's PyTorch port; arXiv:2202.04200).
+        adaptive_norm: put a group norm before each level of the decoder, whose scale and shift are linear in the
+            standard deviation and mean of the decoder's input over its positions (https://arxiv.org/abs/2409.04410).
         encoder_out_kernel: side of the encoder's last convolution, 3 or 1.
-        quant_conv: 1x1 convolutions between backbone and quantizer. Without them z_channels is the code_dim.
-        pixel_range: what the network itself reads and writes as black and white. Images go into and come out of the
-            model in [-1, 1] whatever it is.
+        quant_conv: use 1x1 convolutions between backbone and quantizer. Without them z_channels is the code_dim.
+        pixel_range: the network's own values of black and white. The model's images are in [-1, 1] in any case.
     """
 
     in_channels: int = 3
@@ -128,11 +128,11 @@ class BackboneConfig:
 
     @property
     def downsampling(self) -> int:
-        """Pixels a code, along one side: patch_size * 2^(levels - 1)."""
+        """Pixels per code along one side: patch_size * 2^(levels - 1)."""
         return self.patch_size * 2 ** (len(self.ch_mult) - 1)
 
 
-# What transformers itself passes beside the fields.
+# Keys that transformers itself passes besides the fields.
 _HUB_KEYS = {"model_type", "torch_dtype", "name_or_path", "_commit_hash", "attn_implementation", "output_attentions"}
 _HUB_KEYS |= {"experts_implementation", "num_labels", "_attn_implementation_internal", "use_cache"}
 _HUB_KEYS |= {"_experts_implementation_internal", "per_layer_config", "problem_type"}
@@ -142,20 +142,20 @@ _HUB_KEYS |= {"_experts_implementation_internal", "per_layer_config", "problem_t
 class VQModelConfig(PreTrainedConfig):
     """Config of `VQModel`: `backbone`, `quantizer` and `preprocessing`, each a dictionary of its dataclass's fields.
 
-    Dataclasses are taken too; they are stored as dictionaries, so that `config.json` is plain JSON. `provenance` says
-    of what file of which family an imported tokenizer was made; nothing depends on it.
+    Dataclasses are accepted too and stored as dictionaries, so that `config.json` is plain JSON. `provenance` names the
+    file and the family of an imported tokenizer; nothing depends on it.
 
-    `cast_from` is written by a model that was cast to another dtype: the `fingerprint` of the weights before, and the
-    `digest` of those after, to which alone it applies.
+    A model that is cast to another dtype writes `cast_from`: the `fingerprint` of the weights before the cast, and the
+    `digest` of the weights after it. It applies only to weights with this digest.
 
-    `num_classes` above 0 makes the decoder class-conditional; `id2label` then names the classes ("0", "1", ... unless
-    given).
+    `num_classes` above 0 makes the decoder class-conditional. `id2label` then names the classes; the default names are
+    "0", "1", ...
 
     Raises:
         CodegridError: a field is unknown, of the wrong type or out of its range. The message names it.
     """
 
-    # Beside the fields: what is in `__dict__` would be compared, and written to config.json.
+    # A slot, because everything in `__dict__` is compared and written to config.json.
     __slots__ = ("_kept",)
 
     model_type = "codegrid_vqmodel"
@@ -176,7 +176,7 @@ class VQModelConfig(PreTrainedConfig):
         self.preprocessing = _as_dict(
             self.preprocessing, Preprocessing(image_size=self.backbone.get("resolution", BackboneConfig.resolution))
         )
-        # Reading them once refuses unknown keys and wrong values here, not at the first image.
+        # Read them now, so that unknown keys and wrong values fail here and not at the first image.
         self.backbone = _plain(asdict(self.backbone_config))
         self.quantizer = _plain(asdict(self.quantizer_config))
         self.preprocessing = _plain(asdict(self.preprocessing_config))
@@ -213,14 +213,14 @@ class VQModelConfig(PreTrainedConfig):
     def to_diff_dict(self) -> dict[str, Any]:
         values = super().to_diff_dict()
         if not self.num_classes:
-            values.pop("num_classes", None)  # an unconditional tokenizer's config.json says nothing of classes
+            values.pop("num_classes", None)  # an unconditional tokenizer's config.json does not mention classes
         if self.cast_from is None:
             values.pop("cast_from", None)
         return values
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """Names of the decoder's classes in the order of the labels; None where it is unconditional."""
+        """Names of the decoder's classes in the order of the labels; None if it is unconditional."""
         if not self.num_classes:
             return None
         return tuple(self.id2label[label] for label in range(self.num_classes) if label in self.id2label)
@@ -238,9 +238,9 @@ class VQModelConfig(PreTrainedConfig):
         return self._read_once("preprocessing", lambda values: from_dict(Preprocessing, values, where="preprocessing"))
 
     def _read_once(self, name: str, read: Callable[[dict[str, Any]], Any]) -> Any:
-        """The dataclass of a dictionary: read when it is first asked for, and anew when the dictionary has changed.
+        """The dataclass of a dictionary, cached until the dictionary changes.
 
-        A forward pass asks several times, and reading takes longer than the kernels that it would start meanwhile.
+        A forward pass needs it several times, and reading takes longer than launching the pass's kernels.
         """
         if not hasattr(self, "_kept"):
             self._kept = {}
@@ -252,7 +252,7 @@ class VQModelConfig(PreTrainedConfig):
 
     @property
     def pixels_per_position(self) -> int:
-        """Pixels of a position of the code grid, along one side."""
+        """Pixels per position of the code grid along one side."""
         return self.backbone_config.downsampling * self.quantizer_config.stride
 
     @property
@@ -263,7 +263,7 @@ class VQModelConfig(PreTrainedConfig):
 
     @property
     def codes_shape(self) -> tuple[int, ...]:
-        """Shape of such an image's codes: `grid_shape`, and the quantizer's depth where it is above 1."""
+        """Shape of such an image's codes: `grid_shape`, and the quantizer's depth if it is above 1."""
         depth = self.quantizer_config.depth
         return self.grid_shape if depth == 1 else (*self.grid_shape, depth)
 
@@ -271,12 +271,12 @@ class VQModelConfig(PreTrainedConfig):
 def _check_classes(num_classes: int, num_labels: Any) -> None:
     require(num_classes >= 0, f"num_classes is {num_classes}: it must not be negative.")
     for name, value in {"num_classes": num_classes, "num_labels": num_labels}.items():
-        if isinstance(value, int):  # transformers makes a dictionary of that length
+        if isinstance(value, int):  # transformers makes a dictionary of this length
             require(value <= _MOST_CLASSES, f"{name} is {value}: it must be at most {_MOST_CLASSES}.")
 
 
 def _check_sizes(quantizer: QuantizerConfig) -> None:
-    """Of any quantizer, also of another package's."""
+    """Check the sizes of any quantizer, also of one from another package."""
     bounds = {"codebook_size": _MOST_CODES, "code_dim": _MOST_CHANNELS, "depth": _MOST_CODES_A_POSITION}
     for name, most in bounds.items():
         value = getattr(quantizer, name)
@@ -290,7 +290,7 @@ def _as_dict(value: Any, default: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, so that a config made in Python equals the one read back from JSON."""
+    """Turn tuples into lists, so that a config made in Python equals the one read back from JSON."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""The discriminators: one import and one line in the list each. The contract tests run over it."""
+"""The registry of discriminators: one import and one line in the list for each. Contract tests run over the list."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from codegrid.tokenizer.fields import register
 
 
 def register_discriminator(config: type[DiscriminatorConfig]) -> type[DiscriminatorConfig]:
-    """Make a discriminator known by the `type` of its config, here and on the command line.
+    """Register a discriminator by the `type` of its config, here and on the command line.
 
     Args:
         config: a frozen dataclass derived from `DiscriminatorConfig`, with a default for every field and a `build`.
@@ -22,7 +22,7 @@ def register_discriminator(config: type[DiscriminatorConfig]) -> type[Discrimina
         `config` itself.
 
     Raises:
-        CodegridError: it is no such class, or its `type` is another discriminator's.
+        CodegridError: it is not such a class, or another discriminator has its `type`.
     """
     return register(config, DiscriminatorConfig)
 
@@ -30,18 +30,18 @@ def register_discriminator(config: type[DiscriminatorConfig]) -> type[Discrimina
 for _config in (PatchGANConfig, StyleGANConfig, DinoConfig):
     register_discriminator(_config)
 
-# All of them by their `type`, also those that are registered later.
+# All discriminators by their `type`, including those that are registered later.
 DISCRIMINATORS: dict[str, type[DiscriminatorConfig]] = DiscriminatorConfig.registered
 
 
 def make_discriminator(config: DiscriminatorConfig, in_channels: int, num_classes: int = 0) -> nn.Module:
     """A discriminator of images [B, in_channels, H, W] in [-1, 1]; it gives logits [B, 1, H', W'].
 
-    It keeps its `config`, and `judges_alone` says whether an image's logits are free of the other images in the batch.
-    Where `config.conditional` is set, it takes labels int64 [B] in [0, num_classes) beside the images.
+    It keeps its `config`. Its `judges_alone` says whether an image's logits are independent of the other images in the
+    batch. If `config.conditional` is set, it takes labels int64 [B] in [0, num_classes) besides the images.
 
     Raises:
-        MissingFileError, WeightsError: a frozen net's weights cannot be had; the message names the option.
+        MissingFileError, WeightsError: a frozen net's weights are not available; the message names the option.
         CodegridError: `config.conditional` is set and there are no classes.
     """
     require(

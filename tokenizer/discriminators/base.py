@@ -1,4 +1,4 @@
-"""What every discriminator's config is."""
+"""The base of every discriminator's config."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """What every discriminator's config has.
+    """Base of every discriminator's config.
 
     Args:
         type: the discriminator's name in the registry.
 
     Attributes:
-        conditional: whether the verdict also goes by the image's class. A field of those that can.
+        conditional: whether the logits also depend on the image's class. It is a field of the kinds that support it.
     """
 
-    # The configs that are told apart by their `type`; `register_discriminator` adds to them.
-    # (In here `type` is the field, so that the values cannot be annotated as types.)
+    # Config classes by their `type`; `register_discriminator` adds to them.
+    # (`type` is a field in this class, so the annotation cannot use the builtin.)
     registered: ClassVar[dict[str, Any]] = {}
 
     type: str = ""
@@ -30,5 +30,5 @@ class DiscriminatorConfig:
         return False
 
     def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:
-        """The discriminator of this config; `make_discriminator` says what it has to be."""
+        """The discriminator of this config; `make_discriminator` documents its interface."""
         raise NotImplementedError(f"{type(self).__name__} has no `build`.")

@@ -1,5 +1,5 @@
-"""Light heads on the features of a frozen net (projected GANs, Sauer 2021, https://arxiv.org/abs/2111.01007), by
-default of a vision transformer trained by DINO, as in StyleGAN-T (Sauer 2023, https://arxiv.org/abs/2301.09515)."""
+"""Light heads on the features of a frozen net (projected GANs, Sauer 2021, https://arxiv.org/abs/2111.01007). The
+default net is a DINO vision transformer, as in StyleGAN-T (Sauer 2023, https://arxiv.org/abs/2301.09515)."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class DinoConfig(DiscriminatorConfig):
     """Config of `DinoDiscriminator`.
 
     Args:
-        net: folder or Hub repository of an image model of transformers (DINO, DINOv2, ...), or a classifier of
-            torchvision by name.
-        weights: local file of a torchvision net's weights.
+        net: folder or Hub repository of a transformers image model (DINO, DINOv2, ...), or the name of a torchvision
+            classifier.
+        weights: local file with the weights of a torchvision net.
         revision: branch, tag or commit of a Hub repository.
-        layers: numbers of the transformer's blocks, or names of a torchvision net's modules; none takes four blocks
-            evenly spaced.
-        image_size: side in pixels to which images are resized; 0 leaves them as they are.
-        channels: of the heads.
-        conditional: each place's verdict also goes by the image's class (see `Projection`).
+        layers: numbers of the transformer's blocks, or names of a torchvision net's modules; none takes four evenly
+            spaced blocks.
+        image_size: side in pixels to which images are resized; 0 does not resize them.
+        channels: channels of the heads.
+        conditional: the logits of each place also depend on the image's class (see `Projection`).
     """
 
     type: Literal["dino"] = "dino"
@@ -55,13 +55,13 @@ class DinoConfig(DiscriminatorConfig):
 
 
 class DinoDiscriminator(nn.Module):
-    """Images [B, 1 or 3, H, W] in [-1, 1] -> logits [B, 1, 1, N], of every head and place; large means real.
+    """Images [B, 1 or 3, H, W] in [-1, 1] -> logits [B, 1, 1, N] of every head and place; a large logit means real.
 
-    The net is neither trained nor part of the state dict: that holds a sha256 of its weights, and refuses another's.
-    Class-conditional: labels int64 [B] beside the images.
+    The net is not trained and not in the state dict, which holds a sha256 of the net's weights and refuses other ones.
+    If class-conditional, it takes labels int64 [B] besides the images.
 
     Raises:
-        MissingFileError, WeightsError: the net's weights cannot be had; the message names the option.
+        MissingFileError, WeightsError: the net's weights are not available; the message names the option.
         CodegridError: there is no such net or layer; or the images are neither grey nor colour.
     """
 
@@ -74,7 +74,7 @@ class DinoDiscriminator(nn.Module):
         net = FeatureNet(
             config.net, config.weights, config.layers, revision=config.revision, option=option, turn_off=turn_off
         )
-        object.__setattr__(self, "frozen", net)  # not registered: no optimizer, checkpoint or wrapper sees it
+        object.__setattr__(self, "frozen", net)  # not a submodule, so no optimizer, checkpoint or wrapper sees it
         self.identity = net.identity()
         with torch.no_grad():
             widths = [features.shape[1] for features in net(torch.zeros(1, 3, 64, 64))]

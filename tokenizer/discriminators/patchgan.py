@@ -1,4 +1,4 @@
-"""PatchGAN: a verdict for each patch of the image (Isola et al. 2017, https://arxiv.org/abs/1611.07004)."""
+"""PatchGAN: one logit for each patch of the image (Isola et al. 2017, https://arxiv.org/abs/1611.07004)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class PatchGANConfig(DiscriminatorConfig):
 
     Args:
         ndf: channels after the first convolution.
-        n_layers: stride-2 convolutions; each doubles the field of view of a verdict.
-        norm: "group" judges every image by itself; "batch" is the published one, whose verdict depends on the other
-            images of the batch.
-        conditional: each patch's verdict also goes by the image's class (see `Projection`).
+        n_layers: number of stride-2 convolutions; each doubles the receptive field of a logit.
+        norm: "group" judges every image by itself. "batch" is the published norm; its logits depend on the other images
+            of the batch.
+        conditional: each patch's logit also depends on the image's class (see `Projection`).
     """
 
     type: Literal["patchgan"] = "patchgan"
@@ -43,9 +43,9 @@ class PatchGANConfig(DiscriminatorConfig):
 
 
 class PatchGAN(nn.Module):
-    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, H', W'], one a patch; large means real.
+    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, H', W'], one per patch; a large logit means real.
 
-    Class-conditional: labels int64 [B] beside the images.
+    If class-conditional, it takes labels int64 [B] besides the images.
     """
 
     def __init__(self, config: PatchGANConfig, in_channels: int, num_classes: int = 0) -> None:
@@ -74,14 +74,14 @@ class PatchGAN(nn.Module):
         features = self.main[:-1](images.contiguous(memory_format=self.memory_format))
         logits = self.main[-1](features)
         if self.config.conditional:
-            # The mean over the 4x4 window that the verdict's own convolution sees.
+            # The mean over the 4x4 window of the last convolution, which computes the logit.
             logits = logits + self.projection(F.avg_pool2d(features, 4, stride=1, padding=1), labels)
         return logits
 
 
 def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
-        # A discriminator is never evaluated: running statistics would be state that nothing reads.
+        # A discriminator never runs in evaluation mode, so nothing would read running statistics.
         return nn.BatchNorm2d(channels, track_running_stats=False)
     return nn.GroupNorm(min(32, channels), channels) if name == "group" else nn.Identity()
 

@@ -1,4 +1,4 @@
-"""The class in a discriminator: a projection onto the class's vector (Miyato & Koyama 2018, arXiv:1802.05637)."""
+"""A discriminator's class condition: a projection onto the class's vector (Miyato & Koyama 2018, arXiv:1802.05637)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from codegrid.errors import CodegridError
 class Projection(nn.Module):
     """Features [B, D, h, w] and labels int64 [B] -> <v_y, features> / sqrt(D) at each place, [B, 1, h, w].
 
-    A verdict's own term, psi(features), stands beside it. The vectors start at 0: at first no class plays a part. The
-    root keeps the sum over D channels of the size of one.
+    It is added to the unconditional logit, psi(features). The vectors start at 0, so classes have no effect at first.
+    The division keeps the sum over D channels at the scale of one channel.
     """
 
-    no_decay = True  # a table, for the optimizer
+    no_decay = True  # the optimizer treats it as a table
 
     def __init__(self, num_classes: int, channels: int) -> None:
         super().__init__()
@@ -27,7 +27,7 @@ class Projection(nn.Module):
 
 
 def check_labels(is_conditional: bool, labels: Tensor | None, batch: int) -> None:
-    """Raises ValueError where labels are missing, not wanted, or not [B]."""
+    """Raises ValueError if labels are missing, not expected, or not [B]."""
     if not is_conditional:
         if labels is not None:
             raise CodegridError("This discriminator is unconditional: it takes no labels (discriminator.conditional).")

@@ -1,4 +1,4 @@
-"""StyleGAN2's discriminator: residual blocks, one verdict an image (Karras 2020, https://arxiv.org/abs/1912.04958)."""
+"""StyleGAN2's discriminator: residual blocks, one logit per image (Karras 2020, https://arxiv.org/abs/1912.04958)."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class StyleGANConfig(DiscriminatorConfig):
     """Config of `StyleGANDiscriminator`.
 
     The published learning-rate equalisation is left out: AdamW's steps do not depend on the gradients' scale, and the
-    weights start at He's.
+    weights have He's initialisation.
 
     Args:
-        channels: at full resolution.
-        max_channels: each halving of the side doubles the channels up to this.
-        num_blocks: halvings of the side.
-        stddev_group: images that minibatch-stddev compares, at most; 1 judges every image by itself.
-        conditional: the verdict also goes by the image's class (see `Projection`).
+        channels: channels at full resolution.
+        max_channels: upper bound of the channels, which double with each halving of the side.
+        num_blocks: number of halvings of the side.
+        stddev_group: most images that minibatch-stddev compares; 1 judges every image by itself.
+        conditional: the logit also depends on the image's class (see `Projection`).
     """
 
     type: Literal["stylegan"] = "stylegan"
@@ -48,9 +48,9 @@ class StyleGANConfig(DiscriminatorConfig):
 
 
 class StyleGANDiscriminator(nn.Module):
-    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, 1, 1]; large means real. H and W are at least 2^num_blocks.
+    """Images [B, C, H, W] in [-1, 1] -> logits [B, 1, 1, 1]; a large one means real. H and W: at least 2^num_blocks.
 
-    Class-conditional: labels int64 [B] beside the images.
+    If class-conditional, it takes labels int64 [B] besides the images.
     """
 
     def __init__(self, config: StyleGANConfig, in_channels: int, num_classes: int = 0) -> None:
@@ -74,7 +74,7 @@ class StyleGANDiscriminator(nn.Module):
         features = self.blocks(features)  # [B, D, h, w]
         deviation = minibatch_stddev(features, self.config.stddev_group)  # [B, 1, h, w]
         features = F.leaky_relu(self.final(torch.cat([features, deviation], dim=1)), 0.2)
-        # The published net flattens [D, 4, 4] here; the mean serves any size of image.
+        # The published net flattens [D, 4, 4] here; the mean works for any image size.
         features = features.mean((2, 3), keepdim=True)  # [B, D, 1, 1]
         features = F.leaky_relu(self.hidden(features), 0.2)
         logits = self.verdict(features)
@@ -82,7 +82,7 @@ class StyleGANDiscriminator(nn.Module):
 
 
 class _Block(nn.Module):
-    """Two convolutions and a shortcut, both blurred before they drop every second row and column."""
+    """Two convolutions and a shortcut; both blur before they drop every second row and column."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -100,7 +100,7 @@ class _Block(nn.Module):
 def blur_down(features: Tensor) -> Tensor:
     """Low-pass by [1, 3, 3, 1] / 8 along both sides, edges repeated, then every second place: [B, D, h // 2, w // 2].
 
-    The kernel is three boxes of two, one of them with the stride: no buffer of weights that ranks would exchange.
+    The kernel is three boxes of two, one of them with the stride. So there is no buffer that ranks would exchange.
     """
     features = F.pad(features, (1, 1, 1, 1), mode="replicate")
     return F.avg_pool2d(F.avg_pool2d(F.avg_pool2d(features, 2, stride=1), 2, stride=1), 2, stride=2, ceil_mode=True)
@@ -109,8 +109,8 @@ def blur_down(features: Tensor) -> Tensor:
 def minibatch_stddev(features: Tensor, group: int) -> Tensor:
     """How much the images of a group differ (Karras 2018, https://arxiv.org/abs/1710.10196, section 3): [B, 1, h, w].
 
-    Groups are consecutive images, the largest number up to `group` that divides the batch. The deviation over the group
-    is averaged over channels and places, and stands at each place.
+    A group is a run of consecutive images; its size is the largest number up to `group` that divides the batch. The
+    deviation over the group is averaged over channels and places, and repeated at each place.
     """
     batch, _, height, width = features.shape
     size = max(number for number in range(1, min(group, batch) + 1) if batch % number == 0)

@@ -1,4 +1,4 @@
-"""Frozen nets whose features losses and discriminators look at: images [B, C, H, W] in [-1, 1] -> maps [B, D, h, w]."""
+"""Frozen nets that give features to losses and discriminators: images [B, C, H, W] in [-1, 1] -> maps [B, D, h, w]."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
 from codegrid.tokenizer.feature_nets.hidden_states import HiddenStates, model_folder
 
 InputConvention = Literal["auto", "imagenet", "caffe", "lite"]
-# Order of the channels; then mean and deviation of values in 0 to 255 in that order.
+# Order of the channels; then mean and standard deviation of values in 0 to 255, in that order.
 INPUTS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
     "imagenet": ("rgb", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "caffe": ("bgr", (103.939, 116.779, 123.68), (1.0, 1.0, 1.0)),
@@ -25,21 +25,21 @@ INPUTS: dict[str, tuple[str, tuple[float, ...], tuple[float, ...]]] = {
 
 
 class FeatureNet(nn.Module):
-    """Images [B, 1 or 3, H, W] in [-1, 1] -> a list of maps [B, D, h, w], one a layer. Frozen, always in evaluation.
+    """Images [B, 1 or 3, H, W] in [-1, 1] -> a list of maps [B, D, h, w], one per layer. Frozen, always in evaluation.
 
-    Grey is repeated to three channels.
+    Grey images are repeated to three channels.
 
     Args:
-        net: a classifier of torchvision by name, "efficientnet_lite0", or a folder or Hub repository of transformers.
-        weights: local file of a torchvision net's or of efficientnet_lite0's weights; None downloads torchvision's.
-        layers: of torchvision, names of modules; of transformers, numbers of blocks. None takes the net's usual ones.
-        convention: how the net wants its input, one of `INPUTS`; "auto" goes by the weights: the layout of their
-            names, or the preprocessor_config.json of a folder, and else "imagenet".
-        revision: of a Hub repository.
-        option: the path of this config in error messages; `turn_off` says what to set where the net is not needed.
+        net: the name of a torchvision classifier, "efficientnet_lite0", or a folder or Hub repository of transformers.
+        weights: local file with the weights of a torchvision net or efficientnet_lite0; None downloads torchvision's.
+        layers: module names for torchvision, block numbers for transformers. None takes the net's usual layers.
+        convention: the net's input convention, one of `INPUTS`. "auto" derives it from the layout of the weights' names
+            or a folder's preprocessor_config.json, and else takes "imagenet".
+        revision: revision of a Hub repository.
+        option: the path of this config in error messages; `turn_off` is the setting that makes the net unnecessary.
 
     Raises:
-        MissingFileError, WeightsError: the weights cannot be had; the message names the option.
+        MissingFileError, WeightsError: the weights are not available; the message names the option.
         CodegridError: there is no such net or layer, or the file does not hold the net's weights.
     """
 
@@ -75,7 +75,7 @@ class FeatureNet(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> FeatureNet:
-        """Stays in evaluation: dropout or a batch's statistics between the features would make a loss noise."""
+        """Stays in evaluation mode: dropout or batch statistics between the features would make the loss noisy."""
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -84,16 +84,16 @@ class FeatureNet(nn.Module):
         return [found[layer] for layer in self.layers] if isinstance(found, dict) else found
 
     def identity(self) -> Tensor:
-        """sha256 of the weights that are used, uint8 [32]."""
+        """sha256 of the used weights, uint8 [32]."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.extractor.state_dict().items()):
-            if "pooler" not in name:  # of no features, and drawn where a folder lacks it
+            if "pooler" not in name:  # it gives no features, and is random if a folder lacks it
                 digest.update(f"{name}{tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
         return torch.tensor(list(digest.digest()), dtype=torch.uint8)
 
     def normalized(self, images: Tensor) -> Tensor:
-        """What the net was trained on: order of channels, mean and deviation. [B, 3, H, W]."""
+        """Images with the channel order, mean and deviation of the net's training: [B, 3, H, W]."""
         images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
         images = images.flip(1) if self.is_bgr else images
         return ((images + 1) * 127.5 - self.mean) / self.std

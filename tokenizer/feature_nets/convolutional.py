@@ -15,8 +15,8 @@ from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
 from codegrid.tokenizer.feature_nets.weights import Weights, download_weights, load_renamed, read_weights
 
 LITE0 = "efficientnet_lite0"
-# Where features are taken unless the config says: the last layer before each halving of the side. Those of vgg16,
-# alexnet and squeezenet1_1 are LPIPS's.
+# Default layers of the features: the last layer before each halving of the side. The layers of vgg16, alexnet and
+# squeezenet1_1 are those of LPIPS.
 DEFAULT_LAYERS: dict[str, tuple[str, ...]] = {
     "alexnet": ("features.1", "features.4", "features.7", "features.9", "features.11"),
     "vgg16": ("features.3", "features.8", "features.15", "features.22", "features.29"),
@@ -27,7 +27,7 @@ DEFAULT_LAYERS: dict[str, tuple[str, ...]] = {
     "convnext_tiny": ("features.1", "features.3", "features.5", "features.7"),
 }
 
-# SqueezeNet 1.1 under the names of its Caffe model -> torchvision's, which has the same geometry.
+# Names of SqueezeNet 1.1's Caffe model -> names of torchvision's, which has the same geometry.
 _CAFFE_SQUEEZENET = {
     "conv1": "features.0",
     **{f"fire{2 + index}": f"features.{place}" for index, place in enumerate((3, 4, 6, 7, 9, 10, 11, 12))},
@@ -42,21 +42,21 @@ def is_known(net: str) -> bool:
 def convolutional_features(
     net: str, weights: str | None, layers: tuple[str, ...], option: str, turn_off: str
 ) -> tuple[nn.Module, tuple[str, ...], str]:
-    """A module of normalised images -> {layer: features}; its layers; and the input convention that its weights want.
+    """A module of normalised images -> {layer: features}; its layers; and the input convention of its weights.
 
-    Nothing after the last of the layers is computed.
+    Nothing after the last of these layers is computed.
 
     Args:
-        net: a name of torchvision's classifiers, or "efficientnet_lite0".
+        net: the name of a torchvision classifier, or "efficientnet_lite0".
         weights: local file; None downloads torchvision's.
-        layers: names of submodules; none takes the net's in `DEFAULT_LAYERS`.
+        layers: names of submodules; none takes the net's entry in `DEFAULT_LAYERS`.
         option: the path of the config in error messages.
 
     Raises:
-        MissingFileError, WeightsError: the weights cannot be had.
+        MissingFileError, WeightsError: the weights are not available.
         CodegridError: the net has no such layer, or the file does not hold its weights.
     """
-    with torch.device("meta"):  # drawn weights would be overwritten
+    with torch.device("meta"):  # no storage for initial weights that would be overwritten
         model = EfficientNetLite0() if net == LITE0 else torchvision.models.get_model(net, weights=None)
     layers = layers or DEFAULT_LAYERS.get(net, ())
     names = [name for name, _ in model.named_modules() if name]
@@ -67,7 +67,7 @@ def convolutional_features(
         raise CodegridError(f"{net} {what}: set {option}.layers to some of its {len(names)} modules, such as {shown}.")
     for module in model.modules():
         if hasattr(module, "inplace"):
-            module.inplace = False  # it would change the features that the layer before it gives
+            module.inplace = False  # an in-place layer would change the features of the layer before it
     extractor = create_feature_extractor(model.eval(), {layer: layer for layer in layers})
     if weights is None and net == LITE0:
         raise MissingFileError(f"torchvision has no weights of {LITE0}: pass a local file as {option}.weights.")
@@ -81,7 +81,7 @@ def convolutional_features(
 
 
 def _in_torchvisions_names(net: str, tensors: Weights) -> tuple[Weights, str]:
-    """The tensors under the names of our modules, and the input that the file's layout says it was trained on."""
+    """The tensors under torchvision's names, and the input convention that the file's layout implies."""
     if net == "squeezenet1_1" and "fire2.squeeze1x1.weight" in tensors:
         renamed = {}
         for key, tensor in tensors.items():

@@ -1,7 +1,7 @@
 """EfficientNet-Lite0, which torchvision lacks: MobileNetV2's blocks at EfficientNet-B0's widths, with ReLU6 and without
 squeeze-and-excitation (Tan & Le 2019, https://arxiv.org/abs/1905.11946, for the widths; Lite is TensorFlow's variant).
 
-Module names are those of the package efficientnet-lite-pytorch without their leading underscores.
+Module names are those of the package efficientnet-lite-pytorch, without the leading underscores.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _STEM, _HEAD = 32, 1280
 
 
 class _Convolution(nn.Conv2d):
-    """Without bias; stride 2 pads as TensorFlow's "same" does on even sides: one place more right and below."""
+    """No bias. With stride 2 it pads as TensorFlow's "same" does on even sides: one place more right and below."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, 0 if stride == 2 else kernel // 2, groups=groups, bias=False)

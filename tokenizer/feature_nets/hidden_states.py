@@ -1,4 +1,4 @@
-"""Feature maps of a model of transformers: the hidden states after its blocks, as [B, D, h, w]."""
+"""Feature maps of a transformers model: the hidden states after its blocks, as [B, D, h, w]."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safeten
 
 
 def model_folder(net: str, revision: str | None, option: str) -> Path:
-    """The folder itself, or the snapshot of the Hub repository of that name.
+    """The folder itself, or the snapshot of the Hub repository with that name.
 
     Raises:
         WeightsError: it is neither; the message names the option.
@@ -44,16 +44,16 @@ class HiddenStates(nn.Module):
     Tokens before the patches (class, registers) are left out. H and W are resized to multiples of the patch size.
 
     Args:
-        folder: config.json and safetensors of any image model that `AutoModel` knows and that gives hidden states.
-        blocks: counted from 1; 0 are the embeddings. None takes four, evenly spaced, with the last.
+        folder: has config.json and safetensors of any `AutoModel` image model that gives hidden states.
+        blocks: block numbers from 1; 0 is the embeddings. None takes four evenly spaced blocks, including the last.
         option: the path of the config in error messages.
 
     Attributes:
-        mean, std: of the model's input in [0, 1], from preprocessor_config.json; None where there is none.
+        mean, std: mean and deviation of the model's input in [0, 1], from preprocessor_config.json; None without it.
 
     Raises:
-        RuntimeError: the folder holds no such model.
-        CodegridError: it has no such block.
+        RuntimeError: the folder has no such model.
+        CodegridError: the model has no such block.
     """
 
     def __init__(self, folder: Path, blocks: tuple[int, ...] | None, option: str) -> None:
@@ -86,7 +86,7 @@ class HiddenStates(nn.Module):
 
 
 def _as_map(state: Tensor, height: int, width: int) -> Tensor:
-    """[B, D, h, w] as it is; [B, extra + h * w, D] without what stands before the patches -> [B, D, h, w]."""
+    """[B, D, h, w] unchanged, or [B, extra + h * w, D] without the extra tokens before the patches -> [B, D, h, w]."""
     if state.dim() == 4:
         return state
     return state[:, -height * width :].transpose(1, 2).unflatten(2, (height, width))
@@ -94,14 +94,14 @@ def _as_map(state: Tensor, height: int, width: int) -> Tensor:
 
 def _load(folder: Path, option: str) -> Any:
     try:
-        # Penalties on gradients differentiate twice, which the fused kernels of attention cannot.
+        # Gradient penalties differentiate twice, which fused attention kernels do not support.
         options = {"attn_implementation": "eager", "use_safetensors": True, "dtype": torch.float32}
-        # False: a folder's own code is refused. Left out, transformers would ask on the terminal whether to run it.
-        with torch.random.fork_rng(devices=[]):  # a missing pooler would be drawn
+        # False refuses a folder's own code. By default transformers would ask on the terminal whether to run it.
+        with torch.random.fork_rng(devices=[]):  # a missing pooler would draw random weights
             model, info = AutoModel.from_pretrained(
                 folder, output_loading_info=True, trust_remote_code=False, **options
             )
-    except Exception as error:  # transformers, safetensors and json have each their own
+    except Exception as error:  # transformers, safetensors and json raise their own kinds
         raise WeightsError(
             f"{option}: {folder} holds no model that transformers' AutoModel reads ({error})."
         ) from error

@@ -1,4 +1,4 @@
-"""Weights of published nets: from a local file, or downloaded; without them, an error that says how to get them."""
+"""Weights of published nets, from a local file or downloaded. If they are missing, the error says how to get them."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Weights = dict[str, Tensor]
 
 
 class WeightsError(CodegridError):
-    """A frozen net's weights cannot be had; the message says how to get them."""
+    """A frozen net's weights are not available; the message says how to get them."""
 
 
 def read_weights(path: Path, option: str) -> Weights:
     """The tensors of a `.safetensors` or `.pth` file.
 
     Args:
-        option: the config's field that named the file; it stands in the error.
+        option: the config's field that named the file, for the error.
 
     Raises:
         MissingFileError: there is no such file.
@@ -34,14 +34,14 @@ def read_weights(path: Path, option: str) -> Weights:
 
 
 def download_weights(model: str, option: str, turn_off: str) -> Weights:
-    """torchvision's own weights of its classifier `model`, from the torch hub's cache or downloaded.
+    """torchvision's weights of its classifier `model`, from the torch hub's cache or downloaded.
 
     Args:
         option: the config's field that takes a local file instead.
-        turn_off: what to set where the net is not needed.
+        turn_off: the setting that makes the net unnecessary.
 
     Raises:
-        WeightsError: they cannot be had; the message says how to get them.
+        WeightsError: they are not available; the message says how to get them.
     """
     weights = torchvision.models.get_model_weights(model).DEFAULT
     name = Path(weights.url).name
@@ -57,12 +57,12 @@ def download_weights(model: str, option: str, turn_off: str) -> Weights:
 
 
 def load_renamed(net: nn.Module, weights: Weights, rename: Callable[[str], str], name: str, where: str) -> None:
-    """Fill `net` with the file's tensors called `rename(key)`, in float32; tensors of the file left over do not matter.
+    """Fill `net` with the file's tensors, renamed by `rename(key)`, in float32. Unused tensors of the file are ignored.
 
-    BatchNorm's `num_batches_tracked` may be missing, as in the older files of torchvision: only training reads it.
+    BatchNorm's `num_batches_tracked` may be missing, as in torchvision's older files: only training reads it.
 
     Raises:
-        CodegridError: a tensor is missing or of another shape; the message names `name`, `where` and the first.
+        CodegridError: a tensor is missing or of another shape; the message has `name`, `where` and the first tensor.
     """
     wanted = net.state_dict()
     found = {key: weights.get(rename(key)) for key in wanted}
