@@ -1,4 +1,4 @@
-"""What a run says of itself before it starts."""
+"""What a run prints before it starts."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def announce_tokenizer(
     validation_images: ImageSource | None,
     start: int,
 ) -> float:
-    """Sizes, what a picture becomes, the data, and the values that training resolved.
+    """Print the sizes, what a picture becomes, the data, and the resolved values of the config.
 
     Returns:
-        operations of one picture's forward and backward pass; 0 on other ranks, which say nothing.
+        operations of one picture's forward and backward pass; 0 on other ranks, which print nothing.
     """
     if not run.is_main:
         return 0.0
@@ -60,10 +60,10 @@ def announce_prior(
     num_held_out: int,
     start: int,
 ) -> float:
-    """Sizes, the data, the values that training resolved, what it takes at least.
+    """Print the sizes, the data, the resolved values of the config, and the least time and memory that training takes.
 
     Returns:
-        operations of one row's forward and backward pass; 0 on other ranks, which say nothing.
+        operations of one row's forward and backward pass; 0 on other ranks, which print nothing.
     """
     if not run.is_main:
         return 0.0
@@ -84,8 +84,8 @@ def announce_prior(
 
 
 def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
-    """Floating-point operations of forward and backward: 6 for each weight of a matrix product (arXiv:2001.08361), and
-    those of attention, half of whose scores are masked.
+    """Floating-point operations of the forward and backward pass per token: 6 per weight of a matrix product
+    (arXiv:2001.08361), plus those of attention, half of whose scores are masked.
     """
     config = objective.model.config
     tables = {objective.model.get_input_embeddings(), objective.model.get_output_embeddings()}
@@ -98,7 +98,7 @@ def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
 
 
 def describe_batch(run: Run) -> str:
-    """The total batch, and what it is made of."""
+    """The total batch size and its factors."""
     config, ranks = run.config, run.accelerator.num_processes
     if run.micro_batch_size == config.batch_size:
         return str(config.batch_size)
@@ -107,7 +107,7 @@ def describe_batch(run: Run) -> str:
 
 
 def describe_learning_rate(config: OptimizerConfig, batch_size: int) -> str:
-    """The learning rate that is used, and what it comes from where the batch scaled it."""
+    """The learning rate in use and, if the batch size scaled it, how it was computed."""
     used = config.for_batch(batch_size).learning_rate
     if used == config.learning_rate:
         return f"{used:g}"
@@ -116,7 +116,7 @@ def describe_learning_rate(config: OptimizerConfig, batch_size: int) -> str:
 
 
 def describe_codes(model: VQModel) -> str:
-    """Tokens an image, bits a pixel and how many times fewer bits than the pixels have."""
+    """Tokens per image, bits per pixel, and the compression ratio against the pixels' bits."""
     config = model.config
     tokens, size = math.prod(config.codes_shape), config.quantizer_config.codebook_size
     preprocessing, channels = config.preprocessing_config, config.backbone_config.in_channels
@@ -169,7 +169,7 @@ def _dtype(run: Run) -> torch.dtype:
 
 
 def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig, steps: int) -> str:
-    """The least time: matrix products alone, at the rate that this device reaches in them now."""
+    """A lower bound of the time: matrix products alone, at the rate that this device reaches now."""
     rows = run.micro_batch_size * sequence.length
     flops = flops_a_token(objective, sequence) * rows * run.config.gradient_accumulation_steps
     if run.config.gradient_checkpointing:

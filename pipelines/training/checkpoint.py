@@ -1,9 +1,9 @@
-"""Checkpoints: folders of safetensors that appear whole, are verified before older ones go, and hold no pickle.
+"""Checkpoints: folders of safetensors, without pickles. They appear whole and are verified before older ones go.
 
 checkpoints/step-000000500/
-    model.safetensors, ...    one file for each named group of tensors
-    state.json                counters that are no tensors
-    manifest.json             step, and sha256 and size of every file; written last
+    model.safetensors, ...    one file per named group of tensors
+    state.json                counters that are not tensors
+    manifest.json             step, and the sha256 and size of every file; written last
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What was saved: groups of tensors by name, and counters."""
+    """The content of a checkpoint: groups of tensors by name, and counters."""
 
     step: int
     groups: dict[str, Tensors]
@@ -38,11 +38,11 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_every: int = 0) -> Path:
-    """Write aside, flush, rename, verify; only then remove all but the newest `keep_last`.
+    """Write a temporary folder, flush, rename and verify it; only then remove all but the newest `keep_last`.
 
     Args:
         folder: the run's `checkpoints`.
-        keep_every: checkpoints whose step is a multiple of it are never removed; 0 for none.
+        keep_every: checkpoints at multiples of this step are never removed; 0 for none.
 
     Raises:
         OutputError: the disk is full or read-only. Older checkpoints are untouched.
@@ -58,7 +58,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
         for name in files:
             fsync(aside / name)
         write_json(aside / "manifest.json", {"step": checkpoint.step, "files": files})
-        shutil.rmtree(target, ignore_errors=True)  # only a broken one of the same step can be there
+        shutil.rmtree(target, ignore_errors=True)  # only a broken checkpoint of the same step can be there
         os.rename(aside, target)
         fsync(folder)
     except Exception as error:  # safetensors raises its own error on a full disk
@@ -75,7 +75,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
 
 
 def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None. Each that does not is named with its reason and passed over."""
+    """The newest checkpoint that verifies, or None. The others are logged with a reason and skipped."""
     for path in reversed(_list(folder)):
         problem, checkpoint = what_is_wrong(path), None
         if problem is None:
@@ -100,7 +100,7 @@ def _load(path: Path) -> Checkpoint:
 
 
 def _apart(tensors: Tensors) -> Tensors:
-    """Contiguous on the CPU, each in memory of its own: safetensors refuses what is shared (tied embeddings)."""
+    """Contiguous copies on the CPU, each in its own memory: safetensors refuses shared tensors (tied embeddings)."""
     apart, seen = {}, set()
     for key, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
@@ -110,7 +110,7 @@ def _apart(tensors: Tensors) -> Tensors:
 
 
 def what_is_wrong(path: Path) -> str | None:
-    """None where every file of a checkpoint is there with the size and sha256 of its manifest, else what is not."""
+    """None if all files of a checkpoint have the size and sha256 of its manifest, else a description of the fault."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         files = manifest["files"]
@@ -142,10 +142,10 @@ def optimizer_tensors(optimizer: Optimizer, model: nn.Module) -> Tensors:
 
 
 def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tensors, log: Any = print) -> None:
-    """The inverse of `optimizer_tensors`; `step` stays where the optimizer keeps it, on the CPU.
+    """The inverse of `optimizer_tensors`. `step` stays on the CPU, where the optimizer keeps it.
 
-    Muon and AdamW keep different things of a parameter. What was saved of one that has changed over from one to the
-    other since is left out, and `log` gets a line: the parameter starts without.
+    Muon and AdamW keep different slots of a parameter. If a parameter has changed from one to the other since, its
+    saved state is dropped, `log` gets a line, and the parameter starts without state.
     """
     parameters = dict(model.named_parameters())
     changed = _of_another_kind(optimizer, parameters, tensors)
@@ -162,13 +162,13 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tens
         if slot == "step":
             loaded = value.to(parameter.device if _steps_on_device(optimizer) else "cpu", copy=True)
         else:
-            # In the parameter's memory format: the fused AdamW pairs weights and moments by their place in memory.
+            # Keep the parameter's memory format: the fused AdamW pairs weights and moments by their place in memory.
             loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
         optimizer.state[parameter][slot] = loaded
 
 
 def _of_another_kind(optimizer: Optimizer, parameters: dict[str, Tensor], tensors: Tensors) -> list[str]:
-    """Names of the parameters of which `tensors` has other slots than the optimizer's group keeps."""
+    """Names of the parameters whose slots in `tensors` differ from those of the optimizer's group."""
     by_muon = {id(one) for group in optimizer.param_groups if group.get("momentum") for one in group["params"]}
     slots: dict[str, set[str]] = {}
     for slot, name in (key.split("/", 1) for key in tensors):
@@ -186,7 +186,7 @@ def _list(folder: Path) -> list[Path]:
 
 
 def _rotate(folder: Path, newest: int, keep_last: int, keep_every: int) -> None:
-    """`newest` is the step of the one just verified; any after it was passed over as damaged when the run resumed."""
+    """`newest` is the step just verified. Later checkpoints are damaged ones that were skipped when the run resumed."""
     steps = {int(path.name.removeprefix("step-")): path for path in _list(folder)}
     rotating = [step for step in steps if step <= newest and not (keep_every and step % keep_every == 0)]
     for step in [*rotating[: -max(1, keep_last)], *(step for step in steps if step > newest)]:

@@ -1,4 +1,4 @@
-"""Whose a run's folder is: its resolved config, and the identity of what its weights are computed from."""
+"""Ownership of a run's folder: its resolved config, and the identity of the data behind its weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from codegrid.tokenizer.fields import completed
 CONFIG_NAME = "training_config.json"
 IDENTITY_NAME = "made_from.json"
 _MEMBERS_NAME = ".made_from.hashes"
-# Fields that may change between the two commands of one run, because no weight depends on them but for rounding.
+# Fields that may change when a run resumes, because the weights depend on them only by rounding.
 _MAY_CHANGE = {
     "output_dir",
     "num_workers",
@@ -45,18 +45,18 @@ _MAY_CHANGE = {
     "compile",
     "deterministic",
 }
-# Fields that may change, and weights depend on them: the run says so.
+# Fields that may change although the weights depend on them: the run reports the change.
 _MAY_BE_CHANGED_ALOUD = {"gradient_accumulation_steps"}
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a run's weights are computed from.
+    """Identity of the data from which a run's weights are computed.
 
     Attributes:
         description: a line for people.
-        fixed: values by name that must be the same when the run goes on, as JSON.
-        members: uint64 [N], a hash of each thing that it is made of (pictures, shards), sorted: more may come.
+        fixed: values by name that must be the same when the run resumes, as JSON.
+        members: uint64 [N], sorted hashes of its members (pictures, shards). More may be added later.
     """
 
     description: str
@@ -65,7 +65,7 @@ class Identity:
 
     @classmethod
     def of(cls, description: str, fixed: dict[str, Any], hashes: Iterable[bytes]) -> Identity:
-        """`hashes`: at least 8 bytes each."""
+        """`hashes` have at least 8 bytes each."""
         members = np.frombuffer(b"".join(each[:8] for each in hashes), dtype=np.uint64)
         return cls(description, json.loads(json.dumps(fixed)), np.sort(members))
 
@@ -76,7 +76,7 @@ class Identity:
 
     @classmethod
     def load(cls, folder: Path) -> Identity | None:
-        """None where the run is of a version that kept none."""
+        """The saved identity, or None if the run's version did not save one."""
         path, members = folder / IDENTITY_NAME, folder / _MEMBERS_NAME
         if not path.is_file() or not members.is_file():
             return None
@@ -86,13 +86,13 @@ class Identity:
 
 
 def claim_folder(folder: Path, stage: str, config: TrainingConfig, identity: Identity | None) -> tuple[IO[str], list]:
-    """Make the folder this run's own, or find that it is already.
+    """Claim the folder for this run, or check that it belongs to it already.
 
     Returns:
-        the open lock file, and what the user has to be told of how the run goes on.
+        the open lock file, and messages for the user about how the run resumes.
 
     Raises:
-        OutputError: the folder holds something else, a run of other settings or of other data, or is in use.
+        OutputError: the folder holds something else, or a run with other settings or data, or is in use.
     """
     resolved = json.loads(json.dumps({"stage": stage, **asdict(config)}))
     path = folder / CONFIG_NAME
@@ -103,7 +103,7 @@ def claim_folder(folder: Path, stage: str, config: TrainingConfig, identity: Ide
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder, "training")
     try:
-        # Where no checkpoint is, nothing of an earlier command can be gone on with.
+        # Without a checkpoint there is nothing to resume from.
         goes_on = path.exists() and any((folder / "checkpoints").glob("step-*"))
         told = _compare_config(path, resolved, type(config)) if goes_on else []
         told += _compare_identity(folder, identity) if goes_on and identity is not None else []
@@ -124,9 +124,7 @@ def _compare_config(path: Path, resolved: dict[str, Any], kind: type[TrainingCon
     except ValueError as error:
         raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
     aloud = {name for name in _MAY_BE_CHANGED_ALOUD if name in previous and previous[name] != resolved.get(name)}
-    if previous.get("max_steps", 0) < resolved.get(
-        "max_steps", 0
-    ):  # longer: the schedule of the learning rate is another
+    if previous.get("max_steps", 0) < resolved.get("max_steps", 0):  # a longer run has another learning rate schedule
         aloud.add("max_steps")
     told = [f"{name} was {previous[name]!r}, is {resolved[name]!r}" for name in sorted(aloud)]
     if found := differences(*({**each, **dict.fromkeys(aloud)} for each in (previous, resolved))):
@@ -163,11 +161,11 @@ def _other(folder: Path, before: Identity, now: Identity, detail: str) -> Output
 
 
 def differences(before: Any, now: Any, where: str = "") -> list[str]:
-    """Where two resolved configs differ, for people; fields on which no weight depends may."""
+    """The differences of two resolved configs, as text for people. Fields on which no weight depends may differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         found = []
         for name in sorted(set(before) | set(now)):
-            # A field that an earlier version did not have yet is not compared: what it does by default changes nothing.
+            # Do not compare a field that an earlier version lacked: its default changes nothing.
             if name in before and (where or name not in _MAY_CHANGE):
                 found += differences(before[name], now.get(name), f"{where}.{name}" if where else name)
         return found

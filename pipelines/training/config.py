@@ -1,4 +1,4 @@
-"""What a training run is told: frozen dataclasses with the same names in Python, on the command line and on disk."""
+"""The configuration of a training run: frozen dataclasses, named alike in Python, on the command line and on disk."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from codegrid.tokenizer.quantizers import QuantizerConfig
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """What both stages' runs have in common.
+    """Settings shared by the runs of both stages.
 
     Args:
         output_dir: the run's folder. To resume, run the same command again.
-        seed: of every draw: initialisation, order, augmentation, dropout.
-        max_steps: optimizer steps of the whole run; the learning rate's schedule ends there.
-        batch_size: samples a step, over all ranks and micro-steps.
-        gradient_accumulation_steps: forward passes a step.
-        mixed_precision: "auto" is bf16 where the device computes in it, else float32.
-        device: "auto" is what Accelerate finds.
-        deterministic: on a GPU, take only operations that give the same bits every time, and no TF32: slower, and a
-            resumed run equals one that was not stopped, bit for bit, as on a CPU. An operation that has no such form
-            ends the run.
-        num_workers: processes that load samples, a rank; 0 loads in the training process. No result depends on it.
-        ema_decay: of the average of the weights that is evaluated and exported; 0 exports the weights themselves.
+        seed: seed of all random draws: initialisation, order, augmentation, dropout.
+        max_steps: optimizer steps of the whole run; the learning rate schedule ends there.
+        batch_size: samples per step, over all ranks and micro-steps.
+        gradient_accumulation_steps: forward passes per step.
+        mixed_precision: "auto" is bf16 if the device computes in it, else float32.
+        device: "auto" is the device that Accelerate finds.
+        deterministic: on a GPU, use only operations that give the same bits every time, and no TF32. This is slower,
+            but a resumed run then equals an uninterrupted one bit for bit, as on a CPU. An operation without a
+            deterministic form ends the run.
+        num_workers: processes per rank that load samples; 0 loads in the training process. No result depends on it.
+        ema_decay: decay of the EMA of the weights, which is evaluated and exported; 0 exports the weights themselves.
         log_every: steps between lines of metrics.
         eval_every: steps between evaluations; the last step is always evaluated.
         save_every: steps between checkpoints; the last step is always saved.
-        keep_last: newest checkpoints that are kept.
+        keep_last: number of newest checkpoints to keep.
         keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
-        tracking: where metrics and pictures are shown besides metrics.jsonl and pictures/.
+        tracking: tracker that shows metrics and pictures, besides metrics.jsonl and pictures/.
     """
 
     output_dir: str = ""
@@ -73,7 +73,7 @@ class TrainingConfig:
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1).")
 
     def micro_batch_size(self, ranks: int) -> int:
-        """Samples a forward pass of one rank.
+        """Samples per forward pass on one rank.
 
         Raises:
             ValueError: `batch_size` does not split evenly.
@@ -89,24 +89,26 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TokenizerTrainingConfig(TrainingConfig):
-    """A run of stage one.
+    """Settings of stage one, the training of a tokenizer.
 
     Args:
-        class_conditional: the decoder knows each picture's class (see `VQModelConfig.num_classes`); the classes are the
-            data's. The discriminator's own switch is objective.discriminator.conditional.
-        init_from: folder or Hub name of a tokenizer whose weights training starts from; none starts from fresh ones.
-            On the command line backbone, quantizer and preprocessing are that tokenizer's too. The discriminator and
-            the optimizers are new.
-        revive_until: share of the run after which dead codes stay where they are, so that the end of training settles.
-        onset_bound: the run warns when a reconstruction term rises, after the discriminator's start, above so many
-            times its mean of the last window before.
-        usage_warning: the run warns when a window uses less than this share of the codes that it could use; 0 never.
+        class_conditional: give the decoder each picture's class (see `VQModelConfig.num_classes`); the data defines the
+            classes. The discriminator has its own switch, objective.discriminator.conditional.
+        init_from: folder or Hub name of a tokenizer whose weights training starts from; without it, weights are fresh.
+            On the command line, backbone, quantizer and preprocessing come from that tokenizer too. The discriminator
+            and the optimizers are always new.
+        revive_until: share of the run after which dead-code restarts stop, so that the end of training settles.
+        onset_bound: the run warns if a reconstruction term rises, after the discriminator's start, above this many
+            times its mean in the last window before.
+        usage_warning: the run warns if a window uses less than this share of the codes that it could use; 0 never
+            warns.
         num_pictures: held-out images in the picture of an evaluation; 0 for no picture.
-        channels_last: lay out convolutions and images channels-last, which is the faster layout where it was measured.
-        gradient_checkpointing: compute the residual and attention blocks again in the backward pass instead of keeping
-            what is inside them: less memory, a slower step, the same gradients.
-        compile: compile encoder, decoder and perceptual net by torch.compile: minutes at the start, then faster steps.
-            Evaluation stays as it is, and so do the names in a checkpoint: these three may change when a run resumes.
+        channels_last: use the channels-last layout for convolutions and images; it was faster wherever it was measured.
+        gradient_checkpointing: recompute the residual and attention blocks in the backward pass instead of storing
+            their activations: less memory, a slower step, the same gradients.
+        compile: compile encoder, decoder and perceptual net with torch.compile: minutes at the start, then faster
+            steps. It changes neither evaluation nor the names in a checkpoint, so these three may change when a run
+            resumes.
     """
 
     init_from: str | None = None
@@ -144,25 +146,25 @@ class TokenizerTrainingConfig(TrainingConfig):
 
 @dataclass(frozen=True)
 class PriorTrainingConfig(TrainingConfig):
-    """A run of stage two.
+    """Settings of stage two, the training of a prior.
 
     Args:
         codes: folder or Hub name of a code data set; vocabulary, length and classes are read from it.
         init_from: folder or Hub name of a prior whose weights training starts from, with its sizes (`model` is then not
             read); its codes must be of the same codebook and grid. Classes are matched by name; new ones start as an
             image of no class does. None starts from fresh weights.
-        tokenizer: folder or Hub name of the tokenizer that the codes must come from; none takes the codes' word.
-        class_dropout: share of the samples whose class is replaced by null, for guidance.
-        validation_fraction: share of the source images whose codes are held out, all variants of an image together.
-        label_smoothing: of the cross-entropy while training.
-        gradient_checkpointing: compute the blocks again in the backward pass instead of keeping what is inside them:
-            less memory, a slower step, the same gradients.
-        fast_forward: train through the forward pass of `prior/teacher_forcing.py` (1.1 times as fast on two CPU cores,
-            docs/benchmarks.md); False runs the model as transformers wrote it. The gradients agree to rounding.
-        compile: compile the blocks by torch.compile: a minute or more at the start, then faster steps. Evaluation stays
-            as it is: these two may change when a run resumes.
-        num_samples: images that are sampled at an evaluation, with the same seeds each time; 0 for none. They need the
-            tokenizer: that of `tokenizer`, or the folder that the codes name.
+        tokenizer: folder or Hub name of the tokenizer that must have made the codes; without it, this is not checked.
+        class_dropout: share of the samples whose class is replaced by null, for classifier-free guidance.
+        validation_fraction: share of the source images whose codes are held out, with all variants of an image.
+        label_smoothing: label smoothing of the cross-entropy in training.
+        gradient_checkpointing: recompute the blocks in the backward pass instead of storing their activations: less
+            memory, a slower step, the same gradients.
+        fast_forward: train with the forward pass of `prior/teacher_forcing.py` (1.1 times as fast on two CPU cores,
+            docs/benchmarks.md). False uses the forward pass of transformers. The gradients agree up to rounding.
+        compile: compile the blocks with torch.compile: a minute or more at the start, then faster steps. Evaluation
+            does not change, so these two may change when a run resumes.
+        num_samples: images to sample at each evaluation, always with the same seeds; 0 for none. They need a tokenizer:
+            `tokenizer`, or the folder that the codes name.
     """
 
     codes: str = ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 class EMA:
     """theta_ema <- d theta_ema + (1 - d) theta after every step, d = min(decay, (1 + step) / (10 + step)).
 
-    Buffers (codebook usage, a codebook of running means) are taken as they are. With `decay` 0 the average is the model
+    Buffers (codebook usage, a codebook of running means) are copied, not averaged. With `decay` 0 the EMA is the model
     itself and costs nothing.
     """
 
@@ -31,13 +31,13 @@ class EMA:
 
     @torch.no_grad()
     def copy_rows(self, name: str, rows: Tensor) -> None:
-        """Take over rows of a parameter as they are: codes that were revived have no past worth averaging."""
+        """Copy rows of a parameter without averaging: restarted codes have no past worth averaging."""
         if name in self.weights:
             self.weights[name][rows] = self.model.get_parameter(name)[rows]
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Within, the model has the averaged weights."""
+        """Context in which the model has the averaged weights."""
         if not self.weights:
             yield
             return

@@ -1,4 +1,4 @@
-"""A module that is trained, with its optimizer."""
+"""A trained module with its optimizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from codegrid.pipelines.training.optim import OptimizerConfig, learning_rate, ma
 
 @dataclass
 class Learner:
-    """A module that is trained, its optimizer, and what gives the loss, as Accelerate wraps it for several ranks."""
+    """A trained module, its optimizer, and the callable for the loss, which Accelerate wraps for several ranks."""
 
     module: nn.Module
     wrapped: nn.Module
@@ -27,14 +27,14 @@ class Learner:
     def make(
         cls, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator, called: nn.Module | None = None
     ) -> Learner:
-        """`called` is a module around `module`, of the same weights; None where it is `module` itself."""
+        """`called` is a module around `module` with the same weights; None means `module` itself."""
         module.to(accelerator.device)
         optimizer = make_optimizer(module, config)
         wrapped = accelerator.prepare_model(called or module)
         return cls(module, wrapped, optimizer, config)
 
     def clip(self) -> float:
-        """Scale gradients down to `max_grad_norm`; gives their norm before."""
+        """Clip the gradients to `max_grad_norm` and return their norm before."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
         return float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf")))
 
@@ -45,13 +45,13 @@ class Learner:
 
     @contextlib.contextmanager
     def exchanging_gradients(self, accelerator: Accelerator, exchange: bool) -> Iterator[None]:
-        """Within, backward passes exchange gradients between the ranks, or keep them to themselves."""
+        """Context in which backward passes exchange gradients between ranks, or do not."""
         with contextlib.nullcontext() if exchange else accelerator.no_sync(self.wrapped):
             yield
 
 
 def update_together(learners: list[Learner], step: int, max_steps: int) -> list[float]:
-    """Clip, step and clear all of them, or only clear: one norm that is not finite changes no weight of any.
+    """Clip, step and clear all learners. If any norm is not finite, only clear: no weight of any learner changes.
 
     Returns:
         the gradients' norms before clipping.

@@ -1,4 +1,4 @@
-"""Pictures before a run of days: what is read of a source, and what each tokenizer preset would make of it."""
+"""Shows, before a long run, how a source of pictures is read and what each tokenizer preset would make of it."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from codegrid.tokenizer.images import FORMATS, BadImage, Preprocessing, check_si
 
 @dataclass(frozen=True)
 class LookConfig:
-    """What to look at.
+    """The settings of `codegrid look`.
 
     Args:
         data: the pictures.
-        preset: of a tokenizer; the sheet shows the pictures as it would see them. None tells of all presets, and shows
-            them as the first would.
-        output: where the sheet goes, a picture file; by default look.png, or look-2.png where that is there.
-        num_pictures: pictures on the sheet, the first ones that can be used.
-        num_sizes: pictures whose sizes are looked at, spread over the source.
+        preset: a tokenizer preset; the sheet shows the pictures as it would see them. None describes all presets and
+            shows the pictures as the first one would see them.
+        output: picture file for the sheet; by default look.png, or look-2.png if that exists.
+        num_pictures: pictures on the sheet: the first ones that can be used.
+        num_sizes: number of pictures whose sizes are read, spread over the source.
     """
 
     data: DataConfig = field(default_factory=lambda: DataConfig("."))
@@ -54,10 +54,10 @@ class LookConfig:
 
 
 def look(config: LookConfig) -> Path:
-    """Say what is read of the pictures, and what the presets would make of them; gives the sheet's file.
+    """Print how the pictures are read and what the presets would make of them; return the sheet's file.
 
     Raises:
-        DataError: the pictures cannot be read as asked, or it is not clear what they are.
+        DataError: the pictures cannot be read as configured, or the source is ambiguous.
         CodegridError: none of the pictures on the sheet could be used.
     """
     source = open_images(config.data)
@@ -71,7 +71,7 @@ def look(config: LookConfig) -> Path:
 
 
 def _sizes(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:
-    """(width and height of pictures spread over the source, by their headers; how many have no header to read)."""
+    """((width, height) of pictures spread over the source, from their headers; number of pictures without one)."""
     places = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
     found = [_size(source[int(place)]) for place in places]
     return [size for size in found if size], sum(size is None for size in found)
@@ -83,7 +83,7 @@ def _size(record: ImageRecord) -> tuple[int, int] | None:
             io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data, formats=FORMATS
         ) as image:
             return image.size
-    except Exception:  # a plugin raises whatever it likes on a damaged header
+    except Exception:  # a Pillow plugin may raise any error on a damaged header
         return None
 
 
@@ -130,7 +130,7 @@ def _share(count: int, sizes: list[tuple[int, int]]) -> str:
 
 
 def _write_sheet(config: LookConfig, source: ImageSource, preset: str) -> Path:
-    """The first pictures that can be used, upright, cut, on white, as the preset sees them."""
+    """Write the first usable pictures as the preset sees them: upright, cropped, on white."""
     wanted = TOKENIZER_PRESETS[preset](config.data.source, "")
     shown, reasons = [], Counter()
     for record in source:
@@ -157,6 +157,6 @@ def _write_sheet(config: LookConfig, source: ImageSource, preset: str) -> Path:
 
 
 def _free(path: Path) -> Path:
-    """The path, or with a number behind its name where there is something."""
+    """The path, or the path with a number after its name if it exists."""
     names: Iterable[Path] = (path.with_stem(f"{path.stem}-{number}") for number in range(2, 10_000))
     return next(name for name in (path, *names) if not name.exists())

@@ -1,4 +1,4 @@
-"""The one training loop: step, log, save, evaluate, stop. What is trained is a `Stage`."""
+"""The training loop of both stages: step, log, save, evaluate, stop. A `Stage` is what it trains."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ Scores = dict[str, float]
 
 
 class Stage(ABC):
-    """What a run trains, in five methods; `read` and `watch` say more about a line of metrics where there is more.
+    """What a run trains, in five methods. `read` and `watch` are optional and add to a line of metrics.
 
     Attributes:
-        optimizers: by the names under which their learning rates are logged.
-        last_batch: says of what the last batch was made, for the error that ends a run.
-        shown: names of metrics that the progress bar shows, where they are there.
-        flops_a_sample: of one sample's forward and backward pass, for the trackers' utilisation; 0 where not known.
-        tokens_a_sample: codes of one sample, for the trackers' rate.
+        optimizers: the optimizers, by the names under which their learning rates are logged.
+        last_batch: describes the content of the last batch, for the error that ends a run.
+        shown: names of metrics that the progress bar shows, if they exist.
+        flops_a_sample: operations of one sample's forward and backward pass, for the trackers' utilisation; 0 if
+            unknown.
+        tokens_a_sample: codes per sample, for the trackers' rate.
     """
 
     optimizers: dict[str, Optimizer]
@@ -39,37 +40,37 @@ class Stage(ABC):
         """One optimizer step on this rank's share of the batch.
 
         Returns:
-            scalars by name, on the device, of this rank alone; with `skipped_steps`, 1 where the gradients were not
-            finite and nothing was changed. What is no scalar [K] is added up over steps and ranks, and given to `read`.
+            scalars by name, on the device, of this rank alone. `skipped_steps` is 1 if the gradients were not finite
+            and nothing was changed. Vectors [K] are summed over steps and ranks, and passed to `read`.
         """
 
     @abstractmethod
     def evaluate(self, done: int | None) -> Scores:
-        """Scores of the averaged weights after `done` steps, which the run reports; None reports nothing."""
+        """Scores of the averaged weights after `done` steps. The run reports them, unless `done` is None."""
 
     @abstractmethod
     def groups(self) -> dict[str, Tensors]:
-        """All that a checkpoint holds, by the names of its files; the inverse of `load`."""
+        """The content of a checkpoint, by the names of its files; the inverse of `load`."""
 
     @abstractmethod
     def load(self, groups: dict[str, Tensors]) -> None:
-        """Go on from a checkpoint's groups."""
+        """Restore the state from a checkpoint's groups."""
 
     @abstractmethod
     def export(self, scores: Scores) -> None:
-        """Write the finished model into the run's folder; on the main process alone."""
+        """Write the finished model into the run's folder. Called on the main process only."""
 
     def read(self, counts: dict[str, Tensor]) -> tuple[Scores, dict[str, Tensor]]:
-        """What the counts of a window say, and histograms [N] for the trackers."""
+        """Scores computed from the counts of a window, and histograms [N] for the trackers."""
         return {}, {}
 
     def watch(self, line: dict[str, Any]) -> list[str]:
-        """Warnings that a line of metrics, with its "step", gives reason for; called on all ranks after each line."""
+        """Warnings about a line of metrics, which has its "step". Called on all ranks after each line."""
         return []
 
 
 def resume(run: Run, stage: Stage, window: Window) -> int:
-    """Load the newest good checkpoint into the stage; gives the number of steps that are done."""
+    """Load the newest good checkpoint into the stage and return the number of finished steps."""
     checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
     run.forget_metrics_after(checkpoint.step if checkpoint else 0)
     if checkpoint is None:
@@ -84,8 +85,8 @@ def resume(run: Run, stage: Stage, window: Window) -> int:
 def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
     """Train from step `start` to the end, and export.
 
-    A checkpoint is saved before an evaluation, so that one that fails costs no steps: a run that was broken off
-    between the two evaluates first when it goes on.
+    A checkpoint is saved before each evaluation, so that a failed evaluation costs no steps. A run that was
+    interrupted between the two evaluates first when it resumes.
     """
     config, scores, bad_steps = run.config, {}, 0
     if start and _is_due(start, config.eval_every, config.max_steps) and not run.was_evaluated(start):
@@ -119,7 +120,7 @@ def _is_due(done: int, every: int, last: int) -> bool:
 
 
 def _log(run: Run, stage: Stage, window: Window, done: int, bar: tqdm, rate: float) -> None:
-    """A line of metrics: means since the last one over all ranks; skipped steps are only counted."""
+    """Write a line of metrics: means over all ranks since the last line. Skipped steps are only counted."""
     values, counts = window_means(window, run.accelerator)
     read, histograms = stage.read(counts) if counts else ({}, {})
     rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in stage.optimizers.items()}
@@ -135,7 +136,7 @@ def _log(run: Run, stage: Stage, window: Window, done: int, bar: tqdm, rate: flo
 
 
 def _rates(run: Run, stage: Stage, rate: float) -> Scores:
-    """Steps, images and tokens a second; and, where the device's peak is known, the share of it that was used."""
+    """Steps, images and tokens per second and, if the device's peak is known, the share of it that was used."""
     samples = rate * run.config.batch_size
     rates = {"steps_per_second": rate, "images_per_second": samples}
     if stage.tokens_a_sample:

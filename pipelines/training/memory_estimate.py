@@ -1,4 +1,4 @@
-"""What training will hold in memory: its step, walked through on tensors that have no storage."""
+"""Estimates the memory of training by running a step on fake tensors, which have no storage."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from codegrid.prior import PriorObjective
 from codegrid.tokenizer import VQModel
 
-_MOMENTS = 2  # of AdamW, for each weight
+_MOMENTS = 2  # AdamW's moments per weight
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on one device. `weights` are those of all nets; `kept` the moments and the average; `step` the peak of
-    activations and gradients while one micro-batch is computed. `flops` are the operations of a micro-batch's forward
-    and backward pass, as torch counts them; 0 where nobody counted.
+    """Bytes on one device. `weights` is the size of all nets, `kept` that of the moments and the EMA, `step` the peak
+    of activations and gradients in one micro-batch. `flops` is the number of operations of a micro-batch's forward and
+    backward pass, as torch counts them; 0 if it was not counted.
     """
 
     weights: int
@@ -46,12 +46,12 @@ def estimate_memory(
     averaged: bool,
     mixed_precision: str,
 ) -> MemoryEstimate:
-    """An estimate, not a promise: what the quantizer holds, and what libraries take for themselves, is not in it.
+    """An estimate, not a guarantee: it excludes the memory of the quantizer and of the libraries themselves.
 
     Args:
-        distances: the frozen nets that compare images, as `TokenizerLearners` has them.
+        distances: the frozen nets that compare images, as in `TokenizerLearners`.
         images: shape of a micro-batch, [B, C, H, W].
-        averaged: whether an average of the weights is kept.
+        averaged: whether an EMA of the weights is kept.
         mixed_precision: "no" or "bf16".
     """
     trained = [module for module in (model, discriminator) if module is not None]
@@ -66,7 +66,7 @@ def estimate_memory(
         batch = torch.empty(images, device=device).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
         with autocast():
-            # Without the search for codes, whose result depends on values: features go to the decoder as they are.
+            # Skip the search for codes, whose result depends on values: the features go to the decoder directly.
             features = model.quant_conv(model.encoder(batch)).float()
             condition = model.class_embedding(labels) if model.config.num_classes else None
             reconstruction = model.decoder(model.post_quant_conv(features), condition)
@@ -89,7 +89,7 @@ def estimate_memory(
 def estimate_prior_memory(
     objective: PriorObjective, tokens: tuple[int, int], averaged: bool, mixed_precision: str
 ) -> MemoryEstimate:
-    """The same of a prior.
+    """The same estimate for a prior.
 
     Args:
         tokens: shape of a micro-batch, [B, 1 + L].
@@ -105,7 +105,7 @@ def estimate_prior_memory(
 
 
 def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:
-    """A copy whose weights have shapes, and no storage."""
+    """A copy whose weights have shapes but no storage."""
     if module is None:
         return None
     tensors = [tensor for part in (module, *_frozen(module)) for tensor in _tensors(part)]
@@ -114,12 +114,12 @@ def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:
 
 
 def _frozen(module: nn.Module | None) -> list[nn.Module]:
-    """The net that a discriminator looks through without owning it (`DinoDiscriminator.frozen`), where it has one."""
+    """The frozen net that a discriminator uses but does not own (`DinoDiscriminator.frozen`), if it has one."""
     return [module.frozen] if hasattr(module, "frozen") else []
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the storages that operations make and that are still there."""
+    """Counts the bytes of storages that operations allocated and that are still alive."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""Muon: momentum whose update of each matrix is made orthogonal.
+"""Muon: momentum with an orthogonalized update of each matrix.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/; Liu et al. 2025, https://arxiv.org/abs/2502.16982 (the
-update's size is that of AdamW's, so that both go by one learning rate).
+update is scaled to AdamW's size, so that both share one learning rate).
 """
 
 from __future__ import annotations
@@ -12,25 +12,25 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-# Of the quintic iteration: singular values end between about 0.7 and 1.2 after five steps (Jordan et al.).
+# Coefficients of the quintic iteration. Five steps bring singular values to about 0.7 to 1.2 (Jordan et al.).
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 # Root mean square of AdamW's usual updates, in units of the learning rate (Liu et al., section 2.2).
 _ADAMW_RMS = 0.2
-# Matrices of one shape are made orthogonal together, as many as have so many elements (16 MB): small ones take most of
-# their time in the calls.
+# Matrices of the same shape are orthogonalized together, up to this many elements (16 MB): for small matrices, launch
+# overhead dominates.
 _AT_ONCE = 2**22
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, but for the groups with `momentum` above 0: their parameters (matrices, or convolutions as matrices
+    """AdamW, except for groups with `momentum` above 0. Their parameters (matrices, or convolutions as matrices
     [out, in * kernel]) get W <- W - lr (0.2 sqrt(max(rows, columns)) orthogonal(momentum) + weight_decay W).
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         groups = self.param_groups
-        # AdamW steps over all the groups that it sees.
+        # AdamW steps every group that it sees, so hide Muon's groups from it.
         self.param_groups = [group for group in groups if not group.get("momentum")]
         try:
             loss = super().step(closure)
@@ -51,7 +51,7 @@ class Muon(torch.optim.AdamW):
         averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
         gradients = [parameter.grad for parameter in parameters]
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
-        updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov's
+        updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov momentum
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         for alike in _of_one_shape(updates):
             matrices = orthogonalized(torch.stack([updates[index].flatten(1) for index in alike]))
@@ -61,7 +61,7 @@ class Muon(torch.optim.AdamW):
 
 
 def _of_one_shape(tensors: list[Tensor]) -> Iterator[list[int]]:
-    """Indices of tensors that are matrices of the same shape, some at a time."""
+    """Indices of matrices of the same shape, in chunks."""
     alike: dict[tuple, list[int]] = defaultdict(list)
     for index, tensor in enumerate(tensors):
         alike[len(tensor), tensor.numel(), tensor.dtype, tensor.device].append(index)
@@ -71,7 +71,7 @@ def _of_one_shape(tensors: list[Tensor]) -> Iterator[list[int]]:
 
 
 def orthogonalized(matrices: Tensor) -> Tensor:
-    """U V' of each singular value decomposition U S V', about, by Newton-Schulz iterations: [B, M, N] -> [B, M, N]."""
+    """Approximate U V' of the singular value decomposition U S V' by Newton-Schulz: [B, M, N] -> [B, M, N]."""
     a, b, c = _COEFFICIENTS
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
     tall = x.shape[1] > x.shape[2]

@@ -15,24 +15,24 @@ from codegrid.pipelines.training.muon import Muon
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov & Hutter 2019) or Muon, with linear warm-up and a cosine to `min_learning_rate`.
+    """AdamW (Loshchilov & Hutter 2019) or Muon, with linear warm-up and cosine decay to `min_learning_rate`.
 
     Args:
-        type: "adamw"; or "muon" for the matrices and convolutions between the first layer and the last, with AdamW for
-            the rest. Convolutional tokenizers learn faster by Muon (docs/benchmarks.md).
-        learning_rate: at its peak, for a batch of `base_batch_size` samples.
-        base_batch_size: the total batch (over all ranks and micro-steps) that the learning rates are meant for; a run
-            of another batch scales them, and says so. 0: they are taken as they are, whatever the batch.
+        type: "adamw", or "muon" for the matrices and convolutions between the first and the last layer, with AdamW for
+            the rest. Convolutional tokenizers learn faster with Muon (docs/benchmarks.md).
+        learning_rate: peak learning rate, for a batch of `base_batch_size` samples.
+        base_batch_size: total batch size (over all ranks and micro-steps) that the learning rates are meant for. A run
+            with another batch size scales them and says so. 0 never scales them.
         batch_scaling: "square_root" multiplies by sqrt(batch / base), which keeps Adam's noise the same (Malladi et al.
-            2022, https://arxiv.org/abs/2205.10287); "linear" by batch / base, the rule of SGD (Goyal et al. 2017,
-            https://arxiv.org/abs/1706.02677), which taming-transformers uses with Adam too.
-        warmup_steps: steps over which it rises from 0.
-        min_learning_rate: where the cosine ends, at the last step; scaled alike.
+            2022, https://arxiv.org/abs/2205.10287); "linear" multiplies by batch / base, the rule for SGD (Goyal et al.
+            2017, https://arxiv.org/abs/1706.02677), which taming-transformers also uses with Adam.
+        warmup_steps: steps over which the learning rate rises from 0.
+        min_learning_rate: final value of the cosine decay, at the last step; scaled alike.
         beta1: decay of the first moment of AdamW.
         beta2: decay of the second moment of AdamW.
         momentum: decay of Muon's momentum.
-        weight_decay: on matrices and convolutions only, not on biases, norms and codebooks.
-        max_grad_norm: gradients of a larger norm are scaled down to it; 0 for no clipping.
+        weight_decay: applies to matrices and convolutions only, not to biases, norms and codebooks.
+        max_grad_norm: gradients with a larger norm are clipped to it; 0 for no clipping.
     """
 
     type: Literal["adamw", "muon"] = "adamw"
@@ -56,7 +56,7 @@ class OptimizerConfig:
         require(0 < self.momentum < 1, f"optimizer.momentum is {self.momentum}: it must lie between 0 and 1.")
 
     def for_batch(self, batch_size: int) -> OptimizerConfig:
-        """The config of a run of `batch_size` samples a step: its learning rates are those that are used."""
+        """The config for `batch_size` samples per step, with scaled learning rates."""
         if not self.base_batch_size:
             return self
         factor = batch_size / self.base_batch_size
@@ -67,11 +67,10 @@ class OptimizerConfig:
 
 
 def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """Matrices decay, tables and vectors do not; with "muon" the hidden matrices are a group with `momentum`.
+    """Weight decay applies to matrices, not to tables and vectors. With "muon", hidden matrices get a `momentum` group.
 
-    A module says what its own parameters are: `no_decay = True` that they are a table of vectors (an `nn.Embedding` is
-    one without saying so), `not_hidden = True` that they are a net's first or last layer, which Muon leaves to AdamW
-    (Jordan et al. 2024).
+    A module describes its own parameters: `no_decay = True` marks a table of vectors (an `nn.Embedding` needs no mark),
+    `not_hidden = True` a net's first or last layer, which Muon leaves to AdamW (Jordan et al. 2024).
     """
     tables, ends = _said_by_modules(model)
     hidden, matrices, others = [], [], []
@@ -97,9 +96,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
 
 
 def _said_by_modules(model: nn.Module) -> tuple[set[int], set[int]]:
-    """The parameters (by id) of tables, and those of first and last layers."""
+    """The ids of the parameters of tables, and those of first and last layers."""
     tables, ends = set(), set()
-    # Of transformers' models: they have no attribute that says it. Tied to the input's table, it is a table.
+    # transformers' models have no mark for the output layer. If it is tied to the input embedding, it is a table.
     find_head = getattr(model, "get_output_embeddings", None)
     head = find_head() if find_head else None
     for module in model.modules():
@@ -112,7 +111,7 @@ def _said_by_modules(model: nn.Module) -> tuple[set[int], set[int]]:
 
 
 def learning_rate(config: OptimizerConfig, step: int, max_steps: int) -> float:
-    """Learning rate of step 0, ..., max_steps - 1."""
+    """Learning rate of a step in 0, ..., max_steps - 1."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / (config.warmup_steps + 1)
     progress = (step - config.warmup_steps) / max(1, max_steps - 1 - config.warmup_steps)

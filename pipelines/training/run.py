@@ -31,25 +31,25 @@ from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
 
 METRICS_NAME = "metrics.jsonl"
-# The exit status of a run that was asked to stop by SIGTERM or Ctrl-C and saved a checkpoint: that of SIGTERM.
+# Exit status of a run that SIGTERM or Ctrl-C stopped and that saved a checkpoint. It is that of SIGTERM.
 EXIT_STOPPED = 143
-# Signals within so many seconds are one request: torchrun passes on to its ranks the Ctrl-C that they have got already.
+# Signals within this many seconds count as one: torchrun forwards a Ctrl-C that its ranks have received already.
 _ONE_REQUEST = 5.0
-# So many steps in a row without finite gradients end a run: its weights are intact, but it learns nothing.
+# This many steps in a row without finite gradients end a run: its weights are intact, but it learns nothing.
 _MOST_BAD_STEPS = 20
 
 
 class TrainingError(CodegridError):
-    """Training cannot go on; the message says why and what to change."""
+    """Training cannot continue. The message says why and what to change."""
 
 
 class Run:
-    """A run's folder, Accelerate, log, metrics and progress bar.
+    """A run's folder, Accelerator, log, metrics and progress bar.
 
-    training_config.json   the resolved config; the same command resumes, another is refused
-    made_from.json         the identity of the pictures or codes: they may grow, others are refused
-    metrics.jsonl          a line each `log_every` and `eval_every` steps; no wall-clock time in it, so that a resumed
-                           run's file equals that of a run which was never stopped
+    training_config.json   the resolved config; the same command resumes, a different one is refused
+    made_from.json         the identity of the pictures or codes; they may grow, different ones are refused
+    metrics.jsonl          a line every `log_every` and `eval_every` steps, without wall-clock time, so that a resumed
+                           run's file equals that of an uninterrupted run
     tensorboard/, pictures/, checkpoints/
     config.json, *.safetensors, README.md   the exported model, once the run is finished
     """
@@ -61,13 +61,13 @@ class Run:
             config.device, config.mixed_precision, training=True, deterministic=config.deterministic
         )
         self.is_main = self.accelerator.is_main_process
-        # Fails before any rank has started to compute when the split is uneven.
+        # An uneven split fails here, before any rank starts to compute.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
         self._lock: IO[str] | None = None
         self.identity = identity
         self._claim(stage)
         self.trackers = [start_tracker(name, self.folder) for name in config.tracking]
-        self.peak_flops = 0.0  # operations a second of a matrix product on this device; 0 where nobody measured
+        self.peak_flops = 0.0  # operations per second of a matrix product on this device; 0 if not measured
         self.stop_requested = False
         self._bar: tqdm | None = None
         self._handlers: dict[int, Any] = {}
@@ -78,36 +78,36 @@ class Run:
 
     @property
     def devices(self) -> str:
-        """For people: the number of devices, and how they compute."""
+        """The number of devices and how they compute, as text for people."""
         return f"{self.num_ranks} x {self.accelerator.policy}"
 
     def log(self, message: str) -> None:
-        """A line for the user, from the main process, that does not tear the progress bar."""
+        """Print a line for the user, on the main process, without breaking the progress bar."""
         if self.is_main:
             tqdm.write(message)
 
     def metrics(self, step: int, kind: str, values: dict[str, float]) -> None:
-        """Append a line to metrics.jsonl and hand the values to the trackers."""
+        """Append a line to metrics.jsonl and pass the values to the trackers."""
         if not self.is_main:
             return
         path = self.folder / METRICS_NAME
         try:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        except OSError as error:  # a torn line goes when the run is resumed
+        except OSError as error:  # resuming removes a torn line
             raise OutputError(f"Could not write {path}: {error.strerror}. {GO_ON}") from error
         for tracker in self.trackers:
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
     def timing(self, step: int, values: dict[str, float]) -> None:
-        """Rates, and the memory at its peak: for the trackers only, since no two runs agree in them."""
+        """Log rates and peak memory to the trackers only, because they differ between runs."""
         if self.is_main:
             values = {**values, "peak_memory_gb": peak_memory_gb()}
             for tracker in self.trackers:
                 tracker.log({f"timing/{name}": value for name, value in values.items()}, step=step)
 
     def picture(self, name: str, step: int, grid: Tensor) -> None:
-        """Save a picture, uint8 [3, H, W], under pictures/ and hand it to the trackers."""
+        """Save a picture, uint8 [3, H, W], under pictures/ and pass it to the trackers."""
         if self.is_main:
             path = self.folder / "pictures" / f"{name}-{step:09d}.png"
             write_atomically(path, lambda aside: aside.write_bytes(encode_png(grid).numpy().tobytes()) and None)
@@ -115,13 +115,13 @@ class Run:
                 show_picture(tracker, name, step, grid)
 
     def histogram(self, name: str, step: int, values: Tensor) -> None:
-        """The distribution of `values` [N], for the trackers only."""
+        """Log the distribution of `values` [N] to the trackers only."""
         if self.is_main:
             for tracker in self.trackers:
                 show_histogram(tracker, name, step, values)
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines that were written after the checkpoint that is resumed from, and a torn last line."""
+        """Drop the lines written after the checkpoint to resume from, and a torn last line."""
         path = self.folder / METRICS_NAME
         if not self.is_main or not path.exists():
             return
@@ -129,11 +129,11 @@ class Run:
         write_text(path, "".join(kept))
 
     def earlier_metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl, on the main process; none on the others, which write no lines either."""
+        """The lines of metrics.jsonl on the main process; none on other ranks, which write none either."""
         return read_metrics(self.folder) if self.is_main else []
 
     def was_evaluated(self, step: int) -> bool:
-        """Whether the scores after `step` are in metrics.jsonl; all ranks answer alike."""
+        """Whether metrics.jsonl has the scores after `step`. All ranks return the same."""
         found = any(line["step"] == step and line["kind"] == "validation" for line in self.earlier_metrics())
         return broadcast_object_list([found])[0]
 
@@ -142,7 +142,7 @@ class Run:
         return self.accelerator.num_processes
 
     def progress(self, start: int, unit: str = "step") -> tqdm:
-        """The progress bar over optimizer steps, with rate and time left."""
+        """A progress bar over optimizer steps, with rate and time left."""
         self._bar = tqdm(
             initial=start,
             total=self.config.max_steps,
@@ -154,7 +154,7 @@ class Run:
         return self._bar
 
     def listen_for_signals(self) -> None:
-        """SIGTERM and Ctrl-C ask for a checkpoint after the current step; a second one leaves at once."""
+        """Make SIGTERM and Ctrl-C request a checkpoint after the current step; a second signal exits at once."""
 
         asked_at = 0.0
 
@@ -170,7 +170,7 @@ class Run:
         self._handlers = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def should_stop(self) -> bool:
-        """Whether any rank was asked to stop; all ranks answer alike."""
+        """Whether any rank was asked to stop. All ranks return the same."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
         asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
@@ -180,9 +180,9 @@ class Run:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        """Give back what the process lent: signal handlers, the folder's lock; also after an error.
+        """Restore the signal handlers and release the folder's lock, also after an error.
 
-        The ranks' group stays: another run of the same process may follow. The command lets go of it.
+        The process group stays, because another run in the same process may follow. The command destroys it.
         """
         if self._bar is not None:
             self._bar.close()
@@ -194,7 +194,7 @@ class Run:
             self._lock.close()
 
     def _claim(self, stage: str) -> None:
-        """Make the folder this run's own, or find that it is already; the main process decides for all ranks."""
+        """Claim the folder for this run, or check that this run owns it. The main process decides for all ranks."""
         problem = ""
         if self.is_main:
             try:
@@ -212,20 +212,20 @@ class Run:
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
-    """The whole lines of a run's metrics.jsonl; none where it is not there."""
+    """The complete lines of a run's metrics.jsonl; none if the file does not exist."""
     path, lines = folder / METRICS_NAME, []
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
             if isinstance(line["step"], int):
                 lines.append(line)
-        except (ValueError, KeyError, TypeError):  # torn
+        except (ValueError, KeyError, TypeError):  # a torn line
             continue
     return lines
 
 
 def start_tracker(name: str, folder: Path) -> GeneralTracker:
-    """One of Accelerate's trackers; only the main process writes.
+    """One of Accelerate's trackers. Only the main process writes to it.
 
     Raises:
         TrainingError: its package is not installed.
@@ -244,7 +244,7 @@ def start_tracker(name: str, folder: Path) -> GeneralTracker:
 
 
 def stop_run(run: Run, step: int) -> None:
-    """End a run that was asked to stop, after its checkpoint was saved."""
+    """End a run that was asked to stop, after its checkpoint is saved."""
     run.log(f"Stopped after step {step}; the checkpoint is in {run.checkpoints}. Run the same command to go on.")
     raise SystemExit(EXIT_STOPPED)
 
@@ -253,7 +253,7 @@ def check_bad_steps(bad_steps: int, step: int, batch: str) -> None:
     """End a run whose gradients stay infinite or NaN.
 
     Raises:
-        TrainingError: `bad_steps` in a row is too many. `batch` says what the last batch was.
+        TrainingError: `bad_steps` in a row are too many. `batch` describes the last batch.
     """
     if bad_steps >= _MOST_BAD_STEPS:
         raise TrainingError(

@@ -1,4 +1,4 @@
-"""How nets are run: layout, recomputation, compiling. No name in a checkpoint depends on it."""
+"""How nets run: memory layout, gradient checkpointing, compiling. No name in a checkpoint depends on it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from codegrid.tokenizer.layers import lay_out
 
 
 def prepare_learners(learners: TokenizerLearners, config: TokenizerTrainingConfig) -> None:
-    """The layout of all nets, and whether blocks are computed again in the backward pass. Before weights are loaded."""
+    """Set the layout and the gradient checkpointing of all nets. Call it before weights are loaded."""
     nets = [learner.module for learner in (learners.model, learners.discriminator) if learner is not None]
     for module in (*nets, *learners.distances.values()):
         lay_out(module, config.channels_last)
@@ -35,11 +35,11 @@ def checkpoint_blocks(model: torch.nn.Module) -> None:
 
 
 def compile_learners(learners: TokenizerLearners) -> None:
-    """Compile what takes the time, in place: no module is wrapped, so that no name changes.
+    """Compile the slow parts in place: no module is wrapped, so no name changes.
 
-    The quantizer stays as it is: its search is a loop over chunks. So does the decoder's last layer: the adaptive
-    weight takes gradients at it, and a compiled decoder would go back through all of itself for them. The discriminator
-    stays too: penalties on its gradients are differentiated twice, which compiled code cannot be.
+    The quantizer is not compiled: its search is a loop over chunks. Nor is the decoder's last layer: the adaptive
+    weight needs gradients there, and a compiled decoder would run its whole backward pass for them. Nor is the
+    discriminator: its gradient penalties need a double backward pass, which compiled code does not support.
 
     Raises:
         TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
@@ -53,7 +53,7 @@ def compile_learners(learners: TokenizerLearners) -> None:
 
 
 def compile_prior(objective: PriorObjective) -> None:
-    """Compile the prior's blocks, in place; the loss stays a loop over chunks of the logits.
+    """Compile the prior's blocks in place. The loss stays a loop over chunks of the logits.
 
     Raises:
         TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
@@ -71,5 +71,5 @@ def _check_compiler(device: torch.device) -> None:
 
 
 def not_compiled() -> contextlib.AbstractContextManager:
-    """Within, compiled modules run as they are written: evaluation's batches are not worth compiling for."""
+    """Context in which compiled modules run uncompiled: evaluation's batches are not worth compiling for."""
     return torch.compiler.set_stance("force_eager")

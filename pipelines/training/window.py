@@ -1,4 +1,4 @@
-"""The sums since the last line of metrics, of every rank: a resumed run writes the line that it would have written."""
+"""Sums of all ranks since the last line of metrics. They are saved, so that a resumed run writes the same line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Window = dict[str, Tensor]
 
 
 def add_to_window(window: Window, metrics: dict[str, Tensor], skipped: bool) -> None:
-    """Add up a step; of a skipped one only that it was: its terms, not finite, would make the window's means so."""
+    """Add a step's metrics. Only count a skipped step: its terms are not finite and would spoil the window's means."""
     step = {"skipped_steps": torch.ones(())} if skipped else {**metrics, "steps": torch.ones(())}
     for name, value in step.items():
         before, value = window.get(name), value.cpu()
@@ -22,10 +22,10 @@ def add_to_window(window: Window, metrics: dict[str, Tensor], skipped: bool) -> 
 
 
 def window_means(window: Window, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Means a step over all ranks, with `skipped_steps`, their number; and the sums of what is no scalar, by name."""
+    """Means per step over all ranks, the number `skipped_steps`, and the sums of the vectors, by name."""
     sums = {name: value.to(accelerator.device) for name, value in window.items()}
     values: dict[str, float] = {"skipped_steps": int(sums.pop("skipped_steps", 0))}
-    if "steps" not in sums:  # all of them were skipped
+    if "steps" not in sums:  # all steps were skipped
         return values, {}
     steps = sums.pop("steps")
     counts = {name: counts_of_all_ranks(value, accelerator) for name, value in sums.items() if value.dim()}
@@ -35,16 +35,16 @@ def window_means(window: Window, accelerator: Accelerator) -> tuple[dict[str, fl
 
 
 def gather_windows(window: Window, accelerator: Accelerator) -> Window:
-    """The windows of all ranks as one group of a checkpoint, `<rank>/<name>`; all ranks have to call it."""
+    """The windows of all ranks as one group of a checkpoint, `<rank>/<name>`. All ranks must call it."""
     windows = gather_object([{name: value.cpu() for name, value in window.items()}])
     return {f"{rank}/{name}": value for rank, part in enumerate(windows) for name, value in part.items()}
 
 
 def own_window(gathered: Window, accelerator: Accelerator) -> Window:
-    """This rank's window out of `gather_windows`; after a change of the number of ranks, the mean of all for each."""
+    """This rank's window from `gather_windows`. If the number of ranks changed, each gets the mean of all."""
     windows: dict[str, Window] = {}
     for key, value in gathered.items():
-        rank, _, name = key.rpartition("/")  # checkpoints of one window for all have bare names
+        rank, _, name = key.rpartition("/")  # checkpoints with one window for all ranks have bare names
         windows.setdefault(rank, {})[name] = value
     if len(windows) == accelerator.num_processes or not windows:
         return windows.get(str(accelerator.process_index), windows.get("", {}))
@@ -56,5 +56,5 @@ def own_window(gathered: Window, accelerator: Accelerator) -> Window:
 def _mean(values: list[Tensor]) -> Tensor:
     if values[0].dim() < 2:
         return torch.stack(values).mean(0)
-    table = add_counts(*values)  # [M, 2], numbers of codes and their counts
+    table = add_counts(*values)  # [M, 2], code numbers and their counts
     return torch.stack([table[:, 0], table[:, 1] / len(values)], 1)

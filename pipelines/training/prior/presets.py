@@ -1,6 +1,6 @@
-"""Named configs of stage two. Each docstring says the command, and where it was measured the time on named hardware.
+"""Named configs of stage two. Each docstring gives the command and, if measured, the time on named hardware.
 
-A preset takes the values that only the user knows; every other field can be overridden on the command line.
+A preset takes the values that only the user knows. Every other field can be overridden on the command line.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
         log_every=50,
         eval_every=575,
         save_every=575,
-        # README's figures are of the stock forward pass; one run with the other had fewer of its samples recognised
+        # README's figures come from the stock forward pass. One run with the fast one had fewer recognised samples
         # (docs/experiments.md).
         fast_forward=False,
         model=PriorConfig(hidden_size=192, num_hidden_layers=3, num_attention_heads=3),
@@ -115,7 +115,7 @@ def prior_3b(codes: str, output_dir: str) -> PriorTrainingConfig:
 def _llamagen(
     codes: str, output_dir: str, model: PriorConfig, gradient_checkpointing: bool = False
 ) -> PriorTrainingConfig:
-    """What LlamaGen's priors have in common (https://arxiv.org/abs/2406.06525)."""
+    """Settings shared by LlamaGen's priors (https://arxiv.org/abs/2406.06525)."""
     return PriorTrainingConfig(
         output_dir=output_dir,
         codes=codes,

@@ -1,4 +1,4 @@
-"""Samples of a prior while it trains: the same seeds at every evaluation, so that the pictures can be compared."""
+"""Samples of a prior in training. Every evaluation uses the same seeds, so that the pictures can be compared."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from codegrid.tokenizer import VQModel
 def samples_tokenizer(
     config: PriorTrainingConfig, manifest: CodesManifest, log: Callable[[str], None]
 ) -> VQModel | None:
-    """The tokenizer that made the codes, where it is at hand and samples are wanted; else None, and `log` says why."""
+    """The tokenizer that made the codes, if it is available and samples are wanted; else None, and `log` says why."""
     if not config.num_samples:
         return None
     if manifest.condition is not None:
         log(f"No samples while training: what should they follow (condition {manifest.condition.get('type')!r})?")
         return None
     name = config.tokenizer or manifest.tokenizer
-    if config.tokenizer is None and not Path(name).is_dir():  # nothing is downloaded for pictures that nobody asked for
+    if config.tokenizer is None and not Path(name).is_dir():  # never download for pictures that nobody asked for
         log(f"No samples while training: the codes' tokenizer {name!r} is no folder here (name it with --tokenizer).")
         return None
     try:
@@ -45,7 +45,7 @@ def samples_tokenizer(
 
 
 def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: SequenceConfig, number: int) -> Tensor:
-    """`number` samples, by class where there are classes, with guidance as a pipeline has it: uint8 [3, H, W]."""
+    """`number` samples, by class if there are classes, with the guidance of a pipeline: uint8 [3, H, W]."""
     with evaluating(prior):
         pipe = ImageGenerationPipeline(tokenizer.to(prior.device), prior, sequence)
         output = pipe(num_images=number, seed=0, progress=False)

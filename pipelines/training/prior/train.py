@@ -33,10 +33,10 @@ from codegrid.prior.transfer import transferred
 
 
 def train_prior(config: PriorTrainingConfig) -> Path:
-    """Train a prior, or go on where a run of the same config stopped; gives the run's folder.
+    """Train a prior, or resume a stopped run of the same config; return the run's folder.
 
     Raises:
-        CodesError: the codes are no finished data set, damaged, or of another tokenizer than `config.tokenizer`.
+        CodesError: the codes are unfinished, damaged, or from another tokenizer than `config.tokenizer`.
         OutputError: the folder holds something else, or the disk is full.
         CodegridError: the config contradicts itself.
     """
@@ -73,7 +73,7 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
 
 
 def _identity(config: PriorTrainingConfig, codes: CodeDataset) -> Identity:
-    """The tokenizer's codes, shard by shard: a data set that has grown has more of them."""
+    """The identity of the codes, shard by shard, so that a data set may grow by more shards."""
     manifest = codes.manifest
     names = ("tokenizer_fingerprint", "codebook_size", "grid_shape", "depth", "order", "class_names", "precision")
     fixed = {name: getattr(manifest, name) for name in names}
@@ -114,7 +114,7 @@ class PriorStage(Stage):
         self.order = SampleOrder(len(self.rows), config.seed)
         self.optimizers = {"learning_rate": self.learner.optimizer}
         self.tokens_a_sample = self.sequence.length
-        # Only the main process draws samples.
+        # Only the main process samples images.
         self.tokenizer = samples_tokenizer(config, codes.manifest, run.log) if run.is_main else None
         self.model.train()
 
@@ -140,9 +140,9 @@ class PriorStage(Stage):
         return {"loss": loss, "grad_norm": torch.tensor(norm), "skipped_steps": torch.tensor(float(skipped))}
 
     def _loss(self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None) -> Tensor:
-        """Mean cross-entropy of `rows` in nats a code; `dropped` [B] bool: which lose their class."""
+        """Mean cross-entropy of `rows` in nats per code. `dropped` is bool [B]: the rows that lose their class."""
         labels, unknown = self.codes.condition_values(rows)
-        if labels is not None:  # images without a label among labelled ones train the null class
+        if labels is not None:  # unlabelled images among labelled ones train the null class
             dropped = unknown if dropped is None else dropped | unknown
             labels = labels.to(self.device)
         codes = torch.from_numpy(self.codes.codes(rows)).to(self.device)  # [B, L]
@@ -151,7 +151,7 @@ class PriorStage(Stage):
         return prior_loss(model, codes, labels, drop, self.sequence, label_smoothing=smoothing, validate=False)
 
     def evaluate(self, done: int | None) -> Scores:
-        """Cross-entropy on the held-out rows, and a picture of samples."""
+        """The held-out loss (cross-entropy), and a picture of samples."""
         scores = self._held_out_scores()
         if done is None:
             return scores
@@ -198,8 +198,8 @@ class PriorStage(Stage):
 
 
 def sequence_of(codes: CodeDataset, class_dropout: float) -> SequenceConfig:
-    """What the tokens mean. Where no image loses its class and none lacks one, the null class's token is never seen:
-    there is nothing to guide away from.
+    """The meaning of the tokens. If no image loses its class and none lacks one, the null class's token is never
+    trained, so there is nothing to guide away from.
     """
     sequence = codes.manifest.sequence_config()
     trains_null = sequence.class_names is None or class_dropout > 0 or bool((codes.labels < 0).any())
@@ -207,6 +207,6 @@ def sequence_of(codes: CodeDataset, class_dropout: float) -> SequenceConfig:
 
 
 def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:
-    """Which samples of the global batch lose their class in this step: bool [batch_size], the same on every rank."""
+    """The samples of the global batch that lose their class in this step: bool [batch_size], the same on all ranks."""
     draws = torch.rand(config.batch_size, generator=torch_generator(config.seed, "class dropout", step))
     return draws < config.class_dropout

@@ -1,4 +1,4 @@
-"""The adversarial half of a tokenizer's step: what the discriminator says, and what it learns."""
+"""The adversarial part of a tokenizer's training step: the generator's term and the discriminator's terms."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def generator_terms(
     factor: float,
     accelerator: Accelerator,
 ) -> tuple[Terms, Terms, Tensor]:
-    """The generator's term, weight * warm-up * lambda * L_G with D frozen; and what else is worth logging.
+    """The generator's term, weight * warm-up * lambda * L_G with D frozen, and further values to log.
 
-    The bare discriminator judges: its wrapper would wait for gradients that a frozen module never gets.
+    This calls the unwrapped discriminator: its wrapper would wait for gradients that a frozen module never gets.
 
     Returns:
-        the term, the notes, and the gradient of it and of `reconstruction_loss` together at the reconstruction, of the
-        reconstruction's shape: perceptual net and discriminator are gone back through once, for the adaptive weight and
-        for the update.
+        the term, the values to log, and the gradient of the term plus `reconstruction_loss` at the reconstruction, of
+        the reconstruction's shape. One backward pass through perceptual net and discriminator serves both the adaptive
+        weight and the update.
     """
     judge = discriminator.module.requires_grad_(False)
     with accelerator.autocast():
@@ -67,14 +67,15 @@ def discriminator_terms(
     generator: torch.Generator,
     accelerator: Accelerator,
 ) -> tuple[Terms, Terms]:
-    """The discriminator's weighted terms on real and reconstructed images [B, C, H, W]; and its mean logits.
+    """The discriminator's weighted terms on real and reconstructed images [B, C, H, W], and its mean logits.
 
-    The penalties' gradients are taken through the bare module: the wrapper's own come with the one backward pass.
+    The penalties' gradients go through the unwrapped module: the wrapper exchanges its own in the one backward pass.
 
     Args:
-        labels: the images' classes, int64 [B]; only a class-conditional discriminator looks at them.
-        running: means of the logits for LeCAM, "real" and "fake"; empty in the first step, which has no such term.
-        generator: for the gradient penalty's draws.
+        labels: the images' classes, int64 [B]; only a class-conditional discriminator uses them.
+        running: running means of the logits for LeCAM, "real" and "fake"; empty in the first step, which has no LeCAM
+            term.
+        generator: generator for the gradient penalty's draws.
     """
     reconstruction, labels = reconstruction.detach().to(images.dtype), _labels_for(discriminator, labels)
     with accelerator.autocast():
@@ -88,7 +89,7 @@ def discriminator_terms(
         penalty = gradient_penalty(judge, images, reconstruction, generator)
         terms["gradient_penalty"] = objective.gradient_penalty_weight * penalty
     if objective.is_active("r1", step) and step % objective.r1_every == 0:
-        # As heavy in the mean as in every step (lazy regularization, https://arxiv.org/abs/1912.04958).
+        # The factor r1_every keeps the mean weight per step (lazy regularization, https://arxiv.org/abs/1912.04958).
         terms["r1"] = objective.r1_weight * objective.r1_every * r1_penalty(judge, images)
     if objective.is_active("lecam", step) and running:
         terms["lecam"] = objective.lecam_weight * lecam_penalty(real, fake, running["real"], running["fake"])
@@ -100,7 +101,7 @@ def _labels_for(discriminator: Learner, labels: Tensor | None) -> Tensor | None:
 
 
 def _judged(discriminator: Learner, real: Tensor, fake: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Logits of both in one call; in two where the discriminator looks across the batch, and could compare them."""
+    """Logits of both, in one call; in two if the discriminator looks across the batch and could compare them."""
     if discriminator.module.judges_alone:
         twice = None if labels is None else labels.repeat(2)
         return discriminator.wrapped(torch.cat([real, fake]), twice).float().chunk(2)
@@ -109,7 +110,7 @@ def _judged(discriminator: Learner, real: Tensor, fake: Tensor, labels: Tensor |
 
 @torch.no_grad()
 def update_running_logits(running: Terms, values: Terms, decay: float, accelerator: Accelerator) -> None:
-    """a <- decay a + (1 - decay) E[D], over all ranks, of the step's mean logits; the first step's are the start."""
+    """a <- decay a + (1 - decay) E[D] for the step's mean logits over all ranks; the first step's are the initial a."""
     means = accelerator.reduce(torch.stack([values["logits_real"], values["logits_fake"]]), "mean")
     for name, mean in zip(("real", "fake"), means.unbind(), strict=True):
         running[name] = torch.lerp(mean, running[name], decay) if name in running else mean.clone()

@@ -1,6 +1,6 @@
-"""What a tokenizer's metrics say when training goes wrong: pure functions of the logged lines.
+"""Guards that detect failing training from a tokenizer's metrics: pure functions of the logged lines.
 
-What a guard remembers follows from the lines of metrics.jsonl, so that a resumed run warns as one that was not stopped.
+A guard's memory follows from the lines of metrics.jsonl, so that a resumed run warns like an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from codegrid.tokenizer.losses import RECONSTRUCTION_WEIGHTS, ObjectiveConfig
 
 Line = dict[str, Any]
 
-# Codes are placed and first fought over in these windows: their usage says nothing yet.
+# Codes are placed and first compete in these windows: their usage says nothing yet.
 _FIRST_WINDOWS = 2
 
 
 @dataclass(frozen=True)
 class Watched:
-    """What the guards remember of the lines so far.
+    """The guards' memory of the lines so far.
 
     Attributes:
         windows: number of lines.
         last_step: step of the last line.
         before_onset: the terms of the last window that ended before the discriminator's start.
-        onset_told: whether the rise after it was told.
+        onset_told: whether the rise after the start was reported.
         usage_is_low: whether the last window's usage was too low.
     """
 
@@ -41,20 +41,20 @@ class Watched:
 def watch(
     watched: Watched, line: Line, config: TokenizerTrainingConfig, codes_per_image: int
 ) -> tuple[Watched, list[str]]:
-    """Take a line of kind "train" into account.
+    """Process a line of kind "train".
 
     Args:
-        line: "step" and what was logged there.
-        codes_per_image: places of the code grid, h * w.
+        line: "step" and the values logged at it.
+        codes_per_image: positions of the code grid, h * w.
 
     Returns:
-        what is remembered from now on, and messages for the user, mostly none.
+        the new memory, and messages for the user (usually none).
     """
     messages = []
     if config.objective.adversarial_weight:
         if line["step"] <= config.objective.adversarial_start:
             values = reconstruction_values(line)
-            # A term that started within the window has a mean over the steps without it: nothing to compare with.
+            # The mean of a term that started within the window includes steps without it: do not compare with it.
             whole = {name: values[name] for name in values if _start(config.objective, name) <= watched.last_step}
             watched = replace(watched, before_onset=whole)
         elif not watched.onset_told:
@@ -73,7 +73,7 @@ def watch(
 
 
 def replay(lines: Iterable[Line], config: TokenizerTrainingConfig, codes_per_image: int) -> Watched:
-    """What was remembered after the lines of an earlier command; only those of kind "train" count."""
+    """The memory after the lines of an earlier command. Only lines of kind "train" count."""
     watched = Watched()
     for line in lines:
         if line.get("kind") == "train":
@@ -88,10 +88,10 @@ def reconstruction_values(line: Line) -> dict[str, float]:
 
 
 def largest_rise(before: dict[str, float], now: dict[str, float], objective: ObjectiveConfig) -> tuple[float, str]:
-    """How many times its former value the term is that rose most, and its name; (0, "") where there is none to compare.
+    """The largest ratio of a term to its former value, and the term's name; (0, "") if there is none to compare.
 
-    A ratio is free of the term's weight. The log-Laplace term is a logarithm of the error, log 2b + 1: its difference,
-    without the weight, is the logarithm of the ratio.
+    A ratio does not depend on the term's weight. The log-Laplace term is a logarithm of the error, log 2b + 1: its
+    difference, divided by the weight, is the logarithm of the ratio.
     """
     rises = {}
     for name in before.keys() & now.keys():
@@ -108,7 +108,7 @@ def _start(objective: ObjectiveConfig, term: str) -> int:
 
 
 def possible_usage(codes_seen: int, codebook_size: int) -> float:
-    """Largest share of the codebook that so many codes can use, in [0, 1]."""
+    """The largest share of the codebook that this many codes can use, in [0, 1]."""
     return min(1.0, max(0, codes_seen) / codebook_size)
 
 

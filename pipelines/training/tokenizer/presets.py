@@ -1,8 +1,8 @@
 """Named configs of stage one (`prior_presets.py` has the other's).
 
-Each docstring says the command, the time on named hardware, and what to expect.
+Each docstring gives the command, the time on named hardware, and the expected result.
 
-A preset takes the values that only the user knows; every other field can be overridden on the command line.
+A preset takes the values that only the user knows. Every other field can be overridden on the command line.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ def vqgan_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
 
 
 def _backbone_128() -> BackboneConfig:
-    """Three levels over patches of 2x2: f8 without a residual block at full resolution."""
+    """Three levels on patches of 2x2: f8 without residual blocks at full resolution."""
     return BackboneConfig(resolution=128, patch_size=2, ch=96, ch_mult=(1, 2, 4), attn_resolutions=(), z_channels=256)
 
 
@@ -206,7 +206,7 @@ def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     )
 
 
-# The parts of a config that are told apart by `type`, by the path of their fields, with their registries.
+# Parts of a config whose `type` selects the class: path of the field -> registry.
 # (An outer part is chosen before its inner one.)
 CHOICES: dict[str, dict[str, type]] = {
     "quantizer": QUANTIZERS,
@@ -216,13 +216,13 @@ CHOICES: dict[str, dict[str, type]] = {
 
 
 def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> TokenizerTrainingConfig:
-    """The config with the member `name` of a registry at `path`, at its defaults if it is another than the config's.
+    """The config with the registry's member `name` at `path`; with its defaults if the config has another member.
 
     Args:
         path: one of `CHOICES`.
 
     Raises:
-        CodegridError: the registry has none of this name, or the config no such part.
+        CodegridError: the registry has no such name, or the config has no such part.
     """
     known = CHOICES[path]
     require(name in known, f"{path}.type is {name!r}: it must be one of {', '.join(map(repr, known))}.")

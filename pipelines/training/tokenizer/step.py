@@ -1,4 +1,4 @@
-"""One training step of the tokenizer: the generator's and the discriminator's on a single shared forward pass."""
+"""One training step of the tokenizer: generator and discriminator share a single forward pass."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from codegrid.tokenizer.quantizers import Quantizer
 
 @dataclass
 class TokenizerLearners:
-    """All that a tokenizer's training changes."""
+    """All state that a tokenizer's training changes."""
 
     model: Learner
     discriminator: Learner | None
     ema: EMA
-    distances: dict[str, nn.Module]  # frozen nets that compare images, by the names of their terms
-    # Running means of the logits, "real" and "fake", where LeCAM needs them; empty before its first step.
+    distances: dict[str, nn.Module]  # frozen nets that compare images, by term name
+    # Running means of the logits, "real" and "fake", if LeCAM needs them; empty before its first step.
     running_logits: dict[str, Tensor] = field(default_factory=dict)
-    # Sums since the last line of metrics: part of the checkpoint, so that a resumed run writes the same lines.
+    # Sums since the last line of metrics. A checkpoint saves them, so that a resumed run writes the same lines.
     window: dict[str, Tensor] = field(default_factory=dict)
 
 
@@ -51,7 +51,7 @@ def make_learners(
     accelerator: Accelerator,
     num_classes: int = 0,
 ) -> TokenizerLearners:
-    """`num_classes`: of the data, which a class-conditional discriminator knows."""
+    """`num_classes` is the data's number of classes, for a class-conditional discriminator."""
     distances = make_distances(objective)
     discriminator = None
     if objective.adversarial_weight:
@@ -74,10 +74,11 @@ def train_step(
     """One optimizer step of generator and discriminator over this rank's `micro_batches`, each [B, C, H, W] in [-1, 1].
 
     Args:
-        labels: of each micro-batch, int64 [B]; where decoder or discriminator are class-conditional.
+        labels: labels of each micro-batch, int64 [B], if decoder or discriminator are class-conditional.
 
     Returns:
-        of this rank alone: scalars by name, means over the micro-batches; and `code_counts` (tokenizer/metrics.py).
+        values of this rank alone: scalars by name, as means over the micro-batches, and `code_counts`
+        (tokenizer/metrics.py).
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
@@ -108,7 +109,7 @@ def train_step(
                     accelerator,
                 )
                 losses.update(adversarial)
-                # Its gradient at the reconstruction is `gradient`: what is above it has been gone back through.
+                # Its gradient at the reconstruction is `gradient`: the backward pass above that point is done already.
                 loss = sum(output.losses.values()) + (gradient * output.reconstruction).sum()
             else:
                 loss = sum(losses.values())
@@ -147,14 +148,14 @@ def _finish_step(
     config: TokenizerTrainingConfig,
     accelerator: Accelerator,
 ) -> None:
-    """Change all that a step changes, or, where a gradient is not finite, nothing; `values` gets what happened."""
+    """Update all state, or nothing if a gradient is not finite. `values` records what happened."""
     quantizer = learners.model.module.quantize
-    # Before the optimizer's step: sums over what the forward pass quantized, by the weights that it had.
+    # Compute the statistics before the optimizer's step, with the weights of the forward pass.
     statistics = quantizer.statistics(codes, features)
     norms = update_together(active, step, config.max_steps)
     for name, norm in zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False):
         values[name] = torch.tensor(norm, device=accelerator.device)
-    finite = all(map(math.isfinite, norms))  # the same on all ranks, as the gradients are
+    finite = all(map(math.isfinite, norms))  # the same on all ranks, like the gradients
     values["skipped_steps"] = torch.tensor(float(not finite), device=accelerator.device)
     if not finite:
         return
@@ -167,7 +168,7 @@ def _finish_step(
 
 
 def _update_quantizer(quantizer: Quantizer, statistics: dict[str, Tensor], accelerator: Accelerator) -> None:
-    """The sums of all ranks are the same on each, so that codebooks without a gradient stay the same too."""
+    """Sum the statistics over all ranks, so that codebooks without a gradient stay the same on every rank."""
     if statistics:
         quantizer.update(accelerator.reduce(statistics, "sum"))
 
@@ -176,14 +177,14 @@ def _update_quantizer(quantizer: Quantizer, statistics: dict[str, Tensor], accel
 def _revive_codes(
     learners: TokenizerLearners, codes: Tensor, features: Tensor, step: int, seed: int, accelerator: Accelerator
 ) -> None:
-    """Dead codes start anew: all ranks see the same codes and the same candidates, and so move the same."""
+    """Dead-code restart. All ranks see the same codes and candidates, so their codebooks stay the same."""
     model = learners.model.module
     candidates = model.quantize.candidates(features)  # [M, D]
     codes, candidates = accelerator.gather((codes.contiguous(), candidates.contiguous()))
     moved = model.quantize.revive(codes, candidates, torch_generator(seed, "revival", step))
-    parameters = dict(model.quantize.named_parameters())  # a codebook of running means is none of them
+    parameters = dict(model.quantize.named_parameters())  # a codebook of running means is not a parameter
     for name, rows in moved.items():
         learners.ema.copy_rows(f"quantize.{name}", rows)
         for slot in learners.model.optimizer.state.get(parameters.get(name), {}).values():
             if slot.dim() == 2:
-                slot[rows] = 0.0  # the moments of a code that is no more
+                slot[rows] = 0.0  # drop the moments of the old code

@@ -46,10 +46,10 @@ _SKIPPED_NAME = "skipped.txt"
 
 
 def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
-    """Train a tokenizer, or go on where a run of the same config stopped; gives the run's folder.
+    """Train a tokenizer, or resume a stopped run of the same config; return the run's folder.
 
     Raises:
-        DataError: the images cannot be read as asked.
+        DataError: the images cannot be read as configured.
         OutputError: the folder holds something else, or the disk is full.
         CodegridError: the config contradicts itself.
     """
@@ -70,7 +70,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
 
 
 class TokenizerStage(Stage):
-    """A VQModel, and its discriminator where the objective has one."""
+    """A VQModel, and its discriminator if the objective has one."""
 
     shown = ("l1", "l2", "smooth_l1", "log_laplace", "code_usage")
 
@@ -97,7 +97,7 @@ class TokenizerStage(Stage):
         self.tokens_a_sample = math.prod(self.model.config.codes_shape)
 
     def begin(self, start: int) -> None:
-        """Read on from step `start`: the pictures that follow, what was left out before, what the guards remember."""
+        """Restore the state at step `start`: the position in the data, the skipped pictures and the guards' memory."""
         config, accelerator = self.config, self.run.accelerator
         self.batches = _training_batches(self.run, config, self.images, start)
         self.skipped = _read_skipped(self.run)
@@ -118,7 +118,7 @@ class TokenizerStage(Stage):
         return train_step(self.learners, self.config, pictures, step, self.run.accelerator, labels=labels)
 
     def evaluate(self, done: int | None) -> Scores:
-        """Scores on the validation images, and a picture: originals above reconstructions."""
+        """Scores on the validation images, and a picture of originals above reconstructions."""
         run, scores = self.run, {}
         with self.learners.ema.applied(), not_compiled():
             if self.validation is not None:
@@ -163,7 +163,7 @@ class TokenizerStage(Stage):
             self.learners.running_logits[name] = mean.to(self.device)
         if discriminator is not None:
             discriminator.module.load_state_dict(groups["discriminator"])
-            state = groups.get("discriminator_optimizer", {})  # none before its first step
+            state = groups.get("discriminator_optimizer", {})  # empty before its first step
             load_optimizer_tensors(discriminator.optimizer, discriminator.module, state)
 
     def export(self, scores: Scores) -> None:
@@ -171,7 +171,7 @@ class TokenizerStage(Stage):
             export_tokenizer(self.model, self.run.folder, self.config.data.source, scores)
 
     def read(self, counts: dict[str, Tensor]) -> tuple[Scores, dict[str, Tensor]]:
-        """How many codes the window used, and how evenly: 1 in the histogram is a code used as often as the mean."""
+        """How many codes the window used, and how evenly. In the histogram, 1 is a code of mean usage."""
         used, quantizer = counts["code_counts"], self.model.config.quantizer_config
         usage, perplexity = usage_and_perplexity(used, quantizer.depth, quantizer.codebook_size)
         values = {"code_usage": usage, "code_perplexity": perplexity}
@@ -214,14 +214,14 @@ def _identity(config: TokenizerTrainingConfig, images: ImageSource, validation: 
         fixed["classes"] = images.class_names
     if config.init_from:
         fixed["init_from"] = load_tokenizer(config.init_from).fingerprint()
-    # Without a split of their own the held-out pictures are of the same source.
+    # Held-out pictures without a split of their own come from the same source.
     sources = [images] if validation is None or validation.reader is images.reader else [images, validation]
     description = " and ".join(source.description.partition(";")[0] for source in sources)
     return Identity.of(description, fixed, (mark for source in sources for mark in picture_marks(source)))
 
 
 def _classes(config: TokenizerTrainingConfig, images: ImageSource) -> list[str]:
-    """The data's classes where the training needs them, else none."""
+    """The data's classes if the training needs them, else none."""
     if config.needs_labels and not images.class_names:
         raise DataError(
             f"{images.description}: there are no labels, and class_conditional or objective.discriminator.conditional "
@@ -231,7 +231,7 @@ def _classes(config: TokenizerTrainingConfig, images: ImageSource) -> list[str]:
 
 
 def _make_model(config: TokenizerTrainingConfig, classes: list[str]) -> VQModel:
-    """Fresh weights, or those of `config.init_from`."""
+    """A model with fresh weights, or with those of `config.init_from`."""
     start = load_tokenizer(config.init_from) if config.init_from else None
     conditional = {"num_classes": len(classes), "id2label": dict(enumerate(classes))}
     model = VQModel(
@@ -249,10 +249,10 @@ def _make_model(config: TokenizerTrainingConfig, classes: list[str]) -> VQModel:
 
 
 def _load_start(model: VQModel, start: VQModel, name: str) -> None:
-    """The weights of `start`; what makes a decoder class-conditional may be new: it changes nothing at the start.
+    """Load the weights of `start`. Weights for class-conditioning may be new: they change nothing at the start.
 
     Raises:
-        TrainingError: the networks are not the same.
+        TrainingError: the networks differ.
     """
     own, given = model.state_dict(), start.state_dict()
     wrong = [key for key in own if key in given and given[key].shape != own[key].shape]
@@ -275,14 +275,14 @@ def _known_labels(batch: ImageBatch) -> Tensor:
 
 
 def _read_skipped(run: Run) -> dict[str, str]:
-    """The images that could not be used before a resume, with the reasons."""
+    """The images that were skipped before a resume, with the reasons."""
     path = run.folder / _SKIPPED_NAME
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     return {name: reason for name, _, reason in (line.partition("\t") for line in lines)}
 
 
 def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Tensor | None:
-    """The first images above their reconstructions and the differences, uint8 [3, H, W]; None where there are none."""
+    """The first images above their reconstructions and the differences, uint8 [3, H, W]; None without images."""
     batch = next(prepared_batches(model, iter(source), number)) if number else None
     if batch is None or not batch.records:
         return None
