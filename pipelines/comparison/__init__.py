@@ -1,4 +1,4 @@
-"""Every quantizer trained alike on the same images, in one table and one picture."""
+"""Trains every quantizer alike on the same images and compares them in one table and one picture."""
 
 from __future__ import annotations
 
@@ -39,28 +39,28 @@ def compare_quantizers(
     feature_weights: str | None = None,
     num_pictures: int = 8,
 ) -> Path:
-    """Train one small tokenizer per quantizer, all alike, and write a table and a sheet of reconstructions.
+    """Train one small tokenizer per quantizer with the same settings; write a table and a sheet of reconstructions.
 
-    Run it again to go on after a stop: quantizers that are done are not repeated, failed ones are tried again. For a
-    GPU and figures near those of a full training, give more --steps (20000, say) and another --output-dir.
+    To resume after a stop, run it again: finished quantizers are not repeated, failed ones are tried again. For
+    a GPU and figures near those of a full training, set more --steps (such as 20000) and another --output-dir.
 
     Args:
-        data: the images; without, the Fashion-MNIST images that come with the project.
-        output_dir: gets comparison.json, comparison.md, reconstructions.png and a run's folder for each quantizer.
-        steps: of each training.
-        seconds: of each training, in place of steps; a short trial finds how many steps these are.
-        preset: of stage one, whose settings all have but for the quantizer; "auto" is quickstart (grey 32x32)
-            for images of at most 32 pixels a side, else small64.
-        only: names of quantizers (docs/quantizers.md); none takes all. What others reached stays in the table.
-        seed: of every training.
+        data: the images; by default the Fashion-MNIST images that come with the project.
+        output_dir: folder for comparison.json, comparison.md, reconstructions.png and a run's folder per quantizer.
+        steps: steps of each training.
+        seconds: duration of each training, instead of steps; a short trial finds the number of steps.
+        preset: preset of stage one for all settings except the quantizer; "auto" is quickstart (grey 32x32) for images
+            of at most 32 pixels a side, else small64.
+        only: names of quantizers (docs/quantizers.md); by default all. Earlier results of others stay in the table.
+        seed: seed of every training.
         feature_net: adds the distance in this net's features to the table: objective.feature_distance.net.
-        feature_weights: local file of its weights: objective.feature_distance.weights.
+        feature_weights: local file of the net's weights: objective.feature_distance.weights.
         num_pictures: validation images on the sheet.
 
     Raises:
-        DataError: the images cannot be read as asked, or none are held out.
+        DataError: the images cannot be read as configured, or none are held out.
         OutputError: the folder holds another comparison.
-        TrainingError: a quantizer failed; the others' rows are there.
+        TrainingError: a quantizer failed; the others' rows are written.
     """
     _check(steps, seconds, num_pictures, only)
     train_images, validation = split_images(data)
@@ -102,7 +102,7 @@ def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str
 
 
 def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:
-    """By the size of the first image that can be used."""
+    """The preset for the size of the first usable image."""
     for record in images:
         try:
             size = open_picture(record.data, Preprocessing()).size
@@ -116,7 +116,7 @@ def _open_report(comparison: Comparison, preset: str, images: str) -> Report:
     """The folder's report, or a new one.
 
     Raises:
-        OutputError: it is of other settings.
+        OutputError: the report has other settings.
     """
     folder, base = comparison.folder, asdict(comparison.base)
     settings = {name: value for name, value in base.items() if name not in ("output_dir", "quantizer")}

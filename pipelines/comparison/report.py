@@ -1,4 +1,4 @@
-"""What a comparison found, on disk and as a table. The table needs no run: it is made from comparison.json."""
+"""Results of a comparison, on disk and as a table. The table needs no run: comparison.json suffices."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 
 @dataclass
 class Row:
-    """One quantizer's.
+    """One quantizer's results.
 
     Attributes:
-        name: in `VARIANTS`.
-        quantizer: its config, as JSON has it.
-        steps: of the whole training; None until they are known.
-        seconds: that training took, with its evaluation at the end, over all calls.
-        bits: of an image's codes.
-        parameters: of the whole tokenizer, those that gradients change.
-        scores: of the validation images, as `ReconstructionScores` has them; None until training is done.
-        feature_net: whose features `scores["feature_distance"]` compares; None where there is none.
+        name: name in `VARIANTS`.
+        quantizer: config of the quantizer, as JSON.
+        steps: steps of the whole training; None until known.
+        seconds: duration of training with its final evaluation, over all calls.
+        bits: bits of an image's codes.
+        parameters: number of the whole tokenizer's trainable parameters.
+        scores: scores on the validation images, as in `ReconstructionScores`; None until training is done.
+        feature_net: net of `scores["feature_distance"]`, or None.
         error: why there are no scores.
     """
 
@@ -45,13 +45,14 @@ class Row:
 
 @dataclass
 class Report:
-    """A comparison: what all its runs have in common, and their rows by name.
+    """A comparison: the settings shared by all its runs, and their rows by name.
 
     Attributes:
-        settings: the training config but for what differs between the runs, and `seconds` of each training or None.
-        preset: whose settings these are.
-        images: what the data is, in words, and how many images validate.
-        machine: where it was run last.
+        settings: the training config without the fields that differ between the runs, and `seconds` of each training
+            or None.
+        preset: name of the preset with these settings.
+        images: description of the data, with the number of validation images.
+        machine: machine of the last run.
     """
 
     settings: dict[str, Any]
@@ -61,7 +62,7 @@ class Report:
     rows: dict[str, Row]
 
     def in_order(self) -> list[Row]:
-        """The rows as `VARIANTS` has them, whatever the order in which they were made."""
+        """The rows in the order of `VARIANTS`, whatever the order of the trainings."""
         return [self.rows[name] for name in VARIANTS if name in self.rows]
 
     def save(self, folder: Path) -> None:
@@ -69,10 +70,10 @@ class Report:
 
 
 def read_report(folder: Path) -> Report | None:
-    """The report of a folder; None where none has been written yet.
+    """The report of a folder; None if there is none yet.
 
     Raises:
-        OutputError: it is damaged.
+        OutputError: the report is damaged.
     """
     path = folder / REPORT_NAME
     if not path.exists():
@@ -85,7 +86,7 @@ def read_report(folder: Path) -> Report | None:
 
 
 def markdown(report: Report) -> str:
-    """What was compared, in a sentence, and the table: a row for each quantizer, in the order of `VARIANTS`."""
+    """A sentence about the comparison, and the table: a row per quantizer, in the order of `VARIANTS`."""
     nets = sorted({row.feature_net for row in report.in_order() if row.feature_net})
     budget = f"{report.settings['seconds']:g} seconds" if report.settings["seconds"] else "the same steps"
     head = ["quantizer", "PSNR, dB", "SSIM", *(f"distance ({net})" for net in nets), "codes in use", "perplexity"]
@@ -102,7 +103,7 @@ def markdown(report: Report) -> str:
 
 
 def _cells(row: Row, nets: list[str]) -> list[str]:
-    """As many as the head has."""
+    """The cells of a row, as many as the table's head has."""
     scores = row.scores or {}
     distances = [scores.get("feature_distance") if row.feature_net == net else None for net in nets]
     reached = [
@@ -125,11 +126,11 @@ def _number(value: float | None, form: str) -> str:
 
 
 def write_page(comparison: str, page: str = "docs/quantizers.md") -> None:
-    """Put a comparison's table and sheet into a Markdown page, in place of what stood between its two marks.
+    """Insert a comparison's table and sheet into a Markdown page; they replace the text between the page's two marks.
 
     Args:
         comparison: folder that `codegrid dev compare-quantizers` wrote.
-        page: the page; the sheet goes beside it, under its name with .png.
+        page: the page; the sheet is saved beside it, under the page's name with .png.
 
     Raises:
         OutputError: there is no comparison, or the page lacks the marks.

@@ -1,4 +1,4 @@
-"""One quantizer of a comparison: trained, scored, and drawn beside the others."""
+"""Trains, scores and draws one quantizer of a comparison."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ from codegrid.tokenizer import VQModelConfig
 from codegrid.tokenizer.images import to_pil
 from codegrid.tokenizer.losses import FeatureDistance
 
-# Steps of two short trainings: the difference of their times is that of the steps alone.
+# Steps of two short trainings. The difference of their times is the time of the steps alone.
 _TRIALS = (5, 25)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What all quantizers have in common.
+    """Settings shared by all quantizers.
 
     Args:
-        folder: gets the report and each quantizer's run.
-        base: the config of their trainings, but for `quantizer` and `output_dir`.
-        seconds: of each training, in place of `base.max_steps`.
-        validation: the images that are scored.
+        folder: folder for the report and each quantizer's run.
+        base: config of the trainings, except for `quantizer` and `output_dir`.
+        seconds: duration of each training, instead of `base.max_steps`.
+        validation: images to score.
         feature_net: name of the net of `feature_distance`.
     """
 
@@ -54,7 +54,7 @@ class Comparison:
 
 
 def complete_row(comparison: Comparison, report: Report, name: str) -> None:
-    """Train and score a quantizer where this has not been done, and save the report; an error becomes the row's."""
+    """Train and score a quantizer unless this is done already, and save the report. The row records an error."""
     quantizer = json.loads(json.dumps(asdict(VARIANTS[name])))
     row = report.rows.get(name)
     if row is None or row.quantizer != quantizer:
@@ -66,7 +66,7 @@ def complete_row(comparison: Comparison, report: Report, name: str) -> None:
     try:
         _train(comparison, report, row)
         _score(comparison, row)
-    except Exception as error:  # the others can still be compared: this one's row says what happened
+    except Exception as error:  # the other quantizers can still be compared; this row records the error
         row.error, row.scores = f"{type(error).__name__}: {error}", None
         tqdm.write(f"{name} failed: {row.error}")
         if os.environ.get("CODEGRID_TRACEBACK"):
@@ -79,7 +79,7 @@ def _train(comparison: Comparison, report: Report, row: Row) -> None:
     row.bits = bits_per_image(config)
     if row.steps is None:
         row.steps = config.max_steps if comparison.seconds is None else _steps_within(comparison.seconds, config)
-    report.save(comparison.folder)  # a training that is gone on with has the same number of steps
+    report.save(comparison.folder)  # a resumed training has the same number of steps
     finished = (Path(config.output_dir) / "config.json").exists()  # the last file that a run writes
     began = time.monotonic()
     try:
@@ -102,13 +102,13 @@ def _score(comparison: Comparison, row: Row) -> None:
 
 
 def bits_per_image(config: TokenizerTrainingConfig) -> float:
-    """Of the codes of one image, each taken as log2(codebook_size) bits."""
+    """Bits of the codes of one image, log2(codebook_size) each."""
     model = VQModelConfig(backbone=config.backbone, quantizer=config.quantizer, preprocessing=config.preprocessing)
     return math.prod(model.codes_shape) * math.log2(config.quantizer.codebook_size)
 
 
 def _steps_within(seconds: float, config: TokenizerTrainingConfig) -> int:
-    """The steps of this config that about so many seconds are enough for, on this machine as busy as it is now."""
+    """The number of steps of this config that fit into `seconds`, on this machine under its current load."""
     data = replace(config.data, validation_split=None, validation_fraction=0.0)
     taken = []
     with TemporaryDirectory() as aside:
@@ -122,7 +122,7 @@ def _steps_within(seconds: float, config: TokenizerTrainingConfig) -> int:
 
 
 def write_sheet(comparison: Comparison, report: Report, number: int) -> None:
-    """Validation images, from all over the split, in the first row; below, what each tokenizer makes of them."""
+    """Write a sheet: validation images from all over the split, and below them each tokenizer's reconstructions."""
     source = comparison.validation
     spread = np.unique(np.linspace(0, len(source) - 1, number).astype(np.int64))
     rows = []

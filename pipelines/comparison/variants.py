@@ -1,7 +1,7 @@
-"""Which quantizers are compared, with which settings: about 1024 codes at each of 8x8 positions, 640 bits.
+"""The quantizers to compare and their settings: about 1024 codes at each of 8x8 positions, 640 bits.
 
-Where a position has several codes they are fewer, so that the bits stay: 2 x 32, or the hierarchical one's 80 codes of
-256. docs/quantizers.md has a row for each, whose options a test compares with these.
+A quantizer with several codes per position has smaller codebooks, so that the bits stay the same: 2 x 32, or the
+hierarchical one's 80 codes of 256. docs/quantizers.md has a row for each; a test compares its options with these.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
 from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
 from codegrid.tokenizer.quantizers.simvq import SimVQConfig
 
-# What the presets small64 and quickstart train with: few channels, plain distances, features kept near N(0, I).
+# The quantizer of the presets small64 and quickstart: few channels, plain distances, features kept near N(0, I).
 _PLAIN = VectorQuantizerConfig(
     codebook_size=1024, code_dim=4, l2_normalize=False, commitment_weight=1.0, isotropy_weight=0.003
 )
@@ -34,10 +34,10 @@ VARIANTS: dict[str, QuantizerConfig] = {
     "vq-rotation": replace(_PLAIN, gradient="rotation"),
     "vq-kmeans": replace(_PLAIN, codebook_init="kmeans"),
     "simvq": SimVQConfig(codebook_size=1024, code_dim=32),
-    # The authors' 256 channels are more than the small presets have features.
+    # The authors' 256 channels exceed the number of features of the small presets.
     "ibq": IBQConfig(codebook_size=1024, code_dim=32),
     "gumbel": GumbelConfig(codebook_size=1024, code_dim=64),
-    "fsq": FiniteScalarQuantizerConfig(levels=(8, 5, 5, 5)),  # the paper's for 2^10; 1000 codes
+    "fsq": FiniteScalarQuantizerConfig(levels=(8, 5, 5, 5)),  # the paper's levels for 2^10; 1000 codes
     "lfq": LookupFreeQuantizerConfig(num_bits=10),
     "bsq": BinarySphericalQuantizerConfig(num_bits=10),
     "residual-vq": ResidualQuantizerConfig(depth=2, inner=replace(_PLAIN, codebook_size=32)),

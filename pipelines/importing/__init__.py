@@ -1,1 +1,1 @@
-"""Checkpoints of other projects: importing, exporting, and the comparison with their own code."""
+"""Checkpoints of other projects: import, export, and comparison with the projects' own code."""

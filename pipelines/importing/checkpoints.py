@@ -1,4 +1,4 @@
-"""A checkpoint of another project -> a folder that the whole toolkit uses; and a tokenizer -> diffusers' layout."""
+"""Converts another project's checkpoint into a folder for this toolkit, and a tokenizer into diffusers' layout."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ def import_checkpoint(
 
         FAMILIES
 
-    Files are read as weights alone: nothing in them is run. Where a file holds averaged weights beside the trained
-    ones (model_ema), the averaged ones are taken.
+    Files are read as weights only: no code in them runs. If a file holds EMA weights (model_ema) beside the trained
+    ones, the EMA weights are used.
 
     Args:
         family: one of the above.
-        checkpoint: the file (.ckpt, .pt, .bin, .safetensors), or a folder with one and its config.json.
-        output_dir: where the tokenizer or prior goes.
-        config: the family's yaml or json, where there is one; it must agree with the weights.
+        checkpoint: the file (.ckpt, .pt, .bin, .safetensors), or a folder with such a file and its config.json.
+        output_dir: folder for the tokenizer or prior.
+        config: the family's yaml or json, if there is one; it must agree with the weights.
         verify_images: images to reconstruct after the import; scores and a picture go into OUTPUT_DIR/verification.
-        pixel_range: what the network reads as black and white, where it is not what the family's do.
-        tokenizer: of a prior: folder or Hub name of the imported tokenizer that its codes are of, for generation.
-        grid_size: of a prior: rows, and columns, of its code grid.
-        class_names: of a prior: a text file with the name of a class in each line; none calls them by their numbers.
-        heads: of a prior: of attention, where neither a published size nor the config tells.
+        pixel_range: the network's values for black and white, if they differ from the family's.
+        tokenizer: for a prior: folder or Hub name of the imported tokenizer that made its codes, for generation.
+        grid_size: for a prior: rows, and columns, of its code grid.
+        class_names: for a prior: a text file with one class name per line; by default numbers are the names.
+        heads: for a prior: number of attention heads, if neither a published size nor the config defines it.
 
     Raises:
-        ForeignCheckpointError: the file cannot be read, is of another family, or is not whole.
+        ForeignCheckpointError: the file cannot be read, belongs to another family, or is incomplete.
     """
     file, found = _file_and_config(Path(checkpoint))
     settings_file = Path(config) if config else found
@@ -91,7 +91,7 @@ def import_checkpoint(
 
 
 def _examples() -> str:
-    """A line for each family: its name, what it is, and its command."""
+    """A line per family: its name, a description, and its command."""
     lines = []
     for name, family in (TOKENIZER_FAMILIES | PRIOR_FAMILIES).items():
         lines.append(f"{name}: {family.title}")
@@ -130,7 +130,7 @@ def _write_prior(
 
 
 def _check_kind(family: str, weights: Mapping[str, Tensor]) -> None:
-    """A prior's file under a tokenizer's family, or the other way round, is told so."""
+    """Refuse a prior's file under a tokenizer's family, and vice versa."""
     if (TOKENIZER_FAMILIES | PRIOR_FAMILIES)[family].fits(weights):
         return
     prior, tokenizer = guess_prior_family(weights), guess_tokenizer_family(weights)
@@ -144,10 +144,10 @@ def export_diffusers(tokenizer: str, output_dir: str) -> Path:
 
     Args:
         tokenizer: folder or Hub name of a tokenizer with a plain codebook and a backbone like taming's.
-        output_dir: `diffusers.VQModel.from_pretrained` reads it.
+        output_dir: folder that `diffusers.VQModel.from_pretrained` reads.
 
     Raises:
-        CodegridError: diffusers' VQModel cannot be this tokenizer; the message names the field.
+        CodegridError: diffusers' VQModel cannot represent this tokenizer; the message names the field.
     """
     model = load_tokenizer(tokenizer)
     settings, weights = to_diffusers(model.config, model.state_dict())

@@ -1,4 +1,4 @@
-"""Imported tokenizers against the code that they come from."""
+"""Compares imported models with the code that they come from."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from codegrid.prior.importers import PRIOR_FAMILIES, convert_prior
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.importers import TOKENIZER_FAMILIES
 
-# What counts as equal: pixels within this share of the output's range, in float32.
+# Pixels count as equal within this share of the output's range, in float32.
 PIXEL_TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Parity:
-    """What the comparison found.
+    """Result of a comparison.
 
     Attributes:
-        codes, equal_codes: how many were compared, and how many are the same.
-        pixel_difference: the largest, as a share of the output's range.
+        codes, equal_codes: number of compared codes, and of equal ones.
+        pixel_difference: the largest difference, as a share of the output's range.
     """
 
     codes: int
@@ -48,15 +48,15 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
     """Compare an imported tokenizer or prior with the project's own code, on random weights and images (codes).
 
     Args:
-        name: one of `PEERS` or `PRIOR_PEERS`; "all" makes every comparison whose project is at hand.
-        repository: a clone of the project; diffusers is the installed package instead. Of "all": the folder of the
-            clones, by the names of their repositories.
-        num_images: to compare on; of a prior: sequences.
+        name: one of `PEERS` or `PRIOR_PEERS`; "all" runs every comparison whose project is available.
+        repository: a clone of the project; for diffusers, the installed package is used instead. With "all": the folder
+            of the clones, each named after its repository.
+        num_images: number of images to compare, or of sequences for a prior.
         golden: write the first images' codes and pixels (tokens and logits), and the names and shapes of the weights,
-            into this .safetensors file, for tests that have no clone.
+            to this .safetensors file, for tests without a clone.
 
     Raises:
-        CodegridError: `name` is none of them, or codes or pixels differ by more than rounding.
+        CodegridError: `name` is unknown, or codes or pixels differ by more than rounding.
     """
     known = [*PEERS, *PRIOR_PEERS]
     require(name in (*known, "all"), f"There is no comparison {name!r}: it is all, or one of {', '.join(known)}.")
@@ -70,7 +70,7 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
 
 
 def _repository(name: str) -> str:
-    """The name of the repository with a comparison's network: that of the family which `name` begins with."""
+    """The name of the repository with a comparison's network: that of the family at the start of `name`."""
     families = TOKENIZER_FAMILIES | PRIOR_FAMILIES
     return families[max((family for family in families if name.startswith(family)), key=len)].peer.split("/")[1]
 
@@ -104,7 +104,7 @@ def compare(name: str, repository: Path, num_images: int = 64, golden: str | Non
 
 
 def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) -> Parity:
-    """Logits of `number` sequences of random codes, of every class and null; greedy codes of every class."""
+    """Compare the logits of `number` sequences of random codes (all classes and null), and every class's greedy codes."""
     weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
     peer.module.load_state_dict({**peer.module.state_dict(), **weights})
     model, sequence = convert_prior(peer.family, weights, 4, heads=4, settings=peer.settings)
@@ -112,10 +112,10 @@ def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) 
     labels = torch.arange(number) % max(1, peer.num_labels)  # the last can be the null class
     with torch.no_grad():
         logits = peer.logits(labels, codes)
-        # An unconditional prior's label 0 is its null token here.
+        # Label 0 of an unconditional prior is its null token here.
         tokens = torch.cat([labels[:, None] + sequence.codebook_size, codes[:, :-1]], dim=1)
         ours = model(tokens).logits[..., : sequence.codebook_size]
-        # The first code of each sequence, and the likeliest ones from there on.
+        # The first code of each sequence, then the likeliest codes.
         classes = torch.arange(number) % max(1, sequence.num_classes)
         theirs = codes.clone()
         for place in range(1, sequence.length):
@@ -137,17 +137,17 @@ def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) 
 
 
 def random_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Weights that follow from their names and shapes alone, so that a test can make them again without the project.
+    """Weights that depend only on their names and shapes, so that a test can reproduce them without the project.
 
-    Each is drawn by a generator of its own, whose stream numpy keeps the same in all its versions. What is not named a
-    weight, a bias or the like, and integer buffers, are left out.
+    Each has its own generator, whose stream is the same in all versions of numpy. Integer buffers, and tensors not
+    named a weight, a bias or the like, are left out.
     """
     weights = {}
     for name, shape in shapes.items():
         if name.endswith(("weight", "bias", "pos_emb")) and (shape or name.endswith("bias")):
             draw = np.random.RandomState(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
             fan_in = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-            # Scales are around 1: a channel scaled to nothing before a norm makes rounding the whole of its output.
+            # Scales are around 1: if a channel is scaled to 0 before a norm, its output is nothing but rounding.
             is_norm_weight = len(shape) == 1 and name.endswith(("weight", "gamma.bias", "gammabias"))
             scale = 0.1 if len(shape) == 1 else 1.0 if "embed" in name else fan_in**-0.5
             weights[name] = torch.from_numpy(draw * np.float32(scale) + np.float32(is_norm_weight))

@@ -1,7 +1,7 @@
-"""Other projects' own networks, built small from a clone, to compare with. Only `codegrid dev import-parity` runs this.
+"""Builds small networks from other projects' clones to compare with. Only `codegrid dev import-parity` runs this.
 
-Each function loads the files that define a network, nothing else of the project, and joins its encoder, decoder and
-quantizer under the names that its checkpoints have.
+Each function loads only the project's files that define a network, and joins encoder, decoder and quantizer under
+the names in its checkpoints.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load_source(path: Path) -> ModuleType:
     """The module in one file, under a name that hides nothing of this project's."""
     spec = importlib.util.spec_from_file_location(f"codegrid_peer_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)
     return module
 
@@ -61,7 +61,7 @@ def _ddconfig(**changes: Any) -> dict[str, Any]:
 
 
 def _of_taming(family: str, folder: Path, quantizer: nn.Module, embed_dim: int, ddconfig: dict[str, Any]) -> Peer:
-    """A network under the names of taming's VQModel, around a quantizer of its interface."""
+    """A network with the names of taming's VQModel, around a quantizer with its interface."""
     layers = load_source(folder / "diffusionmodules" / "model.py")
     module = nn.Module()
     module.encoder, module.decoder = layers.Encoder(**ddconfig), layers.Decoder(**ddconfig)
@@ -98,7 +98,7 @@ def latent_diffusion_f8(repository: Path) -> Peer:
 
 
 def taming_remapped(repository: Path) -> Peer:
-    """All 64 codes renumbered, so that taming never draws an unknown one at random."""
+    """All 64 codes are renumbered, so that taming never draws an unknown one at random."""
     quantize = load_source(repository / "taming/modules/vqvae/quantize.py")
     with tempfile.NamedTemporaryFile(suffix=".npy") as file:
         np.save(file, np.random.RandomState(0).permutation(64))
@@ -123,7 +123,7 @@ def taming_gumbel(repository: Path) -> Peer:
     module = peer.module
 
     def encode(images: Tensor) -> Tensor:
-        # Its own forward adds noise in evaluation too; its logits' maximum is what the noise is around.
+        # Its own forward adds noise even in evaluation, so take the maximum of the logits without noise.
         return quantizer.proj(module.quant_conv(module.encoder(images))).argmax(1)
 
     return Peer("taming", module, encode, peer.decode, peer.settings)
@@ -132,7 +132,7 @@ def taming_gumbel(repository: Path) -> Peer:
 def llamagen_vq(repository: Path) -> Peer:
     source = load_source(repository / "tokenizer/tokenizer_image/vq_model.py")
     module = source.VQModel(source.ModelArgs(codebook_size=64, codebook_embed_dim=8, z_channels=16))
-    # Its encoder and decoder are 128 channels wide where nothing else is asked for.
+    # Its encoder and decoder have 128 channels by default.
     module.encoder = source.Encoder(ch=32, ch_mult=(1, 1, 2), z_channels=16)
     module.decoder = source.Decoder(ch=32, ch_mult=(1, 1, 2), z_channels=16)
     return Peer(
@@ -144,7 +144,7 @@ def llamagen_vq(repository: Path) -> Peer:
 
 
 def diffusers_vq(repository: Path) -> Peer:
-    """The installed diffusers, wherever `repository` is: it is imported as a package."""
+    """The installed diffusers package, whatever `repository` is."""
     from diffusers import VQModel as TheirVQModel
 
     module = TheirVQModel(
@@ -232,7 +232,7 @@ class PriorPeer:
         family: what it is imported as.
         module: has the state dict that a checkpoint would hold.
         logits: labels [B] and codes [B, 16] -> of each code, given those before it [B, 16, 64].
-        num_labels: classes, and the null class where it has one, which is the last; 0 if it is unconditional.
+        num_labels: number of classes, including the null class (the last) if there is one; 0 if unconditional.
         settings: what its config file would say.
     """
 
@@ -245,14 +245,14 @@ class PriorPeer:
 
 def llamagen_gpt(repository: Path) -> PriorPeer:
     """The class-conditional transformer: 2 layers, 4 heads of 16, 5 classes."""
-    sys.path.insert(0, str(repository))  # it imports `utils.drop_path` of its own
+    sys.path.insert(0, str(repository))  # it imports its own `utils.drop_path`
     try:
         source = load_source(repository / "autoregressive/models/gpt.py")
     finally:
         sys.path.remove(str(repository))
     shape = {"dim": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64, "block_size": 16, "num_classes": 5}
     module = source.Transformer(source.ModelArgs(**shape, cls_token_num=1)).eval()
-    # In evaluation its forward takes the positions and the mask that its own sampling would give it.
+    # In evaluation, its forward takes the positions and the mask that its sampling would pass.
     positions, mask = torch.arange(17), torch.ones(17, 17, dtype=torch.bool).tril()
     return PriorPeer(
         "llamagen-gpt",
@@ -264,7 +264,7 @@ def llamagen_gpt(repository: Path) -> PriorPeer:
 
 def taming_gpt(repository: Path, classes: int = 5) -> PriorPeer:
     """minGPT: 2 layers, 4 heads of 16. `classes` 0: unconditional, from token 3."""
-    # It imports a function that transformers has no more, for sampling; the forward pass does without.
+    # It imports a sampling function that transformers has removed; the forward pass does not need it.
     transformers.top_k_top_p_filtering = None
     try:
         source = load_source(repository / "taming/modules/transformer/mingpt.py")
@@ -290,7 +290,7 @@ def taming_gpt_unconditional(repository: Path) -> PriorPeer:
     return taming_gpt(repository, classes=0)
 
 
-# By the name of a comparison, what builds the network from a clone; its `family` says of which project.
+# Name of a comparison -> function that builds the network from a clone; the network's `family` names the project.
 PEERS: dict[str, Callable[[Path], Peer]] = {
     "taming": taming_vq,
     "taming-f8": latent_diffusion_f8,

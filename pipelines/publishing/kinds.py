@@ -1,4 +1,4 @@
-"""Which kind of thing a folder holds: found by loading it."""
+"""Finds the kind of a folder by loading it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME
 
 
 def open_folder(folder: Path) -> tuple[str, Any]:
-    """The kind of a folder ("tokenizer", "prior", "pipeline" or "codes"), and what it holds, loaded.
+    """The kind of a folder ("tokenizer", "prior", "pipeline" or "codes") and its loaded content.
 
-    Loading is the check: classes outside the allow-list, weights that do not fit their config, and shards that are not
-    the manifest's are refused there. Of codes only the manifest is given.
+    Loading is the check: it refuses classes outside the allow-list, weights that do not fit their config, and
+    shards that differ from the manifest. For codes, only the manifest is returned.
 
     Raises:
-        LoadingError, CodesError: it holds none of them, or is unfinished or damaged.
+        LoadingError, CodesError: the folder is none of these kinds, or is unfinished or damaged.
     """
     if (folder / MODEL_INDEX_NAME).is_file():
         return "pipeline", ImageGenerationPipeline.from_pretrained(folder)

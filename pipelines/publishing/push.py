@@ -1,4 +1,4 @@
-"""Publishing on the Hub: a tokenizer, a prior, a pipeline or a code data set, in one commit, with its card."""
+"""Publishes a tokenizer, a prior, a pipeline or a code data set on the Hub in one commit, with its card."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def push_to_hub(
     license: str | None = None,
     base_tokenizer: str | None = None,
 ) -> str:
-    """Upload a tokenizer, prior, pipeline or code data set to the Hub in one commit; gives its address.
+    """Upload a tokenizer, prior, pipeline or code data set to the Hub in one commit; return its URL.
 
-    Log in with `hf auth login` first, or set HF_TOKEN. A push that was interrupted is repeated with the same command.
+    Log in with `hf auth login` first, or set HF_TOKEN. To repeat an interrupted push, run the same command.
 
     Args:
-        folder: of a finished tokenizer, prior, pipeline or code data set.
-        repo_id: USER/NAME on the Hub; it is made where it is missing.
+        folder: folder of a finished tokenizer, prior, pipeline or code data set.
+        repo_id: USER/NAME on the Hub; a missing repository is created.
         private: whether a new repository is private.
-        revision: branch; None is the main one.
-        subfolder: where in the repository; None is its root.
+        revision: branch; None is the main branch.
+        subfolder: folder in the repository; None is the root.
         commit_message: the commit's first line.
         create_pr: open a pull request instead of changing the branch.
-        license: its identifier on the Hub, such as mit or cc-by-4.0; it goes into the card.
-        base_tokenizer: USER/NAME of the tokenizer on the Hub, which the card of a prior, pipeline or codes links to.
+        license: the licence's identifier on the Hub, such as mit or cc-by-4.0, for the card.
+        base_tokenizer: USER/NAME of the tokenizer on the Hub; the card of a prior, pipeline or codes links to it.
     """
     print(f"Pushing {folder} to {repo_id}.")
     address = push_folder(
@@ -72,14 +72,14 @@ def push_folder(
     license: str | None = None,
     base_tokenizer: str | None = None,
 ) -> str:
-    """Check a folder by loading it, complete its card, and upload it in one commit; gives the commit's address.
+    """Check a folder by loading it, complete its card, and upload it in one commit; return the commit's URL.
 
     A pipeline without samples.png gets one. Nothing in the folder changes. The arguments are those of `push_to_hub`;
-    `token` None takes HF_TOKEN or the one that `hf auth login` stored.
+    `token` None uses HF_TOKEN or the token that `hf auth login` stored.
 
     Raises:
-        LoadingError, CodesError: the folder is damaged or may not be published; nothing was sent.
-        PublishingError: the Hub refuses, or cannot be reached.
+        LoadingError, CodesError: the folder is damaged or may not be published; nothing was uploaded.
+        PublishingError: the Hub refuses or cannot be reached.
     """
     path = Path(folder)
     kind, content = open_folder(path)
@@ -102,14 +102,14 @@ def push_folder(
 
 
 def push_prior(model: PreTrainedModel, sequence: SequenceConfig, repo_id: str, **options: Any) -> str:
-    """Save and upload a prior in one commit; `options` are those of `push_folder`."""
+    """Save and upload a prior in one commit. `options` are those of `push_folder`."""
     with TemporaryDirectory() as folder:
         save_prior(model, sequence, folder)
         return push_folder(folder, repo_id, **options)
 
 
 def _pictures(folder: Path, kind: str, content: Any) -> dict[str, Path | bytes]:
-    """Pictures for the card, where the folder has none: samples of a pipeline, a training run's reconstructions."""
+    """Pictures for the card if the folder has none: a pipeline's samples, or a training run's reconstructions."""
     if kind == "pipeline" and not (folder / SAMPLES_NAME).is_file():
         return card_pictures(content)
     newest = max((folder / "pictures").glob("reconstructions-*.png"), default=None)
@@ -117,7 +117,7 @@ def _pictures(folder: Path, kind: str, content: Any) -> dict[str, Path | bytes]:
 
 
 def _card(kind: str, content: Any) -> str:
-    """The card of a folder that has none: what can be read off the thing itself."""
+    """The card of a folder without one, from the content alone."""
     if kind == "tokenizer":
         return tokenizer_card(content.config)
     if kind == "prior":

@@ -1,1 +1,1 @@
-"""A run as one page."""
+"""A run's page."""

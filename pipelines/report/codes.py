@@ -1,4 +1,4 @@
-"""What a tokenizer's codes look like: maps of example images, and an atlas of the codes that they use most."""
+"""Views of a tokenizer's codes: maps of example images, and an atlas of the codes that they use most."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CodedImages:
 
 
 def coded_images(model: VQModel, source: ImageStream, most: int) -> CodedImages | None:
-    """The first `most` usable images of a source; None where there are none."""
+    """The first `most` usable images of a source; None if there are none."""
     classes = decoder_classes(model.config, source.class_names, source.description)
     images, codes, made = [], [], []
     with evaluating(model):
@@ -56,7 +56,7 @@ def coded_images(model: VQModel, source: ImageStream, most: int) -> CodedImages 
 
 
 def code_sheet(coded: CodedImages, number: int = 10) -> Image.Image:
-    """Images, the maps of their codes (one for each level), reconstructions, differences."""
+    """Images, maps of their codes (one per level), reconstructions and differences."""
     images, made = coded.images[:number], coded.reconstructions[:number]
     height, width = images.shape[-2:]
     rows = [("image", to_pil(images))]
@@ -70,7 +70,7 @@ def code_sheet(coded: CodedImages, number: int = 10) -> Image.Image:
 
 
 def colours(codes: np.ndarray) -> np.ndarray:
-    """Each code's own colour: integers [h, w] -> uint8 [h, w, 3]. Equal codes are equal in every map."""
+    """One colour per code: integers [h, w] -> uint8 [h, w, 3]. Equal codes have the same colour in every map."""
     found, places = np.unique(codes, return_inverse=True)
     palette = [
         colorsys.hsv_to_rgb(code * _GOLDEN % 1, 0.45 + 0.5 * (code * _GOLDEN**2 % 1), 0.6 + 0.4 * (code * 0.37 % 1))
@@ -80,7 +80,7 @@ def colours(codes: np.ndarray) -> np.ndarray:
 
 
 def usage(coded: CodedImages, codebook_size: int) -> Tensor:
-    """Shares of the codes, most used first, as a mean over the levels: float64 [M], M at least the codes that occur."""
+    """Shares of the codes, most used first, as a mean over the levels: float64 [M], M >= number of occurring codes."""
     depth = coded.codes.shape[-1]
     levels = counts_of_levels(code_counts(coded.codes, codebook_size, depth), codebook_size, depth)
     shares = [(level.double() / level.sum()).sort(descending=True).values for level in levels]
@@ -89,10 +89,10 @@ def usage(coded: CodedImages, codebook_size: int) -> Tensor:
 
 @dataclass
 class AtlasEntry:
-    """A code, its share of the positions, the mean of the image patches it stands for, and what it decodes to.
+    """A code, its share of the positions, the mean of its image patches, and what it decodes to.
 
-    `decoded` is the middle of an image whose positions all have this code; None where a position has several codes, or
-    where the image depends on its class.
+    `decoded` is the middle of an image whose positions all have this code. It is None if a position has several codes,
+    or if decoding depends on the class.
     """
 
     code: int
@@ -102,11 +102,11 @@ class AtlasEntry:
 
 
 def codebook_atlas(model: VQModel, coded: CodedImages, most: int) -> list[AtlasEntry]:
-    """The `most` most used codes (of the first level), most used first."""
+    """The `most` most used codes of the first level, most used first."""
     grids = coded.codes[..., 0]  # [N, h, w]
     _, height, width = grids.shape
     patch = coded.images.shape[-1] // width
-    codes, counts = grids.unique(return_counts=True)  # codes ascending: of equal counts the lower code comes first
+    codes, counts = grids.unique(return_counts=True)  # codes ascend, so the lower code comes first on equal counts
     order = counts.argsort(descending=True, stable=True)[:most]
     used = codes[order].tolist()
     patches = coded.images.unfold(2, patch, patch).unfold(3, patch, patch)  # [N, C, h, w, p, p]
@@ -120,7 +120,7 @@ def codebook_atlas(model: VQModel, coded: CodedImages, most: int) -> list[AtlasE
 
 
 def _decoded(model: VQModel, codes: Tensor, height: int, width: int, patch: int) -> Tensor:
-    """Middle patches [n, C, p, p] of the images that have one code everywhere."""
+    """Middle patches [n, C, p, p] of images with the same code everywhere."""
     top, left = (length // 2 * patch for length in (height, width))
     found = []
     with evaluating(model):
@@ -131,6 +131,6 @@ def _decoded(model: VQModel, codes: Tensor, height: int, width: int, patch: int)
 
 
 def enlarged(image: Image.Image, least_side: int = 44) -> Image.Image:
-    """A small picture in whole multiples of its pixels."""
+    """A small picture, enlarged by an integer factor."""
     scale = max(1, math.ceil(least_side / image.width))
     return image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

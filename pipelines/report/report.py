@@ -1,4 +1,4 @@
-"""`codegrid report`: a run as one page that needs no network."""
+"""`codegrid report`: shows a run as one self-contained page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from codegrid.prior.codes import CodesError, read_manifest
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import from_dict
 
-_EXAMPLES = 256  # images that the atlas and the usage are counted on
+_EXAMPLES = 256  # images for the atlas and the usage
 _ATLAS = 96
 _CLASSES, _PER_CLASS = 20, 8
 _NOT_CHARTED = {"num_images", "num_skipped"}
@@ -41,7 +41,7 @@ def report(run: str, /, output: str | None = None) -> Path:
 
     Args:
         run: folder of a training run of either stage, of a pipeline, or one that holds them, such as runs/quickstart.
-        output: the page; none is report.html in the run's folder.
+        output: the page's file; by default report.html in the run's folder.
 
     Raises:
         LoadingError: the folder holds no run.
@@ -130,7 +130,7 @@ _SHOWN = {"PSNR, dB": "psnr", "SSIM": "ssim", "LPIPS": "lpips", "codes in use": 
 
 def _prior_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
     sections = _training_sections(folder)
-    if not alone:  # the pipeline beside it has the samples
+    if not alone:  # the pipeline beside it shows the samples
         return sections
     try:
         prior, sequence = load_prior(folder)
@@ -151,7 +151,7 @@ def _pipeline_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
 
 
 def _samples(pipe: ImageGenerationPipeline) -> str:
-    """Samples with fixed seeds, a line a class."""
+    """Samples with fixed seeds, a row per class."""
     names = pipe.class_names
     labels = None if names is None else [label for label in range(len(names))[:_CLASSES] for _ in range(_PER_CLASS)]
     images = pipe(labels, num_images=None if labels else 4 * _PER_CLASS, seed=0, progress=False).images
@@ -161,7 +161,7 @@ def _samples(pipe: ImageGenerationPipeline) -> str:
 
 
 def _training_sections(folder: Path) -> list[Section]:
-    """Curves, the pictures that training left, evaluations, and the configuration, which comes last."""
+    """Curves, the training's pictures, evaluations and, last, the configuration."""
     sections: list[Section] = []
     curves = metric_charts(read_metrics(folder))
     sections.append(("Curves", markup.charts(curves) if curves else markup.paragraph("There are no metrics yet.")))
@@ -178,7 +178,7 @@ def _training_sections(folder: Path) -> list[Section]:
 
 
 def metric_charts(lines: list[dict[str, Any]]) -> list[Chart]:
-    """A chart a metric, with a line for training and one for validation where both have it."""
+    """A chart per metric, with lines for training and validation if both have it."""
     names = dict.fromkeys(name for line in lines for name in line if name not in {"step", "kind", *_NOT_CHARTED})
     charts = []
     for name in names:
@@ -186,7 +186,7 @@ def metric_charts(lines: list[dict[str, Any]]) -> list[Chart]:
             Series(kind, [(line["step"], line[name]) for line in lines if line["kind"] == kind and name in line])
             for kind in ("train", "validation")
         ]
-        if any(value for one in series for _, value in one.points):  # steps are skipped in few runs
+        if any(value for one in series for _, value in one.points):  # leave out charts of zeros: few runs skip steps
             charts.append(Chart(name, "step", [one for one in series if one.points]))
     return charts
 
