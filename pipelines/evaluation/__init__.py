@@ -1,1 +1,1 @@
-"""How good reconstructions and samples are."""
+"""Quality of reconstructions and samples."""

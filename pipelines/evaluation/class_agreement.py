@@ -1,9 +1,9 @@
-"""Do generated images show the class that was asked for, vary as real ones do, and are they new?
+"""Do generated images show the requested class, vary like real images, and differ from the training images?
 
-The judge is a small classifier trained here, on the real images of the run, so that nothing is downloaded. Everything
-runs on the CPU, in bounded memory, and gives the same for the same seed and number of threads; torch's global random
-state is left as it was.
-It is meant for small pictures: its first layers see all of them at half resolution.
+The judge is a small classifier, trained here on the run's real images, so that nothing is downloaded. Everything runs
+on the CPU in bounded memory and is reproducible for the same seed and number of threads. torch's global random state
+is restored.
+The judge is meant for small pictures: its first layers see all of them at half resolution.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from codegrid.errors import CodegridError
 
 _WIDTH = 24
-_LEARNING_RATE = 1e-2  # at its peak
-_SHIFT = 1  # pixels that a training image may move by, each way
-_PAIRS_FROM = 500  # images of a class that diversity is counted on, at most
-_AT_ONCE = 500  # images that are compared or classified at once
-_NUMBERS_AT_ONCE = 16_777_216  # float32 numbers that a chunk of training images may take: 64 MB
+_LEARNING_RATE = 1e-2  # peak learning rate
+_SHIFT = 1  # maximum shift of a training image in each direction, in pixels
+_PAIRS_FROM = 500  # most images per class for the diversity
+_AT_ONCE = 500  # images to compare or classify at once
+_NUMBERS_AT_ONCE = 16_777_216  # most float32 numbers in a chunk of training images: 64 MB
 
 
 class SmallClassifier(nn.Module):
@@ -44,14 +44,14 @@ class SmallClassifier(nn.Module):
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, pool: bool = False) -> list[nn.Module]:
     convolution = nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=1, bias=False)
-    pooling = [nn.MaxPool2d(2)] if pool else []  # before the norm: a quarter of its work
+    pooling = [nn.MaxPool2d(2)] if pool else []  # before the norm, which then has a quarter of the work
     return [convolution, *pooling, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
 
 
 def train_classifier(
     images: np.ndarray, labels: np.ndarray, num_classes: int, *, seed: int, steps: int = 1100, batch_size: int = 64
 ) -> nn.Module:
-    """Train the judge: AdamW with a one-cycle learning rate, on mirrored and shifted images.
+    """Train the judge with AdamW and a one-cycle learning rate, on mirrored and shifted images.
 
     Args:
         images: real images, uint8 [N, H, W, C].
@@ -69,7 +69,7 @@ def train_classifier(
         raise CodegridError(f"train_classifier needs at least two images and labels in [0, {num_classes}).")
     batch_size = min(batch_size, len(x))
     with torch.random.fork_rng(devices=[]):
-        generator = torch.default_generator.manual_seed(seed)  # of the fork; given back when the block ends
+        generator = torch.default_generator.manual_seed(seed)  # the fork's generator; the block restores the old state
         pixels = x.float()
         model = SmallClassifier(x.shape[3], num_classes, pixels.mean().item(), pixels.std().clamp(min=1e-3).item())
         model.to(memory_format=torch.channels_last)
@@ -90,7 +90,7 @@ def train_classifier(
 
 
 def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the images mirrored, each moved by up to `_SHIFT` pixels (its edge repeats): uint8 [B, H, W, C]."""
+    """Mirror half of the images and shift each by up to `_SHIFT` pixels (the edge repeats): uint8 [B, H, W, C]."""
     batch, height, width, _ = images.shape
     mirrored = torch.rand(batch, generator=generator) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
@@ -102,24 +102,24 @@ def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def predicted_labels(classifier: nn.Module, images: np.ndarray) -> np.ndarray:
-    """The class that `classifier` finds likeliest for each image: uint8 [N, H, W, C] -> int64 [N]."""
+    """The likeliest class of each image by `classifier`: uint8 [N, H, W, C] -> int64 [N]."""
     return torch.cat([classifier(part).argmax(1) for part in _images(images).split(_AT_ONCE)]).numpy()
 
 
 def class_agreement(classifier: nn.Module, images: np.ndarray, labels: np.ndarray) -> float:
-    """Share in [0, 1] of the images [N, H, W, C] in which `classifier` sees their label [N].
+    """Share in [0, 1] of the images [N, H, W, C] for which `classifier` predicts their label [N].
 
-    Compare it with the same share on real images that the classifier was not trained on: more cannot be asked for.
+    Its upper bound is the same share on real images that the classifier was not trained on: compare with that.
     """
     return float((predicted_labels(classifier, images) == _labels(labels, images).numpy()).mean())
 
 
 def diversity_ratio(samples: np.ndarray, sample_labels: np.ndarray, real: np.ndarray, real_labels: np.ndarray) -> float:
-    """Variety within a class: mean L2 distance over pixels between two samples, over that between two real images.
+    """Variety within a class: mean pixel L2 distance between two samples, divided by that between two real images.
 
-    The ratio is taken for each class with at least two samples and two real images, and averaged over those classes;
-    of each class the first 500 count. 0: all samples of a class are one picture. 1: they differ as much as real
-    images do. Above 1 they differ more, which noise does too: read it together with the class agreement.
+    The ratio is averaged over the classes with at least two samples and two real images; the first 500 images of each
+    class count. 0: all samples of a class are the same picture. 1: they differ as much as real images do. Above 1 they
+    differ more, as noise would too: read it together with the class agreement.
 
     Raises:
         CodegridError: no class has two samples and two different real images.
@@ -141,13 +141,13 @@ def _mean_pair_distance(images: Tensor) -> float:
 
 
 def near_copy_share(samples: np.ndarray, train_images: np.ndarray, test_images: np.ndarray) -> float:
-    """Share in [0, 1] of the samples that are as good as copies of a training image.
+    """Share in [0, 1] of the samples that nearly copy a training image.
 
-    The distance of an image to the training set is the L2 distance over pixels to its nearest training image, mirrored
-    or not. A sample is a near copy when its distance is at most half the median distance of the test images: real
-    images that the model has not seen say how near an honest picture comes. The share of the test images themselves,
-    `near_copy_share(test_images, train_images, test_images)`, is what to compare with: it is not 0 where real images
-    repeat. All images are uint8 [N, H, W, C] of one size.
+    The distance of an image to the training set is the pixel L2 distance to its nearest training image, mirrored or
+    not. A sample is a near copy if its distance is at most half the median distance of the test images: real images
+    that the model has not seen show how near a new picture comes. Compare with the share of the test images themselves,
+    `near_copy_share(test_images, train_images, test_images)`, which is not 0 if real images repeat. All images are
+    uint8 [N, H, W, C] of one size.
     """
     threshold = 0.5 * distances_to_nearest(test_images, train_images).median()
     return (distances_to_nearest(samples, train_images) <= threshold).float().mean().item()
@@ -167,7 +167,7 @@ def distances_to_nearest(images: np.ndarray, train_images: np.ndarray) -> Tensor
         for known in train_images.split(chunk):
             for candidates in (known, known.flip(2)):
                 columns = candidates.flatten(1).float() / 255  # [m, D]
-                # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b; the part that depends on b is enough to find the minimum
+                # |a - b|^2 = |a|^2 + |b|^2 - 2 a.b; the terms with b suffice to find the minimum
                 best = torch.minimum(best, (columns.square().sum(1) - 2 * rows @ columns.T).amin(1))
         nearest.append((best + rows.square().sum(1)).clamp(min=0).sqrt())
     return torch.cat(nearest)

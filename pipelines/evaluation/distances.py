@@ -1,4 +1,4 @@
-"""How far two sets of features lie apart: pure functions of float [N, D] tensors, computed in float64."""
+"""Distances between two sets of features: pure functions of float [N, D] tensors, computed in float64."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 from codegrid.errors import require
 
-# What torch-fidelity takes, so that figures can be compared.
+# torch-fidelity's values, so that figures can be compared.
 KERNEL_SUBSETS, KERNEL_SUBSET_SIZE, SPLITS, SHUFFLE_SEED = 100, 1000, 10, 2020
-_NUMBERS_AT_ONCE = 16_777_216  # float64 numbers in a block of distances: 128 MB
+_NUMBERS_AT_ONCE = 16_777_216  # most float64 numbers in a block of distances: 128 MB
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
@@ -23,12 +23,12 @@ def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def frechet_distance(features: Tensor, reference: Tensor) -> float:
-    """Frechet distance of two Gaussians fitted to features [N, D] and [M, D] (Heusel et al. 2017, arXiv:1706.08500).
+    """Frechet distance between Gaussians fitted to features [N, D] and [M, D] (Heusel et al. 2017, arXiv:1706.08500).
 
     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
     """
     (mean, cov), (other_mean, other_cov) = mean_and_covariance(features), mean_and_covariance(reference)
-    # The eigenvalues of C C' are those of C^(1/2) C' C^(1/2), which is symmetric: no complex roots from rounding.
+    # C C' has the eigenvalues of C^(1/2) C' C^(1/2), which is symmetric, so rounding gives no complex roots.
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * _without_rounding(values).sqrt() @ vectors.T
     product = _without_rounding(torch.linalg.eigvalsh(root @ other_cov @ root))
@@ -37,7 +37,7 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
 
 
 def _without_rounding(values: Tensor) -> Tensor:
-    """Eigenvalues with those set to 0 that are rounding: their roots would add up, where there are few images."""
+    """Set eigenvalues that are only rounding to 0: with few images, their roots would add up."""
     noise = values.abs().amax() * len(values) * torch.finfo(values.dtype).eps
     return torch.where(values > noise, values, 0.0)
 
@@ -51,7 +51,7 @@ def kernel_distance(
 ) -> tuple[float, float]:
     """Squared MMD of the kernel (x.y / D + 1)^3, unbiased (Binkowski et al. 2018, arXiv:1801.01401): mean, deviation.
 
-    The mean is over random subsets, drawn as torch-fidelity draws them; their size is at most the number of images.
+    The mean is over random subsets, drawn as in torch-fidelity. Their size is at most the number of images.
     """
     size = min(subset_size, len(features), len(reference))
     require(size >= 2, f"There are {size} images with features: a kernel distance needs at least two.")
@@ -74,8 +74,8 @@ def _kernel(x: Tensor, y: Tensor) -> Tensor:
 def classifier_score(logits: Tensor, splits: int = SPLITS, seed: int = SHUFFLE_SEED) -> tuple[float, float]:
     """exp E KL(p(y|x) || p(y)) of logits [N, classes] (Salimans et al. 2016, arXiv:1606.03498): mean, deviation.
 
-    In [1, classes]. The mean is over `splits` parts of the shuffled images, of which there must be at least `splits`.
-    With Inception's logits it is the Inception score.
+    The score is in [1, classes]. The mean is over `splits` parts of the shuffled images; at least `splits` images are
+    needed. With Inception's logits it is the Inception score.
     """
     require(len(logits) >= splits, f"A score in {splits} parts needs at least {splits} images, not {len(logits)}.")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits)))
@@ -89,9 +89,9 @@ def classifier_score(logits: Tensor, splits: int = SPLITS, seed: int = SHUFFLE_S
 
 
 def precision_recall(features: Tensor, reference: Tensor, neighbours: int = 3) -> tuple[float, float]:
-    """Share of features [N, D] within the reference's manifold, and the other way (arXiv:1904.06991): both in [0, 1].
+    """Share of features [N, D] within the reference's manifold, and vice versa (arXiv:1904.06991): both in [0, 1].
 
-    A set's manifold is the union of balls around its features, each reaching to the `neighbours`-th nearest other one.
+    A set's manifold is the union of balls around its features; each reaches to the `neighbours`-th nearest other one.
 
     Raises:
         CodegridError: a set has no more than `neighbours` features.
@@ -105,7 +105,7 @@ def precision_recall(features: Tensor, reference: Tensor, neighbours: int = 3) -
 def _covered(features: Tensor, manifold: Tensor, neighbours: int) -> float:
     """Share of `features` that lie in a ball of `manifold`."""
     block = max(1, _NUMBERS_AT_ONCE // max(len(features), len(manifold)))
-    # The nearest is the feature itself, at distance 0.
+    # The nearest neighbour is the feature itself, at distance 0.
     radii = torch.cat(
         [torch.cdist(part, manifold).kthvalue(neighbours + 1, dim=1).values for part in manifold.split(block)]
     )

@@ -1,6 +1,6 @@
-"""Nets whose features stand for an image, and the cache of what they gave.
+"""Feature nets, and a cache of their features.
 
-A distance is named after its net: only Inception's, with the weights and the resizing of the published figures, is FID.
+A distance is named after its net. Only Inception's, with the weights and resizing of the published figures, is FID.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from codegrid.pipelines.system.files import sha256, write_atomically
 from codegrid.tokenizer import feature_nets
 
 FeatureNetName = Literal["inception", "efficientnet_lite0", "squeezenet1_1"]
-# The names that belong to Inception alone; the same distances between other features carry their net's name.
+# Names for Inception alone. The same distances between other features carry their net's name.
 _PUBLISHED = {"inception": ("fid", "kid", "inception_score", "precision", "recall")}
-# Images that a net sees at once. On a CPU the large buffers of more would go back to the system after every layer.
+# Batch size of a net. On a CPU, larger batches need buffers that return to the system after every layer.
 _AT_ONCE, _AT_ONCE_ON_CPU = 50, 4
 
 
@@ -36,9 +36,9 @@ class FeatureNet:
 
     Attributes:
         forward: uint8 RGB images [B, 3, H, W] of any size -> features [B, D] and logits [B, classes], float32.
-        resize: how an image comes to the size that the net sees; part of what a figure means.
+        resize: how an image is resized for the net; it is part of the definition of a figure.
         weights: sha256 of the weights' file.
-        at_once: images that `forward` should be given.
+        at_once: recommended batch size of `forward`.
     """
 
     name: str
@@ -49,7 +49,7 @@ class FeatureNet:
 
     @property
     def names(self) -> tuple[str, str, str, str, str]:
-        """What the Frechet, the kernel distance, the classifier's score, precision and recall are called."""
+        """The names of Frechet distance, kernel distance, classifier's score, precision and recall."""
         own = tuple(f"{kind}_{self.name}" for kind in ("fd", "kd", "classifier_score", "precision", "recall"))
         return _PUBLISHED.get(self.name, own)
 
@@ -61,10 +61,10 @@ def load_feature_net(name: FeatureNetName, weights: str | None, device: torch.de
     """A net in evaluation mode on `device`.
 
     Args:
-        weights: the weights' file; None looks where `weights_path` says and, for Inception, downloads it to there.
+        weights: the weights' file; None uses `weights_path` and, for Inception, downloads the file to it.
 
     Raises:
-        LoadingError, CodegridError: the weights are not there, cannot be downloaded, or are another net's.
+        LoadingError, CodegridError: the weights are missing, cannot be downloaded, or are another net's.
     """
     path = Path(weights).expanduser() if weights else weights_path(name)
     if not path.is_file():
@@ -82,7 +82,7 @@ def load_feature_net(name: FeatureNetName, weights: str | None, device: torch.de
 
 
 def weights_path(name: FeatureNetName) -> Path:
-    """Where a net's weights are looked for: the torch hub's folder of downloads."""
+    """The path of a net's weights, in torch hub's folder of downloads."""
     file = Path(_inception_url()).name if name == "inception" else f"{name}.safetensors"
     return Path(torch.hub.get_dir()) / "checkpoints" / file
 
@@ -97,7 +97,7 @@ def _obtain(name: str, path: Path, given: bool) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
-    except Exception as error:  # urllib, ssl, sockets and the hash check have each their own
+    except Exception as error:  # urllib, ssl, sockets and the hash check each have their own errors
         raise LoadingError(
             f"FID's Inception weights could not be downloaded ({type(error).__name__}: {error}). Get {path.name} from "
             f"{url} on a machine with internet, then put it at {path}, or name it with --feature-weights FILE. "
@@ -120,7 +120,7 @@ def _torch_fidelity():
 
 
 def _inception(path: Path) -> tuple[nn.Module, str]:
-    file = io.BytesIO()  # its constructor unpickles what it is given: give it tensors that were read safely
+    file = io.BytesIO()  # the constructor unpickles its input: pass tensors that were read safely
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
         torch.save(state, file)
@@ -128,14 +128,14 @@ def _inception(path: Path) -> tuple[nn.Module, str]:
         net = _torch_fidelity().FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], file)
     except LoadingError:
         raise
-    except Exception as error:  # torch, pickle and safetensors have each their own
+    except Exception as error:  # torch, pickle and safetensors each have their own errors
         reason = str(error).strip().splitlines()[-1].strip()[:200]
         raise LoadingError(f"{path} does not hold the weights of torch-fidelity's Inception ({reason}).") from error
     return net, "299x299, bilinear as in TensorFlow 1"
 
 
 class _Classifier(nn.Module):
-    """uint8 RGB [B, 3, H, W] -> mean of the last features over the places [B, D], logits [B, 1000]."""
+    """uint8 RGB [B, 3, H, W] -> mean of the last features over the positions [B, D], logits [B, 1000]."""
 
     def __init__(self, name: str, path: Path, layers: tuple[str, str], side: int) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ _MAKERS: dict[str, Callable[[Path], tuple[nn.Module, str]]] = {
 
 
 class FeatureCache:
-    """Features by the content of the images: pixels, net, weights and resizing make the key, so nothing is ever stale.
+    """Cache of features. The key is a hash of pixels, net, weights and resizing, so entries never become stale.
 
     Several processes may share a folder.
 
@@ -181,7 +181,7 @@ class FeatureCache:
         self.net, self.folder = net, Path(folder).expanduser() if folder else root
 
     def key(self, pixels: Tensor) -> str:
-        """Compute the features of uint8 [B, H, W, C] (C 1 or 3), or find them; gives the name to load them by."""
+        """Find or compute the features of uint8 [B, H, W, C] (C 1 or 3), and return the key to load them by."""
         digest = hashlib.sha256(f"{self.net.describe()}{tuple(pixels.shape)}".encode())
         digest.update(pixels.cpu().contiguous().numpy())
         key = digest.hexdigest()
@@ -204,5 +204,5 @@ class FeatureCache:
     def _load(self, key: str) -> dict[str, Tensor] | None:
         try:
             return load_file(self._path(key)) if self._path(key).is_file() else None
-        except SafetensorError:  # damaged: computed anew
+        except SafetensorError:  # a damaged entry is computed again
             return None

@@ -1,4 +1,4 @@
-"""`codegrid evaluate generation`: samples of a pipeline against real images, over settings of the sampling."""
+"""`codegrid evaluate generation`: compares a pipeline's samples with real images, over sampling settings."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior.sampling import SamplingConfig
 
-_VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # what the options set; the rest is the pipeline's own
-_CHUNK = 250  # reference images whose features are one entry of the cache
+_VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # set by the options; other settings are the pipeline's
+_CHUNK = 250  # reference images per entry of the feature cache
 
 
 def evaluate_generation(
@@ -61,30 +61,30 @@ def evaluate_generation(
 ) -> Path:
     """Score a pipeline's samples against real images: FID, KID, Inception score, precision, recall, class agreement.
 
-    Run again with the same settings, it goes on where it stopped. The classes are sampled in turn.
+    The same command resumes after a stop. The classes are sampled in turn.
 
     Args:
         pipeline: folder or Hub name.
-        reference: real images: what --data.source is elsewhere.
-        num_images: samples of each setting; image i depends on seed and i alone.
-        guidance_scales: settings to compare; none is the pipeline's own, as it is of the next three.
-        temperatures: settings to compare, each with each guidance scale.
-        top_k: only the k likeliest codes.
-        top_p: only the likeliest codes that together reach this probability.
-        seed: of the samples.
-        batch_size: samples at a time.
-        output_dir: gets generation.json, a picture of samples of each setting, sweep.png where there are several, and
-            the samples. None is a folder beside the pipeline's. The pipeline's card gets the table.
-        reference_split: which split of the reference.
-        num_reference: reference images that count, at most, spread evenly; 0 for all.
-        judge_images: reference images that the judge of class agreement is trained on, at most; 0 for no judge.
-        feature_net: inception gives FID and its kin; another net's distances carry its name.
-        feature_weights: its weights' file; none looks among torch hub's downloads.
+        reference: real images, as in the other commands' --data.source.
+        num_images: samples per setting; image i depends on seed and i alone.
+        guidance_scales: guidance scales to compare; by default the pipeline's own, as for the next three options.
+        temperatures: temperatures to compare, each with each guidance scale.
+        top_k: sample from the k likeliest codes only.
+        top_p: sample from the likeliest codes that together reach this probability.
+        seed: seed of the samples.
+        batch_size: samples per batch.
+        output_dir: folder for generation.json, a picture of samples per setting, sweep.png if there are several
+            settings, and the samples. None is a folder beside the pipeline's. The pipeline's card gets the table.
+        reference_split: split of the reference.
+        num_reference: maximum number of reference images, spread evenly; 0 for all.
+        judge_images: maximum number of reference images to train the judge of class agreement; 0 for no judge.
+        feature_net: inception gives FID and related scores; another net's distances carry its name.
+        feature_weights: the net's weights file; by default it is looked for in torch hub's downloads.
         npz: also write each setting's samples as the file that ADM's evaluator reads (arr_0, uint8 [N, H, W, 3]).
-        cache_dir: where features are kept, by the content of the images; none is ~/.cache/codegrid/features.
+        cache_dir: cache folder for features, keyed by image content; by default ~/.cache/codegrid/features.
 
     Raises:
-        DataError: the reference cannot be read as asked, or none of its images could be used.
+        DataError: the reference cannot be read as configured, or none of its images could be used.
         LoadingError: the pipeline or the feature net cannot be loaded.
         OutputError: the output folder holds samples of another pipeline or seed.
         CodegridError: a number is out of its range.
@@ -126,7 +126,7 @@ def _save(rows: Sequence[Row], record: dict[str, Any], folder: Path, pipeline: s
 
 
 def _score(samples: Samples, cache: FeatureCache, real: Tensor, judge: Judge | None) -> Row:
-    """Make the samples, by all ranks, and score them, on the main process; the others' row is empty."""
+    """Make the samples on all ranks and score them on the main process; other ranks return an empty row."""
     samples.make()
     keys = gather_object([(shard, cache.key(samples.pixels(shard))) for shard in samples.mine])
     samples.accelerator.wait_for_everyone()
@@ -163,7 +163,7 @@ def _settings(
 def _reference_features(
     pipe: ImageGenerationPipeline, source: ImageSource, most: int, cache: FeatureCache, accelerator: Accelerator
 ) -> tuple[Tensor, int]:
-    """Features [N, D] of the reference images as the tokenizer sees them, and N; the ranks share the work."""
+    """Features [N, D] of the reference images as the tokenizer sees them, and N. The ranks share the work."""
     number = len(source) if not most else min(most, len(source))
     chosen = source.subset(np.linspace(0, len(source) - 1, number).round().astype(np.int64), "reference")
     chunks = range(0, number, _CHUNK)
@@ -218,7 +218,7 @@ def _record(
 
 
 def sweep_charts(rows: Sequence[Row]) -> list[Chart]:
-    """A chart a score: over the guidance with a line a temperature, or over the temperature where that alone varies."""
+    """A chart per score over guidance, a line per temperature; over temperature if only that varies."""
     axis, lines = "guidance_scale", "temperature"
     if len({row[axis] for row in rows}) == 1:
         axis, lines = lines, axis

@@ -17,20 +17,20 @@ from codegrid.pipelines.evaluation.reconstruction import all_pixels
 from codegrid.pipelines.evaluation.samples import Samples
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 
-_HELD_OUT = 0.1  # share of the reference that the judge is itself judged on
+_HELD_OUT = 0.1  # share of the reference that is held out to test the judge
 _SEED = 0
 
 
 @dataclass
 class Judge:
-    """A classifier of real images, and how often it is right on those that it has not seen, in [0, 1]."""
+    """A classifier of real images, and its accuracy in [0, 1] on held-out ones."""
 
     classifier: nn.Module
     agreement_of_real_images: float
     num_images: int
 
     def agreement(self, samples: Samples) -> float:
-        """Share of the samples in which the judge sees the class that was asked for."""
+        """Share of the samples for which the judge predicts the requested class."""
         right = [predicted_labels(self.classifier, samples.pixels(s)) == samples.labels(s) for s in samples.shards]
         return float(np.concatenate(right).mean())
 
@@ -45,7 +45,7 @@ class Judge:
 def train_judge(
     pipe: ImageGenerationPipeline, reference: DataConfig, most: int, accelerator: Accelerator
 ) -> Judge | None:
-    """A judge trained on at most `most` reference images, on the main process; None where there is nothing to judge."""
+    """A judge trained on at most `most` reference images on the main process; None if there is nothing to judge."""
     if not most or pipe.class_names is None or not accelerator.is_main_process:
         return None
     train, held_out = split_images(replace(reference, validation_fraction=_HELD_OUT))
@@ -60,7 +60,7 @@ def train_judge(
 
 
 def _labelled(pipe: ImageGenerationPipeline, source: ImageSource, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` images, spread evenly over the source, less those without a label; uint8 [N, H, W, C], [N]."""
+    """At most `most` images, spread evenly over the source, without unlabelled ones: uint8 [N, H, W, C], [N]."""
     rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
     images, labels = all_pixels(pipe.tokenizer, source.subset(rows, "for the judge"))
     return images[labels >= 0], labels[labels >= 0]

@@ -1,4 +1,4 @@
-"""Images -> reconstructions beside their originals, with their scores."""
+"""Writes images beside their reconstructions, with scores."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def reconstruct(
     Args:
         tokenizer: folder or Hub name.
         data: the images.
-        output_dir: where the two files go.
+        output_dir: folder for the two files.
         num_pictures: images in the picture.
-        batch_size: images that are reconstructed at a time.
+        batch_size: images per batch.
 
     Raises:
-        DataError: the images cannot be read as asked, or none of them could be used; or the tokenizer's decoder is
-            class-conditional, and they have no labels, or classes that it does not know.
+        DataError: the images cannot be read as configured, or none of them could be used; or the tokenizer's decoder is
+            class-conditional and the images have no labels, or classes that it does not know.
         LoadingError: the tokenizer cannot be loaded.
     """
     accelerator = make_accelerator()
@@ -56,9 +56,9 @@ def reconstruct(
 
 
 def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None = None, columns: int = 8) -> Image.Image:
-    """Images [N, C, H, W] in [-1, 1] in lines of `columns`, each line above its reconstructions.
+    """Images [N, C, H, W] in [-1, 1] in rows of `columns`, each row above its reconstructions.
 
-    `labels`: int64 [N], of the tokenizer's classes where its decoder is class-conditional.
+    `labels` are int64 [N], classes of the tokenizer, if its decoder is class-conditional.
     """
     with evaluating(model):
         reconstruction = model.decode(model.encode(images.to(model.device)), labels).clamp(-1, 1).cpu()

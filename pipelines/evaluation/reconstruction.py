@@ -1,4 +1,4 @@
-"""How well a tokenizer reconstructs images: PSNR, SSIM, LPIPS, and how much of its codebook it uses."""
+"""A tokenizer's reconstruction quality: PSNR, SSIM, LPIPS, and the usage of its codebook."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model, to_uint8
 from codegrid.tokenizer.metrics import add_counts, code_counts, psnr, ssim, usage_and_perplexity
 
-# Side of SSIM's window: on a smaller picture it is not defined.
+# Side of SSIM's window. SSIM is not defined on a smaller picture.
 _SSIM_WINDOW = 11
 
 
 def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
-    """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 where there is none."""
+    """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 without a label."""
     batches = [batch for batch in prepared_batches(model, iter(source), 500) if batch.records]
     pixels = np.concatenate([batch.pixels.numpy() for batch in batches])
     labels = [record.label for batch in batches for record in batch.records]
@@ -34,10 +34,10 @@ def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndar
 
 @dataclass
 class ReconstructionScores:
-    """Means over the images; PSNR in dB and SSIM are over the original pixels, without padding.
+    """Means over the images. PSNR (in dB) and SSIM are over the original pixels, without padding.
 
-    Usage and perplexity of the codes are means over the levels where a position has several codes.
-    None where there is nothing to take a mean of: no image, or (SSIM) none of at least 11 pixels a side.
+    Usage and perplexity of the codes are means over the levels if a position has several codes.
+    A mean over nothing is None: without images or, for SSIM, without an image of at least 11 pixels a side.
     """
 
     num_images: int
@@ -59,16 +59,16 @@ def evaluate_reconstruction(
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
     num_workers: int = 0,
 ) -> ReconstructionScores:
-    """Score `model` on all images of `source`; every rank takes its share and all get the same result.
+    """Score `model` on all images of `source`. The ranks share the images, and all get the same result.
 
     Args:
-        distances: nets that compare images [B, C, H, W] in [-1, 1] -> [B], as `tokenizer.losses.make_distances` gives
-            them: "perceptual" is LPIPS.
-        on_batch: sees each of this rank's batches: images and reconstructions, uint8 [B, H, W, C].
-        num_workers: processes that load images; 0 loads in this one.
+        distances: nets that compare images [B, C, H, W] in [-1, 1] -> [B], from `tokenizer.losses.make_distances`;
+            "perceptual" is LPIPS.
+        on_batch: called with each of this rank's batches: images and reconstructions, uint8 [B, H, W, C].
+        num_workers: processes that load images; 0 loads in the main process.
 
     Raises:
-        DataError: the decoder is class-conditional, and the data has no labels, or classes that it does not know.
+        DataError: the decoder is class-conditional and the data has no labels, or classes that it does not know.
     """
     nets = list((distances or {}).items())
     classes = decoder_classes(model.config, source.class_names, source.description)
@@ -92,7 +92,7 @@ def evaluate_reconstruction(
                 output = model(images, record_labels(batch.records, classes))
             counts = add_counts(counts, code_counts(output.codes, quantizer.codebook_size, quantizer.depth))
             saved = to_uint8(output.reconstruction)
-            reconstruction = to_model(saved).to(device)  # as it would be saved
+            reconstruction = to_model(saved).to(device)  # rounded as in a saved file
             if on_batch is not None:
                 on_batch(batch.pixels, saved)
             sums[0] += len(images)
@@ -116,7 +116,7 @@ def evaluate_reconstruction(
 
 
 def pixel_scores(images: Tensor, reconstruction: Tensor, boxes: list[Box]) -> Tensor:
-    """Sums over a batch, each image cut to its box: PSNR, SSIM, and how many have an SSIM -> [3] float64 on the CPU."""
+    """Sums over a batch, each image cropped to its box: PSNR, SSIM, images with SSIM -> [3] float64 on the CPU."""
     sums = torch.zeros(3, dtype=torch.float64)
     for box in sorted(set(boxes)):
         left, top, right, bottom = box

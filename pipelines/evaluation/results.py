@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a JSON that says all that is needed to repeat it, and a table in the model's card."""
+"""Output of an evaluation: a JSON with all that is needed to repeat it, and a table in the model's card."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.tokenizer import VQModel
 
 _LIBRARIES = ("codegrid", "torch", "torchvision", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
-FOLDER_NAME = "evaluation"  # within a model's folder
+FOLDER_NAME = "evaluation"  # inside a model's folder
 
 Row = Mapping[str, float | int | None]
 
 
 def output_folder(output_dir: str | None, model: str) -> Path:
-    """The folder that the user names, or one beside the model's, named after it."""
+    """The user's folder, or a folder beside the model's, named after it."""
     if output_dir is not None:
         return Path(output_dir)
     path = Path(model)
@@ -35,7 +35,7 @@ def output_folder(output_dir: str | None, model: str) -> Path:
 
 
 def circumstances(accelerator: Accelerator) -> dict[str, Any]:
-    """With what an evaluation was made: command, commit, versions, device and precision."""
+    """The circumstances of an evaluation: command, commit, versions, device and precision."""
     device = accelerator.device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
@@ -50,12 +50,12 @@ def circumstances(accelerator: Accelerator) -> dict[str, Any]:
 
 
 def _command() -> str:
-    """The command line of this process; its first word is `codegrid NAME` where `codegrid` runs it."""
+    """The command line of this process. It starts with `codegrid NAME` if `codegrid` runs it."""
     return f"{sys.argv[0]} {shlex.join(sys.argv[1:])}"
 
 
 def describe_data(images: ImageStream, source: str, split: str, model: VQModel) -> dict[str, Any]:
-    """The images, and how they became squares."""
+    """A description of the images and of how they became squares."""
     return {
         "source": source,
         "split": split,
@@ -67,7 +67,7 @@ def describe_data(images: ImageStream, source: str, split: str, model: VQModel) 
 
 
 def save_result(name: str, rows: Sequence[Row], record: Mapping[str, Any], folder: Path, model: str) -> Path:
-    """Write NAME.json into `folder`; where `model` is a folder here, its card gets the table and it keeps the JSON."""
+    """Write NAME.json into `folder`. If `model` is a local folder, it gets the JSON too and its card the table."""
     result = {"kind": name, "results": [dict(row) for row in rows], **record}
     write_json(folder / f"{name}.json", result)
     card = Path(model) / "README.md"
@@ -78,7 +78,7 @@ def save_result(name: str, rows: Sequence[Row], record: Mapping[str, Any], folde
 
 
 def _commit() -> str | None:
-    """The commit of this project's checkout, with "+changes" where files differ from it; None where there is none."""
+    """The commit of this project's checkout, with "+changes" if files differ from it; None without a checkout."""
 
     def git(*arguments: str) -> str:
         root = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""Samples for an evaluation: made by all ranks, in whole files, going on where an earlier run stopped."""
+"""Samples for an evaluation: made on all ranks, with atomic writes, and resumable after a stop."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ _IN_PICTURE = 100
 
 
 class Samples:
-    """`num_images` samples of the pipeline as it is set, a file a batch, under `folder`/samples/SETTING/.
+    """`num_images` samples with the pipeline's current settings, a file per batch, under `folder`/samples/SETTING/.
 
-    Image i depends on seed and i alone; its class is i modulo the number of classes.
+    Image i depends on seed and i alone. Its class is i modulo the number of classes.
 
     Raises:
         OutputError: the folder holds samples of another pipeline, seed or batch size.
@@ -79,7 +79,7 @@ class Samples:
         return [index % classes for index in self.indices(shard)] if classes else None
 
     def make(self) -> None:
-        """Sample what is not there yet; the ranks share it, and none returns before all are done."""
+        """Make the missing samples. The ranks share the work, and none returns before all are done."""
         bar = tqdm(
             total=sum(len(self.indices(shard)) for shard in self.mine),
             unit="image",
@@ -119,7 +119,7 @@ class Samples:
         return path
 
     def write_npz(self) -> Path:
-        """All samples as SETTING.npz, which ADM's evaluator reads: arr_0, uint8 [N, H, W, 3]. One batch in memory."""
+        """All samples as SETTING.npz for ADM's evaluator: arr_0, uint8 [N, H, W, 3]. Only one batch is in memory."""
         height, width = self.pipe.tokenizer.config.preprocessing_config.size
         header = {"descr": "|u1", "fortran_order": False, "shape": (self.num_images, height, width, 3)}
 
@@ -140,7 +140,7 @@ class Samples:
         return self.folder / f"{shard:06d}.safetensors"
 
     def _read(self, shard: int) -> Tensor | None:
-        """None where the batch is not there, damaged, or shorter than asked for now."""
+        """The batch, or None if it is missing, damaged, or shorter than requested now."""
         path, number = self._path(shard), len(self.indices(shard))
         try:
             pixels = load_file(path)["images"] if path.is_file() else None

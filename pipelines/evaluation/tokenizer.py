@@ -1,4 +1,4 @@
-"""`codegrid evaluate reconstruction`: how well a tokenizer reconstructs, in one JSON."""
+"""`codegrid evaluate reconstruction`: a tokenizer's reconstruction quality, in one JSON."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.feature_nets.weights import WeightsError
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
-_REPEATS = 5  # of a batch, for the throughput
+_REPEATS = 5  # repetitions of a batch, for the throughput
 
 
 def evaluate_tokenizer(
@@ -51,19 +51,19 @@ def evaluate_tokenizer(
     Args:
         tokenizer: folder or Hub name.
         data: the images.
-        output_dir: gets reconstruction.json; none is a folder beside the tokenizer's. The tokenizer's card gets the
-            table.
-        feature_net: whose features the Frechet distance of originals and reconstructions is between: with inception it
-            is rFID, else it carries the net's name; "none" leaves it out.
-        feature_weights: its weights' file; none looks among torch hub's downloads.
-        lpips: trunk of LPIPS, which is left out where its weights cannot be had; "none" leaves it out.
-        lpips_weights: the trunk's file; none looks among torch hub's downloads.
-        batch_size: images at a time.
-        mixed_precision: of the tokenizer's forward pass.
-        cache_dir: where features are kept, by the content of the images; none is ~/.cache/codegrid/features.
+        output_dir: folder for reconstruction.json; by default a folder beside the tokenizer's. The tokenizer's card
+            gets the table.
+        feature_net: net of the Frechet distance between originals and reconstructions. With inception it is rFID, else
+            it carries the net's name; "none" skips it.
+        feature_weights: the net's weights file; by default it is looked for in torch hub's downloads.
+        lpips: trunk of LPIPS; "none" skips LPIPS. It is also skipped if the weights are not available.
+        lpips_weights: the trunk's weights file; by default it is looked for in torch hub's downloads.
+        batch_size: images per batch.
+        mixed_precision: precision of the tokenizer's forward pass.
+        cache_dir: cache folder for features, keyed by image content; by default ~/.cache/codegrid/features.
 
     Raises:
-        DataError: the images cannot be read as asked, or none of them could be used.
+        DataError: the images cannot be read as configured, or none of them could be used.
         LoadingError: the tokenizer or the feature net cannot be loaded.
     """
     accelerator = make_accelerator(mixed_precision=mixed_precision)
@@ -80,7 +80,7 @@ def evaluate_tokenizer(
     scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size, distances, remember))
     if not scores["num_images"]:
         raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
-    accelerator.wait_for_everyone()  # each rank's features are in the cache
+    accelerator.wait_for_everyone()  # now all ranks' features are in the cache
     keys = gather_object(keys)
     row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
     folder = output_folder(output_dir, tokenizer)
@@ -105,7 +105,7 @@ def evaluate_tokenizer(
 
 
 def bits_per_pixel(model: VQModel) -> float:
-    """Bits of an image's codes, each log2(codebook_size), over its pixels (height times width)."""
+    """Bits of an image's codes, log2(codebook_size) each, per pixel (height times width)."""
     config = model.config
     codes = math.prod(config.codes_shape) * math.log2(config.quantizer_config.codebook_size)
     return codes / math.prod(config.preprocessing_config.size)
@@ -121,14 +121,14 @@ def _lpips(
             size = model.config.preprocessing_config.size_text
             raise WeightsError(f"it is not defined on images of {size} pixels.")
         return {"perceptual": LPIPS(net, weights).to(accelerator.device)}
-    except WeightsError as error:  # an explicit file that is missing or wrong raises others, and ends the command
+    except WeightsError as error:  # a missing or wrong file that the user named raises other errors
         if accelerator.is_main_process:
             tqdm.write(f"LPIPS is left out (--lpips-weights FILE, --lpips none): {error}")
         return {}
 
 
 def _throughput(model: VQModel, source: Any, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-    """Images a second of one process, encoding and decoding a full batch: the median of a few runs after the first."""
+    """Images per second of one process for encoding and decoding a full batch: median of a few runs after the first."""
     batch = next(b for b in prepared_batches(model, iter(source), batch_size) if b.records)
     labels = record_labels(batch.records, decoder_classes(model.config, source.class_names, source.description))
     images, copies = batch.images, math.ceil(batch_size / len(batch.images))
