@@ -104,7 +104,7 @@ def compare(name: str, repository: Path, num_images: int = 64, golden: str | Non
 
 
 def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) -> Parity:
-    """Compare the logits of `number` sequences of random codes (all classes and null), and every class's greedy codes."""
+    """Compare logits of `number` sequences of random codes (all classes and null), and greedy codes of every class."""
     weights = random_weights({key: tuple(value.shape) for key, value in peer.module.state_dict().items()})
     peer.module.load_state_dict({**peer.module.state_dict(), **weights})
     model, sequence = convert_prior(peer.family, weights, 4, heads=4, settings=peer.settings)
