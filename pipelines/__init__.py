@@ -1,4 +1,4 @@
-"""Where the stages, the devices and the disk meet. Its face is loaded when it is asked for: workers need none of it."""
+"""Combines the stages, the devices and the disk. The public names load lazily, because workers need none of them."""
 
 from __future__ import annotations
 

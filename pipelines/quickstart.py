@@ -1,4 +1,4 @@
-"""The whole job on the embedded Fashion-MNIST images: tokenizer, codes, prior, pipeline, samples, and their quality."""
+"""The whole workflow on the embedded Fashion-MNIST images: tokenizer, codes, prior, pipeline, samples and scores."""
 
 from __future__ import annotations
 
@@ -45,18 +45,19 @@ from codegrid.tokenizer.images import to_pil, to_uint8
 _HELD_OUT = 500
 _SAMPLES = 500
 _SEED = 0
-# Found on this job: a short training leaves the distribution flat, and at temperature 1 fewer samples are recognised;
-# with more guidance trousers and coats fall apart.
+# Tuned on this workflow: a short training leaves the distribution flat, so at temperature 1 fewer samples are
+# recognised. With more guidance, trousers and coats fall apart.
 _SAMPLING = {"guidance_scale": 2.5, "temperature": 0.65, "top_p": 0.95}
 
 
 def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None) -> Path:
-    """Train a tokenizer, tokenize, train a class-conditional prior, generate, and judge the samples.
+    """Train a tokenizer, tokenize, train a class-conditional prior, generate samples, and score them.
 
     Args:
-        output_dir: gets images/, tokenizer/, codes/, prior/, pipeline/, samples.png, reconstructions.png, report.json.
-            To go on after a stop, run it again. A stage that is done is not done again; its seconds stay in the report.
-        test_data: Parquet file of other test images of the same kind; none judges by the held-out ones.
+        output_dir: folder for images/, tokenizer/, codes/, prior/, pipeline/, samples.png, reconstructions.png and
+            report.json. To resume after a stop, run it again: finished stages are skipped, and their seconds
+            stay in the report.
+        test_data: Parquet file with other test images of the same kind; by default the held-out images are used.
     """
     folder = Path(output_dir)
     report_file = folder / "report.json"
@@ -83,14 +84,14 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
 
 
 def _test_images(source: DataConfig, test_data: str | None) -> ImageSource:
-    """The images that no stage has seen: the held-out ones, or a file of the user's."""
+    """Images that no stage has seen: the held-out ones, or the user's file."""
     if test_data is None:
         return open_images(DataConfig(source.source, split="validation"))
     return open_images(DataConfig(test_data))
 
 
 def _split_images(folder: Path) -> DataConfig:
-    """Write the embedded images as a training and a validation file: the held-out images are seen by no stage."""
+    """Write the embedded images as a training and a validation file. No stage sees the held-out images."""
     parts = {"train": slice(0, -_HELD_OUT), "validation": slice(-_HELD_OUT, None)}
     table = pq.read_table(IMAGES)
     for split, part in parts.items():
@@ -105,7 +106,7 @@ def _split_images(folder: Path) -> DataConfig:
 def _judge(
     pipe: ImageGenerationPipeline, samples: torch.Tensor, labels: list[int], train: ImageSource, test: ImageSource
 ) -> dict[str, Any]:
-    """Reconstruction of the test images, and what a classifier trained on real images says of the samples."""
+    """Scores of the test images' reconstructions, and those of the samples by a classifier trained on real images."""
     reconstruction = evaluate_reconstruction(pipe.tokenizer, test, make_accelerator(), batch_size=100)
     real, real_labels = all_pixels(pipe.tokenizer, train)
     unseen, unseen_labels = all_pixels(pipe.tokenizer, test)
@@ -146,7 +147,7 @@ def _timed(seconds: dict[str, float], name: str, run: Callable[[], Any]) -> Any:
 
 
 def _seconds_of_stages(report_file: Path) -> dict[str, float]:
-    """What an earlier call spent on the stages that this one finds done."""
+    """The seconds that an earlier call spent on the stages that are finished now."""
     if not report_file.exists():
         return {}
     before = json.loads(report_file.read_text(encoding="utf-8"))["seconds"]
@@ -160,7 +161,9 @@ def _machine() -> dict[str, Any]:
 
 
 def _say_what_next(folder: Path) -> None:
-    activate = Path(os.path.relpath(sys.prefix)) / "bin" / "activate"  # `make quickstart` runs in no activated one
+    activate = (
+        Path(os.path.relpath(sys.prefix)) / "bin" / "activate"
+    )  # `make quickstart` runs in an environment that is not activated
     to_be_found = f"   . {activate}\n" if shutil.which("codegrid") is None and activate.exists() else ""
     print(
         f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}. With your own images, a folder of "

@@ -1,3 +1,3 @@
-"""Image tokenizers (`codegrid.tokenizer`), priors over their codes (`codegrid.prior`), and what puts them to use."""
+"""Image tokenizers (`codegrid.tokenizer`), priors on their codes (`codegrid.prior`), and `codegrid.pipelines`."""
 
 __version__ = "0.2.0"

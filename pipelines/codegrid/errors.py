@@ -1,4 +1,4 @@
-"""The errors that are meant for the user. Whatever is none of them is a defect, and keeps its traceback."""
+"""Errors that are meant for the user. Any other exception is a bug and keeps its traceback."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from codegrid.names import encodable
 
 
 class CodegridError(ValueError):
-    """Something that the user can mend: the message says what is wrong, with its value, and what to do.
+    """An error that the user can fix. The message says what is wrong, with its value, and what to do.
 
     Args:
-        what: a sentence that names the thing.
-        remedy: a sentence that says what to do about it, where `what` does not say so already.
+        what: a sentence that says what is wrong.
+        remedy: a sentence that says what to do about it, unless `what` says so already.
     """
 
     def __init__(self, what: str, remedy: str = "") -> None:
@@ -18,7 +18,7 @@ class CodegridError(ValueError):
 
 
 class MissingFileError(CodegridError, FileNotFoundError):
-    """A file or folder that is needed is not there."""
+    """A required file or folder does not exist."""
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,7 +1,7 @@
-"""Names of files as text that every table, hash, log and terminal takes: one escape, which can be undone.
+"""File names as text for tables, hashes, logs and terminals: one reversible escape.
 
-A name is bytes that need not be UTF-8: Python holds the others as lone surrogates, which no UTF-8 file can take. It
-may hold line ends, and marks that turn a terminal's text around. Letters of all scripts stay as they are.
+A file name is bytes that need not be UTF-8. Python keeps invalid bytes as lone surrogates, which no UTF-8 file can
+hold. A name may also hold line ends, and marks that reverse a terminal's text. Letters of all scripts stay unchanged.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ import os
 import re
 import unicodedata
 
-# Control characters, lone surrogates, and what separates lines and paragraphs.
+# Control characters, lone surrogates, line and paragraph separators.
 _ESCAPED_CATEGORIES = {"Cc", "Cs", "Zl", "Zp"}
-# Marks that turn the direction of the text behind them, and the byte order mark.
+# Marks that change the direction of the following text, and the byte order mark.
 _ESCAPED = set("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
 _ESCAPE = re.compile(r"\\x([0-9a-f]{2})|\\u([0-9a-f]{4})")
 
 
 def shown(name: str | os.PathLike[str]) -> str:
-    """The name with `\\xHH` for bytes that are no UTF-8 and for control characters, `\\uHHHH` for other marks.
+    """The name with `\\xHH` for invalid UTF-8 bytes and control characters, and `\\uHHHH` for other marks.
 
-    A name that needs no escape stays as it is. `hidden` undoes it.
+    A name that needs no escape stays unchanged. `hidden` is the inverse.
     """
     name = os.fspath(name)
     if name.isascii() and name.isprintable() and "\\" not in name:
@@ -29,7 +29,7 @@ def shown(name: str | os.PathLike[str]) -> str:
 
 
 def hidden(text: str) -> str:
-    """The name that `shown` gave `text` for."""
+    """The name for which `shown` returned `text`."""
 
     def back(found: re.Match[str]) -> str:
         number = int(found[1] or found[2], 16)
@@ -39,13 +39,13 @@ def hidden(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """A text with names in it that no `shown` has gone through: what UTF-8 does not take is escaped, the rest stays."""
+    """Escape the characters that UTF-8 cannot hold, in a text with names that did not pass `shown`."""
     return re.sub("[\ud800-\udfff]", lambda found: shown(found[0]), text)
 
 
 def _escaped(name: str, place: int) -> str:
     letter = name[place]
-    if letter == "\\":  # only where it would be read as the beginning of an escape
+    if letter == "\\":  # only if it would be read as the start of an escape
         return r"\x5c" if _ESCAPE.match(name, place) else letter
     if letter not in _ESCAPED and unicodedata.category(letter) not in _ESCAPED_CATEGORIES:
         return letter

@@ -1,4 +1,4 @@
-"""The one command, `codegrid NAME`: which names there are, how each is parsed, and what it calls."""
+"""The command `codegrid NAME`: the table of names, how each is parsed, and what it calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`main`: from a command line to the call of one function. Until a command is named it loads no library."""
+"""`main` turns a command line into the call of one function. It loads no library before a command is named."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ HELP = {"-h", "--help"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command that the first word (after `dev`, the second) names.
+    """Run the command named by the first word (after `dev`, the second).
 
     Args:
-        arguments: the words after `codegrid`; those of this process where not given.
+        arguments: the words after `codegrid`; by default those of this process.
 
     Raises:
-        SystemExit: with status 1 where the user can mend something, after a line that begins with "error: ".
+        SystemExit: with status 1 for an error that the user can fix, after a line that starts with "error: ".
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in HELP or (words[0] == DEVELOPERS and not set(words[1:2]) - HELP):
@@ -37,9 +37,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rest = words[len(name.split()) :]
     if COMMANDS[name].first and rest and not rest[0].startswith("-"):
         rest = [COMMANDS[name].first, *rest]
-    from codegrid.pipelines.commands import parsing  # the parser is a library too
+    from codegrid.pipelines.commands import parsing  # it loads the parser's library
 
-    before, sys.argv = sys.argv, [f"codegrid {name}", *rest]  # an evaluation records it, and a tracker shows it
+    before, sys.argv = sys.argv, [f"codegrid {name}", *rest]  # evaluations record it and trackers show it
     try:
         parsing.run(COMMANDS[name], f"codegrid {name}", rest)
     finally:
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def overview(developers: bool = False) -> str:
-    """The text of `codegrid --help`, or of `codegrid dev --help`: one line a command."""
+    """The text of `codegrid --help` or `codegrid dev --help`: one line per command."""
     prefix = f"{DEVELOPERS} " if developers else ""
     shown = {
         name.removeprefix(prefix): command.summary

@@ -1,4 +1,4 @@
-"""What the user may have meant: the nearest of the names that there are."""
+"""Suggestions for misspelt names: the nearest of the known names."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def unknown(name: str, kind: str, names: Iterable[str]) -> str:
-    """A sentence: `name` is not one of `names`; the nearest, where one is near; and all of them."""
+    """A sentence that `name` is not one of `names`, with the nearest name if one is near, and all names."""
     known = list(names)
     near = difflib.get_close_matches(name, known, n=1)
     meant = f" Did you mean {near[0]!r}?" if near else ""
@@ -15,7 +15,7 @@ def unknown(name: str, kind: str, names: Iterable[str]) -> str:
 
 
 def unknown_option(option: str, options: Iterable[str], command: str) -> str:
-    """A sentence: `command` has no such option; the nearest, where one is near."""
+    """A sentence that `command` has no such option, with the nearest option if one is near."""
     near = difflib.get_close_matches(option, list(options), n=1)
     if near:
         return f"{option}: did you mean {near[0]}?"

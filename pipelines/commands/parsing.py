@@ -1,4 +1,4 @@
-"""Config dataclasses and functions as command lines, by tyro. Whatever is wrong with a command line is one sentence."""
+"""Parses command lines for config dataclasses and functions with tyro. An error is reported in one sentence."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(command: Command, name: str, arguments: Sequence[str]) -> None:
     """Parse the arguments and call the command's function.
 
     Args:
-        name: with `codegrid`, as usage lines and errors say it.
+        name: name with `codegrid`, as shown in usage lines and errors.
     """
     if {"-h", "--help"} & set(arguments):
         with stand_ins():
@@ -43,7 +43,7 @@ def run(command: Command, name: str, arguments: Sequence[str]) -> None:
 
 
 def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any]:
-    """What the command line asks for, not yet called."""
+    """The call that the command line requests, not made yet."""
     parsed = command.parsed
     if isinstance(parsed, Preset):
         presets = load(parsed.presets)
@@ -68,7 +68,7 @@ def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any
 
 
 def _word(arguments: list[str], name: str, kind: str, known: dict[str, Callable[..., Any]]) -> str:
-    """The preset or function that the first argument names; `--help` shows what there is."""
+    """The preset or function named by the first argument. `--help` lists the names."""
     if arguments and arguments[0] in known:
         return arguments[0]
     if arguments and arguments[0] in ("-h", "--help"):
@@ -83,9 +83,9 @@ def _word(arguments: list[str], name: str, kind: str, known: dict[str, Callable[
 
 
 def _with_choices(config: Any, arguments: list[str]) -> tuple[Any, ConstructorRegistry]:
-    """The preset's config, with the parts that `--init-from`, `--quantizer.type NAME` and the like name.
+    """The preset's config with the parts chosen by `--init-from`, `--quantizer.type NAME` and similar options.
 
-    The registry makes the help of each `type` say which there are.
+    The registry makes the help of each `type` list the choices.
     """
     from codegrid.pipelines.training.tokenizer.presets import CHOICES, with_choice, with_start
 
@@ -111,7 +111,7 @@ def _fits(with_choice: Callable[..., Any], config: Any, path: str, kind: str) ->
 
 
 def _saying_types(sentences: dict[int, str]) -> ConstructorRegistry:
-    """A registry for tyro that gives the field `type` of the dataclasses of these ids its sentence."""
+    """A tyro registry that sets the help sentence of the field `type` for the dataclasses with these ids."""
     registry, inside = ConstructorRegistry(), []
 
     @registry.struct_rule
@@ -119,7 +119,7 @@ def _saying_types(sentences: dict[int, str]) -> ConstructorRegistry:
         sentence = sentences.get(id(info.default))
         if sentence is None or inside:
             return None
-        inside.append(info)  # what tyro does with it otherwise
+        inside.append(info)  # tyro's default handling
         spec = registry.get_struct_spec(info)
         inside.pop()
         if not isinstance(spec, StructConstructorSpec):
@@ -131,7 +131,7 @@ def _saying_types(sentences: dict[int, str]) -> ConstructorRegistry:
 
 
 def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
-    """The function with the same arguments that only says what to call: parsing is not running."""
+    """A function with the same arguments that returns the call instead of making it: parsing must not run anything."""
 
     @functools.wraps(function)
     def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
@@ -141,19 +141,19 @@ def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
 
 def description(docstring: str | None) -> str:
-    """What a docstring says before its sections: an option's sentence stands beside the option."""
+    """The docstring's text before its sections. The help shows the arguments' texts beside the options."""
     return _SECTION.split(inspect.cleandoc(docstring or ""))[0].strip()
 
 
 def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **kwargs: Any) -> Any:
-    """What tyro makes of the arguments.
+    """Parse the arguments with tyro.
 
-    A config that contradicts itself raises while it is made, and tyro shows this in a box that names parts of its own:
-    it is one sentence here. So is an option that there is not. Other mistakes stay in tyro's boxes.
+    An invalid config raises while it is constructed, and tyro shows this in a box that names tyro's own parts. Here it
+    becomes one sentence, and so does an unknown option. Other mistakes stay in tyro's boxes.
     """
 
     def parse(words: list[str]) -> Any:
-        flags = (tyro.conf.AvoidSubcommands,)  # a union's member is the default's; see _with_choices
+        flags = (tyro.conf.AvoidSubcommands,)  # a union keeps the default's member; see _with_choices
         return tyro.cli(kind, prog=name, description=description(docstring), args=words, config=flags, **kwargs)
 
     boxes = io.StringIO()
@@ -172,18 +172,18 @@ def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **
 
 
 def _refused_config(end: SystemExit) -> CodegridError | None:
-    """The config's own error where tyro exits because of one; None where it could not read an argument."""
-    failure = end.__context__  # what tyro was handling; its `arg` is a name where it made a dataclass in another one
-    if isinstance(failure, CodegridError):  # of the outermost dataclass: tyro wraps nothing around it
+    """The config's own error if it made tyro exit; None if tyro could not read an argument."""
+    failure = end.__context__  # tyro's current exception; its `arg` is a name if it made a nested dataclass
+    if isinstance(failure, CodegridError):  # from the outermost dataclass: tyro does not wrap it
         return failure
     cause = failure and failure.__context__
     return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, CodegridError) else None
 
 
 def _options(parse: Callable[[list[str]], Any]) -> list[str]:
-    """The options' names, read off the help: tyro has no call that lists them."""
+    """The options' names, parsed from the help: tyro has no function that lists them."""
     shown, before = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"  # one column, and no name is broken
+    os.environ["COLUMNS"] = "100"  # gives one column and unbroken names
     try:
         with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
             parse(["--help"])
@@ -194,7 +194,7 @@ def _options(parse: Callable[[list[str]], Any]) -> list[str]:
 
 
 def _unknown_option(arguments: list[str], known: list[str]) -> str | None:
-    """The first of the arguments that looks like an option and is none; tyro reads `_` as `-` in names."""
+    """The first argument that looks like an option but is unknown. tyro reads `_` as `-` in names."""
     for argument in arguments:
         option = argument.split("=", 1)[0]
         if re.match(r"--[A-Za-z]", option) and option.replace("_", "-") not in known:

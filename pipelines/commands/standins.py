@@ -1,4 +1,4 @@
-"""Help texts without the libraries: empty stand-ins take their place while a command's options are read."""
+"""Fast help texts: empty stand-ins replace the heavy libraries while a command's options are read."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# What takes long to load, and serves no help text: a class's bases and decorators, a function's annotations.
+# Libraries that load slowly and do not matter to help texts: they only give bases, decorators and annotations.
 HEAVY = {"torch", "torchvision", "transformers", "datasets", "accelerate", "torchmetrics", "huggingface_hub"}
 HEAVY |= {"safetensors", "pyarrow", "tensorboard", "psutil", "PIL", "numpy", "tqdm", "yaml", "fsspec"}
 
 
 @contextlib.contextmanager
 def stand_ins() -> Iterator[None]:
-    """Stand-ins for the heavy libraries while the body runs. Nothing of ours that saw one is left behind.
+    """Replace the heavy libraries by stand-ins in the body. Our modules that saw a stand-in are unloaded afterwards.
 
-    A process that has one of the libraries already gets none: what it imports meanwhile would keep the stand-ins.
+    If one of the libraries is loaded already, there are no stand-ins: imports in the meantime would keep them.
     """
     if any(name.partition(".")[0] in HEAVY for name in sys.modules):
         yield
@@ -34,7 +34,7 @@ def stand_ins() -> Iterator[None]:
         for name in set(sys.modules) - before:
             top, _, last = name.rpartition(".")
             if name.partition(".")[0] in {*HEAVY, "codegrid"}:
-                vars(sys.modules.get(top, types)).pop(last, None)  # a module is an attribute of its package as well
+                vars(sys.modules.get(top, types)).pop(last, None)  # a module is also an attribute of its package
                 del sys.modules[name]
 
 
@@ -75,12 +75,12 @@ class _Meta(abc.ABCMeta):
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         if not vars(cls).get("_is_stand_in"):
-            return super().__call__(*args, **kwargs)  # a class of ours
+            return super().__call__(*args, **kwargs)  # our own class
         decorates = len(args) == 1 and not kwargs and isinstance(args[0], (types.FunctionType, type))
         return args[0] if decorates else _new(cls.__name__)
 
     def register(cls, *args: Any, **kwargs: Any) -> Any:
-        """What transformers' registries have, and abstract classes have otherwise."""
+        """`register` of transformers' registries and of abstract classes."""
 
     def __getitem__(cls, key: Any) -> Any:
         return cls

@@ -1,4 +1,4 @@
-"""Every command: its name, a line of help, and where its function lies. Nothing is loaded until a command is named."""
+"""All commands: name, a line of help, and the place of the function. Nothing is loaded until a command is named."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def load(target: str) -> Any:
-    """The object that `module:name` names; the module is below `codegrid.pipelines`."""
+    """The object `module:name`; the module is inside `codegrid.pipelines`."""
     module, name = target.split(":")
     return getattr(importlib.import_module(f"codegrid.pipelines.{module}"), name)
 
@@ -43,7 +43,7 @@ class Preset:
     """A word that chooses a config, whose fields the options override, and the function that takes it.
 
     Args:
-        presets: a dictionary of functions of two values that only the user knows; each gives a config.
+        presets: a dictionary of functions that take two values that only the user knows, and return a config.
         run: the function.
     """
 
@@ -55,27 +55,27 @@ class Preset:
 class Functions:
     """A word that chooses a function, whose arguments are the options.
 
-    It may also be a dataclass, whose fields are the options, and whose method `run` is called.
+    It may also be a dataclass: its fields are the options, and its method `run` is called.
 
     Args:
-        runs: the functions by their words, or the place of a dictionary of them.
+        runs: the functions by word, or the place of a dictionary of them.
     """
 
     runs: Mapping[str, str] | str
 
     def loaded(self) -> dict[str, Callable[..., Any]]:
-        """The functions by their words."""
+        """The functions by word."""
         return load(self.runs) if isinstance(self.runs, str) else {word: load(run) for word, run in self.runs.items()}
 
 
 @dataclass(frozen=True)
 class Command:
-    """What stands behind a name.
+    """A command.
 
     Args:
         summary: a line for `codegrid --help`.
-        parsed: how its command line is read, and what is called.
-        first: the option that a first word without dashes is the value of.
+        parsed: how to parse the command line, and what to call.
+        first: the option that takes a first word without dashes as its value.
     """
 
     summary: str
@@ -83,9 +83,9 @@ class Command:
     first: str | None = None
 
 
-DEVELOPERS = "dev"  # the word before the names of developers' tools
+DEVELOPERS = "dev"  # the word before names of developers' tools
 
-# Names are those of scripts/, with dashes; a new command is a line here, and a script of two lines.
+# The names are those of scripts/, with dashes. A new command is a line here and a script of two lines.
 COMMANDS: dict[str, Command] = {
     "quickstart": Command("do the whole job on the embedded Fashion-MNIST images", Function("quickstart:quickstart")),
     "look": Command(

@@ -1,1 +1,1 @@
-"""The page to play with."""
+"""The interactive demo page."""

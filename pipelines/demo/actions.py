@@ -1,4 +1,4 @@
-"""What the demo page does, without the page: an image's codes as a map, changed codes, and images of them again."""
+"""The demo page's actions, without the page: map an image's codes, change codes, and decode them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _GOLDEN_RATIO = 0.6180339887
 
 
 class Cell(NamedTuple):
-    """A place of the code grid."""
+    """A position in the code grid."""
 
     row: int
     column: int
@@ -37,10 +37,10 @@ def generate(
     temperature: float,
     seed: int,
 ) -> list[tuple[Image.Image, str]]:
-    """Enlarged samples with their class as caption; `class_name` None takes all classes in turn.
+    """Enlarged samples, captioned with their class. `class_name` None takes all classes in turn.
 
     Raises:
-        CodegridError: a number is out of its range, or the class is unknown.
+        CodegridError: a number is out of range, or the class is unknown.
     """
     settings = {"temperature": temperature, "seed": seed, "progress": False}
     if pipe.class_names is None:
@@ -59,7 +59,7 @@ def read_image(model: VQModel, file: str | Path) -> Tensor:
     """A picture as the tokenizer sees it: [1, C, H, W] in [-1, 1].
 
     Raises:
-        BadImage: it cannot be used; the message says why.
+        BadImage: the picture cannot be used; the message says why.
     """
     preprocessing, channels = model.config.preprocessing_config, model.config.backbone_config.in_channels
     return to_images(file, preprocessing, channels)
@@ -74,14 +74,14 @@ def encode(model: VQModel, image: Tensor) -> Tensor:
 def decode(pipe: ImageGenerationPipeline, codes: Tensor, class_name: str | None = None) -> Tensor:
     """Codes [h, w] or [h, w, depth] -> [1, C, H, W] in [-1, 1] on the CPU.
 
-    `class_name` is for a tokenizer whose decoder is class-conditional; None is the first class there.
+    `class_name` is for a tokenizer with a class-conditional decoder; None is then the first class.
     """
     labels = None if pipe.class_names is None else [class_name or pipe.class_names[0]]
     return pipe.decode(codes[None], labels)
 
 
 def with_code(codes: Tensor, cell: Cell, code: int, codebook_size: int, level: int = 0) -> Tensor:
-    """A copy of the codes with another one at `cell` (of its `level`, where a position has several).
+    """A copy of the codes with another code at `cell` (at `level`, if a position has several codes).
 
     Raises:
         CodegridError: the codebook has no such code.
@@ -97,9 +97,9 @@ def code_at(codes: Tensor, cell: Cell, level: int = 0) -> int:
 
 
 def codes_map(codes: Tensor, level: int = 0, changed: Tensor | None = None) -> Image.Image:
-    """The grid as coloured squares with the codes' numbers; cells that differ from `changed` have a black frame.
+    """The grid as coloured squares with code numbers. Cells that differ from `changed` have a black frame.
 
-    A code has the same colour in every map. Numbers are left out where cells are too small for them.
+    A code has the same colour in every map. Cells that are too small have no numbers.
     """
     grid = codes[..., level] if codes.dim() == 3 else codes  # [h, w]
     rows, columns = grid.shape
@@ -128,23 +128,23 @@ def cell_at(x: float, y: float, codes: Tensor) -> Cell:
 
 
 def colour_of(code: int) -> tuple[int, int, int]:
-    """A light colour; hues of neighbouring codes lie far apart."""
+    """A light colour. Neighbouring codes have very different hues."""
     red, green, blue = colorsys.hsv_to_rgb(code * _GOLDEN_RATIO % 1, 0.35 + 0.3 * (code % 3) / 2, 0.95)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def picture(image: Tensor) -> Image.Image:
-    """[1, C, H, W] in [-1, 1] as a picture that is large enough to look at."""
+    """[1, C, H, W] in [-1, 1] as a picture that is large enough to see."""
     return enlarged(to_pil(image)[0], _SIDE)
 
 
 def difference(image: Tensor, other: Tensor) -> Image.Image:
-    """How far two images [1, C, H, W] are apart: black where equal, 255 times half the distance times the gain."""
+    """The difference of two images [1, C, H, W]: 255 * distance / 2 * gain, so equal pixels are black."""
     distance = (image - other).abs() * DIFFERENCE_GAIN - 1  # 0 becomes -1, which is black
     return enlarged(to_pil(distance.clamp(-1, 1))[0], _SIDE)
 
 
 def enlarged(image: Image.Image, least_side: int) -> Image.Image:
-    """Whole pixels repeated until the picture has about `least_side`."""
+    """Enlarge by an integer factor to about `least_side` pixels."""
     scale = max(1, round(least_side / image.width))
     return image.convert("RGB").resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)

@@ -1,4 +1,4 @@
-"""The demo's page, by Gradio: the extra `demo`. What it shows and does is in demo.py."""
+"""The demo's page, made with Gradio (the extra `demo`). Its actions are in actions.py."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _PUT, _PICK = "put the code there", "pick up its code"
 
 
 def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
-    """Serve a page in the browser: sample images by class; look at an image's codes, change them, and decode again.
+    """Serve a page for the browser: sample images by class, view an image's codes, change them, and decode again.
 
     Args:
         pipeline: folder or Hub name of a pipeline.
-        host: address to listen on; 0.0.0.0 lets other machines in.
-        port: of the page.
+        host: address to listen on; 0.0.0.0 allows other machines.
+        port: port of the page.
 
     Raises:
         LoadingError: the pipeline cannot be loaded, or Gradio is not installed.
@@ -31,7 +31,7 @@ def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
     gradio = _gradio()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(make_accelerator().device)
     page = make_page(pipe, title=f"Codegrid: {pipeline}")
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # none from elsewhere
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no web fonts
     print(f"The page is at http://{host}:{port} (Ctrl-C ends it).", flush=True)
     page.launch(
         server_name=host, server_port=port, quiet=True, ssr_mode=False, theme=gradio.themes.Default(**fonts), css=_CSS
@@ -78,7 +78,7 @@ def _generation(gradio: Any, pipe: ImageGenerationPipeline) -> None:
 
 
 class _Codes:
-    """The tab where an image's codes are seen and changed. A session's state is (image, its codes, changed codes)."""
+    """The tab that shows and changes an image's codes. A session's state is (image, its codes, changed codes)."""
 
     def __init__(self, gradio: Any, pipe: ImageGenerationPipeline) -> None:
         self.gradio, self.pipe, self.model = gradio, pipe, pipe.tokenizer
@@ -104,7 +104,7 @@ class _Codes:
         view = [level, class_name]
         shown = [state, image, grid, result, apart]
         upload.upload(self.read, [upload, *view], shown)
-        # `SelectData` is told apart by its annotation, which must be the class itself.
+        # Gradio recognises `SelectData` by the annotation, which must be the class itself.
         self.click.__func__.__annotations__["event"] = gradio.SelectData
         grid.select(self.click, [state, code, action, *view], [code, *shown])
         back.click(self.restore, [state, *view], shown)
@@ -112,7 +112,7 @@ class _Codes:
             choice.change(self.again, [state, *view], shown)
 
     def picture(self, title: str, name: str) -> Any:
-        """A picture with its title above it: Gradio's own label covers a corner."""
+        """A picture below its title: Gradio's own label would cover a corner."""
         with self.gradio.Column(min_width=200):
             self.gradio.Markdown(f"**{title}**")
             return self.gradio.Image(show_label=False, interactive=False, format="png", buttons=[], elem_id=name)
