@@ -1,4 +1,4 @@
-"""Reading the fields of a config dataclass from a dictionary, with errors that name the field."""
+"""Reads a config dataclass from a dictionary, with errors that name the field."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 def younger(default: Any, before: Any = MISSING) -> Any:
-    """A config's field that was added when configs had been saved already; see `established`.
+    """A config's field that was added after configs had been saved; see `established`.
 
-    `before` is what configs without the field mean (`from_dict` reads them so), where new ones mean another thing.
+    `before` is the value that `from_dict` gives to saved configs without the field, if it differs from `default`.
     """
     return field(default=default, metadata={"younger": True, "before": default if before is MISSING else before})
 
 
 def established(config: Any) -> dict[str, Any]:
-    """A dataclass's fields as a dictionary, without the `younger` ones that mean what configs without them mean.
+    """A dataclass's fields as a dictionary, without `younger` ones whose value is that of a config without the field.
 
-    So what is computed from a config, like a fingerprint, stays the same when a field is added to it.
+    So a value computed from a config, such as a fingerprint, stays the same when the config gets a new field.
     """
     found = {}
     for entry in fields(config):
@@ -33,13 +33,13 @@ def established(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
-    """Make dataclass `cls` from plain JSON values; nested dataclasses and tuples are made from dictionaries and lists.
+    """Make dataclass `cls` from plain JSON values; nested dataclasses and tuples come from dictionaries and lists.
 
     Args:
-        where: the name under which the user knows this part of the config; it stands in the error messages.
+        where: the user's name for this part of the config, for error messages.
 
     Raises:
-        CodegridError: `values` is no dictionary, has an unknown key, or a value of another type than its field's; or
+        CodegridError: `values` is not a dictionary, has an unknown key, or a value of another type than its field; or
             `cls` is the base of registered configs, and none of them has the `type` of `values`.
     """
     require(isinstance(values, dict), f"{where} must be a dictionary of fields, not {type(values).__name__}.")
@@ -56,21 +56,21 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
 
 
 def register(kind: type[T], base: type) -> type[T]:
-    """Let `from_dict` make a `kind` where `base` is asked for and the dictionary has the `type` of `kind`.
+    """Let `from_dict` make a `kind` for a field of type `base` if the dictionary has the `type` of `kind`.
 
     Args:
-        kind: a frozen dataclass derived from `base`, with a default for every field and a `type` of its own.
+        kind: a frozen dataclass derived from `base`, with a default for every field and its own `type`.
         base: has `registered`, a dictionary of its kinds by their `type`.
 
     Raises:
-        CodegridError: `kind` is no such class, or another class has its `type`.
+        CodegridError: `kind` is not such a class, or another class has its `type`.
     """
     derived = isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, base) and kind is not base
     require(derived, f"{kind!r} cannot be registered: make it a dataclass derived from {base.__name__}.")
     name = kind.type
     require(isinstance(name, str) and bool(name), f"{kind.__name__}.type is {name!r}: give it a name.")
     there = base.registered.get(name, kind)
-    # A notebook's cell that is run again makes the same class anew.
+    # Running a notebook's cell again defines the same class again.
     same = (there.__module__, there.__qualname__) == (kind.__module__, kind.__qualname__)
     require(same, f"{kind.__name__}.type is {name!r}, which is the name of {there.__qualname__}: take another.")
     base.registered[name] = kind
@@ -85,13 +85,13 @@ def _kind(registered: dict[str, type], values: dict[str, Any], where: str) -> ty
 
 
 def _meant(cls: type) -> dict[str, Any]:
-    """What a saved config means by saying nothing of a younger field, where that is not the default of new ones."""
+    """Values of younger fields that a saved config lacks, where these are not the default of new configs."""
     entries = [entry for entry in fields(cls) if entry.metadata.get("younger")]
     return {entry.name: entry.metadata["before"] for entry in entries if entry.metadata["before"] != entry.default}
 
 
 def completed(cls: type, values: Any) -> Any:
-    """A saved config as plain values, with the younger fields that it says nothing of."""
+    """A saved config as plain values, with the younger fields that it lacks."""
     if not (is_dataclass(cls) and isinstance(values, dict)):
         return values
     hints = get_type_hints(cls)
@@ -110,7 +110,7 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         kinds = [kind for kind in args if kind is not type(None)]
         if len(kinds) == 1:
             return _convert(value, kinds[0], where)
-        if isinstance(value, dict):  # a union of dataclasses is told apart by their `type` field
+        if isinstance(value, dict):  # the `type` field selects the member of a union of dataclasses
             for kind in kinds:
                 if is_dataclass(kind) and getattr(kind, "type", None) == value.get("type"):
                     return from_dict(kind, value, where)

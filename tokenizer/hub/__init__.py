@@ -1,1 +1,1 @@
-"""Talking to the Hugging Face Hub: pushes, cards, and weight files looked at before they are loaded."""
+"""Hugging Face Hub: pushes, model cards, and checks of weight files before they are loaded."""

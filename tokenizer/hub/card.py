@@ -1,15 +1,15 @@
-"""What a tokenizer's model card says of the model itself."""
+"""The part of a tokenizer's model card that describes the model itself."""
 
 from __future__ import annotations
 
 from codegrid.tokenizer.configuration import VQModelConfig
 
-# Where a card says which folder or repository to load; a push puts the repository's name there.
+# Stands for the folder or repository to load; a push replaces it by the repository's name.
 PLACEHOLDER = "FOLDER_OR_REPO"
 
 
 def model_card(config: VQModelConfig) -> str:
-    """A card for a tokenizer of which only the config is known."""
+    """A card for a tokenizer, from its config alone."""
     metadata = "library_name: codegrid\ntags:\n- codegrid\n- vqgan\n- image-tokenizer\n"
     return f"---\n{metadata}---\n\n# Image tokenizer\n\n{description(config)}\n{usage(config)}"
 
@@ -30,7 +30,7 @@ def usage(config: VQModelConfig) -> str:
     """A snippet that runs as it is."""
     (height, width), channels = config.preprocessing_config.size, config.backbone_config.in_channels
     codes = "[B, h, w]" if config.quantizer_config.depth == 1 else "[B, h, w, depth]"
-    labels = ", labels=torch.tensor([0])" if config.num_classes else ""  # config.id2label names them
+    labels = ", labels=torch.tensor([0])" if config.num_classes else ""  # config.id2label has their names
     return f"""## Use
 
 ```python

@@ -1,4 +1,4 @@
-"""A push to the Hub: all of its files in one commit or none, with patience for a busy server."""
+"""A push to the Hub: all files in one commit or none, with retries for a busy server."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from codegrid.errors import CodegridError
 T = TypeVar("T")
 WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 
-# Seconds before the second try and on. huggingface_hub tries an upload again by itself, but no commit.
+# Seconds before each further try. huggingface_hub retries uploads by itself, but not commits.
 _WAITS = (1.0, 4.0, 15.0, 30.0)
 _LONGEST_WAIT = 120.0
 _NO_ANSWER = 0
-# 409 and 412: somebody else committed meanwhile. The rest: the server is busy or down.
+# 409 and 412 mean that somebody else committed meanwhile. The others mean that the server is busy or down.
 _WORTH_ANOTHER_TRY = {_NO_ANSWER, 408, 409, 412, 429, 500, 502, 503, 504}
 _HTTP_ERROR = HfHubHTTPError.__mro__[1]  # the HTTPError of httpx or httpx2, whichever huggingface_hub uses
 
@@ -30,7 +30,7 @@ _logger = logging.getLogger(__name__)
 
 
 class PublishingError(CodegridError):
-    """The Hub did not take something; the message says why and what to do."""
+    """The Hub did not accept something; the message says why and what to do."""
 
 
 def in_subfolder(files: Mapping[str, T], subfolder: str | None) -> dict[str, T]:
@@ -57,25 +57,25 @@ def push_files(
     create_pr: bool = False,
     token: str | bool | None = None,
 ) -> str:
-    """Put files into a repository in one commit; the repository and the branch are made where they are missing.
+    """Put files into a repository in one commit. A missing repository or branch is made.
 
-    Unlike `HfApi.upload_folder`, which cuts a large folder into several commits, this never shows half of one. A push
-    that was interrupted is repeated with the same call; large files that had arrived are not sent again.
+    `HfApi.upload_folder` cuts a large folder into several commits; this function never shows half of a folder. After an
+    interruption, repeat the same call: large files that have arrived are not sent again.
 
     Args:
-        files: by their path in the repository.
-        replaces: patterns of paths that belong to the pushed thing: files there that `files` lacks are deleted in the
-            same commit, such as the seventh shard of an older version that had more.
-        private: whether a new repository is private; None leaves it to the account's default.
-        revision: branch; None is the main one.
+        files: contents by their path in the repository.
+        replaces: patterns of paths that belong to the pushed object. Matching files that `files` lacks are deleted in
+            the same commit: for example, the seventh shard of an older version with more shards.
+        private: whether a new repository is private; None takes the account's default.
+        revision: branch; None is the main branch.
         create_pr: open a pull request instead of changing the branch.
-        token: None takes HF_TOKEN or the one that `hf auth login` stored. It is never printed.
+        token: None takes HF_TOKEN or the token that `hf auth login` stored. It is never printed.
 
     Returns:
         The address of the commit, or of the pull request.
 
     Raises:
-        PublishingError: the Hub refuses, or could not be reached again and again.
+        PublishingError: the Hub refuses, or could not be reached in repeated tries.
     """
     api = HfApi(token=token)
     for attempt, wait in enumerate((*_WAITS, None), start=1):
@@ -83,9 +83,10 @@ def push_files(
             return _push_once(
                 api, files, repo_id, repo_type, replaces, private, revision, create_pr, commit_message=commit_message
             )
-        except Exception as error:  # huggingface_hub lets those of httpx, json and its threads through
+        except Exception as error:  # huggingface_hub passes on those of httpx, json and its threads
             status = _status(error)
-            # A lost answer may hide a commit. The second try finds it and adds none, but would open a second request.
+            # A commit may succeed although its answer is lost. A second try then adds no commit, but with `create_pr`
+            # it would open a second pull request.
             retried = status in _WORTH_ANOTHER_TRY and not (create_pr and status == _NO_ANSWER)
             if wait is None or not retried:
                 raise PublishingError(_sentence(error, status, repo_id, token)) from None
@@ -120,7 +121,7 @@ def _push_once(
         repo_type=repo_type,
         revision=revision,
         create_pr=create_pr,
-        parent_commit=head,  # what is deleted was decided by this state
+        parent_commit=head,  # the list of deletions is based on this state
     )
     return str(commit.pr_url if create_pr else commit.commit_url)
 
@@ -132,19 +133,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status that ended a try, 0 where no answer came, None where it was not the Hub's doing."""
+    """The HTTP status that ended a try; 0 if no answer came; None if the Hub did not cause the error."""
     for cause in _chain(error):
         response = getattr(cause, "response", None)
         if response is not None:
             return response.status_code
-        # A proxy's page of HTML where huggingface_hub reads JSON is no answer either.
+        # If a proxy sends an HTML page and huggingface_hub expects JSON, that is no answer either.
         if isinstance(cause, (_HTTP_ERROR, json.JSONDecodeError)):
             return _NO_ANSWER
     return None
 
 
 def _wait(error: BaseException, wait: float) -> float:
-    """Seconds to wait: at least what the Hub asks for in Retry-After, up to two minutes."""
+    """Seconds to wait: at least the Hub's Retry-After, up to two minutes."""
     for cause in _chain(error):
         asked = getattr(getattr(cause, "response", None), "headers", {}).get("Retry-After", "")
         if asked.isdigit():

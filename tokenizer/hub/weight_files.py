@@ -1,4 +1,4 @@
-"""A folder's weight files, looked at before anything is loaded or allocated."""
+"""Checks a folder's weight files before anything is loaded or allocated."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from codegrid.errors import CodegridError, require
 
 
 def check_weight_files(folder: Path, model: nn.Module) -> None:
-    """Refuse weights that are not this model's, and files outside of the folder (transformers would follow `../`).
+    """Refuse weights of another model, and files outside of the folder (transformers would follow `../`).
 
     Args:
-        model: as the folder's config describes it, on the meta device: nothing of a made-up size is allocated.
+        model: made from the folder's config on the meta device, so that nothing of a made-up size is allocated.
 
     Raises:
-        CodegridError: a file is missing, damaged or elsewhere, or names or shapes are not the model's.
+        CodegridError: a file is missing, damaged or outside of the folder, or names or shapes are not the model's.
     """
     found: dict[str, tuple[int, ...]] = {}
     for file in _weight_files(folder):

@@ -1,6 +1,7 @@
-"""The registry of foreign tokenizers: one import line each.
+"""The registry of foreign tokenizers: one import line for each.
 
-Pure: weights by their foreign names -> a config and weights of this project. No project's code is imported.
+Pure functions: weights by their foreign names -> a config and weights of this project. No other project's code is
+imported.
 """
 
 from __future__ import annotations
@@ -34,12 +35,12 @@ def convert_tokenizer(
     settings: Mapping[str, Any] | None = None,
     pixel_range: tuple[float, float] | None = None,
 ) -> tuple[VQModelConfig, Weights]:
-    """A foreign state dict as a config and weights of `VQModel`; the weights are float32.
+    """Convert a foreign state dict into a config and weights of `VQModel`; the weights are float32.
 
     Args:
         family: one of `TOKENIZER_FAMILIES`.
-        settings: the family's own config (yaml or json), where there is one; it must agree with the weights.
-        pixel_range: what the network reads as black and white; None for what the family's do.
+        settings: the family's own config (yaml or json), if there is one; it must agree with the weights.
+        pixel_range: the network's values of black and white; None takes those of the family.
 
     Raises:
         ForeignCheckpointError: the weights or the settings are not of this family, or do not make a tokenizer.
@@ -69,10 +70,10 @@ def fill(model: nn.Module, weights: Weights, family: str) -> None:
     """Load converted weights into the `VQModel` of their config.
 
     Raises:
-        ForeignCheckpointError: they lack a weight, or one is not known or of another shape. The message lists them.
+        ForeignCheckpointError: a weight is missing, unknown or of another shape. The message lists them.
     """
     own = model.state_dict()
-    # Training's own buffers: all codes count as used, so that fine-tuning does not place the codebook anew.
+    # Buffers of training: all codes count as used, so that fine-tuning does not place the codebook again.
     weights = {name: torch.ones_like(own[name]) for name in own if name.endswith(".usage")} | weights
     wrong = {
         "missing": sorted(set(own) - set(weights)),
@@ -91,7 +92,7 @@ def _first(names: list[str], limit: int = 12) -> str:
 
 
 def guess_tokenizer_family(keys: Mapping[str, Any]) -> str | None:
-    """The family whose signs the keys carry; None where there is none."""
+    """The family whose signs match the keys; None if there is none."""
     return next((name for name, family in TOKENIZER_FAMILIES.items() if family.fits(keys)), None)
 
 
@@ -101,7 +102,7 @@ def _hint(weights: Mapping[str, Tensor]) -> str:
 
 
 def _check_class(family: str, settings: Mapping[str, Any]) -> None:
-    """Settings that name the class they configure must name one of the family's."""
+    """If the settings name the class that they configure, it must be one of the family's."""
     for key in ("target", "class_path", "_class_name"):
         name = find_setting(settings, key)
         words = TOKENIZER_FAMILIES[family].classes

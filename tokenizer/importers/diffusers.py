@@ -1,4 +1,4 @@
-"""diffusers' VQModel, both ways: its Hub repositories hold LDM's and aMUSEd's tokenizers."""
+"""diffusers' VQModel, import and export: its Hub repositories hold the tokenizers of LDM and aMUSEd."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from codegrid.tokenizer.importers.layout import (
 from codegrid.tokenizer.importers.reading import ForeignCheckpointError
 from codegrid.tokenizer.quantizers import VectorQuantizerConfig
 
-# (theirs, ours) within a level or the bottleneck; the first fits the names, the second is what they become.
+# (theirs, ours) within a level or the bottleneck: the first matches the names, the second replaces them.
 _PARTS = (
     (r"resnets", "block"),
     (r"attentions", "attn"),
@@ -32,7 +32,7 @@ _PARTS = (
     (r"conv_norm_out", "norm_out"),
 )
 _ATTENTION = (("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"))
-# The names of files that were saved before diffusers 0.17.
+# Names in files from before diffusers 0.17.
 _OLD_ATTENTION = (("query", "q"), ("key", "k"), ("value", "v"), ("proj_attn", "proj_out"))
 
 
@@ -48,7 +48,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
         re.sub(r"^decoder\.up_blocks\.(\d+)\.", lambda found: f"decoder.up.{last - int(found[1])}.", key): value
         for key, value in ours.items()
     }
-    muse = "encoder.mid.attn_1.q.weight" not in weights  # aMUSEd's has none, and reads pixels in [0, 1]
+    muse = "encoder.mid.attn_1.q.weight" not in weights  # aMUSEd's tokenizer has none, and reads pixels in [0, 1]
     backbone = backbone_of(
         weights,
         resolution=settings.get("sample_size", 256),
@@ -73,16 +73,16 @@ def _our_name(key: str) -> str:
 
 
 def _our_shape(key: str, value: Tensor) -> Tensor:
-    """Attention's linear layers [C, C] as 1x1 convolutions."""
+    """Turn attention's linear layers [C, C] into 1x1 convolutions."""
     linear = ".attentions." in key and key.endswith(".weight") and value.dim() == 2
     return value[:, :, None, None] if linear else value
 
 
 def to_diffusers(config: VQModelConfig, weights: Mapping[str, Tensor]) -> tuple[dict[str, Any], Weights]:
-    """A tokenizer as diffusers' VQModel: its config.json and its state dict.
+    """Convert a tokenizer into diffusers' VQModel: its config.json and its state dict.
 
     Raises:
-        CodegridError: diffusers' VQModel cannot be this tokenizer. The message names the field.
+        CodegridError: diffusers' VQModel cannot represent this tokenizer. The message names the field.
     """
     backbone, quantizer = config.backbone_config, config.quantizer_config
     _check_exportable(backbone, quantizer)

@@ -1,4 +1,4 @@
-"""SEED-Voken's IBQ (Shi et al. 2024, https://arxiv.org/abs/2412.02692): taming's network, codes by the largest z.e."""
+"""SEED-Voken's IBQ (Shi et al. 2024, https://arxiv.org/abs/2412.02692): taming's network; codes by the largest z.e."""
 
 from __future__ import annotations
 

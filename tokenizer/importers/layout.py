@@ -1,4 +1,4 @@
-"""What the importers share: renaming keys, and reading a backbone's shape off its weights."""
+"""Shared by the importers: renaming keys, and deriving a backbone's config from its weights."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Converted:
     """A tokenizer in this project's layout.
 
     Attributes:
-        notes: what the importer did beyond renaming, for the report and the provenance.
+        notes: the importer's changes besides renaming, for the report and the provenance.
     """
 
     backbone: BackboneConfig
@@ -33,15 +33,15 @@ class Converted:
 
 @dataclass(frozen=True)
 class TokenizerFamily:
-    """How the tokenizers of one project become a `VQModel`.
+    """How the tokenizers of one foreign project become a `VQModel`.
 
     Args:
-        title: what it is, for people.
-        signs: regular expressions; weights are of the family where each of them finds a key.
-        classes: words, one of which the settings' class path holds where it names one.
+        title: a name for people.
+        signs: regular expressions; weights are of the family if each expression finds a key.
+        classes: words; if the settings name a class, its path must contain one of them.
         convert: (weights, settings, pixel_range or None) -> `Converted`; weights are in float32.
-        example: arguments of `codegrid import-checkpoint NAME` beside --output-dir, for its help.
-        peer: the repository with the project's own code, which `codegrid dev import-parity` compares with.
+        example: arguments of `codegrid import-checkpoint NAME` besides --output-dir, for its help.
+        peer: the repository with the project's own code; `codegrid dev import-parity` compares with it.
     """
 
     title: str
@@ -57,7 +57,7 @@ class TokenizerFamily:
 
 
 def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str | Callable[[re.Match], str]]]) -> Weights:
-    """Apply each (regular expression, replacement as of `re.sub`) to every key, in order."""
+    """Apply each pair (regular expression, replacement of `re.sub`) to every key, in order."""
     renamed = {}
     for key, value in weights.items():
         for pattern, replacement in rules:
@@ -67,18 +67,18 @@ def rename(weights: Mapping[str, Tensor], rules: Sequence[tuple[str, str | Calla
 
 
 def drop(weights: Mapping[str, Tensor], *patterns: str) -> Weights:
-    """Without the keys in which one of the patterns is found at the start."""
+    """The weights without keys whose start matches one of the patterns."""
     return {key: value for key, value in weights.items() if not any(re.match(pattern, key) for pattern in patterns)}
 
 
 def of_submodule(weights: Weights, prefix: str) -> Weights:
-    """Where `prefix`ed keys are there (a tokenizer inside of a prior's file), they alone, without it."""
+    """If keys have the `prefix` (a tokenizer inside a prior's file), only these, without the prefix."""
     inside = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     return inside or weights
 
 
 def averaged(weights: Weights) -> Weights:
-    """The average kept under `model_ema.`, whose names are the live ones without their dots, instead of the weights."""
+    """Take the EMA weights under `model_ema.` instead of the trained ones. Their names are the same without dots."""
     live = {key.replace(".", ""): key for key in weights if not key.startswith("model_ema.")}
     chosen = {key: value for key, value in weights.items() if not key.startswith("model_ema.")}
     for key, value in weights.items():
@@ -89,7 +89,7 @@ def averaged(weights: Weights) -> Weights:
 
 
 def with_zero_biases(weights: Weights, *patterns: str) -> Weights:
-    """Biases of zero for the convolutions that have none: the same function, and fewer kinds of networks."""
+    """Add zero biases to convolutions without one: the function is the same, with fewer kinds of networks."""
     filled = dict(weights)
     for key, value in weights.items():
         bias = key.removesuffix("weight") + "bias"
@@ -99,14 +99,14 @@ def with_zero_biases(weights: Weights, *patterns: str) -> Weights:
 
 
 def backbone_of(weights: Weights, *, resolution: int = 256, **fixed: Any) -> BackboneConfig:
-    """The config of a backbone whose weights carry this project's (taming's) names.
+    """The config of a backbone whose weights have this project's (taming's) names.
 
     Args:
-        resolution: that attention's place is counted from; weights do not tell it.
+        resolution: the side from which attention's levels are counted; weights do not tell it.
         fixed: fields that the family knows and weights do not tell.
 
     Raises:
-        ForeignCheckpointError: a weight that tells a field is missing. The message names it.
+        ForeignCheckpointError: a weight that determines a field is missing. The message names it.
     """
     levels = _count(weights, r"encoder\.down\.(\d+)\.")
     ch, in_channels = shape_of(weights, "encoder.conv_in.weight")[:2]
@@ -149,7 +149,7 @@ def shape_of(weights: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
 
 
 def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
-    """One more than the largest number that `pattern` finds."""
+    """The largest number that `pattern` finds, plus one."""
     numbers = [int(match[1]) for key in weights if (match := re.match(pattern, key))]
     if not numbers:
         raise ForeignCheckpointError(f"The checkpoint has no key like {pattern} (as taming-transformers names them).")
@@ -157,7 +157,7 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
 
 
 def plain_codebook(size: int, dim: int) -> VectorQuantizerConfig:
-    """taming's lookup and its "legacy" loss, with beta on the codebook's term; codes are never moved, as there."""
+    """taming's lookup and its "legacy" loss, with beta on the codebook term. As in taming, no dead-code restart."""
     return VectorQuantizerConfig(
         codebook_size=size,
         code_dim=dim,
@@ -169,7 +169,7 @@ def plain_codebook(size: int, dim: int) -> VectorQuantizerConfig:
 
 
 def find_setting(settings: Any, name: str) -> Any:
-    """The first value called `name` in nested settings, outermost first; None where there is none."""
+    """The first value called `name` in nested settings, outermost first; None if there is none."""
     layer = [settings]
     while layer:
         for item in layer:
@@ -180,10 +180,10 @@ def find_setting(settings: Any, name: str) -> Any:
 
 
 def check_settings(settings: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Settings that name a value of `found` (what the weights tell) must name the same.
+    """The settings' values must equal those of `found`, which come from the weights.
 
     Raises:
-        ForeignCheckpointError: they contradict each other: the settings belong to another checkpoint.
+        ForeignCheckpointError: they differ, so the settings belong to another checkpoint.
     """
     wrong = []
     for name, value in found.items():

@@ -21,7 +21,7 @@ _RULES = (
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
     weights = rename(drop(weights, r"quantize\.codebook_used$"), _RULES)
     last = max((int(number) for key in weights for number in re.findall(r"^encoder\.down\.(\d+)\.", key)), default=0)
-    # The decoder's levels are listed as they are run, from the lowest resolution up.
+    # The decoder's levels are listed in the order of execution, from the lowest resolution up.
     weights = {
         re.sub(r"^decoder\.conv_blocks\.(\d+)\.", lambda found: f"decoder.up.{last - int(found[1])}.", key): value
         for key, value in weights.items()

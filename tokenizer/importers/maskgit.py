@@ -1,4 +1,4 @@
-"""MaskGIT's VQGAN (Chang et al. 2022, https://arxiv.org/abs/2202.04200) as open-muse, TiTok and RAR ship it."""
+"""MaskGIT's VQGAN (Chang et al. 2022, https://arxiv.org/abs/2202.04200) in the files of open-muse, TiTok and RAR."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
 
 
 def _channels_first(tensor: Tensor) -> Tensor:
-    """[4 C, ...] ordered (pixel, channel) -> ordered (channel, pixel), as torch's `pixel_shuffle` reads it."""
+    """[4 C, ...] in the order (pixel, channel) -> in the order (channel, pixel) of torch's `pixel_shuffle`."""
     return tensor.unflatten(0, (4, -1)).transpose(0, 1).flatten(0, 1).contiguous()
 
 

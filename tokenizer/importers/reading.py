@@ -1,8 +1,8 @@
-"""Weights out of files that others wrote. Nothing in such a file is ever run.
+"""Reads weights from foreign files. Nothing in such a file is ever run.
 
-torch's files are pickles. They are read with `weights_only=True`, which makes tensors and plain containers only. What
-training frameworks leave beside the weights (callbacks, hyperparameters) is of classes that this refuses: for those of
-`_LEFTOVERS` inert stand-ins take the place of the named classes. A file that names anything else is refused.
+torch's files are pickles. They are read with `weights_only=True`, which makes only tensors and plain containers.
+Training frameworks leave objects of other classes beside the weights (callbacks, hyperparameters), which this mode
+refuses. Inert stand-ins replace the classes of `_LEFTOVERS`. A file that names any other class is refused.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from torch import Tensor
 
 from codegrid.errors import CodegridError
 
-# Modules whose objects lie beside the weights in Lightning's and LlamaGen's files.
+# Modules whose objects lie beside the weights in files of Lightning and LlamaGen.
 _LEFTOVERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.", "typing.", "numpy.")
 _LEFTOVERS += ("collections.", "pathlib.", "torch.optim.", "transformers.", "functools.partial", "__builtin__.")
 _HARMLESS_BUILTINS = {f"builtins.{name}" for name in ("dict", "list", "set", "int", "float", "str", "bool", "tuple")}
-# Where the families keep their weights, in the order in which they are looked for.
+# Keys under which the families keep their weights, in the order of the search.
 _NESTED = ("state_dict", "model", "module", "ema")
 
 
@@ -35,10 +35,10 @@ class ForeignCheckpointError(CodegridError):
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file (.ckpt, .pt, .pth, .bin), by their names there.
+    """The tensors of a .safetensors file or a torch file (.ckpt, .pt, .pth, .bin), by their names in the file.
 
     Raises:
-        ForeignCheckpointError: the file is missing, damaged, no checkpoint, or holds objects other than weights.
+        ForeignCheckpointError: the file is missing, damaged or not a checkpoint, or has objects other than weights.
     """
     path = Path(path)
     if not path.is_file():
@@ -58,7 +58,7 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """A family's .yaml or .json beside its checkpoint, as plain values.
 
     Raises:
-        ForeignCheckpointError: the file is missing, or no YAML mapping.
+        ForeignCheckpointError: the file is missing or not a YAML mapping.
     """
     path = Path(path)
     if not path.is_file():
@@ -93,7 +93,7 @@ def _read_torch_file(path: Path) -> Any:
     in_zip = zipfile.is_zipfile(path)
     try:
         foreign = torch.serialization.get_unsafe_globals_in_checkpoint(path) if in_zip else []
-    except Exception as error:  # zipfile, pickletools and torch have each their own
+    except Exception as error:  # zipfile, pickletools and torch raise their own kinds
         raise _damaged(path, error) from error
     refused = sorted(name for name in foreign if not name.startswith(_LEFTOVERS) and name not in _HARMLESS_BUILTINS)
     if refused:
@@ -101,10 +101,10 @@ def _read_torch_file(path: Path) -> Any:
     stand_ins = [(type("Leftover", (_Leftover,), {}), name) for name in foreign]
     try:
         with torch.serialization.safe_globals(stand_ins):
-            # Mapped, not read: a file of a few GB holds an optimizer's state that nobody asks for.
+            # Memory-mapped: a file of a few GB also holds the optimizer's state, which nobody needs.
             return torch.load(path, map_location="cpu", weights_only=True, mmap=in_zip)
     except UnpicklingError as error:
-        # torch's message is several paragraphs; what it met stands behind this word.
+        # torch's message has several paragraphs; the cause follows this phrase.
         met = str(error).rpartition("WeightsUnpickler error:")[2].strip().splitlines() or ["an unknown operation"]
         raise _holds_objects(path, met[0][:80]) from error
     except Exception as error:
@@ -119,7 +119,7 @@ def _holds_objects(path: Path, names: str) -> ForeignCheckpointError:
 
 
 class _Leftover:
-    """Stands in for a class that is named in a pickle: takes whatever is handed to it, and does nothing."""
+    """Stands in for a class that a pickle names: it accepts any arguments and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> _Leftover:
         return object.__new__(cls)
@@ -138,7 +138,7 @@ class _Leftover:
 
 
 def _weights_within(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, or the one under the name that the families use."""
+    """The state dict itself, or the one under a key that the families use."""
     candidates = [content]
     if isinstance(content, Mapping):
         candidates = [content[name] for name in _NESTED if isinstance(content.get(name), Mapping)] + candidates

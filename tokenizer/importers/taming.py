@@ -1,6 +1,6 @@
 """taming-transformers and latent-diffusion: VQModel and GumbelVQ (Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
-The names are this project's own. Also for a first stage inside of a prior's or a diffusion model's file.
+Their names are this project's own. It also reads a first stage inside the file of a prior or a diffusion model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
-    # A GPT's or a diffusion model's settings have the first stage's within, and perhaps another network's beside it.
+    # Settings of a GPT or a diffusion model contain those of the first stage, and perhaps those of another network.
     settings = find_setting(settings, "first_stage_config") or settings
     weights, notes = trained_part(weights)
     backbone = backbone_by(weights, settings, pixel_range)
@@ -40,8 +40,8 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
     check_settings(settings, {"n_embed": size, "embed_dim": dim})
     used = weights.pop("quantize.used", None)
     if used is not None:
-        # taming keeps all codes and renumbers those listed here; a code that is not listed becomes a random one. The
-        # nearest listed one is a better guess, and where taming's codes are determined they are the same.
+        # taming keeps all codes and renumbers those listed here; an unlisted code becomes a random one. Here it becomes
+        # the nearest listed code, a better guess. Where taming's codes are deterministic, the codes are the same.
         for name in ("embedding.weight", "logits.weight", "logits.bias"):
             if f"quantize.{name}" in weights:
                 weights[f"quantize.{name}"] = weights[f"quantize.{name}"][used.long()]
@@ -57,7 +57,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
 
 
 def trained_part(weights: Weights) -> tuple[Weights, dict[str, Any]]:
-    """The tokenizer's own weights, averaged where the file has an average, without what only its training used."""
+    """The tokenizer's own weights, or their EMA if the file has one, without weights that only training used."""
     weights = drop(of_submodule(weights, "first_stage_model."), r"loss\.", r"colorize$", r"temperature_scheduler\.")
     notes = {}
     if any(key.startswith("model_ema.") for key in weights):
@@ -68,10 +68,10 @@ def trained_part(weights: Weights) -> tuple[Weights, dict[str, Any]]:
 def backbone_by(
     weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None, **fixed: Any
 ) -> BackboneConfig:
-    """The backbone that weights and taming's `ddconfig`, where it is given, tell; they must agree.
+    """The backbone config from the weights and from taming's `ddconfig`, if given; they must agree.
 
     Raises:
-        ForeignCheckpointError: they do not, or the ddconfig asks for what this backbone has not.
+        ForeignCheckpointError: they do not agree, or the ddconfig needs something that this backbone lacks.
     """
     ddconfig = find_setting(settings, "ddconfig") or {}
     for name, value in {"double_z": False, "tanh_out": False, "resamp_with_conv": True}.items():
