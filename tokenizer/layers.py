@@ -11,7 +11,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def not_hidden(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer, marked as a net's first or last, which Muon leaves to AdamW."""
+    """Mark the layer as a net's first or last, which AdamW trains instead of Muon."""
     layer.not_hidden = True
     return layer
 
@@ -23,7 +23,7 @@ def group_norm(channels: int, groups: int, condition_dim: int = 0) -> nn.GroupNo
 
 
 class ConditionalGroupNorm(nn.GroupNorm):
-    """(1 + scale) * norm(x) + shift, both linear in the class's vector [B, E]; at the start the plain norm.
+    """(1 + scale) * norm(x) + shift, both linear in the class's vector [B, E]; it starts as the plain norm.
 
     The adaptive group norm of Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233.
     """
@@ -42,20 +42,20 @@ def normalize(norm: nn.GroupNorm, x: Tensor, condition: Tensor | None) -> Tensor
 
 
 def swish(x: Tensor) -> Tensor:
-    """x sigmoid(x), written over x where no gradient needs it: a fresh map costs a CPU more than the function does."""
+    """x sigmoid(x), in place if no gradient needs x: on a CPU a new map costs more than the function."""
     return F.silu(x, inplace=not x.requires_grad)
 
 
 def add_to(h: Tensor, x: Tensor) -> Tensor:
-    """h + x, written over h, which must be a convolution's output: no gradient needs it."""
-    return h.add_(x) if h.dtype == x.dtype else h + x  # under autocast x may be the wider of the two
+    """h + x, written into h, which must be a convolution's output: no gradient needs it."""
+    return h.add_(x) if h.dtype == x.dtype else h + x  # under autocast x may have the wider dtype
 
 
 class ResnetBlock(GradientCheckpointingLayer):
     """norm, swish, 3x3 convolution, twice, around a shortcut: [B, in, H, W] -> [B, out, H, W].
 
-    With a `condition_dim`, the class's vectors [B, condition_dim] come in beside x. `shortcut` is "input" or, as
-    `BackboneConfig` says, "output"; it matters only where the width changes.
+    With a `condition_dim`, the block also takes the class's vectors [B, condition_dim]. `shortcut` is "input" or
+    "output", as in `BackboneConfig`; it matters only if the width changes.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class AttnBlock(GradientCheckpointingLayer):
 class AdaptiveGroupNorm(nn.Module):
     """Group norm of x [B, C, H, W], scaled and shifted by the spread and mean of `style` [B, Z, h, w] over positions.
 
-    Open-MAGVIT2's decoder (https://arxiv.org/abs/2409.04410) is styled by its own input; one position has no spread.
+    In Open-MAGVIT2's decoder (https://arxiv.org/abs/2409.04410) the style is its own input. One position has no spread.
     """
 
     def __init__(self, style_channels: int, channels: int, groups: int) -> None:
@@ -124,7 +124,7 @@ class AdaptiveGroupNorm(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution or mean, as `BackboneConfig.downsample` says: [B, C, H, W] -> [B, C, H/2, W/2]."""
+    """Stride-2 convolution or mean, by `BackboneConfig.downsample`: [B, C, H, W] -> [B, C, H/2, W/2]."""
 
     def __init__(self, channels: int, kind: str = "asymmetric") -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """As `BackboneConfig.upsample` says: [B, C, H, W] -> [B, C, 2H, 2W]."""
+    """Doubles the sides by `BackboneConfig.upsample`: [B, C, H, W] -> [B, C, 2H, 2W]."""
 
     def __init__(self, channels: int, kind: str = "nearest") -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Upsample(nn.Module):
 
 
 class MidBlock(nn.Module):
-    """The bottleneck of both halves: residual block, self-attention, further residual blocks, all of one width."""
+    """The bottleneck of encoder and decoder: residual block, self-attention, more residual blocks, all of one width."""
 
     def __init__(
         self, channels: int, groups: int, dropout: float, attention: bool, condition_dim: int = 0, blocks: int = 2
@@ -171,7 +171,7 @@ class MidBlock(nn.Module):
 
 
 class Level(nn.Module):
-    """The residual blocks of one resolution, each followed by self-attention where the config asks for it."""
+    """The residual blocks of one resolution, each followed by self-attention if the config has it there."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class Level(nn.Module):
         condition_dim: int = 0,
         shortcut: str = "input",
     ) -> None:
-        """`channels` are the widths walked through: input, then one a block."""
+        """`channels` are the widths: of the input, then of each block's output."""
         super().__init__()
         self.block = nn.ModuleList(
             ResnetBlock(before, after, groups, dropout, condition_dim, shortcut)
@@ -199,14 +199,14 @@ class Level(nn.Module):
 
 
 def lay_out(module: nn.Module, channels_last: bool = True) -> nn.Module:
-    """Lay the convolutions' weights out, and have the module lay out its images alike (`module.memory_format`).
+    """Set the memory format of the convolutions' weights, and of the module's images (`module.memory_format`).
 
-    Channels-last is what the fast kernels want; results are the same but for rounding (docs/architecture.md).
+    The fast kernels need channels-last. Results are the same except for rounding (docs/architecture.md).
     """
     module.memory_format = torch.channels_last if channels_last else torch.contiguous_format
     module.to(memory_format=module.memory_format)
     if not channels_last:
-        # `to` leaves the strides of 1x1 convolutions, which would spread channels-last.
+        # `to` keeps the strides of 1x1 convolutions, which would spread channels-last.
         for weight in module.parameters():
             weight.data = weight.data.clone(memory_format=torch.contiguous_format)
     return module

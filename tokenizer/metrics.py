@@ -1,19 +1,18 @@
-"""How good a reconstruction is, and how much of the codebook is used."""
+"""Metrics of reconstructions and of codebook use."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-# Codes (times levels) up to which each has a count of its own, 8 MB of them; of larger codebooks those that occur.
+# Up to this number of codes (times levels), every code has a count (8 MB); beyond it, only codes that occur.
 MOST_COUNTS = 2**20
 
 
 def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB of each image: [B, C, H, W] in [-1, 1] twice -> [B].
 
-    10 log10(peak^2 / MSE) with peak 2, the width of the range. The reconstruction is clamped, as it would be when it is
-    saved.
+    10 log10(peak^2 / MSE) with peak 2, the width of the range. The reconstruction is clamped, as when it is saved.
     """
     error = (images.float() - reconstruction.float().clamp(-1, 1)).square().flatten(1).mean(1)
     return 10 * torch.log10(4.0 / error.clamp_min(1e-10))
@@ -22,24 +21,24 @@ def psnr(images: Tensor, reconstruction: Tensor) -> Tensor:
 def ssim(images: Tensor, reconstruction: Tensor) -> Tensor:
     """Structural similarity of each image (Wang et al. 2004; 11x11 Gaussian window): [B, C, H, W] in [-1, 1] -> [B].
 
-    It is measured on intensities in [0, 1], as published figures are: its luminance term depends on where black is.
+    It is measured on intensities in [0, 1], like published figures: its luminance term depends on the value of black.
     """
     real, made = ((batch.float().clamp(-1, 1) + 1) / 2 for batch in (images, reconstruction))
-    from torchmetrics.functional.image import structural_similarity_index_measure  # seconds, for one function
+    from torchmetrics.functional.image import structural_similarity_index_measure  # the import takes seconds
 
     return structural_similarity_index_measure(made, real, data_range=1.0, reduction="none").reshape(-1)
 
 
 def code_counts(codes: Tensor, codebook_size: int, depth: int = 1) -> Tensor:
-    """How often each code occurs, of codes of any shape, int64.
+    """How often each code occurs in int64 codes of any shape.
 
-    Where `depth` is above 1 it is the last axis of `codes`, and each level is counted by itself: code k of level l is
-    number l * codebook_size + k.
+    A `depth` above 1 is the last axis of `codes`, and each level is counted separately: code k of level l has number
+    l * codebook_size + k.
 
     Returns:
-        [depth * codebook_size] int64, a count for each number. Where that would be more than `MOST_COUNTS`, a table
-        [M, 2] int64 of the numbers that occur, ascending, and their counts: its size follows the data, not the codebook
-        (31 bits of LFQ would want 17 GB). `add_counts` adds up either.
+        [depth * codebook_size] int64, a count for each number. If that is more than `MOST_COUNTS`, a table [M, 2] int64
+        of the numbers that occur, ascending, and their counts: its size follows the data, not the codebook (31 bits of
+        LFQ would need 17 GB). `add_counts` adds up both forms.
     """
     levels = torch.arange(depth, device=codes.device) * codebook_size  # [depth]
     numbers = (codes.reshape(-1, depth) + levels).flatten()
@@ -58,7 +57,7 @@ def add_counts(*counts: Tensor) -> Tensor:
 
 
 def counts_of_levels(counts: Tensor, codebook_size: int, depth: int = 1) -> list[Tensor]:
-    """Of `code_counts`, each level's counts [M]: of all its codes, or, out of a table, of those that occur."""
+    """Each level's counts [M] from `code_counts`: of all its codes, or from a table, of those that occur."""
     if counts.dim() == 1:
         return list(counts.chunk(depth))
     levels = counts[:, 0] // codebook_size
@@ -66,7 +65,7 @@ def counts_of_levels(counts: Tensor, codebook_size: int, depth: int = 1) -> list
 
 
 def relative_counts(counts: Tensor, codebook_size: int, depth: int = 1) -> Tensor:
-    """`code_counts` over their mean: float [M], 1 for a code that occurs as often as the mean one."""
+    """`code_counts` divided by their mean: float [M], 1 for a code that occurs as often as the mean."""
     if counts.dim() == 1:
         return counts / counts.float().mean()
     return counts[:, 1] / (counts[:, 1].float().sum() / (depth * codebook_size))
@@ -78,8 +77,8 @@ def usage_and_perplexity(counts: Tensor, depth: int = 1, codebook_size: int | No
     Both are means over the levels.
 
     Args:
-        counts: as `code_counts` gives them, or a multiple of it.
-        codebook_size: of the codes; may be left out where `counts` has one count for each.
+        counts: the result of `code_counts`, or a multiple of it.
+        codebook_size: number of codes; optional if `counts` has one count for each code.
     """
     codebook_size = codebook_size or len(counts) // depth
     levels = counts_of_levels(counts.cpu(), codebook_size, depth)  # MPS has no float64

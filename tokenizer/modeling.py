@@ -29,10 +29,10 @@ from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
 
 
 def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | None:
-    """`dtype` (or transformers' older name of it): a float dtype of torch, its name, or None and "auto" for the stored.
+    """`dtype` (or `torch_dtype`, its older name): a float dtype of torch, its name, or None or "auto" for the stored.
 
     Raises:
-        CodegridError: it is none of these, or the two differ.
+        CodegridError: it is none of these, or the two arguments differ.
     """
     require(
         None in (dtype, torch_dtype) or dtype == torch_dtype,
@@ -49,12 +49,12 @@ def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str 
 
 @dataclass
 class VQModelOutput(ModelOutput):
-    """What `VQModel.forward` gives.
+    """The output of `VQModel.forward`.
 
     Attributes:
         reconstruction: [B, C, H, W], about [-1, 1], not clamped.
-        codes: [B, h, w] int64, or [B, h, w, depth] where the quantizer's depth is above 1.
-        features: [B, code_dim, h, w], what went into the quantizer.
+        codes: [B, h, w] int64, or [B, h, w, depth] if the quantizer's depth is above 1.
+        features: [B, code_dim, h, w], the quantizer's input.
         losses: the quantizer's own terms by name, weighted.
     """
 
@@ -67,11 +67,11 @@ class VQModelOutput(ModelOutput):
 class VQModel(PreTrainedModel):
     """An image tokenizer (VQGAN, Esser et al. 2021, https://arxiv.org/abs/2012.09841).
 
-    Images go in and come out as float tensors [B, C, H, W] in [-1, 1]; H and W are multiples of the downsampling
-    factor. `decode(encode(x))` is what `forward(x).reconstruction` is in evaluation.
+    Images are float tensors [B, C, H, W] in [-1, 1], as input and as output; H and W are multiples of the downsampling
+    factor. In evaluation, `decode(encode(x))` equals `forward(x).reconstruction`.
 
-    Where `config.num_classes` is above 0, the decoder is class-conditional: `forward` and `decode` take labels, int64
-    [B] in [0, num_classes). Codes never depend on them.
+    If `config.num_classes` is above 0, the decoder is class-conditional: `forward` and `decode` take labels, int64 [B]
+    in [0, num_classes). Codes never depend on labels.
     """
 
     config_class = VQModelConfig
@@ -89,15 +89,15 @@ class VQModel(PreTrainedModel):
         if backbone.quant_conv:
             self.quant_conv = not_hidden(nn.Conv2d(backbone.z_channels, quantizer.code_dim, 1))
             self.post_quant_conv = not_hidden(nn.Conv2d(quantizer.code_dim, backbone.z_channels, 1))
-        if config.num_classes:  # drawn last, so that a seed gives all other weights as without it
+        if config.num_classes:  # drawn last, so that a seed gives the same other weights as without classes
             self.class_embedding = nn.Embedding(config.num_classes, backbone.ch)
         self.post_init()
         lay_out(self)
 
     def _init_weights(self, module: nn.Module) -> None:
-        # transformers would draw every weight from N(0, 0.02). Each layer keeps the initialisation that its constructor
-        # draws: torch's own for the backbone, as in taming, and the quantizer's. `from_pretrained` builds without
-        # storage and would need this for weights that the file lacks; it refuses such a file.
+        # transformers would draw every weight from N(0, 0.02). Instead, each layer keeps the initialisation of its
+        # constructor: torch's own for the backbone, as in taming, and the quantizer's. `from_pretrained` builds without
+        # storage and would need this method for weights that a file lacks, but it refuses such a file.
         return
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> VQModelOutput:
@@ -126,11 +126,11 @@ class VQModel(PreTrainedModel):
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 
     def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
-        """codes as `encode` gives them -> images [B, C, H, W], about [-1, 1], not clamped; labels: see the class.
+        """codes from `encode` -> images [B, C, H, W], about [-1, 1], not clamped; labels: see the class.
 
         Raises:
-            ValueError: a code lies outside the codebook, or `codes` is no batch of grids of integers; labels are
-                missing, not wanted, or lie outside the classes.
+            ValueError: a code lies outside the codebook, or `codes` is not a batch of grids of integers; labels are
+                missing, not expected, or lie outside the classes.
         """
         size, depth = self.config.quantizer_config.codebook_size, self.config.quantizer_config.depth
         shape, fits = "[B, h, w]", codes.dim() == 3
@@ -147,18 +147,17 @@ class VQModel(PreTrainedModel):
         return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, len(codes)))
 
     def fingerprint(self) -> str:
-        """sha256 over the weights and the config that codes depend on: the same fingerprint makes the same codes.
+        """sha256 over the weights and the config that codes depend on: equal fingerprints mean equal codes.
 
-        The preprocessing is not part of it (the code data set records that by itself), nor are training counters. A
-        model that was cast (`to(torch.bfloat16)`, `dtype=`) keeps the fingerprint of the weights that were cast, also
-        when it is saved and loaded; its codes differ where rounding decides. Weights that change after the cast have a
-        fingerprint of their own.
+        It excludes the preprocessing (the code data set records that itself) and training counters. A cast model
+        (`to(torch.bfloat16)`, `dtype=`) keeps the fingerprint of the weights before the cast, also when it is saved and
+        loaded; its codes differ where rounding decides. Weights that change after the cast have their own fingerprint.
         """
         own, cast = self._digest(), self.config.cast_from
         return cast["fingerprint"] if cast and cast["digest"] == own else own
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQModel:
-        """Every cast and move comes through here: a cast model remembers what it was cast from."""
+        """Every cast and move calls this method: a cast model records the weights from which it was cast."""
         weight = self.last_layer
         is_cast = weight.device.type != "meta" and fn(weight.detach().new_empty(0)).dtype != weight.dtype
         before = self.fingerprint() if is_cast else ""
@@ -169,7 +168,7 @@ class VQModel(PreTrainedModel):
         return self
 
     def _digest(self) -> str:
-        """The fingerprint of the weights as they are."""
+        """The fingerprint of the current weights."""
         counters = {f"quantize.{name}" for name in self.quantize.training_buffers}
         parts = [established(part) for part in (self.config.backbone_config, self.config.quantizer_config)]
         parts += [self.config.num_classes] if self.config.num_classes else []
@@ -182,7 +181,7 @@ class VQModel(PreTrainedModel):
 
     @property
     def last_layer(self) -> Tensor:
-        """The weight on which the adversarial term's adaptive weight is computed (arXiv:2012.09841, eq. 7)."""
+        """The weight whose gradients give the adversarial term's adaptive weight (arXiv:2012.09841, eq. 7)."""
         return self.decoder.conv_out.weight
 
     def _decode_features(self, features: Tensor, condition: Tensor | None) -> Tensor:
@@ -190,7 +189,7 @@ class VQModel(PreTrainedModel):
         return self.decoder(self.post_quant_conv(features), condition)
 
     def _condition(self, labels: Tensor | None, batch: int) -> Tensor | None:
-        """The classes' vectors [B, E], or None where the decoder is unconditional."""
+        """The classes' vectors [B, E], or None if the decoder is unconditional."""
         number = self.config.num_classes
         if not number:
             if labels is not None:
@@ -208,7 +207,7 @@ class VQModel(PreTrainedModel):
         return self.class_embedding(labels.to(self.class_embedding.weight.device).long())
 
     def _checked(self, images: Tensor) -> Tensor:
-        # Values are looked at where that waits for no device: on CPUs, and not on tensors without storage.
+        # Values are checked only on a CPU, where this is not a sync point, and not on tensors without storage.
         plain = type(images) in (Tensor, nn.Parameter) and images.device.type == "cpu"
         check_images(images, values=plain and not torch.compiler.is_compiling())
         factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels
@@ -224,13 +223,13 @@ class VQModel(PreTrainedModel):
         """Load a tokenizer's folder or Hub repository; safetensors only.
 
         Args:
-            kwargs: those of transformers, such as `dtype`, `device_map`, `cache_dir` and `local_files_only`.
+            kwargs: arguments of transformers, such as `dtype`, `device_map`, `cache_dir` and `local_files_only`.
 
         Raises:
-            ValueError: weights are missing, left over or of another shape than the config says.
+            ValueError: weights are missing, left over or of another shape than in the config.
         """
         kwargs.setdefault("use_safetensors", True)
-        # Cast after loading: the fingerprint is that of the stored weights.
+        # The cast comes after loading, so that the fingerprint is that of the stored weights.
         dtype = float_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
         folder = Path(folder_or_repo) / (kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
@@ -259,9 +258,9 @@ class VQModel(PreTrainedModel):
         commit_message: str | None = None,
         create_pr: bool = False,
     ) -> str:
-        """Save and upload in one commit, with a card of the config alone; gives the commit's address.
+        """Save and upload in one commit, with a card made only from the config; returns the commit's address.
 
-        `codegrid push-to-hub` sends a run's folder with the card that says what the tokenizer was trained on.
+        `codegrid push-to-hub` uploads a run's folder, with a card that describes the tokenizer's training data.
 
         Raises:
             PublishingError: the Hub refuses, or cannot be reached.
@@ -293,12 +292,12 @@ class VQModel(PreTrainedModel):
 
         Args:
             family: one of `tokenizer.importers.TOKENIZER_FAMILIES`.
-            checkpoint: its file (.ckpt, .pt, .bin, .safetensors), or the weights in it by their names.
-            settings: its .yaml or .json, or the values in it, where there is one.
-            pixel_range: what its network reads as black and white; None for what the family's do.
+            checkpoint: its file (.ckpt, .pt, .bin, .safetensors), or the weights of the file by their names.
+            settings: its .yaml or .json, or the values of that file, if there is one.
+            pixel_range: its network's values of black and white; None takes those of the family.
 
         Raises:
-            ForeignCheckpointError: the file cannot be read, is not of the family, or lacks or has keys beyond it.
+            ForeignCheckpointError: the file cannot be read, is not of the family, or has missing or unknown keys.
         """
         weights = checkpoint if isinstance(checkpoint, Mapping) else read_weights(checkpoint)
         if isinstance(settings, (str, Path)):

@@ -1,4 +1,4 @@
-"""Losses: pure terms, each weighted and named by `ObjectiveConfig`."""
+"""Losses: terms as pure functions; `ObjectiveConfig` weights and names them."""
 
 from codegrid.tokenizer.losses.adversarial import GAN_LOSSES, adaptive_weight, clamped_ratio, warmup_factor
 from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig

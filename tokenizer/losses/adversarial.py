@@ -1,4 +1,4 @@
-"""Adversarial terms: pure functions of logits, which are large for what is judged real."""
+"""Adversarial terms: pure functions of logits. A large logit means real."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def least_squares_generator_loss(fake_logits: Tensor) -> Tensor:
     return 0.5 * (fake_logits - 1.0).square().mean()
 
 
-# The discriminator's loss, of real and fake logits, and the generator's, of fake ones. "vanilla" is what
-# taming-transformers calls so: cross-entropy for the discriminator, but -E[D(x_hat)] for the generator, whose gradient
-# does not fade where the discriminator is fooled. "non_saturating" has the cross-entropy on both sides.
+# Pairs of losses: the discriminator's, of real and fake logits, and the generator's, of fake logits. "vanilla" has the
+# meaning of taming-transformers: cross-entropy for the discriminator, but -E[D(x_hat)] for the generator; its gradient
+# does not fade when the discriminator is fooled. "non_saturating" has the cross-entropy on both sides.
 GAN_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "hinge": (hinge_discriminator_loss, linear_generator_loss),
     "vanilla": (cross_entropy_discriminator_loss, linear_generator_loss),
@@ -62,18 +62,18 @@ GAN_LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], Callable[[Tensor
 def adaptive_weight(
     reconstruction: Tensor, by_reconstruction: Tensor, by_adversary: Tensor, last_layer: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Norms of the two losses' gradients on the decoder's last layer; their ratio weighs the adversarial term.
+    """Norms of the two losses' gradients on the decoder's last layer; their ratio weights the adversarial term.
 
-    lambda = |grad_L(L_rec)| / (|grad_L(L_GAN)| + delta), eq. 7 of https://arxiv.org/abs/2012.09841. Both norms are
-    returned, so that ranks can average them before `clamped_ratio` divides: a weight of one rank alone would let the
-    ranks' models drift apart in what they optimise.
+    lambda = |grad_L(L_rec)| / (|grad_L(L_GAN)| + delta), eq. 7 of https://arxiv.org/abs/2012.09841. It returns both
+    norms, so that ranks can average them before `clamped_ratio` divides. If each rank had its own weight, the ranks
+    would optimise different losses.
 
     Args:
         reconstruction: [B, C, H, W], the last layer's output with its graph, which is kept.
-        by_reconstruction: gradient of the reconstruction's loss at the reconstruction, of its shape. From there on the
+        by_reconstruction: gradient of the reconstruction loss at the reconstruction, of the same shape. From there the
             chain rule needs neither the perceptual net nor the discriminator again.
-        by_adversary: gradient of the GAN loss, likewise.
-        last_layer: the weight.
+        by_adversary: the same gradient of the GAN loss.
+        last_layer: the weight of the last layer.
     """
     norms = []
     for gradient in (by_reconstruction, by_adversary):
@@ -83,12 +83,12 @@ def adaptive_weight(
 
 
 def clamped_ratio(numerator: Tensor, denominator: Tensor, largest: float) -> Tensor:
-    """numerator / (denominator + 1e-4), as taming-transformers' code has it, clamped to [0, largest]."""
+    """numerator / (denominator + 1e-4), as in taming-transformers' code, clamped to [0, largest]."""
     return (numerator / (denominator + 1e-4)).clamp(0.0, largest).detach()
 
 
 def warmup_factor(step: int, start: int, warmup_steps: int) -> float:
-    """Weight of the adversarial term in [0, 1]: 0 before step `start`, then rising to 1 over `warmup_steps`."""
+    """Weight of the adversarial term in [0, 1]: 0 before step `start`; then it rises to 1 over `warmup_steps`."""
     if step < start:
         return 0.0
     return min(1.0, (step - start + 1) / (warmup_steps + 1))

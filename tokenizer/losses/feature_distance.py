@@ -15,20 +15,20 @@ _OPTION = "objective.feature_distance"
 
 @dataclass(frozen=True)
 class FeatureDistanceConfig:
-    """Which net's features, and how they are compared.
+    """The net of the features, and how they are compared.
 
     Args:
-        net: a classifier of torchvision by name (vgg16, squeezenet1_1, resnet50, ...), efficientnet_lite0, or a folder
-            or Hub repository of an image model of transformers.
-        weights: local file of a torchvision net's or of efficientnet_lite0's weights (.safetensors or .pth); none
-            downloads torchvision's. SqueezeNet 1.1 is also read under the names of its Caffe model.
+        net: the name of a torchvision classifier (vgg16, squeezenet1_1, resnet50, ...), efficientnet_lite0, or a folder
+            or Hub repository of a transformers image model.
+        weights: local file with the weights of a torchvision net or efficientnet_lite0 (.safetensors or .pth); none
+            downloads torchvision's. The names of SqueezeNet 1.1's Caffe model are read too.
         revision: branch, tag or commit of a Hub repository.
-        input: how the net wants its images: "imagenet" (RGB, mean and deviation of ImageNet), "caffe" (BGR, 0 to 255
-            less the mean) or "lite" ((RGB - 127) / 128); "auto" goes by the weights.
-        layers: names of a torchvision net's modules, or numbers of a transformers model's blocks; none takes the
-            usual ones of the nets that are known.
-        layer_weights: one for each layer; none weighs them alike, with a sum of 1.
-        normalize: give the features at each place length 1, as LPIPS does.
+        input: the net's input convention: "imagenet" (RGB, mean and deviation of ImageNet), "caffe" (BGR, 0 to 255
+            minus the mean) or "lite" ((RGB - 127) / 128). "auto" derives it from the weights.
+        layers: names of a torchvision net's modules, or numbers of a transformers model's blocks; none takes the usual
+            layers of the known nets.
+        layer_weights: one weight for each layer; none gives all layers equal weights with a sum of 1.
+        normalize: scale the features at each place to length 1, as LPIPS does.
     """
 
     net: str = "vgg16"
@@ -60,11 +60,12 @@ class FeatureDistanceConfig:
 class FeatureDistance(nn.Module):
     """Distance of two batches of images [B, 1 or 3, H, W] in [-1, 1] -> [B] float32, at least 0. Frozen.
 
-    sum over layers l of w_l * mean over places of |f_l(x) - f_l(y)|^2, with features of length 1; where they are
-    plain, the mean over places and channels (the feature reconstruction loss of https://arxiv.org/abs/1603.08155).
+    It is the sum over layers l of w_l * mean over places of |f_l(x) - f_l(y)|^2, with features of length 1. Without
+    normalisation it takes the mean over places and channels (the feature reconstruction loss of
+    https://arxiv.org/abs/1603.08155).
 
     Raises:
-        MissingFileError, WeightsError: the net's weights cannot be had; the message names the option.
+        MissingFileError, WeightsError: the net's weights are not available; the message names the option.
         CodegridError: there is no such net or layer, or the file does not hold the net's weights.
     """
 
@@ -103,4 +104,4 @@ class FeatureDistance(nn.Module):
 
 
 def _unit(features: Tensor) -> Tensor:
-    return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()  # a place may hold nothing but zeros
+    return features * (features.square().sum(1, keepdim=True) + 1e-10).rsqrt()  # all features of a place may be zero

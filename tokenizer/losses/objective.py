@@ -1,4 +1,4 @@
-"""What the tokenizer minimises: the terms' weights, and the nets that they need."""
+"""The training objective of the tokenizer: the terms' weights, and the nets that they need."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ from codegrid.tokenizer.losses.adversarial import GANLoss
 from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
-# The weights of the terms that compare a reconstruction with its image; one of them is above 0.
+# Weights of the terms that compare a reconstruction with its image. At least one is above 0.
 RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_laplace_weight", "perceptual_weight")
 RECONSTRUCTION_WEIGHTS += ("feature_distance_weight",)
-# The terms by the names under which they are logged: each has a `<term>_weight` and a `<term>_start`.
+# The terms by their names in logs: each has a `<term>_weight` and a `<term>_start`.
 RECONSTRUCTION_TERMS = tuple(name.removesuffix("_weight") for name in RECONSTRUCTION_WEIGHTS)
 TERMS = (*RECONSTRUCTION_TERMS, "adversarial", "gradient_penalty", "r1", "lecam")
 
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Weights and start steps of the terms; a weight of 0 turns a term off, and nothing of it is then computed.
+    """Weights and start steps of the terms. A weight of 0 turns a term off, and it is not computed.
 
-    `<term>_start` is the step from which a term counts; before it nothing of it is computed either. The discriminator's
-    (gradient_penalty, r1, lecam) never start before adversarial_start. One reconstruction term starts at 0.
+    `<term>_start` is the first step of a term; before it, the term is not computed. The discriminator's terms
+    (gradient_penalty, r1, lecam) never start before adversarial_start. At least one reconstruction term starts at 0.
 
     Args:
         l1_weight: mean absolute error of the pixels in [-1, 1].
         l2_weight: mean squared error of the pixels in [-1, 1].
-        smooth_l1_weight: Huber's error of the pixels: quadratic where it is small, linear where it is large.
-        smooth_l1_beta: the error, in units of [-1, 1], where its quadratic part ends.
-        log_laplace_weight: negative log-likelihood of the pixels, in nats each, under a Laplace distribution whose
-            scale is each image's own (see `log_laplace_loss`).
+        smooth_l1_weight: Huber error of the pixels: quadratic for small errors, linear for large ones.
+        smooth_l1_beta: the error, in units of [-1, 1], at which the quadratic part ends.
+        log_laplace_weight: negative log-likelihood of the pixels, in nats per value, under a Laplace distribution whose
+            scale is chosen for each image (see `log_laplace_loss`).
         perceptual_weight: LPIPS.
         perceptual_net: trunk of LPIPS.
         perceptual_weights: local file of the trunk's torchvision weights; none downloads them.
         feature_distance_weight: distance of the features of any frozen net.
-        feature_distance: which net, and how (see `FeatureDistanceConfig`).
-        adversarial_weight: of the GAN term, times the adaptive weight.
-        gan_loss: which pair of losses discriminator and generator have (`GAN_LOSSES`).
-        adversarial_start: step at which the discriminator starts to train and its verdict to count.
-        adversarial_warmup: steps over which the verdict's weight rises from 0 after the start.
+        feature_distance: the net and the comparison (see `FeatureDistanceConfig`).
+        adversarial_weight: weight of the GAN term, times the adaptive weight.
+        gan_loss: the pair of losses of discriminator and generator (`GAN_LOSSES`).
+        adversarial_start: first step of the discriminator's training and of the GAN term.
+        adversarial_warmup: steps after the start over which the GAN term's weight rises from 0.
         adaptive_weight: scale the GAN term by the ratio of gradient norms on the last layer (VQGAN, eq. 7).
-        adaptive_weight_max: bound of that ratio.
-        gradient_penalty_weight: of `gradient_penalty`, which holds the discriminator's gradients between real and fake
-            images near length 1; 10 is published for "wasserstein".
-        r1_weight: gamma of `r1_penalty`, of the discriminator's gradients on real images.
-        r1_every: steps between those with that penalty, which is then so many times as heavy.
-        lecam_weight: of `lecam_penalty`, which holds the logits near the other kind's running mean.
-        lecam_decay: of these running means, a step.
-        discriminator: which one, and its shape.
+        adaptive_weight_max: upper bound of that ratio.
+        gradient_penalty_weight: weight of `gradient_penalty`, which keeps the discriminator's gradients between real
+            and fake images near length 1; 10 is published for "wasserstein".
+        r1_weight: gamma of `r1_penalty`, on the discriminator's gradients on real images.
+        r1_every: compute that penalty once in this many steps, with its weight multiplied by this number.
+        lecam_weight: weight of `lecam_penalty`, which keeps the logits near the EMA of the other kind's logits.
+        lecam_decay: decay of these EMAs per step.
+        discriminator: the kind of discriminator, and its config.
     """
 
     l1_weight: float = 1.0
@@ -108,15 +108,15 @@ class ObjectiveConfig:
         )
 
     def is_active(self, term: str, step: int) -> bool:
-        """Whether `term` of `TERMS` counts at `step` (of the discriminator's, once that has started)."""
+        """Whether `term` of `TERMS` counts at `step` (the discriminator's terms, once it has started)."""
         return getattr(self, f"{term}_weight") > 0 and step >= getattr(self, f"{term}_start")
 
 
 def make_distances(config: ObjectiveConfig) -> dict[str, nn.Module]:
-    """The frozen nets that compare images, by the names of their terms; those of weight 0 are left out.
+    """The frozen nets that compare images, by the names of their terms; terms of weight 0 are left out.
 
     Raises:
-        MissingFileError, WeightsError: a net's weights cannot be had; the message names the option.
+        MissingFileError, WeightsError: a net's weights are not available; the message names the option.
         CodegridError: the file holds another net's weights.
     """
     distances: dict[str, nn.Module] = {}

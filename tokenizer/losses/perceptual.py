@@ -1,4 +1,4 @@
-"""LPIPS as a training loss and a metric (Zhang et al. 2018, https://arxiv.org/abs/1801.03924), by torchmetrics.
+"""LPIPS as a training loss and a metric (Zhang et al. 2018, https://arxiv.org/abs/1801.03924), from torchmetrics.
 
 torchmetrics ships the small linear heads. The trunk, a torchvision classifier, is read from a local file or downloaded.
 """
@@ -18,7 +18,7 @@ from codegrid.tokenizer.feature_nets.weights import download_weights, load_renam
 PerceptualNet = Literal["vgg", "alex", "squeeze"]
 _TRUNKS = {"vgg": "vgg16", "alex": "alexnet", "squeeze": "squeezenet1_1"}
 _OPTION = "objective.perceptual_weights"
-# torchmetrics keeps the trunk in slices: `slice1.0.weight`, or `slices.0.0.weight` for squeeze, is `features.0.weight`.
+# torchmetrics cuts the trunk into slices: `slice1.0.weight` (squeeze: `slices.0.0.weight`) is `features.0.weight`.
 _NAME_IN_TRUNK = re.compile(r"^(slice\d+|slices\.\d+)\.")
 
 
@@ -30,17 +30,17 @@ class LPIPS(nn.Module):
     Args:
         net: the trunk.
         weights: local file of the trunk's torchvision weights (`.pth` or `.safetensors`); None takes them from the
-            torch hub's cache, or downloads them.
+            torch hub's cache or downloads them.
 
     Raises:
         FileNotFoundError: `weights` does not exist.
-        WeightsError: the weights cannot be had; the message says how to get them.
+        WeightsError: the weights are not available; the message says how to get them.
         CodegridError: the file does not hold that trunk's weights.
     """
 
     def __init__(self, net: PerceptualNet = "vgg", weights: str | Path | None = None) -> None:
         super().__init__()
-        # use_dropout changes nothing in eval mode, and the mode never changes: see `train`.
+        # use_dropout has no effect in evaluation mode, and the mode never changes: see `train`.
         from torchmetrics.functional.image.lpips import _LPIPS  # seconds, which a weight of 0 does not need
 
         self.lpips = _LPIPS(net=net, pnet_rand=True)
@@ -54,7 +54,7 @@ class LPIPS(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> LPIPS:
-        """Stays in evaluation: dropout between the features would make the loss noise (a defect of the peers)."""
+        """Stays in evaluation mode: dropout between features would make the loss noisy (a defect of other projects)."""
         return super().train(False)
 
     def forward(self, images: Tensor, other: Tensor) -> Tensor:

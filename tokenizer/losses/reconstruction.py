@@ -1,4 +1,4 @@
-"""Terms that compare a reconstruction with its image: pure functions, weighted by `ObjectiveConfig`."""
+"""Terms that compare a reconstruction with its image: pure functions; `ObjectiveConfig` weights them."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import Tensor, nn
 
 from codegrid.tokenizer.losses.objective import ObjectiveConfig
 
-# Smallest scale of `log_laplace_loss`: half a step of 8 bits on [-1, 1]. Rounding loses what is smaller.
+# Smallest scale of `log_laplace_loss`: half a step of 8 bits on [-1, 1]. Rounding loses smaller errors.
 _SMALLEST_SCALE = 1 / 255
 
 
 def log_laplace_loss(images: Tensor, reconstruction: Tensor) -> Tensor:
     """Negative log-likelihood of pixels under p(x) = exp(-|x - x_hat| / b) / 2b, with each image's most likely b.
 
-    E[log 2b + |x - x_hat| / b] in nats a value, over images and reconstructions, both [B, C, H, W] in [-1, 1]. An
-    image's b is its mean absolute error, where the likelihood is largest (the scale that sigma-VAE calls optimal,
-    https://arxiv.org/abs/2006.13202, for Laplace's distribution), but at least half a step of 8 bits, below which the
+    E[log 2b + |x - x_hat| / b] in nats per value, over images and reconstructions, both [B, C, H, W] in [-1, 1]. An
+    image's b is its mean absolute error, which maximises the likelihood (the optimal scale of sigma-VAE,
+    https://arxiv.org/abs/2006.13202, for Laplace's distribution). It is at least half a step of 8 bits; below that the
     term is L1 over a constant. So the term is bounded below, and may be negative.
 
-    Its gradient is that of L1 over the image's error: images that are nearly right count as much as those that are
-    not. b is an image's and not the batch's, so that neither ranks nor gradient accumulation change the term. DALL-E's
-    logit-Laplace distribution (https://arxiv.org/abs/2102.12092, appendix A.3) has a b of its own for each value and
-    its centre on the logits of [0, 1]: a decoder of twice the channels and another range of pixels.
+    Its gradient is that of L1 over the image's error: images that are nearly right count as much as others. Each image
+    has its own b, so that neither ranks nor gradient accumulation change the term. DALL-E's logit-Laplace distribution
+    (https://arxiv.org/abs/2102.12092, appendix A.3) has a b for each value and its centre on the logits of [0, 1]. That
+    needs a decoder with twice the channels and another range of pixels.
     """
     error = (reconstruction - images).abs().flatten(1).mean(1)  # [B]
-    # Without its gradient, which is 0 where the likelihood is largest.
+    # Detached, because the gradient is 0 at the largest likelihood.
     scale = error.detach().clamp(min=_SMALLEST_SCALE)  # [B]
     return (math.log(2) + scale.log() + error / scale).mean()
 
@@ -39,8 +39,8 @@ def reconstruction_terms(
     """Weighted terms that compare the reconstruction with the images, both [B, C, H, W] in [-1, 1], in float32.
 
     Args:
-        distances: the nets by the names of their terms, as `make_distances` gives them.
-        step: terms that start later are left out, and their nets not run.
+        distances: the nets by the names of their terms, from `make_distances`.
+        step: terms that start later are left out, and their nets do not run.
     """
     images, reconstruction = images.float(), reconstruction.float()
     terms = {}

@@ -1,6 +1,6 @@
-"""Terms that keep a discriminator smooth: of its gradients on images, or of its logits.
+"""Terms that keep a discriminator smooth, by its gradients on images or by its logits.
 
-A patch discriminator's verdict on an image is here the mean of its patches' logits, as in the losses themselves.
+Here a patch discriminator's verdict on an image is the mean of its patches' logits, as in the losses themselves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def gradient_penalty(judge: Judge, real: Tensor, fake: Tensor, generator: torch.
         judge: images -> logits, [B, ...].
         real: [B, C, H, W].
         fake: [B, C, H, W], paired with `real`.
-        generator: on the CPU; draws the share of the real image in each x.
+        generator: a CPU generator; draws the share of the real image in each x.
     """
     share = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
     between = share * real.float() + (1 - share) * fake.float()
@@ -35,15 +35,15 @@ def r1_penalty(judge: Judge, real: Tensor) -> Tensor:
 def lecam_penalty(real_logits: Tensor, fake_logits: Tensor, mean_real: Tensor, mean_fake: Tensor) -> Tensor:
     """E[(D(x) - a_F)^2] + E[(D(x_hat) - a_R)^2] (Tseng 2021, https://arxiv.org/abs/2104.03310).
 
-    a_R and a_F are the running means of the real and the fake logits, scalars without a gradient.
+    a_R and a_F are the EMAs of the real and the fake logits, scalars without a gradient.
     """
     return (real_logits - mean_fake).square().mean() + (fake_logits - mean_real).square().mean()
 
 
 def _gradients(judge: Judge, images: Tensor) -> Tensor:
-    """Gradient of each image's verdict on the image, with a graph of its own: [B, C * H * W].
+    """Gradient of each image's verdict with respect to the image, with its graph: [B, C * H * W].
 
-    In float32 whatever the autocast: it is differentiated once more.
+    It is float32 under any autocast, because it is differentiated once more.
     """
     images = images.detach().float().requires_grad_()
     with torch.autocast(images.device.type, enabled=False):
