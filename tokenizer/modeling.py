@@ -104,7 +104,7 @@ class VQModel(PreTrainedModel):
         """images: [B, C, H, W] in [-1, 1]; labels: see the class.
 
         Raises:
-            CodegridError: images are no floats or of another shape; on a CPU also: NaN, or far outside of [-1, 1].
+            CodegridError: images are not floats or have another shape; on a CPU also: NaN, or far outside of [-1, 1].
         """
         condition = self._condition(labels, len(images))
         features = self.quant_conv(self.encoder(self._checked(images)))
@@ -121,7 +121,7 @@ class VQModel(PreTrainedModel):
         """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] or [B, h, w, depth] int64 in [0, codebook_size).
 
         Raises:
-            CodegridError: images are no floats or of another shape; on a CPU also: NaN, or far outside of [-1, 1].
+            CodegridError: images are not floats or have another shape; on a CPU also: NaN, or far outside of [-1, 1].
         """
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 

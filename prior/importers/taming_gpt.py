@@ -22,7 +22,7 @@ from codegrid.prior.sequence import SequenceConfig
 TITLE = "GPT of taming-transformers'"
 _SIGNS = (r"^transformer\.tok_emb\.weight$", r"^transformer\.pos_emb$", r"^transformer\.blocks\.0\.attn\.key\.weight$")
 _NAMES = {"ln1": "ln_1", "ln2": "ln_2", "attn.proj": "attn.c_proj", "mlp.0": "mlp.c_fc", "mlp.2": "mlp.c_proj"}
-_CODEBOOKS = ("quantize.used", "quantize.embedding.weight", "quantize.embed.weight")  # of the first stage beside it
+_CODEBOOKS = ("quantize.used", "quantize.embedding.weight", "quantize.embed.weight")  # of the first stage in the file
 
 
 def convert(
