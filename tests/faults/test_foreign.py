@@ -240,7 +240,7 @@ def test_unknown_classes_are_refused(clean, tmp_path, tally):
 
 @pytest.mark.faults
 def test_weights_of_made_up_sizes_are_refused_before_they_are_allocated(clean, tmp_path, tally):
-    sizes = {"tokenizer": ("quantizer", "codebook_size", 10**9), "prior": (None, "intermediate_size", 10**9)}
+    sizes = {"tokenizer": ("quantizer", "codebook_size", 10**9), "prior": (None, "intermediate_size", 10**6)}
     with tally("a config of made-up sizes") as row:
         for part, (group, field, value) in sizes.items():
             folder = Path(shutil.copytree(clean / "pipeline", tmp_path / part))
