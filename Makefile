@@ -48,7 +48,7 @@ faults: $(DEV) ## kills, damages and starves the commands, and prints a table of
 	$(BIN)/pytest -m faults $(ARGS)
 
 dist: $(DEV) ## wheel and sdist in dist/, checked for an index page
-	rm -rf build dist
+	rm -rf build/lib dist
 	$(BIN)/python -m build --no-isolation
 	$(BIN)/twine check --strict dist/*
 
@@ -60,9 +60,12 @@ import-parity: $(DEV) ## imported checkpoints against their projects' own code, 
 docs: $(DOCS) ## the pages and the API as HTML, in build/docs/; a warning is an error
 	$(BIN)/sphinx-build -W --keep-going -q -c docs -b html . build/docs
 
-lint: $(DEV) ## ruff: rules and layout, changing nothing
+lint: $(DEV) ## ruff: rules and layout, changing nothing; basedpyright: types, of an installed copy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/lib build/site
+	$(BIN)/python -m pip install --quiet $(PIP_OPTIONS) --no-deps --no-build-isolation --target build/site .
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 format: $(DEV) ## ruff: mend what can be mended
 	$(BIN)/ruff check --fix .

@@ -130,6 +130,7 @@ def _pictures(
     folder: Path, pipe: ImageGenerationPipeline, samples: torch.Tensor, labels: list[int], test: ImageSource
 ) -> None:
     """samples.png: ten samples of each class; reconstructions.png: test images above their reconstructions."""
+    assert pipe.class_names is not None  # the embedded images have classes
     per_class = len(labels) // len(pipe.class_names)
     shown = [first + index for first in range(0, len(labels), per_class) for index in range(10)]
     sheet = class_sheet(to_pil(samples[shown]), [pipe.class_names[labels[index]] for index in shown])
@@ -155,9 +156,15 @@ def _seconds_of_stages(report_file: Path) -> dict[str, float]:
 
 
 def _machine() -> dict[str, Any]:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = "cpu" if device is None else device.type
     cpu = torch.cpu.get_capabilities().get("cpu_name", platform.processor())
-    return {"device": device.type, "cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    return {
+        "device": kind,
+        "cpu": cpu,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def _say_what_next(folder: Path) -> None:

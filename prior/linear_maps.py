@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 import torch
@@ -190,7 +191,7 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | No
 
 @functools.cache
 def _steady_multiple(
-    kind: type[_OnCPU],
+    kind: Callable[[Tensor, Tensor | None], _OnCPU],
     shape: tuple[int, int],
     dtype: torch.dtype,
     biased: bool,

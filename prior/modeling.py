@@ -145,7 +145,8 @@ def check_weight_files(folder: Path) -> None:
             raise MissingFileError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
         return
     weight_map = _read_json(index).get("weight_map")
-    require(isinstance(weight_map, dict) and bool(weight_map), f"{index} has no weight_map.")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CodegridError(f"{index} has no weight_map.")
     for name in sorted({str(value) for value in weight_map.values()}):
         plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
         require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
@@ -177,8 +178,8 @@ def _check_architecture(folder: Path) -> Architecture:
         raise MissingFileError(f"There is no config.json in {folder}: it is not the folder of a prior.")
     config = _read_json(path)
     found, kind = config.get("architectures"), config.get("model_type")
-    single = isinstance(found, list) and len(found) == 1 and isinstance(found[0], str)
-    record = architecture_of_class(found[0]) if single else None
+    name = found[0] if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str) else None
+    record = None if name is None else architecture_of_class(name)
     if record is None or kind != record.model_type:
         raise CodegridError(
             f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "

@@ -70,6 +70,7 @@ class PriorObjective(nn.Module):
             return code_cross_entropy(logits, codes, self.num_codes, label_smoothing)
         hidden = hidden_states(self.model, fed, self.checkpointing)[:, first:]  # [B, L, D]
         head = self.model.get_output_embeddings()
+        assert head is not None  # of a language model
         if type(head) is not nn.Linear or head.bias is not None:
             return code_cross_entropy(head(hidden), codes, self.num_codes, label_smoothing)
         return head_cross_entropy(hidden, head.weight, codes, self.num_codes, label_smoothing)
@@ -138,7 +139,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
             states, target = hidden[mine].to(dtype), codes[mine, None]
             scores = (states @ used.t()).float().log_softmax(-1)  # [n, K]
             total -= (1 - smoothing) * scores.gather(1, target).sum() + smoothing * scores.mean(-1).sum()
-            if wanted:
+            if grad_hidden is not None and grad_weight is not None:
                 grad = scores.exp_()
                 grad.scatter_add_(1, target, grad.new_full((), smoothing - 1).expand_as(target))
                 if smoothing:
@@ -146,7 +147,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
                 grad = grad.to(dtype)
                 grad_hidden[mine] = grad @ used
                 grad_weight[:num_codes] += grad.t() @ states
-        if wanted:
+        if grad_hidden is not None and grad_weight is not None:
             ctx.save_for_backward(grad_hidden.div_(len(hidden)), grad_weight.div_(len(hidden)))
         return total / len(hidden)
 

@@ -252,7 +252,7 @@ def _one_stream_an_image(
         )
     if generators is not None:
         return generators
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    return [torch.Generator().manual_seed(int(seed)) for seed in seeds or ()]
 
 
 def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tensor:

@@ -221,7 +221,7 @@ class VQModelConfig(PreTrainedConfig):
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the decoder's classes in the order of the labels; None if it is unconditional."""
-        if not self.num_classes:
+        if not self.num_classes or self.id2label is None:
             return None
         return tuple(self.id2label[label] for label in range(self.num_classes) if label in self.id2label)
 

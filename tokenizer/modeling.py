@@ -234,7 +234,7 @@ class VQModel(PreTrainedModel):
         folder = Path(folder_or_repo) / (kwargs.get("subfolder") or "")
         if (folder / "config.json").is_file():
             with torch.device("meta"):
-                check_weight_files(folder, cls(kwargs.get("config") or cls.config_class.from_pretrained(folder)))
+                check_weight_files(folder, cls(kwargs.get("config") or VQModelConfig.from_pretrained(folder)))
         wants_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(folder_or_repo, output_loading_info=True, **kwargs)
         wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from codegrid.errors import CodegridError, require
+from codegrid.errors import CodegridError
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.system.files import write_json
 from codegrid.prior import ARCHITECTURES, SamplingConfig
@@ -23,7 +23,8 @@ _FORMER_NAMES = {"tokenizer": "codegrid.tokenizer", "prior": "codegrid.prior"}
 def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
     """Write `folder`/model_index.json. `prior` is the name of a class in `ARCHITECTURES`."""
     record = architecture_of_class(prior)
-    require(record is not None, f"A pipeline's prior is of a registered architecture, and {prior} is of none.")
+    if record is None:
+        raise CodegridError(f"A pipeline's prior is of a registered architecture, and {prior} is of none.")
     named = [record.library, record.class_name]
     index = {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": named, "sampling": asdict(sampling)}
     write_json(folder / MODEL_INDEX_NAME, index)

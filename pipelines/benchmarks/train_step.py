@@ -117,7 +117,8 @@ def _taming_step(model: nn.Module, images: Tensor, accelerator: Accelerator) -> 
 
 def _llamagen_step(model: nn.Module, loss: nn.Module, images: Tensor, accelerator: Accelerator) -> Step:
     """The body of the loop in LlamaGen's vq_train.py, which is in no function of its own."""
-    model.train(), loss.train()
+    model.train()
+    loss.train()
     optimizer = torch.optim.Adam(model.parameters(), lr=_RATE, betas=(0.9, 0.95))
     discriminator_optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=_RATE, betas=(0.9, 0.95))
     options = {"global_step": 1, "last_layer": model.decoder.last_layer, "logger": SimpleNamespace(), "log_every": 2}

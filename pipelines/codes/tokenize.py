@@ -146,6 +146,7 @@ def _shards(
 ) -> Iterator[tuple[int, Iterator[Picture]]]:
     """This rank's unfinished shards, each with its images in order. One pool of workers reads them all."""
     size, total = config.images_per_shard, len(job.images)
+    assert job.shards is not None  # of a source, whose images are counted
     mine = job.shards[accelerator.process_index :: accelerator.num_processes]
     firsts = [(shard - job.first_shard) * size for shard in mine]
     rows = [range(first, min(total, first + size)) for first in firsts]

@@ -190,7 +190,8 @@ def open_folder(config: DataConfig, root: Path, files: Files, class_names: list[
     description = f"{where}: {len(paths):,} images{describe_classes(names)} (split {shown(split)}{links})"
     stats = np.array([files.images[name] for name in paths], dtype=np.int64)
     reader = FolderReader(root, paths, labels.numbers, stats)
-    parts = [config.split, content, names, *([labels.numbers.tolist()] if labels.column else [])]
+    numbers = [] if not labels.column or labels.numbers is None else [labels.numbers.tolist()]
+    parts = [config.split, content, names, *numbers]
     source = ImageSource(reader, names, description, sha256(*parts))
     given = f"column {labels.column} of {labels.file}" if labels.column else "names of the subfolders"
     present = None if labels.numbers is None else labels.numbers[labels.numbers >= 0]

@@ -163,7 +163,9 @@ def _samples(file: str, tar: int, label: str | None) -> Iterator[Sample]:
                 sample.fields[name] = (member.offset_data, member.size)
                 small = member.size <= _MOST_LABEL_BYTES
                 if small and (name == label or name.rpartition(".")[2].lower() in (label, *LABEL_NAMES, *_JSON)):
-                    sample.texts[name] = archive.extractfile(member).read()
+                    opened = archive.extractfile(member)
+                    assert opened is not None  # it is a file
+                    sample.texts[name] = opened.read()
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
             f"{shown(file)} cannot be read: {error}. Check that it is whole, and a tar that is not compressed."

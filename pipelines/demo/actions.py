@@ -45,14 +45,14 @@ def generate(
     settings = {"temperature": temperature, "seed": seed, "progress": False}
     if pipe.class_names is None:
         output = pipe(num_images=num_images, **settings)
-        return [(enlarged(image, 128), "") for image in output.images]
+        return [(enlarged(image, 128), "") for image in output.images or ()]
     settings["guidance_scale"] = guidance_scale
     if class_name is None:
         output = pipe(num_images=num_images, **settings)
     else:
         output = pipe(class_name, num_images_per_label=num_images, **settings)
-    captions = [pipe.class_names[label] for label in output.labels]
-    return [(enlarged(image, 128), caption) for image, caption in zip(output.images, captions, strict=True)]
+    captions = [pipe.class_names[label] for label in output.labels or ()]
+    return [(enlarged(image, 128), caption) for image, caption in zip(output.images or (), captions, strict=True)]
 
 
 def read_image(model: VQModel, file: str | Path) -> Tensor:

@@ -206,7 +206,9 @@ class FeatureCache:
 
     def load(self, keys: list[str]) -> tuple[Tensor, Tensor]:
         """Features [N, D] and logits [N, classes] of the images of `keys`, in this order."""
-        parts = [self._load(key) for key in keys]
+        parts = [part for key in keys if (part := self._load(key)) is not None]
+        if len(parts) < len(keys):
+            raise FileNotFoundError(f"Features went from {self.folder} while they were in use.")
         return tuple(torch.cat([part[name] for part in parts]) for name in ("features", "logits"))
 
     def _path(self, key: str) -> Path:

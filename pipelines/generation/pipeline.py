@@ -145,12 +145,12 @@ class ImageGenerationPipeline:
         """
         parts = list(self.stream(class_labels, output_type=output_type, progress=progress, **options))
         codes = torch.cat([part.codes for part in parts])
-        labels = None if parts[0].labels is None else [label for part in parts for label in part.labels]
+        labels = None if parts[0].labels is None else [label for part in parts for label in part.labels or ()]
         if output_type == "codes":
             return ImagePipelineOutput(None, codes, labels)
         images = [part.images for part in parts]
         if output_type == "pil":
-            return ImagePipelineOutput([image for batch in images for image in batch], codes, labels)
+            return ImagePipelineOutput([image for batch in images for image in batch or ()], codes, labels)
         return ImagePipelineOutput(np.concatenate(images) if output_type == "np" else torch.cat(images), codes, labels)
 
     def stream(

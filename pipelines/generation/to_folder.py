@@ -133,7 +133,7 @@ def _write_missing(
         weights=weights,
         progress=accelerator.is_main_process,
     )
-    for index, image in zip(mine, (image for part in made for image in part.images), strict=True):
+    for index, image in zip(mine, (image for part in made for image in part.images or ()), strict=True):
         if not paths[index].is_file():
             write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
 

@@ -44,6 +44,8 @@ class Peer:
 def load_source(path: Path) -> ModuleType:
     """The module in one file, under a name that hides nothing of this project's."""
     spec = importlib.util.spec_from_file_location(f"codegrid_peer_{path.stem}", path)
+    assert spec is not None  # it is a .py file
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look up their module
     spec.loader.exec_module(module)

@@ -51,7 +51,7 @@ def report(run: str, /, output: str | None = None) -> Path:
     parts = {part: folder / part for part in ("tokenizer", "prior", "pipeline") if (folder / part).is_dir()}
     is_pipeline = (folder / MODEL_INDEX_NAME).is_file()
     if is_pipeline or (folder / CONFIG_NAME).is_file():
-        stage = "pipeline" if is_pipeline else _read(folder / CONFIG_NAME).get("stage")
+        stage = "pipeline" if is_pipeline else str(_read(folder / CONFIG_NAME).get("stage"))
         parts, title = {stage: folder}, f"{folder.resolve().name}: {stage}"
     elif parts:
         title = folder.resolve().name
@@ -155,7 +155,7 @@ def _samples(pipe: ImageGenerationPipeline) -> str:
     names = pipe.class_names
     labels = None if names is None else [label for label in range(len(names))[:_CLASSES] for _ in range(_PER_CLASS)]
     images = pipe(labels, num_images=None if labels else 4 * _PER_CLASS, seed=0, progress=False).images
-    sheet = class_sheet(images, None if names is None else [names[label] for label in labels])
+    sheet = class_sheet(images, None if names is None else [names[label] for label in labels or ()])
     settings = ", ".join(f"{name} {markup.show(value)}" for name, value in vars(pipe.sampling).items())
     return markup.paragraph(f"Seed 0; {settings}.") + markup.picture(sheet, "samples")
 

@@ -38,8 +38,9 @@ class Policy:
     @classmethod
     def decide(cls, device: str, mixed_precision: str, training: bool, deterministic: bool) -> Policy:
         kind = "cpu"
-        if device != "cpu" and torch.accelerator.is_available():
-            kind = torch.accelerator.current_accelerator().type
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if device != "cpu" and found is not None:
+            kind = found.type
         if mixed_precision == "auto":
             mixed_precision = "bf16" if computes_bf16(kind == "cpu") else "no"
         precision = "bfloat16" if mixed_precision == "bf16" else "float32"
@@ -87,7 +88,8 @@ def computes_bf16(cpu: bool) -> bool:
     if cpu:
         capabilities = torch.cpu.get_capabilities()
         return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("bf16"))
-    if torch.accelerator.current_accelerator().type != "cuda":
+    found = torch.accelerator.current_accelerator()
+    if found is None or found.type != "cuda":
         return True
     return torch.cuda.is_bf16_supported(including_emulation=False)  # cuDNN has no bf16 convolutions before Ampere
 
@@ -145,7 +147,7 @@ def _cuda_seconds(left: torch.Tensor, right: torch.Tensor, number: int = 20) -> 
     for _ in range(3):
         begin.record()
         for _ in range(number):
-            left @ right
+            torch.matmul(left, right)
         end.record()
         end.synchronize()
         best = min(best, begin.elapsed_time(end) / 1e3 / number)

@@ -7,6 +7,7 @@ import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,7 +105,7 @@ def estimate_prior_memory(
         return MemoryEstimate(_bytes(model), (_MOMENTS + averaged) * _bytes(model), live.peak)
 
 
-def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:
+def _twin(module: Any, fake: FakeTensorMode) -> Any:
     """A copy whose weights have shapes but no storage."""
     if module is None:
         return None
@@ -115,7 +116,8 @@ def _twin(module: nn.Module | None, fake: FakeTensorMode) -> nn.Module | None:
 
 def _frozen(module: nn.Module | None) -> list[nn.Module]:
     """The frozen net that a discriminator uses but does not own (`DinoDiscriminator.frozen`), if it has one."""
-    return [module.frozen] if hasattr(module, "frozen") else []
+    frozen = getattr(module, "frozen", None)
+    return [] if frozen is None else [frozen]
 
 
 class _LiveBytes(TorchDispatchMode):

@@ -112,7 +112,7 @@ def _sequence(
             raise CodegridError(f"{len(class_names)} class names were given; the checkpoint is unconditional.")
         return SequenceConfig(codebook_size, grid)
     target = str(condition.get("target") if isinstance(condition, Mapping) else condition)
-    if not target.endswith(".Labelator"):
+    if not isinstance(condition, Mapping) or not target.endswith(".Labelator"):
         raise CodegridError(
             f"This GPT is conditioned on {params.get('cond_stage_key', 'something')!r} ({target}): this project's "
             "priors know classes, or nothing."

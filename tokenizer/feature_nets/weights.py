@@ -75,4 +75,5 @@ def load_renamed(net: nn.Module, weights: Weights, rename: Callable[[str], str],
             f"{where} does not hold torchvision's weights of {name!r}: {len(wrong)} tensors are missing or of another "
             f"shape, the first is {rename(wrong[0])}."
         )
-    net.load_state_dict({key: tensor.to(wanted[key].dtype) for key, tensor in found.items()}, assign=True)
+    tensors = {key: tensor.to(wanted[key].dtype) for key, tensor in found.items() if tensor is not None}
+    net.load_state_dict(tensors, assign=True)

@@ -49,5 +49,6 @@ def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: Sequenc
     with evaluating(prior):
         pipe = ImageGenerationPipeline(tokenizer.to(prior.device), prior, sequence)
         output = pipe(num_images=number, seed=0, progress=False)
-    names = None if output.labels is None else [sequence.class_names[label] for label in output.labels]
+    known = sequence.class_names
+    names = None if output.labels is None or known is None else [known[label] for label in output.labels]
     return torch.from_numpy(np.array(class_sheet(output.images, names))).permute(2, 0, 1).contiguous()

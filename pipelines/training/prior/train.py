@@ -146,7 +146,9 @@ class PriorStage(Stage):
             dropped = unknown if dropped is None else dropped | unknown
             labels = labels.to(self.device)
         codes = torch.from_numpy(self.codes.codes(rows)).to(self.device)  # [B, L]
-        drop = dropped.to(self.device) if labels is not None and self.sequence.null_class else None
+        drop = None
+        if labels is not None and dropped is not None and self.sequence.null_class:
+            drop = dropped.to(self.device)
         smoothing = self.config.label_smoothing if model.training else 0.0
         return prior_loss(model, codes, labels, drop, self.sequence, label_smoothing=smoothing, validate=False)
 
