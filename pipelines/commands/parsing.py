@@ -91,7 +91,7 @@ def _with_choices(config: Any, arguments: list[str]) -> tuple[Any, ConstructorRe
 
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     starts = [value for flag, value in itertools.pairwise(parts) if flag == "--init-from"]
-    config = with_start(config, starts[-1]) if starts and hasattr(config, "init_from") else config
+    config = with_start(config, starts[-1]) if starts and hasattr(config, "quantizer") else config
     sentences = {}
     for path, known in CHOICES.items() if hasattr(config, "quantizer") else ():
         fitting = [kind for kind in known if _fits(with_choice, config, path, kind)]
