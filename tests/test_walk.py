@@ -17,9 +17,9 @@ MOST_FILES = 7
 
 @pytest.fixture
 def entered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
-    """Files of this project, outside of tokenizer/, whose functions run while shards are written."""
+    """Files of this project, outside of tokenizer/, whose functions run from a picture's name to its row of codes."""
     found: set[str] = set()
-    write_shards = tokenize._write_shards
+    encode = tokenize._encode  # draws the pictures, one after the other, and gives the rows
 
     def trace(frame, event, _):
         if event == "call":
@@ -30,11 +30,11 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     def traced(*arguments):
         sys.setprofile(trace)
         try:
-            return write_shards(*arguments)
+            return encode(*arguments)
         finally:
             sys.setprofile(None)
 
-    monkeypatch.setattr(tokenize, "_write_shards", traced)
+    monkeypatch.setattr(tokenize, "_encode", traced)
     return found
 
 
@@ -47,5 +47,5 @@ def test_a_picture_enters_few_files_on_its_way_to_a_row(
     )
     tokenize.tokenize_dataset(config)
     entered.discard("pipelines/codegrid/errors.py")  # `require` sees a condition and a sentence, no picture
-    assert {"pipelines/data/batches.py", "pipelines/codes/tokenize.py", "pipelines/codes/shards.py"} <= entered
+    assert {"pipelines/data/folders.py", "pipelines/data/batches.py", "pipelines/codes/tokenize.py"} <= entered
     assert len(entered) <= MOST_FILES, sorted(entered)
