@@ -190,7 +190,7 @@ class PriorStage(Stage):
 
     def load(self, groups: dict[str, Tensors]) -> None:
         self.model.load_state_dict(groups["model"])
-        load_optimizer_tensors(self.learner.optimizer, self.model, groups.get("optimizer", {}))
+        load_optimizer_tensors(self.learner.optimizer, self.model, groups.get("optimizer", {}), self.run.log)
         self.ema.load(groups.get("ema", {}))
 
     def export(self, scores: Scores) -> None:

@@ -1,4 +1,4 @@
-"""Named configs of stage one (`prior_presets.py` has the other's).
+"""Named configs of stage one (`training/prior/presets.py` has those of stage two).
 
 Each docstring gives the command, the time on named hardware, and the expected result.
 

@@ -157,14 +157,14 @@ class TokenizerStage(Stage):
     def load(self, groups: dict[str, Tensors]) -> None:
         model, discriminator = self.learners.model, self.learners.discriminator
         model.module.load_state_dict(groups["model"])
-        load_optimizer_tensors(model.optimizer, model.module, groups.get("optimizer", {}))
+        load_optimizer_tensors(model.optimizer, model.module, groups.get("optimizer", {}), self.run.log)
         self.learners.ema.load(groups.get("ema", {}))
         for name, mean in groups.get("running_logits", {}).items():
             self.learners.running_logits[name] = mean.to(self.device)
         if discriminator is not None:
             discriminator.module.load_state_dict(groups["discriminator"])
             state = groups.get("discriminator_optimizer", {})  # empty before its first step
-            load_optimizer_tensors(discriminator.optimizer, discriminator.module, state)
+            load_optimizer_tensors(discriminator.optimizer, discriminator.module, state, self.run.log)
 
     def export(self, scores: Scores) -> None:
         with self.learners.ema.applied():
