@@ -30,16 +30,18 @@ def transferred(model: PreTrainedModel, old: SequenceConfig, new: SequenceConfig
         require(
             before == now, f"{name} of the codes is {now}, of the prior to start from {before}: they must be equal."
         )
+    other = old.condition or new.condition
     require(
-        old.condition is None and new.condition is None,
+        other is None,
         "A prior is started from another one's weights where both follow classes, or nothing: one of them follows "
-        f"{(old.condition or new.condition).type if old.condition or new.condition else 'nothing'}.",
+        f"{other.type if other else 'nothing'}.",
     )
     config = copy.deepcopy(model.config)
     config.vocab_size = new.vocab_size
     started = type(model)(config)
     sources = _sources(old, new)  # [V], the old token of each new one
-    tables = {id(table.weight) for table in (model.get_input_embeddings(), model.get_output_embeddings())}
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    tables = {id(table.weight) for table in tables if table is not None}
     own = dict(started.named_parameters())
     with torch.no_grad():
         for name, weight in model.named_parameters():

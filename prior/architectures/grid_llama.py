@@ -52,8 +52,9 @@ class GridRotaryEmbedding(nn.Module):
     def __init__(self, config: GridLlamaConfig) -> None:
         super().__init__()
         self.head_dim = config.hidden_size // config.num_attention_heads
-        assert config.rope_parameters is not None  # transformers fills it in
-        self.theta = config.rope_parameters["rope_theta"]  # pyright: ignore[reportTypedDictNotRequiredAccess]
+        theta = (config.rope_parameters or {}).get("rope_theta")
+        assert theta is not None  # transformers fills it in
+        self.theta = theta
         self.grid_width, self.zero_prefix = config.grid_width, config.zero_prefix
         self.prefix_length = config.prefix_length
 
