@@ -6,8 +6,8 @@ PYTHON ?= python3
 ARGS ?=
 VENV := .venv
 LOWER := .venv-lower
-# Beside pyproject.toml's lowest torch, on which `make test-lower-bounds` runs: a middle one and the newest.
-TORCHES := 2.12.1 2.15.0
+# Beside pyproject.toml's lowest torch, on which `make test-lower-bounds` runs: a middle one, and the newest that pip finds.
+TORCHES := 2.12.1 newest
 BIN := $(VENV)/bin
 PACKAGE := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
@@ -101,7 +101,7 @@ $(LOWER)/.installed: pyproject.toml
 
 .venv-torch-%/.installed: pyproject.toml
 	$(call make_venv,.venv-torch-$*)
-	.venv-torch-$*/bin/python -m pip install $(PIP_OPTIONS) "torch==$*" -e ".[dev]"
+	.venv-torch-$*/bin/python -m pip install $(PIP_OPTIONS) $(if $(filter newest,$*),,"torch==$*") -e ".[dev]"
 	@touch $@
 
 # A .venv that works is kept; a missing or half-made one is made anew. pip before 21.3 cannot install this project with -e.
