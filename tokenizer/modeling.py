@@ -207,8 +207,9 @@ class VQModel(PreTrainedModel):
         return self.class_embedding(labels.to(self.class_embedding.weight.device).long())
 
     def _checked(self, images: Tensor) -> Tensor:
-        # Values are checked only on a CPU, where this is not a sync point, and not on tensors without storage.
-        plain = type(images) in (Tensor, nn.Parameter) and images.device.type == "cpu"
+        # Values are checked only on a CPU, where this is not a sync point, and not on tensors without storage. Training
+        # makes its images of bytes, and a step whose gradients are not finite is counted and skipped there.
+        plain = type(images) in (Tensor, nn.Parameter) and images.device.type == "cpu" and not self.training
         check_images(images, values=plain and not torch.compiler.is_compiling())
         factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels
         if images.dim() != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:

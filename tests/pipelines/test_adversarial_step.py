@@ -6,10 +6,10 @@ import pytest
 from safetensors.torch import load_file
 from transformers import ViTConfig, ViTModel
 
-from codegrid.pipelines.training.run import TrainingError
 from codegrid.pipelines.training.tokenizer import train as module
 from codegrid.pipelines.training.tokenizer.train import train_tokenizer
 from codegrid.tokenizer.discriminators import DinoConfig
+from codegrid.tokenizer.feature_nets.weights import WeightsError
 
 
 def test_terms_start_at_their_steps_and_are_logged_by_their_names(tokenizer_config, tmp_path, read_metrics):
@@ -61,5 +61,5 @@ def test_a_frozen_discriminator_is_resumed_and_not_saved(tokenizer_config, tmp_p
     for name in ("model.safetensors", "metrics.jsonl"):
         assert (whole / name).read_bytes() == (broken / name).read_bytes()
     objective["discriminator"] = DinoConfig(net="nobody/nothing")
-    with pytest.raises(TrainingError, match=r"objective\.discriminator\.net 'nobody/nothing' is neither"):
+    with pytest.raises(WeightsError, match=r"objective\.discriminator\.net 'nobody/nothing' is neither"):
         train_tokenizer(tokenizer_config(tmp_path / "none", **changes))

@@ -170,14 +170,18 @@ def test_bad_images_are_skipped_and_listed(tokenizer_config, pictures, tmp_path)
 
 def test_skipped_images_stay_listed_after_a_resume(tokenizer_config, pictures, tmp_path, at_step):
     source = shutil.copytree(pictures, tmp_path / "pictures")
+    good = (source / "noise" / "0.png").read_bytes()
     for name in ("one.jpg", "two.jpg"):
-        (source / "noise" / name).write_text("no picture")
+        (source / "noise" / name).write_bytes(b"?" * len(good))
+    changed_at = (source / "noise" / "one.jpg").stat().st_mtime_ns
     data = DataConfig(str(source), validation_fraction=0)
     config = tokenizer_config(tmp_path / "run", data=data, batch_size=20, max_steps=2, log_every=1, save_every=1)
     at_step(train_tokenizer, "train_step", 1, break_off)
     with pytest.raises(Broken):
         train_tokenizer.train_tokenizer(config)
-    shutil.copy(source / "noise" / "0.png", source / "noise" / "one.jpg")  # mended, so that it is not found bad again
+    # Mended, so that it is not found bad again; with the same size and time, or the run would not go on with it.
+    (source / "noise" / "one.jpg").write_bytes(good)
+    os.utime(source / "noise" / "one.jpg", ns=(changed_at, changed_at))
     listed = (train_tokenizer.train_tokenizer(config) / "skipped.txt").read_text()
     assert "noise/one.jpg" in listed
     assert "noise/two.jpg" in listed
