@@ -206,6 +206,7 @@ def test_missing_weights_of_the_perceptual_net_end_in_one_sentence(fails, image_
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.setattr("torch.hub.download_url_to_file", unreachable)
     arguments = ["quickstart", "--data.source", image_folder, "--output-dir", tmp_path / "out", *TINY]
+    arguments[arguments.index("--preprocessing.image-size") + 1] = 32  # smaller pictures are refused before
     message = fails("train_tokenizer", *arguments, "--objective.perceptual-weight", 1)
     assert "objective.perceptual_weights" in message
     assert str(tmp_path / "torch") in message

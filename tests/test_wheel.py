@@ -66,7 +66,9 @@ def test_the_wheel_stands_beside_the_indexs_tokenizer_and_prior(wheel, tmp_path)
     done = subprocess.run([*pip, *index], capture_output=True, text=True, timeout=600)
     if done.returncode:
         pytest.skip(f"the package index cannot be reached: {done.stderr.strip().splitlines()[-1:]}")
-    subprocess.run([*pip, "--no-index", wheel], capture_output=True, timeout=600, check=True)
+    # From another folder: the checkout's own egg-info would pass for codegrid being installed already.
+    ours = [*pip, "--no-index", "--ignore-installed", wheel]
+    subprocess.run(ours, cwd=tmp_path, capture_output=True, timeout=600, check=True)
     (site / "shared.pth").write_text("".join(f"{path}\n" for path in shared))
     program = "import sys, types\n"  # the index's `prior` needs PyGithub, which is not looked for here
     program += "sys.modules['github'] = types.SimpleNamespace(Github=None, GithubException=Exception)\n"
