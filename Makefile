@@ -36,13 +36,11 @@ test-slow: $(DEV) ## the tests that take over a minute each
 test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
 	$(LOWER)/bin/pytest -m "not slow and not faults" $(ARGS)
 
-# Every version is tried, also after one that fails.
-test-versions: ## the test suite on the lowest, a middle and the newest torch
-	@failed=; $(MAKE) --no-print-directory test-lower-bounds || failed=lowest; \
-	for torch in $(TORCHES); do \
-	  $(MAKE) --no-print-directory .venv-torch-$$torch/.installed && \
-	    .venv-torch-$$torch/bin/pytest -m "not slow and not faults" $(ARGS) || failed="$$failed $$torch"; done; \
-	test -z "$$failed" || { echo "Tests fail on torch: $$failed" >&2; exit 1; }
+test-versions: ## the test suite on the lowest, a middle and the newest torch; each is tried, also after one that fails
+	$(MAKE) --no-print-directory --keep-going test-lower-bounds $(addprefix test-torch-,$(TORCHES))
+
+test-torch-%: .venv-torch-%/.installed
+	.venv-torch-$*/bin/pytest -m "not slow and not faults" $(ARGS)
 
 faults: $(DEV) ## kills, damages and starves the commands, and prints a table of it (docs/reliability.md)
 	$(BIN)/pytest -m faults $(ARGS)
