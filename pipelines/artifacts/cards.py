@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from codegrid.pipelines.data.labels import numeric_order_note
 from codegrid.prior import ARCHITECTURES, SequenceConfig
 from codegrid.prior.codes import CodesManifest
 from codegrid.tokenizer.hub.card import PLACEHOLDER, description, usage
@@ -97,6 +98,8 @@ def pipeline_card(sequence: SequenceConfig, cards: Mapping[str, str] | None = No
     if sequence.condition is not None:
         labels = "class_labels=wanted"  # a value that the condition's `parse` takes
     names = f"Classes: {', '.join(sequence.class_names)}.\n" if sequence.class_names else ""
+    if note := numeric_order_note(sequence.class_names):
+        names += f"{note}\n"
     if sequence.condition is not None:
         names = f"It follows {sequence.conditioning.describe()}.\n"
     parts = [
@@ -128,6 +131,7 @@ def codes_card(manifest: CodesManifest) -> str:
     """Data set card of a code data set. Its YAML tells `datasets` where the shards are."""
     height, width = manifest.grid_shape
     classes = f"{len(manifest.class_names)} classes" if manifest.class_names else "no labels"
+    note = numeric_order_note(manifest.class_names)
     changed = ""
     if manifest.num_compared:
         changed = (
@@ -150,7 +154,7 @@ def codes_card(manifest: CodesManifest) -> str:
 {manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
 ({manifest.depth} a position), made by the tokenizer `{manifest.tokenizer}` with fingerprint
 `{manifest.tokenizer_fingerprint}`{changed}.
-`manifest.json` has the rest.
+`manifest.json` has the rest.{f" {note}" if note else ""}
 """,
         f"""## Use
 

@@ -86,9 +86,11 @@ def labels_of(values: Iterable[Any], known: list[str] | None, where: str, column
 
 
 def typed(values: Sequence[Any]) -> list[Any]:
-    """Texts of a file without types: whole numbers where all are, None where nothing stands."""
+    """Texts of a file without types: whole numbers where all are, None where nothing stands. Other values stay."""
     blank = {"", "nan", "none", "null", "n/a", "na"}
     found = [None if isinstance(value, str) and value.strip().lower() in blank else value for value in values]
+    if not any(isinstance(value, str) for value in found):
+        return found
     try:
         return [None if value is None else _whole(float(value)) for value in found]
     except (ValueError, TypeError):

@@ -29,6 +29,25 @@ def split_kind(folder: str) -> str | None:
     return kinds[0] if kinds and all(kinds) else None
 
 
+def twins(folders: Iterable[str]) -> set[str]:
+    """Folders whose names differ in the word of a split alone: trainA and testA, cat_train and cat_val."""
+    rests: dict[tuple[str, ...], dict[str, str]] = {}
+    for folder in folders:
+        # A capital begins a word, so that trainA is train and A.
+        words = [word.casefold() for word in re.findall(r"[A-Z]?[^\W\dA-Z_]+|[A-Z]+|\d+", folder)]
+        for place, word in enumerate(words):
+            if kind := _KIND_OF.get(word):
+                rests.setdefault((*words[:place], "", *words[place + 1 :]), {})[folder] = kind
+    return {folder for alike in rests.values() if len({*alike.values()}) > 1 for folder in alike}
+
+
+def _like_splits(folders: Iterable[str]) -> list[str]:
+    """Those of the folders that seem to be splits."""
+    folders = list(folders)
+    pairs = twins(folders)
+    return [folder for folder in folders if split_kind(folder) or folder in pairs]
+
+
 def find_split(split: str, splits: Iterable[str], where: str) -> str:
     """The split of this name, or the only one that is of its kind ("val" finds val2017).
 
@@ -63,7 +82,7 @@ def top_folders_are_splits(config: DataConfig, root: Path, paths: Iterable[str])
     if config.top_folders == "splits":
         require(bool(folders) and not loose, f"{shown(root)} holds {loose} pictures beside its folders: move them.")
         return True
-    alike = [name for name in folders if split_kind(name)]
+    alike = _like_splits(folders)
     if config.top_folders == "classes" or not alike:
         return False
     exact = config.split in folders
@@ -118,16 +137,16 @@ def _check_wrapping(where: str, only: tuple[str, set[str]], are_labels: bool) ->
     folder, rest = only
     while True:
         inner = {name.partition("/")[0] for name in rest}
-        if "" in inner:
+        if "" in inner and not _like_splits(inner - {""}):
             return
         if len(inner) > 1:
             break
         (name,) = inner
         folder, rest = f"{folder}/{name}", {path.partition("/")[2] for path in rest}
-    splits = any(map(split_kind, inner))
+    splits = bool(_like_splits(inner))
     if not splits and not are_labels:
         return
-    listed = _listed(map(shown, sorted(inner)))
+    listed = _listed([shown(name) or "loose pictures" for name in sorted(inner)])
     raise DataError(
         f"{where} holds one folder around all others: {shown(folder)}, with {listed} inside. As its classes"
         f"{' or splits' if splits else ''}, give {where.rstrip('/')}/{shown(folder)} as data.source; as one class that "
