@@ -296,13 +296,13 @@ def test_the_checks_see_what_they_look_for():
     assert spans(text) == ["make test"]
     [said] = command_lines(text)
     assert said == (("evaluate", "generation", "--pipline", "P"), True)
-    assert "did you mean --pipeline" in problem(said)
+    assert "Did you mean --pipeline" in problem(said)
     for line, wrong in [
         ("codegrid train-tokenizer", "needs a preset"),
         ("codegrid tran-prior quickstart", "no command"),
         ("codegrid train-prior quickstart --codes CODES", "output-dir"),
         ("codegrid train-prior quickstart --codes CODES --output-dir OUT --max-steps many", "max-steps"),
-        ("make compare-quantizers ARGS='--step 4'", "did you mean --steps"),
+        ("make compare-quantizers ARGS='--step 4'", "Did you mean --steps"),
         ("torchrun --nproc_per_node 2 -m codegrid train-prior quickst", "no preset"),
     ]:
         assert wrong in (problem(Said(tuple(codegrid_words(line)), True)) or ""), line

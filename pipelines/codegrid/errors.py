@@ -13,6 +13,8 @@ class CodegridError(ValueError):
         remedy: a sentence that says what to do about it, unless `what` says so already.
     """
 
+    exit_status = 1  # of a command that ends with this error
+
     def __init__(self, what: str, remedy: str = "") -> None:
         super().__init__(encodable(f"{what} {remedy}" if remedy else what))
 

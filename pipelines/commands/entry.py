@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 import codegrid
+from codegrid.names import encodable
 from codegrid.pipelines.commands.nearest import unknown
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS
 
@@ -19,7 +20,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: the words after `codegrid`; by default those of this process.
 
     Raises:
-        SystemExit: with status 1 for an error that the user can fix, after a line that starts with "error: ".
+        SystemExit: after a line that starts with "error: ", with status 2 if the command line itself is wrong, and 1
+            for any other error that the user can fix.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in HELP or (words[0] == DEVELOPERS and not set(words[1:2]) - HELP):
@@ -32,8 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name not in COMMANDS:
         names = [name for name in COMMANDS if name.startswith(f"{DEVELOPERS} ") == (words[0] == DEVELOPERS)]
         names += ["--help", "--version"] if name.startswith("-") else []
-        print(f"error: {unknown(name, 'no command', names)} `codegrid --help` says what they do.", file=sys.stderr)
-        raise SystemExit(1)
+        what, remedy = unknown(name, "no command", names)
+        print(f"error: {encodable(what)} {remedy} `codegrid --help` says what they do.", file=sys.stderr)
+        raise SystemExit(2)
     rest = words[len(name.split()) :]
     if COMMANDS[name].first and rest and not rest[0].startswith("-"):
         rest = [COMMANDS[name].first, *rest]

@@ -6,17 +6,14 @@ import difflib
 from collections.abc import Iterable
 
 
-def unknown(name: str, kind: str, names: Iterable[str]) -> str:
-    """A sentence that `name` is not one of `names`, with the nearest name if one is near, and all names."""
+def unknown(name: str, kind: str, names: Iterable[str]) -> tuple[str, str]:
+    """What is wrong and what to do if `name` is not one of `names`: the nearest if one is near, and all of them."""
     known = list(names)
-    near = difflib.get_close_matches(name, known, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
-    return f"{name!r} is {kind}.{meant} There are {', '.join(known)}."
+    meant = did_you_mean(repr(name), map(repr, known))
+    return f"{name!r} is {kind}.", f"{meant}There are {', '.join(known)}."
 
 
-def unknown_option(option: str, options: Iterable[str], command: str) -> str:
-    """A sentence that `command` has no such option, with the nearest option if one is near."""
-    near = difflib.get_close_matches(option, list(options), n=1)
-    if near:
-        return f"{option}: did you mean {near[0]}?"
-    return f"{option} is no option of `{command}`; `{command} --help` lists them."
+def did_you_mean(name: str, names: Iterable[str], least: float = 0.6) -> str:
+    """A question with the nearest name and a space behind it; empty if no name is `least` near, in [0, 1]."""
+    near = difflib.get_close_matches(name, list(names), n=1, cutoff=least)
+    return f"Did you mean {near[0]}? " if near else ""

@@ -13,13 +13,14 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, NoReturn
 
 import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from codegrid.errors import CodegridError
-from codegrid.pipelines.commands.nearest import unknown, unknown_option
+from codegrid.pipelines.commands.mistakes import UsageError, flattened, mistake, options_of
+from codegrid.pipelines.commands.nearest import unknown
 from codegrid.pipelines.commands.standins import stand_ins
 from codegrid.pipelines.commands.table import Command, Config, Function, Functions, Preset, load
 
@@ -34,12 +35,39 @@ def run(command: Command, name: str, arguments: Sequence[str]) -> None:
     """
     if {"-h", "--help"} & set(arguments):
         with stand_ins():
-            _call(command, name, list(arguments))  # exits
+            try:
+                _call(command, name, list(arguments))  # exits
+            except CodegridError as error:
+                _refuse(error)
+    _look_over(command, name, list(arguments))
     from codegrid.pipelines.system.console import guarded  # loads torch
 
     calls: list[Callable[[], Any]] = []
     guarded(lambda: calls.append(_call(command, name, list(arguments))))
     guarded(calls[0])
+
+
+def _look_over(command: Command, name: str, arguments: list[str]) -> None:
+    """Refuse a wrong command line at once, before the libraries are loaded, which takes seconds.
+
+    Only the names and kinds of values are looked at: with stand-ins, nothing else that a config says is to be trusted.
+    `--init-from` decides by a file which options there are, so that such a line has to wait.
+    """
+    with stand_ins() as in_force:
+        if not in_force or any(word.startswith("--init") for word in arguments):
+            return
+        try:
+            _call(command, name, arguments)
+        except UsageError as error:
+            _refuse(error)
+        except (Exception, SystemExit):
+            return
+
+
+def _refuse(error: CodegridError) -> NoReturn:
+    """End the process as `guarded` does, which loads torch."""
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(error.exit_status)
 
 
 def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any]:
@@ -48,7 +76,7 @@ def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any
     if isinstance(parsed, Preset):
         presets = load(parsed.presets)
         word = _word(arguments, name, "preset", presets)
-        config, types = _with_choices(presets[word](tyro.MISSING, tyro.MISSING), arguments)
+        config, types = _with_choices(presets[word](tyro.MISSING, tyro.MISSING), f"{name} {word}", arguments)
         kwargs = {"default": config, "registry": types}
         given = _parse(type(config), f"{name} {word}", arguments[1:], presets[word].__doc__, **kwargs)
         return lambda: load(parsed.run)(given)
@@ -78,28 +106,36 @@ def _word(arguments: list[str], name: str, kind: str, known: dict[str, Callable[
         print("\n".join([usage, "", *lines]))
         raise SystemExit(0)
     if not arguments or arguments[0].startswith("-"):
-        raise CodegridError(f"`{name}` needs a {kind} first: {', '.join(known)}.")
-    raise CodegridError(unknown(arguments[0], f"no {kind} of `{name}`", known))
+        named = next((word for word in arguments if word in known), None)
+        remedy = f"Write `{name} {named} ...`." if named else f"There are {', '.join(known)}."
+        raise UsageError(f"`{name}` needs a {kind} as its first word.", remedy)
+    raise UsageError(*unknown(arguments[0], f"no {kind} of `{name}`", known))
 
 
-def _with_choices(config: Any, arguments: list[str]) -> tuple[Any, ConstructorRegistry]:
+def _with_choices(config: Any, name: str, arguments: list[str]) -> tuple[Any, ConstructorRegistry]:
     """The preset's config with the parts chosen by `--init-from`, `--quantizer.type NAME` and similar options.
 
     The registry makes the help of each `type` list the choices.
+
+    Args:
+        name: the command's name with its preset, for errors.
     """
     from codegrid.pipelines.training.tokenizer.presets import CHOICES, with_choice, with_start
 
     parts = [part for argument in arguments for part in argument.split("=", 1)]
     starts = [value for flag, value in itertools.pairwise(parts) if flag == "--init-from"]
     config = with_start(config, starts[-1]) if starts and hasattr(config, "quantizer") else config
-    sentences = {}
+    kinds = {}
     for path, known in CHOICES.items() if hasattr(config, "quantizer") else ():
         fitting = [kind for kind in known if _fits(with_choice, config, path, kind)]
         named = [value for flag, value in itertools.pairwise(parts) if flag == f"--{path}.type"]
-        config = with_choice(config, path, named[-1]) if named else config
+        try:
+            config = with_choice(config, path, named[-1]) if named else config
+        except CodegridError as error:
+            raise UsageError(str(error), f"`{name} --help` says what each is.") from None
         if fitting:
-            sentences[path] = f"one of {', '.join(fitting)}."
-    return config, _saying_types({id(operator.attrgetter(path)(config)): text for path, text in sentences.items()})
+            kinds[path] = {kind: known[kind] for kind in fitting}
+    return config, _saying_types({id(operator.attrgetter(path)(config)): (path, of) for path, of in kinds.items()})
 
 
 def _fits(with_choice: Callable[..., Any], config: Any, path: str, kind: str) -> bool:
@@ -110,24 +146,35 @@ def _fits(with_choice: Callable[..., Any], config: Any, path: str, kind: str) ->
     return True
 
 
-def _saying_types(sentences: dict[int, str]) -> ConstructorRegistry:
-    """A tyro registry that sets the help sentence of the field `type` for the dataclasses with these ids."""
+def _saying_types(kinds: dict[int, tuple[str, dict[str, type]]]) -> ConstructorRegistry:
+    """A tyro registry that shows, for the dataclasses with these ids, which types there are, and what each is."""
     registry, inside = ConstructorRegistry(), []
 
     @registry.struct_rule
     def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
-        sentence = sentences.get(id(info.default))
-        if sentence is None or inside:
+        path, known = kinds.get(id(info.default), ("", {}))
+        if not known or inside:
             return None
         inside.append(info)  # tyro's default handling
         spec = registry.get_struct_spec(info)
         inside.pop()
         if not isinstance(spec, StructConstructorSpec):
             return None
-        fields = (replace(field, helptext=sentence) if field.name == "type" else field for field in spec.fields)
-        return replace(spec, fields=tuple(fields))
+        said = [f"one of these; `--{path}.type NAME --help` lists the options of each."]
+        said += [f"{kind}: {_what_it_is(config)}." for kind, config in known.items()]
+        shown = {"type": Literal[tuple(known)], "helptext": "\n".join(said)}
+        return replace(spec, fields=tuple(replace(f, **shown) if f.name == "type" else f for f in spec.fields))
 
     return registry
+
+
+def _what_it_is(config: type) -> str:
+    """The first sentence about a quantizer or discriminator: of its config, or of the file that defines both."""
+    text = description(config.__doc__)
+    if text.startswith("Config of "):
+        text = inspect.getdoc(inspect.getmodule(config)) or text
+    text = re.sub(r" \([^()]*https?:[^()]*\)", "", " ".join(text.split()))
+    return re.split(r"\.(?: |$)", text)[0]
 
 
 def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
@@ -149,7 +196,7 @@ def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **
     """Parse the arguments with tyro.
 
     An invalid config raises while it is constructed, and tyro shows this in a box that names tyro's own parts. Here it
-    becomes one sentence, and so does an unknown option. Other mistakes stay in tyro's boxes.
+    becomes one sentence, and so does every other mistake.
     """
 
     def parse(words: list[str]) -> Any:
@@ -163,10 +210,12 @@ def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **
     except SystemExit as end:
         if refused := _refused_config(end):
             raise refused from None
-        if end.code and (option := _unknown_option(arguments, known := _options(parse))):
-            raise CodegridError(unknown_option(option, known, name)) from None
-        sys.stderr.write(boxes.getvalue())
-        raise
+        if not end.code:
+            raise
+        if found := mistake(arguments, options_of(_help_text(parse)), name):
+            raise found from None
+        what = f"`{name}` cannot be read: {flattened(boxes.getvalue())}".rstrip(".")
+        raise UsageError(f"{what}.", f"`{name} --help` lists the options.") from None
     sys.stderr.write(boxes.getvalue())  # warnings
     return parsed
 
@@ -180,23 +229,13 @@ def _refused_config(end: SystemExit) -> CodegridError | None:
     return cause if isinstance(getattr(failure, "arg", None), str) and isinstance(cause, CodegridError) else None
 
 
-def _options(parse: Callable[[list[str]], Any]) -> list[str]:
-    """The options' names, parsed from the help: tyro has no function that lists them."""
-    shown, before = io.StringIO(), os.environ.get("COLUMNS")
-    os.environ["COLUMNS"] = "100"  # gives one column and unbroken names
+def _help_text(parse: Callable[[list[str]], Any]) -> str:
+    """The help text in one column, with unbroken names: tyro has no function that lists the options."""
+    text, before = io.StringIO(), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "100"
     try:
-        with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
             parse(["--help"])
     finally:
         os.environ.pop("COLUMNS") if before is None else os.environ.update(COLUMNS=before)
-    lines = [line.strip("│ ") for line in shown.getvalue().splitlines()]
-    return [option for line in lines if line.startswith("-") for option in re.findall(r"--[A-Za-z][\w.-]*", line)]
-
-
-def _unknown_option(arguments: list[str], known: list[str]) -> str | None:
-    """The first argument that looks like an option but is unknown. tyro reads `_` as `-` in names."""
-    for argument in arguments:
-        option = argument.split("=", 1)[0]
-        if re.match(r"--[A-Za-z]", option) and option.replace("_", "-") not in known:
-            return option
-    return None
+    return text.getvalue()

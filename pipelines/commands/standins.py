@@ -17,18 +17,19 @@ HEAVY |= {"safetensors", "pyarrow", "tensorboard", "psutil", "PIL", "numpy", "tq
 
 
 @contextlib.contextmanager
-def stand_ins() -> Iterator[None]:
+def stand_ins() -> Iterator[bool]:
     """Replace the heavy libraries by stand-ins in the body. Our modules that saw a stand-in are unloaded afterwards.
 
     If one of the libraries is loaded already, there are no stand-ins: imports in the meantime would keep them.
+    Yields whether there are.
     """
     if any(name.partition(".")[0] in HEAVY for name in sys.modules):
-        yield
+        yield False
         return
     before, finder = set(sys.modules), _Finder()
     sys.meta_path.insert(0, finder)
     try:
-        yield
+        yield True
     finally:
         sys.meta_path.remove(finder)
         for name in set(sys.modules) - before:

@@ -15,8 +15,9 @@ from codegrid.pipelines.system.files import describe
 
 
 def guarded(run: Callable[[], Any]) -> None:
-    """Call `run`. A known error prints its sentence and exits with status 1; CODEGRID_TRACEBACK=1 shows the traceback.
+    """Call `run`. A known error prints its sentence and exits with its status, 1 or 2 (a wrong command line).
 
+    CODEGRID_TRACEBACK=1 shows the traceback instead.
     SIGTERM and Ctrl-C print a sentence and exit with status 143 or 130; training saves a checkpoint first (see `Run`).
     """
     _quiet()
@@ -28,7 +29,7 @@ def guarded(run: Callable[[], Any]) -> None:
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
             raise
         tqdm.write(f"error: {sentence}", file=sys.stderr)  # tqdm.write keeps it off the line of a progress bar
-        raise SystemExit(1) from None
+        raise SystemExit(getattr(error, "exit_status", 1)) from None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

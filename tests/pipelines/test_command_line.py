@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import random
 import re
 import resource
 import subprocess
@@ -17,8 +18,9 @@ import torch
 
 import codegrid
 from codegrid.pipelines.commands import main
+from codegrid.pipelines.commands.mistakes import options_of
 from codegrid.pipelines.commands.standins import HEAVY, stand_ins
-from codegrid.pipelines.commands.table import COMMANDS, Functions, Preset, load
+from codegrid.pipelines.commands.table import COMMANDS, Command, Functions, Preset, load
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TYPES = ["--quantizer.type residual --quantizer.inner.type fsq", "--objective.discriminator.type dino"]
@@ -71,7 +73,7 @@ def test_help_texts_by_stand_ins_are_those_by_the_libraries(real_texts: dict[str
     assert result.returncode == 0, result.stderr
     texts, left = json.loads(result.stdout)
     assert texts == real_texts
-    known = {"codegrid", "codegrid.errors", "codegrid.pipelines"}
+    known = {"codegrid", "codegrid.errors", "codegrid.names", "codegrid.pipelines"}
     assert not [name for name in left if name not in known and "codegrid.pipelines.commands" not in name]
 
 
@@ -160,10 +162,14 @@ def test_a_docstring_is_said_once_and_without_its_sections(real_texts: dict[str,
 
 def test_a_type_names_those_that_there_are(real_texts: dict[str, str]) -> None:
     said = dict(options(real_texts[f"train-tokenizer small64 {TYPES[0]}"]))
-    assert said["--quantizer.type {residual}"].startswith("one of vq, simvq, ibq,")
-    assert "hierarchical" in said["--quantizer.type {residual}"]
-    assert said["--quantizer.inner.type {fsq}"] == "one of vq, simvq, fsq, lfq. (default: fsq)"  # those that fit
-    assert said["--objective.discriminator.type {patchgan}"].startswith("one of patchgan, stylegan, dino.")
+    sentence = said["--quantizer.type {vq,simvq,ibq,gumbel,fsq,lfq,bsq,residual,grouped,hierarchical}"]
+    assert sentence.startswith("one of these; `--quantizer.type NAME --help` lists the options of each. vq: Vector")
+    assert "lfq: Lookup-free quantization (LFQ): the sign of each channel is a bit of the code. bsq: " in sentence
+    assert sentence.endswith("(default: residual)")
+    assert "(default: fsq)" in said["--quantizer.inner.type {vq,simvq,fsq,lfq}"]  # those that fit
+    sentence = said["--objective.discriminator.type {patchgan,stylegan,dino}"]
+    assert "patchgan: PatchGAN: one logit for each patch of the image. stylegan: " in sentence
+    assert "https" not in sentence
 
 
 def test_every_script_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -187,24 +193,105 @@ def test_every_script_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("dev benchmrk", "Did you mean 'dev benchmark'?"),
         ("--hlep", "Did you mean '--help'?"),
         ("train-tokenizer smal64", "Did you mean 'small64'?"),
-        ("train-tokenizer", "needs a preset first: quickstart, small64"),
-        ("train-tokenizer --max-steps 3", "needs a preset first: quickstart, small64"),
+        ("train-tokenizer", "needs a preset as its first word. There are quickstart, small64"),
+        ("train-tokenizer --max-steps 3", "needs a preset as its first word. There are quickstart, small64"),
+        ("train-tokenizer --max-steps 3 small64", "Write `codegrid train-tokenizer small64 ...`."),
         ("evaluate reconstructoin", "Did you mean 'reconstruction'?"),
-        ("train-prior quickstart --codes C --output-dir O --max-stpes 3", "--max-stpes: did you mean --max-steps?"),
-        ("train-prior quickstart --codes C --output_dir O --max-stpes=3", "--max-stpes: did you mean --max-steps?"),
-        ("generate --pipline P", "--pipline: did you mean --pipeline?"),
-        ("generate --pipeline P --zzz 1", "--zzz is no option of `codegrid generate`; `codegrid generate --help`"),
+        (
+            "train-prior quickstart --codes C --output-dir O --max-stpes 3",
+            "has no option --max-stpes. Did you mean --max-steps?",
+        ),
+        (
+            "train-prior quickstart --codes C --output_dir O --max-stpes=3",
+            "has no option --max-stpes. Did you mean --max-steps?",
+        ),
+        ("generate --pipline P", "`codegrid generate` has no option --pipline. Did you mean --pipeline?"),
+        ("generate --pipeline P --zzz 1", "has no option --zzz. `codegrid generate --help` lists the options."),
+        (
+            "generate --pipeline P --output-dir O stray",
+            "'stray' belongs to no option of `codegrid generate`. Write",
+        ),
+        ("generate --pipeline P --output-dir O --seed", "--seed has no value. It takes a whole number: "),
+        ("generate --pipeline P --seed x --output-dir O", "--seed is 'x'. It takes a whole number: "),
+        ("generate --output-dir O --pipeline", "--pipeline has no value. It takes a text: folder or Hub name"),
+        ("generate --pipeline P", "`codegrid generate` needs --output-dir. Add it: "),
+        ("generate", "`codegrid generate` needs --pipeline and --output-dir. Add them; `codegrid generate --help`"),
+        ("report", "`codegrid report` needs a first word. Add it: folder of a training run"),
+        ("report one two", "'two' belongs to no option of `codegrid report`."),
+        ("train-prior small64 --device gpu", "--device is 'gpu'. It takes one of auto, cpu: "),
+        ("train-prior small64 --mixed-precision bf61", "Did you mean bf16? It takes one of auto, no, bf16"),
+        ("train-prior small64 --deterministic yes", "--deterministic takes no value, and 'yes' follows it. Write "),
+        ("train-prior small64 --deterministic=yes", "--deterministic takes no value, and 'yes' follows it. Write "),
+        ("train-prior small64 --tracking wandb tensorbord", "--tracking is 'wandb tensorbord'. It takes any number of"),
+        ("train-tokenizer small64 --preprocessing.image-size 1 2 3", "'3' belongs to no option of `codegrid train"),
+        ("train-tokenizer small64 --preprocessing.image-size wide", "It takes a whole number or a whole number and a"),
+        ("train-tokenizer small64 --quantizer.type vqq", "quantizer.type is 'vqq': it must be one of 'vq', 'simvq'"),
+        ("train-tokenizer small64 --quantizer.type fsq --quantizer.codebook-size 8", "no option --quantizer.codebook-"),
+        ("dev benchmark encode --repeats few", "--repeats is 'few'. It takes a whole number: "),
     ],
 )
-def test_a_mistyped_word_names_the_nearest(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_command_line_is_a_sentence_and_a_remedy(line: str, said: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit) as end:
         main(line.split())
-    assert end.value.code == 1
+    assert end.value.code == 2
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.startswith("error: ")
     assert said in printed.err
     assert printed.err.count("\n") == 1
+
+
+LOOKED_OVER = """
+import contextlib, sys
+from codegrid.pipelines.commands import main
+with contextlib.suppress(SystemExit):
+    main()
+print(*sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "line", ["generate --pipline P", "train-prior smal64", "verify-codes --codes C stray", "report --seed x"]
+)
+def test_a_wrong_command_line_loads_no_heavy_library(line: str) -> None:
+    result = subprocess.run([sys.executable, "-c", LOOKED_OVER, *line.split()], capture_output=True, text=True)
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert not {name.partition(".")[0] for name in result.stdout.split()} & HEAVY
+
+
+@pytest.mark.parametrize("seed", [20261126])
+def test_any_option_with_a_value_of_another_kind_is_one_sentence(seed: int, capsys: pytest.CaptureFixture) -> None:
+    """Drawn: commands, their options, and a word that none of their kinds but a text takes; also misspelt names."""
+    draw = random.Random(seed)
+    lines = [
+        [name, *word]
+        for name, command in COMMANDS.items()
+        for word in ([[draw.choice(words)] for words in [_words(command)] if words] or [[]])
+    ]
+    for words in draw.sample(lines, 8):
+        command, rest = COMMANDS[words[0]], words[1:]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("COLUMNS", "100")
+            with contextlib.suppress(SystemExit):
+                main([*words[0].split(), *rest, "--help"])
+        known = [option for option in options_of(capsys.readouterr().out) if option.names and option.names[0] != "-h"]
+        option = draw.choice([option for option in known if "STR" not in option.kind] or known)
+        name = f"{option.names[-1]}{draw.choice(['', 'q'])}"
+        context = f"seed {seed}: {words} {name} (of {command.summary})"
+        with pytest.raises(SystemExit) as end:
+            main([*words[0].split(), *rest, name, "w_o_r_d"])
+        printed = capsys.readouterr()
+        assert end.value.code == 2, context
+        assert printed.err.startswith("error: "), context
+        assert printed.err.count("\n") == 1, context
+        assert name in printed.err, context
+
+
+def _words(command: Command) -> list[str]:
+    if isinstance(command.parsed, Preset):
+        return list(load(command.parsed.presets))
+    return list(command.parsed.loaded()) if isinstance(command.parsed, Functions) else []
 
 
 @pytest.mark.parametrize(
