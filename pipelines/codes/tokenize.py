@@ -23,7 +23,7 @@ from codegrid.pipelines.artifacts.cards import codes_card
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.job import Job, claimed
 from codegrid.pipelines.codes.shards import EncodedShard, code_dtype, is_done, read_records, write_shard
-from codegrid.pipelines.data.batches import Picture, Pictures, Variant, picture_reader, to_device
+from codegrid.pipelines.data.batches import Picture, Pictures, Variant, picture_reader, to_device, whole_disk
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
@@ -166,7 +166,7 @@ def _streamed_shards(
         if not records:
             return
         if shard % accelerator.num_processes == accelerator.process_index and not is_done(folder, shard):
-            yield shard, map(pictures.read, records)
+            yield shard, whole_disk(map(pictures.read, records))
         else:
             bar.update(len(records))
 

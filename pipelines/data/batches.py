@@ -11,6 +11,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -18,14 +19,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from codegrid.names import shown
 from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource, content_hash
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.randomness import SampleOrder, uniforms
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import BadImage, Preprocessing, open_picture, prepare, to_model, valid_box
+from codegrid.tokenizer.images import BadImage, Preprocessing, open_picture, prepare, read_file, to_model, valid_box
 
 # A bad image is replaced by another; so many bad ones in a row mean that the source holds no images worth training on.
 _MOST_REPLACEMENTS = 100
+# So many pictures in a row whose files are gone or cannot be opened mean that the disk is.
+_MOST_UNREADABLE = 20
 # Pictures that a worker process hands over at once: one by one, the queue would take longer than the decoding.
 _AT_ONCE = 16
 
@@ -66,16 +70,59 @@ def read_picture(
     variants: Sequence[Variant] = CENTRE,
     with_content: bool = False,
 ) -> Picture:
-    """Decode a record once and cut it once for each variant; `with_content` adds the hash of its bytes."""
-    if with_content:
-        return read_picture(record, preprocessing, channels, variants)._replace(content=content_hash(record))
+    """Decode a record once and cut it once for each variant; `with_content` adds the hash of its bytes.
+
+    Raises:
+        DataError: the picture's folder is gone.
+    """
     label = -1 if record.label is None else record.label
+    content = ""
     try:
-        image = open_picture(record.data, preprocessing)
+        data = record.data if isinstance(record.data, bytes) else read_file(record.data)  # once, for both
+        content = content_hash(data) if with_content else ""
+        image = open_picture(data, preprocessing)
         squares = [prepare(image, preprocessing, channels, crop=crop, flip=flip) for crop, flip in variants]
-        return Picture(record.source_id, label, np.stack(squares), image.size, peak=image.info.get("peak"))
     except BadImage as error:
-        return Picture(record.source_id, label, None, reason=error.reason, detail=str(error))
+        return Picture(record.source_id, label, None, reason=error.reason, detail=str(error), content=content)
+    except OSError as error:
+        return Picture(
+            record.source_id, label, None, reason=_disk_reason(record, error), detail=f"{error.strerror or error}."
+        )
+    return Picture(record.source_id, label, np.stack(squares), image.size, peak=image.info.get("peak"), content=content)
+
+
+def _disk_reason(record: ImageRecord, error: OSError) -> str:
+    """Why a picture's file was not read.
+
+    Raises:
+        DataError: its folder is gone, so that more than one picture is.
+    """
+    if not isinstance(error, (FileNotFoundError, NotADirectoryError)):
+        return "unreadable"
+    folder = Path(record.data).parent
+    if not folder.is_dir():
+        raise DataError(
+            f"{shown(folder)} is gone, with {shown(record.source_id)} in it.",
+            "Bring the folder back (a disk that is not mounted?), then run the same command again.",
+        ) from error
+    return "vanished"
+
+
+def whole_disk(pictures: Iterable[Picture]) -> Iterator[Picture]:
+    """The same pictures.
+
+    Raises:
+        DataError: the files of many in a row are gone or cannot be opened.
+    """
+    row = 0
+    for picture in pictures:
+        row = row + 1 if picture.reason in ("vanished", "unreadable") and not picture.content else 0
+        if row == _MOST_UNREADABLE:
+            raise DataError(
+                f"The files of {row} pictures in a row cannot be read, the last {picture.source_id}: {picture.detail}",
+                "Look at the disk, then run the same command again.",
+            )
+        yield picture
 
 
 def picture_reader(
@@ -97,12 +144,15 @@ class Pictures(Dataset):
         return self.read(self.source[index])
 
     def in_order(self, rows: Iterable[int], num_workers: int = 0) -> Iterator[Picture]:
-        """The pictures of `rows`; one pool of workers reads them all."""
+        """The pictures of `rows`; one pool of workers reads them all.
+
+        Raises:
+            DataError: see `whole_disk`; or as the source raises it.
+        """
         if not num_workers:
-            yield from (self[row] for row in rows)
-            return
-        for part in load(self, num_workers, batch_sampler=_Batches(lambda: _parts(rows, _AT_ONCE)), collate_fn=list):
-            yield from part
+            return whole_disk(self[row] for row in rows)
+        parts = load(self, num_workers, batch_sampler=_Batches(lambda: _parts(rows, _AT_ONCE)), collate_fn=list)
+        return whole_disk(itertools.chain.from_iterable(parts))
 
 
 def to_device(pixels: Tensor, device: torch.device) -> Tensor:
@@ -136,7 +186,7 @@ class PixelBatch:
 
 def prepared_batches(model: VQModel, records: Iterable[ImageRecord], batch_size: int) -> Iterator[PixelBatch]:
     """Centre-cropped images of `records`, in order, as the tokenizer's config says. Bad ones are left out and named."""
-    return pixel_batches(map(picture_reader(model), records), model, batch_size)
+    return pixel_batches(whole_disk(map(picture_reader(model), records)), model, batch_size)
 
 
 def pixel_batches(pictures: Iterable[Picture], model: VQModel, batch_size: int) -> Iterator[PixelBatch]:
@@ -219,9 +269,10 @@ class AugmentedImages(Dataset):
             skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
             (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
             index = int(other * len(self.source))
+        name, reason = list(skipped.items())[-1]
         raise DataError(
-            f"{len(skipped)} images in a row could not be used; the last: {list(skipped.items())[-1]}. "
-            "Check data.source and preprocessing."
+            f"{_MOST_REPLACEMENTS} images in a row could not be used; the last: {name} ({reason}).",
+            "Check data.source and preprocessing; `codegrid look` shows what is left out.",
         )
 
 

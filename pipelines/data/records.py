@@ -179,13 +179,13 @@ class ImageSource(ImageStream):
         return part
 
 
-def content_hash(record: ImageRecord) -> str:
+def content_hash(data: bytes | Path) -> str:
     """sha256 of a picture's bytes; "" where they cannot be read."""
+    if not isinstance(data, Path):
+        return hashlib.sha256(data).hexdigest()
     try:
-        if not isinstance(record.data, Path):
-            return hashlib.sha256(record.data).hexdigest()
         digest = hashlib.sha256()
-        with record.data.open("rb") as file:
+        with data.open("rb") as file:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
         return digest.hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 
 import datasets
 import fsspec
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codegrid.names import shown
@@ -45,7 +46,13 @@ class _TableReader:
         return len(self.table)
 
     def __getitem__(self, index: int) -> ImageRecord:
-        return self._record(self.table[index], index)
+        try:
+            return self._record(self.table[index], index)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(
+                f"Row {index} of {self.prefix} cannot be read: {error}.",
+                "Check that its files are whole, then run the same command again.",
+            ) from error
 
     def __iter__(self) -> Iterator[ImageRecord]:
         return (self._record(row, index) for index, row in enumerate(self.table))

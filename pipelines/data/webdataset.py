@@ -54,9 +54,15 @@ class WebDatasetReader:
 
     def __getitem__(self, index: int) -> ImageRecord:
         tar, offset, size, _ = self.places[index].tolist()
-        with open(self.files[tar], "rb") as handle:
-            handle.seek(offset)
-            data = handle.read(size)
+        try:
+            with open(self.files[tar], "rb") as handle:
+                handle.seek(offset)
+                data = handle.read(size)
+        except OSError as error:
+            raise DataError(
+                f"{shown(self.files[tar])} cannot be read: {error.strerror}.",
+                "Bring the file back, then run the same command again.",
+            ) from error
         label = None if self.labels is None or self.labels[index] < 0 else int(self.labels[index])
         return ImageRecord(data, label, self._name(index))
 

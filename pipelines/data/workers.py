@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import multiprocessing
 import signal
 import traceback
@@ -12,8 +13,6 @@ from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
-from codegrid.pipelines.data.records import DataError
-
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 
 
@@ -21,8 +20,8 @@ def load(dataset: Dataset, num_workers: int, **options: Any) -> Iterator[Any]:
     """What torch's DataLoader gives; `num_workers` 0 loads in this process. The workers end with the iterator.
 
     Raises:
-        DataError: as a worker raised it.
-        RuntimeError: a worker was killed.
+        Exception: what the dataset raised, as it was raised: torch would put words and a traceback into its message.
+        RuntimeError: a worker was killed; or its error cannot be sent to this process.
     """
     if not num_workers:
         yield from DataLoader(dataset, **options)
@@ -38,14 +37,14 @@ def load(dataset: Dataset, num_workers: int, **options: Any) -> Iterator[Any]:
 
 
 class _Failed(NamedTuple):
-    """What a worker gives instead of a sample or a batch: torch would put words and a traceback into the message."""
+    """What a worker gives instead of a sample or a batch."""
 
-    error: DataError
+    error: Exception
     traceback: str
 
 
 class _Carrying(Dataset):
-    """`dataset`, and the collation of its samples, with a `_Failed` for what raised a DataError."""
+    """`dataset`, and the collation of its samples, with a `_Failed` for what raised an error."""
 
     def __init__(self, dataset: Dataset, collate: Callable[[Any], Any]) -> None:
         self.dataset, self._collate = dataset, collate
@@ -56,14 +55,22 @@ class _Carrying(Dataset):
     def __getitem__(self, item: Any) -> Any:
         try:
             return self.dataset[item]
-        except DataError as error:
-            return _Failed(error, traceback.format_exc())
+        except Exception as error:
+            return _Failed(_sendable(error), traceback.format_exc())
 
     def collate(self, samples: Any) -> Any:
         """`samples`: a list, or one sample where the loader makes no batches."""
         several = samples if isinstance(samples, list) else [samples]
         failed = [sample for sample in several if isinstance(sample, _Failed)]
         return failed[0] if failed else self._collate(samples)
+
+
+def _sendable(error: Exception) -> Exception:
+    try:
+        again = copy.deepcopy(error)  # made as it will be made out of the queue
+        return error if type(again) is type(error) and str(again) == str(error) else RuntimeError(str(error))
+    except Exception:  # whatever the error's class raises
+        return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 def _start(dataset: Dataset, num_workers: int, options: dict[str, Any]) -> tuple[Iterator[Any], Callable[[], None]]:

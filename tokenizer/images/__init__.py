@@ -9,7 +9,7 @@ to_model        uint8 [B, H, W, C]   -> float32 [B, C, H, W] in [-1, 1]
 to_uint8        [B, C, H, W]         -> uint8 [B, H, W, C]
 """
 
-from codegrid.tokenizer.images.decoding import FORMATS, IMAGE_EXTENSIONS, load_image
+from codegrid.tokenizer.images.decoding import FORMATS, IMAGE_EXTENSIONS, load_image, read_file
 from codegrid.tokenizer.images.door import Picture, open_picture, to_images, to_square
 from codegrid.tokenizer.images.pixels import to_model, to_pil, to_uint8
 from codegrid.tokenizer.images.reasons import BadImage
@@ -36,6 +36,7 @@ __all__ = [
     "load_image",
     "open_picture",
     "prepare",
+    "read_file",
     "to_images",
     "to_model",
     "to_pil",

@@ -80,7 +80,7 @@ def load_image(
     where = "The picture"
     if not isinstance(data, (bytes, bytearray, memoryview, Image.Image)):
         where = shown(data)
-        data = _read_file(Path(data))
+        data = read_file(Path(data))
     if not isinstance(data, Image.Image):
         data = bytes(data)
         if not data:
@@ -95,7 +95,13 @@ def load_image(
         raise _as_bad_image(error, data if isinstance(data, bytes) else b"", where) from error
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A picture's file.
+
+    Raises:
+        BadImage: it is too large, or may not be read.
+        OSError: as the disk says, FileNotFoundError among others.
+    """
     try:
         if (size := path.stat().st_size) > _MAX_FILE_BYTES:
             raise BadImage(
