@@ -1,6 +1,7 @@
 """What every test may use. The environment is set first: the libraries read it when they are imported."""
 
 import os
+import sys
 import tempfile
 
 _CACHE = tempfile.TemporaryDirectory(prefix="codegrid-tests-")  # removed when the process ends
@@ -8,6 +9,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = _CACHE.name
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+sys.path.insert(0, os.path.dirname(__file__))  # documents.py
 
 import random  # noqa: E402
 from pathlib import Path  # noqa: E402

@@ -15,26 +15,35 @@ import os
 import re
 import runpy
 import shlex
-import shutil
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import torch
-from PIL import Image
+from documents import (
+    DOCUMENTS,
+    ROOT,
+    Block,
+    Said,
+    blocks,
+    codegrid_words,
+    command_lines,
+    lacking,
+    name_of,
+    prose,
+    read,
+    snippets,
+    spans,
+    split,
+    steps,
+    targets,
+)
 
 from codegrid.errors import CodegridError
-from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.commands import parsing
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS, Functions, Preset, load
 from codegrid.pipelines.importing.checkpoints import import_checkpoint
 from codegrid.pipelines.training.tokenizer.presets import CHOICES
-from codegrid.prior import PriorConfig, SequenceConfig, make_prior
-from codegrid.tokenizer import VQModel
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 SAVED = ROOT / "tests" / "saved_by_be0a219"
 
 # What stands for a value of the reader's, where the parser looks at the value while it parses.
@@ -62,110 +71,6 @@ FORMER = {"codegrid.prior.grid_llama", "--what"}
 REFUSED = {"tokenize-dataset --batch-size 0"}
 
 
-class Block(NamedTuple):
-    """A block of code of a document: its language, where a fence names one, and its lines."""
-
-    language: str
-    text: str
-
-
-def parts(text: str) -> tuple[list[Block], str]:
-    """The blocks of a document, and the document without them.
-
-    A block is fenced, or indented by four after an empty line; one with empty lines inside is one.
-    """
-    found, rest, lines, index = [], [], text.split("\n"), 0
-    while index < len(lines):
-        end = index + 1
-        if lines[index].startswith("```"):
-            end += next(place for place, line in enumerate(lines[end:]) if line.startswith("```"))
-            found.append(Block(lines[index][3:].strip(), "\n".join(lines[index + 1 : end])))
-            end += 1
-        elif lines[index].startswith("    ") and (index == 0 or not lines[index - 1].strip()):
-            while end < len(lines) and (lines[end].startswith("    ") or not lines[end].strip()):
-                end += 1
-            found.append(Block("", "\n".join(line[4:] for line in lines[index:end]).strip("\n")))
-        else:
-            rest.append(lines[index])
-            index = end
-            continue
-        rest += [""] * (end - index)
-        index = end
-    return found, "\n".join(rest)
-
-
-def blocks(text: str) -> list[Block]:
-    return parts(text)[0]
-
-
-def prose(text: str) -> str:
-    return parts(text)[1]
-
-
-def spans(text: str) -> list[str]:
-    """What stands in `backticks` outside of blocks, each on one line."""
-    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(text))]
-
-
-class Said(NamedTuple):
-    """A command line of a document: its words after `codegrid`, and whether it is said whole."""
-
-    words: tuple[str, ...]
-    whole: bool
-
-
-def command_lines(text: str) -> list[Said]:
-    """The project's command lines of a document: whole in blocks, and in part in the text."""
-    found = []
-    for block in blocks(text):
-        if not block.language or block.language in ("bash", "sh", "console"):
-            for line in block.text.replace("\\\n", " ").split("\n"):
-                found += [Said(tuple(words), True) for part in line.split(" && ") if (words := codegrid_words(part))]
-    return found + [Said(tuple(words), False) for span in spans(text) if (words := codegrid_words(span))]
-
-
-def codegrid_words(line: str) -> list[str] | None:
-    """The words after `codegrid` of a command line by any of its names (`scripts/NAME.py`, `make NAME ARGS=...`)."""
-    line = line.replace("USER/NAME", "user/name")
-    try:
-        words = shlex.split(re.sub(r" ?(\| ?|\|)[\w-]+", "", line), comments=True)  # the first of several choices
-    except ValueError:  # an apostrophe: no command line
-        return None
-    words = [word.strip("[]") for word in words if word != "..."]
-    if not words:
-        return None
-    if words[0] in ("torchrun", "accelerate", "python", "python3") and "codegrid" in words and "-m" in words:
-        words = words[words.index("codegrid") :]
-    if words[0] == "python":
-        words = words[1:] or [""]
-    if words[0] == "make":
-        given = shlex.split(next((word[5:] for word in words if word.startswith("ARGS=")), ""))
-        script = scripts_of_targets().get(words[1] if len(words) > 1 else "")
-        return [*command_of(script), *given] if script else None
-    if words[0] in ("codegrid", ".venv/bin/codegrid"):
-        return words[1:]
-    script = re.fullmatch(r"(?:scripts/)?([a-z_]+)\.py", words[0])
-    return [*command_of(script[1]), *words[1:]] if script and (ROOT / "scripts" / f"{script[1]}.py").exists() else None
-
-
-def command_of(script: str) -> list[str]:
-    """The words of the command that a script is."""
-    name = script.replace("_", "-")
-    return [name] if name in COMMANDS else [DEVELOPERS, name]
-
-
-@functools.cache
-def targets() -> set[str]:
-    return set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-
-
-@functools.cache
-def scripts_of_targets() -> dict[str, str]:
-    """Targets that only pass `ARGS` on to a script, and which."""
-    recipe = r"^([a-z-]+):.*\n\t\$\(BIN\)/python scripts/(\w+)\.py \$\(ARGS\)$"
-    return dict(re.findall(recipe, (ROOT / "Makefile").read_text(), re.MULTILINE))
-
-
 @functools.cache
 def help_of(line: str) -> str:
     """What `codegrid LINE --help` says, in lines that break no name."""
@@ -188,12 +93,6 @@ def options(line: str) -> dict[str, bool]:
         if text.endswith("(required)"):
             found |= dict.fromkeys(names, True)
     return found
-
-
-def split(words: list[str]) -> tuple[str, list[str]]:
-    """A command's name, of one word or two, and the words after it."""
-    length = 1 + (words[0] == DEVELOPERS)
-    return " ".join(words[:length]), words[length:]
 
 
 def choices(name: str) -> list[str]:
@@ -271,16 +170,6 @@ def value_of(line: str, option: str) -> list[str]:
     said = re.search(rf"{name}(?: (\{{[\w.-]+|\S+))?", help_of(line))
     is_flag = said is None or said[1] is None or re.search(rf"{name}, --", help_of(line))
     return [] if is_flag else [said[1][1:] if said[1].startswith("{") else "2"]
-
-
-def read(document: Path) -> str:
-    """The text of a document; of the changelog the newest version, since older ones tell of what there was then."""
-    text = document.read_text(encoding="utf-8")
-    return text if document.name != "CHANGELOG.md" else "\n## ".join(text.split("\n## ")[:2])
-
-
-def name_of(document: Path) -> str:
-    return document.relative_to(ROOT).as_posix()
 
 
 per_document = pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
@@ -510,16 +399,6 @@ def test_every_page_is_in_the_toctree():
     assert all(any(fnmatch(name_of(page), pattern) for pattern in patterns) for page in pages)
 
 
-def snippets(text: str) -> list[str]:
-    """The Python of a document: fenced as such, or indented and beginning as Python does."""
-    begins = r"(from [\w.]+ )?import \w|\w+(, \w+)* = |for \w+ in "
-    return [
-        block.text
-        for block in blocks(text)
-        if block.language == "python" or (not block.language and re.match(begins, block.text))
-    ]
-
-
 def free_names(source: str, known: set[str]) -> tuple[set[str], set[str]]:
     """Names that a snippet reads and nothing has given it, and those that it gives."""
     tree = ast.parse(source)
@@ -546,38 +425,22 @@ def test_snippets_compile_and_have_their_imports(document):
                 assert all(resolves(f"{node.module}.{alias.name}") for alias in node.names), snippet
 
 
-@pytest.fixture
-def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder with runs/quickstart, of a small tokenizer and a prior that has some of its classes."""
-    run = tmp_path / "runs" / "quickstart"
-    for name in ("tokenizer", "codes"):
-        shutil.copytree(SAVED / name, run / name)
-    tokenizer = VQModel.from_pretrained(run / "tokenizer").eval()
-    sequence = SequenceConfig(
-        32,
-        tokenizer.config.grid_shape,
-        class_names=("Sandal", "Bag", "Coat", "Dress"),
-        tokenizer_fingerprint=tokenizer.fingerprint(),
-    )
-    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
-    ImageGenerationPipeline(tokenizer, prior, sequence).save_pretrained(run / "pipeline")
-    monkeypatch.chdir(tmp_path)
-    return run
+def test_the_check_of_files_sees_what_a_step_reads():
+    block = Block("", "codegrid train-prior small64 --codes runs/codes --output-dir runs/p\ncodegrid report runs/p\n")
+    assert [step.reads for step in steps(block)] == [("runs/codes",), ("runs/p",)]
+    assert lacking(steps(block), set()) == [
+        "codegrid train-prior small64 --codes runs/codes --output-dir runs/p: runs/codes"
+    ]
+    assert not lacking(steps(block), {"runs/codes"})
+    snippet = Block("python", 'import os\nsave_prior(model, sequence, "runs/a")\nload_prior("runs/a")\nload("runs/b")')
+    assert lacking(steps(snippet), set()) == ["load('runs/b'): runs/b"]
+    assert not lacking(steps(Block("", "codegrid look IMAGES\ncodegrid look TEST.parquet --data.limit 3")), set())
 
 
-def test_the_readmes_snippets_run_one_after_the_other(quickstart):
-    """All of them read runs/quickstart alone; `pictures`, `labels` and `images` are what a reader has."""
-    names = {}
-    readers = {
-        "pictures": [Image.new("RGB", (24, 24), colour) for colour in ("red", "green")],
-        "labels": ["Sandal", 3],
-        "images": torch.zeros(2, 3, 16, 16),
-    }
-    found = snippets(read(ROOT / "README.md"))
-    assert len(found) == 2
-    for snippet in found:
-        names |= readers
-        exec(compile(snippet, "README.md", "exec"), names)
-    assert len(names["completed"]) == 2
-    assert names["model"].config.grid_shape == (2, 2)
-    assert names["codes"].num_rows > 0
+@per_document
+def test_what_a_block_reads_is_left_by_the_blocks_before_it(document):
+    """Or it is in the repository, or it is the reader's own, in capitals. Every page goes on from README's blocks."""
+    before = {path for block in blocks(read(ROOT / "README.md")) for step in steps(block) for path in step.leaves}
+    found = [step for block in blocks(read(document)) for step in steps(block)]
+    lacks = lacking(found, set() if document.name == "README.md" else before)
+    assert not lacks, "\n".join(lacks)
