@@ -33,7 +33,8 @@ class BackboneConfig:
     The names are those of taming-transformers' `ddconfig`. With `patch_size=1` the network is taming's, key by key.
 
     Args:
-        in_channels: channels of the images, 1 for grey and 3 for colour.
+        in_channels: channels of the images: 1 for grey, 3 for colour, 4 for colour and alpha; any number for arrays in
+            .npy files and samples or pages of .tif files (docs/pictures.md).
         resolution: side in pixels from which `attn_resolutions` are counted. It is no limit: other sizes work too, and
             pictures that are not square have attention at the same depths (give their height here to count in rows).
         ch: channels at the first level.

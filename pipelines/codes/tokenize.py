@@ -23,12 +23,20 @@ from codegrid.pipelines.artifacts.cards import codes_card
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.job import Job, claimed
 from codegrid.pipelines.codes.shards import EncodedShard, code_dtype, is_done, read_records, write_shard
-from codegrid.pipelines.data.batches import Picture, Pictures, Variant, picture_reader, to_device, whole_disk
+from codegrid.pipelines.data.batches import (
+    Picture,
+    Pictures,
+    Variant,
+    check_channels,
+    picture_reader,
+    to_device,
+    whole_disk,
+)
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_image_stream
-from codegrid.pipelines.data.understood import describe_reading
+from codegrid.pipelines.data.understood import describe_channels, describe_reading
 from codegrid.pipelines.system.devices import Policy, evaluating, make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
@@ -86,6 +94,7 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
     images = open_image_stream(config.data)
     # Without the decoder's classes, the codes could never be decoded.
     decoder_classes(model.config, images.class_names, images.description)
+    check_channels(images, model.config.preprocessing_config, model.config.backbone_config.in_channels)
     folder = Path(config.output_dir)
     with claimed(folder, _plan(config, model, images), images, accelerator) as job:
         if job.finished:
@@ -95,7 +104,8 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
             return folder
         new = f" ({len(job.images):,} of them new)" if job.first_shard else ""
         _say(accelerator, f"Tokenizing {images.description}{new} with {config.tokenizer} into {folder}.")
-        _say(accelerator, describe_reading(images).rstrip("\n"))
+        channels = describe_channels(model.config.backbone_config.in_channels)
+        _say(accelerator, f"{describe_reading(images)}{channels}".rstrip("\n"))
         with evaluating(model):
             _write_shards(config, model, job, folder, accelerator)
         everyone()

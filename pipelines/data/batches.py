@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codegrid.names import shown
-from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource, content_hash
+from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource, ImageStream, content_hash
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.randomness import SampleOrder, uniforms
 from codegrid.tokenizer import VQModel
@@ -30,6 +30,7 @@ from codegrid.tokenizer.images import BadImage, Preprocessing, open_picture, pre
 _MOST_REPLACEMENTS = 100
 # So many pictures in a row whose files are gone or cannot be opened mean that the disk is.
 _MOST_UNREADABLE = 20
+_LOOKED_AT = 8
 # Pictures that a worker process hands over at once: one by one, the queue would take longer than the decoding.
 _AT_ONCE = 16
 
@@ -80,7 +81,7 @@ def read_picture(
     try:
         data = record.data if isinstance(record.data, bytes) else read_file(record.data)  # once, for both
         content = content_hash(data) if with_content else ""
-        image = open_picture(data, preprocessing)
+        image = open_picture(data, preprocessing, channels)
         squares = [prepare(image, preprocessing, channels, crop=crop, flip=flip) for crop, flip in variants]
     except BadImage as error:
         return Picture(record.source_id, label, None, reason=error.reason, detail=str(error), content=content)
@@ -106,6 +107,26 @@ def _disk_reason(record: ImageRecord, error: OSError) -> str:
             "Bring the folder back (a disk that is not mounted?), then run the same command again.",
         ) from error
     return "vanished"
+
+
+def check_channels(source: ImageStream, preprocessing: Preprocessing, channels: int) -> None:
+    """Look at a few pictures, spread over the source, before anything is claimed.
+
+    Raises:
+        DataError: none of them has these channels.
+    """
+    if not isinstance(source, ImageSource):
+        return
+    places = np.unique(np.linspace(0, len(source) - 1, min(_LOOKED_AT, len(source))).astype(int))
+    for place in places:
+        picture = read_picture(source[int(place)], preprocessing, channels)
+        if picture.reason not in ("wrong_channels", "needs_tifffile"):
+            return
+    raise DataError(
+        f"None of {len(places)} pictures of {source.description} that were looked at can be read with {channels} "
+        f"channels (backbone.in_channels). {picture.source_id}: {picture.detail}",
+        "Take other pictures, or another number of channels; docs/pictures.md says what is read.",
+    )
 
 
 def whole_disk(pictures: Iterable[Picture]) -> Iterator[Picture]:

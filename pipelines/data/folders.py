@@ -31,11 +31,14 @@ from codegrid.pipelines.data.records import (
     sha256,
 )
 from codegrid.pipelines.data.tables import TABLES
-from codegrid.tokenizer.images import IMAGE_EXTENSIONS
+from codegrid.tokenizer.images import ARRAY_EXTENSION, HAS_HEIF, IMAGE_EXTENSIONS
 
 _NO_SUFFIX = "no suffix"
 # Longest first bytes that a picture is known by.
 _HEAD_BYTES = 16
+_MAGICS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"qoif")
+_MAGICS += (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")  # JPEG 2000: its boxes, its codestream
+_HEIF_BRANDS = (b"heic", b"heix", b"mif1", b"msf1", b"heim", b"heis", b"hevc")
 
 
 @dataclass
@@ -47,10 +50,12 @@ class Files:
         tables: paths of tables.
         metadata: paths of files that may hold labels.
         others: files that are not read, by suffix.
-        links: links that are not followed.
+        arrays: files of arrays, like `images`; these are pictures only where there are no others.
+    links: links that are not followed.
     """
 
     images: dict[str, tuple[int, int]] = field(default_factory=dict)
+    arrays: dict[str, tuple[int, int]] = field(default_factory=dict)
     tables: list[str] = field(default_factory=list)
     metadata: list[str] = field(default_factory=list)
     others: Counter[str] = field(default_factory=Counter)
@@ -84,6 +89,10 @@ def walk(root: Path, follow_links: bool) -> Files:
                 _take(files, entry, relative)
             elif (identity := _identity(entry.path)) not in ancestors:  # a link to a folder around it has no end
                 pending.append((entry.path, f"{relative}/", ancestors | {identity}))
+    if not files.images and not files.tables:
+        files.images, files.arrays = files.arrays, {}
+    if files.arrays:
+        files.others[ARRAY_EXTENSION] += len(files.arrays)
     if not files.images:  # a table of that name, and no metadata of anything
         files.tables += [name for name in files.metadata if Path(name).suffix in TABLES]
     return files
@@ -107,6 +116,8 @@ def _take(files: Files, entry: os.DirEntry, relative: str) -> None:
         files.metadata.append(relative)
     elif suffix in TABLES:
         files.tables.append(relative)
+    elif suffix == ARRAY_EXTENSION:
+        files.arrays[relative] = (status.st_size, status.st_mtime_ns)
     elif suffix in IMAGE_EXTENSIONS or (not suffix[1:].strip("0123456789") and _begins_like_a_picture(entry.path)):
         files.images[relative] = (status.st_size, status.st_mtime_ns)
     else:
@@ -120,7 +131,7 @@ def _begins_like_a_picture(path: str) -> bool:
             head = handle.read(_HEAD_BYTES)
     except OSError:
         return False
-    if head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*")):
+    if head.startswith(_MAGICS):
         return True
     if head[:4] == b"RIFF":
         return head[8:12] == b"WEBP"
@@ -128,7 +139,7 @@ def _begins_like_a_picture(path: str) -> bool:
         return head[6:10] == bytes(4)
     if head[:1] == b"P":
         return head[1:2] in (b"1", b"2", b"3", b"4", b"5", b"6") and head[2:3].isspace()
-    return head[4:12] in (b"ftypavif", b"ftypavis")
+    return head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", *(_HEIF_BRANDS if HAS_HEIF else ()))
 
 
 class FolderReader:

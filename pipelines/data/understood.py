@@ -8,14 +8,18 @@ from codegrid.pipelines.data.labels import numeric_order_note
 from codegrid.pipelines.data.records import ImageSource, ImageStream, Understood
 
 _MOST_CLASSES, _MOST_NAMES = 12, 8
+_HEIF = 'pip install "codegrid[heif]" reads them'
 _REMEDIES = {
-    ".heic": "pip install pillow-heif converts them",
-    ".heif": "pip install pillow-heif converts them",
-    ".jp2": "convert them to PNG",
-    ".j2k": "convert them to PNG",
-    ".tga": "convert them to PNG",
+    ".heic": _HEIF,
+    ".heif": _HEIF,
+    ".hif": _HEIF,
+    ".npy": "arrays are pictures where there are no others: give them a folder of their own",
+    ".npz": "save each array as .npy",
+    ".mat": "save each array as .npy",
     ".psd": "convert them to PNG",
-    ".npy": "save them as PNG or TIFF",
+    ".svg": "convert them to PNG",
+    ".jxl": "convert them to PNG",
+    ".dng": "develop them to PNG or TIFF",
     ".txt": "captions and notes are no labels",
     ".zip": "unpack them",
     ".gz": "unpack them",
@@ -49,6 +53,15 @@ def describe_source(source: ImageStream) -> list[str]:
 def describe_reading(source: ImageStream) -> str:
     """The lines of `describe_source` behind the description, each indented and ended: for an announcement."""
     return "".join(f"  {line}\n" for line in describe_source(source)[1:])
+
+
+def describe_channels(channels: int) -> str:
+    """A line, indented and ended, on what the channels of a picture are; "" for grey and colour."""
+    if channels in (1, 3):
+        return ""
+    arrays = f"arrays [H, W, {channels}] in .npy files, .tif files of {channels} samples or pages"
+    pictures = "pictures as red, green, blue and alpha; " if channels == 4 else ""
+    return f"  Channels: {channels}, of {pictures}{arrays}. Pictures for people show the first three.\n"
 
 
 def _splits(understood: Understood) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 from codegrid.names import shown
 from codegrid.pipelines.data.labels import LABEL_NAMES, NoClassesError, labels_of, typed
 from codegrid.pipelines.data.records import NO_LABELS, DataConfig, DataError, ImageRecord
-from codegrid.tokenizer.images import IMAGE_EXTENSIONS
+from codegrid.tokenizer.images import ARRAY_EXTENSION, IMAGE_EXTENSIONS
 
 # As the webdataset library splits a name: hidden files and those without a suffix are no fields.
 _KEY_AND_FIELD = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -185,6 +185,8 @@ def _picture(sample: Sample, config: DataConfig, where: str) -> tuple[str | None
     if config.image_column:
         return (config.image_column if config.image_column in sample.fields else None), []
     found = [name for name in sample.fields if f".{name.rpartition('.')[2].lower()}" in IMAGE_EXTENSIONS]
+    if not found:  # an array beside a picture is mostly something else
+        found = [name for name in sample.fields if f".{name.rpartition('.')[2].lower()}" == ARRAY_EXTENSION]
     if not found:
         return None, []
     for known in (_is_plain, _has_known_stem):

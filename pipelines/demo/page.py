@@ -11,7 +11,7 @@ from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.demo import actions as demo
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import make_accelerator
-from codegrid.tokenizer.images import BadImage
+from codegrid.tokenizer.images import BadImage, check_colours
 
 _ALL = "all classes"
 _PUT, _PICK = "put the code there", "pick up its code"
@@ -30,6 +30,7 @@ def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
     """
     gradio = _gradio()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(make_accelerator().device)
+    check_colours(pipe.tokenizer.config.backbone_config.in_channels, "The demo")
     page = make_page(pipe, title=f"Codegrid: {pipeline}")
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no web fonts
     print(f"The page is at http://{host}:{port} (Ctrl-C ends it).", flush=True)

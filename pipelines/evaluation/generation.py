@@ -35,6 +35,7 @@ from codegrid.pipelines.pictures.charts import Chart, Series, png
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior.sampling import SamplingConfig
+from codegrid.tokenizer.images import check_colours
 
 _VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # set by the options; other settings are the pipeline's
 _CHUNK = 250  # reference images per entry of the feature cache
@@ -92,6 +93,7 @@ def evaluate_generation(
     _check_numbers(num_images, batch_size, seed, num_reference, judge_images)
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
+    check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid evaluate generation`")
     settings = _settings(pipe.sampling, guidance_scales, temperatures, top_k, top_p)
     cache = FeatureCache(load_feature_net(feature_net, feature_weights, accelerator.device), cache_dir)
     source = open_images(DataConfig(reference, split=reference_split))

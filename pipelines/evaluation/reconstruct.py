@@ -13,12 +13,13 @@ from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.understood import describe_channels
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically, write_json
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import to_pil
+from codegrid.tokenizer.images import for_people, to_pil
 
 
 def reconstruct(
@@ -41,6 +42,8 @@ def reconstruct(
     accelerator = make_accelerator()
     model = load_tokenizer(tokenizer).to(accelerator.device)
     source = open_images(data)
+    if channels := describe_channels(model.config.backbone_config.in_channels).strip():
+        print(channels)
     batch = next((b for b in prepared_batches(model, iter(source), num_pictures) if b.records), None)
     if batch is None:
         raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
@@ -56,7 +59,7 @@ def reconstruct(
 
 
 def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None = None, columns: int = 8) -> Image.Image:
-    """Images [N, C, H, W] in [-1, 1] in rows of `columns`, each row above its reconstructions.
+    """Images [N, C, H, W] in [-1, 1] in rows of `columns`, each row above its reconstructions; see `for_people`.
 
     `labels` are int64 [N], classes of the tokenizer, if its decoder is class-conditional.
     """
@@ -65,5 +68,5 @@ def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None =
     rows = []
     for first in range(0, len(images), columns):
         for name, batch in (("image", images), ("reconstruction", reconstruction)):
-            rows.append((name, to_pil(batch[first : first + columns])))
+            rows.append((name, to_pil(for_people(batch)[first : first + columns])))
     return labelled_rows(rows)

@@ -29,6 +29,7 @@ from codegrid.pipelines.evaluation.results import circumstances, describe_data, 
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.feature_nets.weights import WeightsError
+from codegrid.tokenizer.images import check_colours
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
 _REPEATS = 5  # repetitions of a batch, for the throughput
@@ -70,6 +71,7 @@ def evaluate_tokenizer(
     model = load_tokenizer(tokenizer).to(accelerator.device)
     cache = None
     if feature_net != "none":
+        check_colours(model.config.backbone_config.in_channels, "The Frechet distance (--feature-net none skips it)")
         cache = FeatureCache(load_feature_net(feature_net, feature_weights, accelerator.device), cache_dir)
     distances = _lpips(lpips, lpips_weights, model, accelerator)
     source = open_images(data)
@@ -116,7 +118,10 @@ def _lpips(
 ) -> dict[str, LPIPS]:
     if net == "none":
         return {}
+    channels = model.config.backbone_config.in_channels
     try:
+        if channels not in (1, 3):
+            raise WeightsError(f"it is not defined on images of {channels} channels.")
         if min(model.config.preprocessing_config.size) < 32:
             size = model.config.preprocessing_config.size_text
             raise WeightsError(f"it is not defined on images of {size} pixels.")

@@ -43,7 +43,7 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import Picture, to_images, to_pil, to_uint8
+from codegrid.tokenizer.images import Picture, check_colours, to_images, to_pil, to_uint8
 from codegrid.tokenizer.modeling import float_dtype
 
 # Default of class-conditional pipelines whose folder names no scale, if the prior has a null class.
@@ -184,6 +184,10 @@ class ImageGenerationPipeline:
                 (`self.sampling`).
         """
         require(output_type in ("pil", "np", "pt", "codes"), f"output_type is {output_type!r}: pil, np, pt or codes.")
+        if output_type == "pil":
+            check_colours(
+                self.tokenizer.config.backbone_config.in_channels, 'output_type "pil" (not "np", "pt", "codes")'
+            )
         require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
         sampling = replace(self.sampling, **{name: value for name, value in settings.items() if value is not None})
         labels = self._labels(class_labels, num_images_per_label, num_images)

@@ -26,6 +26,7 @@ from codegrid.prior import resolve_labels
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
+from codegrid.tokenizer.images import check_colours
 
 _SETTINGS_NAME = "generation.json"
 _MOST_IN_PICTURE = 100
@@ -79,6 +80,7 @@ def generate_images(
     accelerator = make_accelerator()
     everyone = patient_barrier(accelerator)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
+    check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
     pipe.sampling = replace(
         pipe.sampling,
         **_given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule),

@@ -83,6 +83,9 @@ def _tokenizer_sections(folder: Path, device: Any, alone: bool) -> list[Section]
         return [("Codes", markup.paragraph("Training is not finished: there is no model to show.")), *sections]
     model = load_tokenizer(folder).to(device)
     sections.insert(0, ("Model", markup.tiles(_tokenizer_facts(model, folder))))
+    if (channels := model.config.backbone_config.in_channels) not in (1, 3):
+        text = f"The pictures have {channels} channels: there are maps of codes for grey and colour."
+        return [*sections, ("Codes", markup.paragraph(text))]
     try:
         train, held_out = split_images(from_dict(DataConfig, config["data"], "data"))
         coded = coded_images(model, held_out or train, _EXAMPLES)

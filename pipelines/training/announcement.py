@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from codegrid.pipelines.data.records import ImageSource
-from codegrid.pipelines.data.understood import describe_reading
+from codegrid.pipelines.data.understood import describe_channels, describe_reading
 from codegrid.pipelines.system.devices import product_rate
 from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
@@ -43,6 +43,7 @@ def announce_tokenizer(
         f"{describe_codes(learners.model.module)}\n"
         f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
         f"{describe_reading(train_images)}"
+        f"{describe_channels(config.backbone.in_channels)}"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} images a step on {run.devices}; "
         f"{_learning_rates(config, learners)}.\n"
         f"{_describe_memory(estimate)}\n"

@@ -6,7 +6,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,9 @@ from codegrid.pipelines.pictures.grids import grid
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
 from codegrid.tokenizer import VQModelConfig
-from codegrid.tokenizer.images import FORMATS, BadImage, Preprocessing, check_size
+from codegrid.tokenizer.images import FORMATS, BadImage, Preprocessing, check_size, for_people, to_model, to_pil
+from codegrid.tokenizer.images.bands import ARRAY_MAGIC, read_npy
+from codegrid.tokenizer.images.decoding import MAX_PIXELS
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class LookConfig:
         data: the pictures.
         preset: a tokenizer preset; the sheet shows the pictures as it would see them. None describes all presets and
             shows the pictures as the first one would see them.
+        in_channels: channels of the pictures, where these are other than the preset's (backbone.in_channels).
         output: picture file for the sheet; by default look.png, or look-2.png if that exists.
         num_pictures: pictures on the sheet: the first ones that can be used.
         num_sizes: number of pictures whose sizes are read, spread over the source.
@@ -39,17 +42,20 @@ class LookConfig:
 
     data: DataConfig = field(default_factory=lambda: DataConfig("."))
     preset: str | None = None
+    in_channels: int | None = None
     output: str | None = None
     num_pictures: int = 32
     num_sizes: int = 2_000
 
     def __post_init__(self) -> None:
-        for name in ("num_pictures", "num_sizes"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
+        for name in ("num_pictures", "num_sizes", "in_channels"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} is {value}.", "It must be at least 1.")
         known = ", ".join(TOKENIZER_PRESETS)
         require(
             self.preset is None or self.preset in TOKENIZER_PRESETS,
-            f"preset is {self.preset!r}: it must be one of {known}.",
+            f"preset is {self.preset!r}.",
+            f"It must be one of {known}.",
         )
 
 
@@ -66,8 +72,15 @@ def look(config: LookConfig) -> Path:
     print(_describe_sizes(sizes, unreadable, len(source)))
     chosen = [config.preset] if config.preset else list(TOKENIZER_PRESETS)
     for name in chosen:
-        print(f"{name}: {_describe_preset(TOKENIZER_PRESETS[name](config.data.source, ''), sizes)}")
+        print(f"{name}: {_describe_preset(_preset(config, name), sizes)}")
     return _write_sheet(config, source, chosen[0])
+
+
+def _preset(config: LookConfig, name: str) -> TokenizerTrainingConfig:
+    preset = TOKENIZER_PRESETS[name](config.data.source, "")
+    if config.in_channels is None:
+        return preset
+    return replace(preset, backbone=replace(preset.backbone, in_channels=config.in_channels))
 
 
 def _sizes(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:
@@ -79,10 +92,14 @@ def _sizes(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:
 
 def _size(record: ImageRecord) -> tuple[int, int] | None:
     try:
-        with Image.open(
-            io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data, formats=FORMATS
-        ) as image:
-            return image.size
+        with io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data.open("rb") as file:
+            if file.read(len(ARRAY_MAGIC)) == ARRAY_MAGIC:
+                file.seek(0)
+                height, width = read_npy(file.read(), MAX_PIXELS, "").shape[:2]
+                return width, height
+            file.seek(0)
+            with Image.open(file, formats=FORMATS) as image:
+                return image.size
     except Exception:  # a Pillow plugin may raise any error on a damaged header
         return None
 
@@ -110,7 +127,8 @@ def _describe_preset(config: TokenizerTrainingConfig, sizes: list[tuple[int, int
         except BadImage as error:
             reasons[error.reason] += 1
     shape = "x".join(map(str, model.codes_shape))
-    kind = "grey" if config.backbone.in_channels == 1 else "colour"
+    channels = config.backbone.in_channels
+    kind = {1: "grey", 3: "colour"}.get(channels, f"of {channels} channels")
     parts = [
         f"{preprocessing.size_text} {kind}",
         f"{math.prod(model.codes_shape)} codes an image ({shape} of {model.quantizer_config.codebook_size:,})",
@@ -131,22 +149,21 @@ def _share(count: int, sizes: list[tuple[int, int]]) -> str:
 
 def _write_sheet(config: LookConfig, source: ImageSource, preset: str) -> Path:
     """Write the first usable pictures as the preset sees them: upright, cropped, on white."""
-    wanted = TOKENIZER_PRESETS[preset](config.data.source, "")
+    wanted = _preset(config, preset)
     shown, reasons = [], Counter()
     for record in source:
         picture = read_picture(record, wanted.preprocessing, wanted.backbone.in_channels)
         if picture.pixels is None:
             reasons[picture.reason] += 1
         else:
-            (pixels,) = picture.pixels  # [H, W, C]
-            shown.append(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels))
+            shown += to_pil(for_people(to_model(picture.pixels)))
         if len(shown) == config.num_pictures or sum(reasons.values()) == 10 * config.num_pictures:
             break
     left_out = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in reasons.items())
     if not shown:
         raise CodegridError(
             f"{preset} can use none of the first {sum(reasons.values())} pictures ({left_out}).",
-            "Take another --preset, or set preprocessing.smaller to upscale when you train.",
+            "Take another --preset or --in-channels, or set preprocessing.smaller to upscale when you train.",
         )
     file = Path(config.output) if config.output else _free(Path("look.png"))
     file.parent.mkdir(parents=True, exist_ok=True)

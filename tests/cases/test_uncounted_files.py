@@ -8,12 +8,15 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+from codegrid.pipelines.data import folders
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.understood import describe_source
+from codegrid.tokenizer.images import BadImage, load_image
 
 
 def picture(kind: str) -> bytes:
@@ -62,6 +65,37 @@ def test_drawn_files(tmp_path, seed):
     told = f"seed {seed}: {source.understood}"
     assert len(source) == pictures, told
     assert source.understood.unread == {name: count for name, count in expected.items() if count}, told
+
+
+@pytest.mark.parametrize("kind", ["JPEG2000", "TGA", "QOI", "HEIF", "AVIF", "BMP"])
+def test_known_formats_are_read(tmp_path, kind):
+    """By their suffix, and (but for TGA, which has no first bytes of its own) without one."""
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif")
+    suffixes = {"JPEG2000": ["jp2", "j2k"], "HEIF": ["heic", "HEIF", "hif"]}.get(kind, [kind.lower()])
+    data = picture(kind)
+    names = {f"{index}.{suffix}" for index, suffix in enumerate(suffixes)} | ({"nothing"} if kind != "TGA" else set())
+    for name in names:
+        (tmp_path / name).write_bytes(data)
+    source = open_images(DataConfig(str(tmp_path)))
+    assert set(source.names()) == names
+    assert source.understood.unread == {}
+    for record in source:
+        found = np.asarray(load_image(record.data)).mean((0, 1))
+        assert np.abs(found - (200, 30, 60)).max() < 9, record.source_id
+        with pytest.raises(BadImage):
+            load_image(data[: len(data) // 2])
+
+
+def test_heic_without_its_library_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(folders, "IMAGE_EXTENSIONS", (".png",))
+    monkeypatch.setattr(folders, "HAS_HEIF", False)
+    (tmp_path / "1.png").write_bytes(picture("PNG"))
+    (tmp_path / "2.HEIC").write_bytes(b"\0\0\0\x18ftypheic" + bytes(30))
+    (tmp_path / "3").write_bytes(b"\0\0\0\x18ftypheic" + bytes(30))
+    count, others, said = unread(tmp_path)
+    assert (count, others) == (1, {".heic": 1, "no suffix": 1})
+    assert 'pip install "codegrid[heif]" reads them' in said
 
 
 def test_nothing_but_unread_files_is_an_error_that_counts_them(tmp_path):

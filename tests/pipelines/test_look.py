@@ -50,7 +50,7 @@ def test_what_cannot_be_looked_at(tmp_path):
     Image.new("RGB", (4, 100)).save(tmp_path / "1.png")
     with pytest.raises(CodegridError, match=r"can use none of the first 1 pictures \(1 extreme aspect\)"):
         look(LookConfig(DataConfig(str(tmp_path)), output=str(tmp_path / "sheet.png")))
-    with pytest.raises(CodegridError, match="preset is 'small': it must be one of quickstart"):
+    with pytest.raises(CodegridError, match=r"preset is 'small'\. It must be one of quickstart"):
         LookConfig(DataConfig("x"), preset="small")
     with pytest.raises(CodegridError, match="num_pictures is 0"):
         LookConfig(DataConfig("x"), num_pictures=0)

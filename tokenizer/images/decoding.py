@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import struct
 import warnings
@@ -14,20 +15,42 @@ from typing import Literal, NamedTuple
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from codegrid.names import shown
+from codegrid.tokenizer.images.bands import has_hidden_samples
 from codegrid.tokenizer.images.colour import to_srgb
 from codegrid.tokenizer.images.depth import FORMATS_OWN, Levels, colour_to_8_bits, grey_to_8_bits, is_deep, is_deep_grey
 from codegrid.tokenizer.images.reasons import BadImage
 
 Image.init()  # registers all formats; otherwise a rare one is an unknown name below
-# Decoders that work on pixels in memory. Left out on purpose: EPS and its like, which start other programs.
-FORMATS = tuple(name for name in ("PNG", "JPEG", "WEBP", "AVIF", "GIF", "BMP", "TIFF", "PPM") if name in Image.OPEN)
-IMAGE_EXTENSIONS = (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff")
-IMAGE_EXTENSIONS += (".ppm", ".pgm", ".pbm", ".pnm", ".pfm")
+HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+if HAS_HEIF:  # the extra `heif`
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+# Decoders that work on pixels in memory. Left out on purpose: EPS and its like, which start other programs. TGA is the
+# last: its files have no first bytes of their own.
+_KNOWN = ("PNG", "JPEG", "WEBP", "AVIF", "HEIF", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "QOI", "TGA")
+FORMATS = tuple(name for name in _KNOWN if name in Image.OPEN)
+IMAGE_EXTENSIONS = (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif")
+IMAGE_EXTENSIONS += (".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".pfm", ".jp2", ".j2k", ".jpx", ".j2c", ".qoi", ".tga")
+IMAGE_EXTENSIONS += (".heic", ".heif", ".hif") if HAS_HEIF else ()
+# Arrays of numpy are pictures, too, where they are the only ones: beside pictures they are mostly something else.
+ARRAY_EXTENSION = ".npy"
 
 # Of `Preprocessing`: above twice Image.MAX_IMAGE_PIXELS as shipped PIL refuses on its own.
 MAX_PIXELS, PIL_PIXEL_LIMIT = 64_000_000, 178_956_970
 
-_SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_SIGNATURES = (
+    b"qoif",
+    b"\0\0\0\x0cjP  ",
+    b"\xff\x4f\xff\x51",
+    b"\x89PNG",
+    b"\xff\xd8",
+    b"GIF8",
+    b"RIFF",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+)
 _MAX_FILE_BYTES = 1 << 30
 # What PIL raises on hostile bytes. KeyError, IndexError, TypeError, ... come from plugins that trust their header.
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, ArithmeticError, LookupError, TypeError, AttributeError)
@@ -51,6 +74,7 @@ class _Reading(NamedTuple):
     in_srgb: bool
     levels: Levels
     where: str
+    keep_alpha: bool
 
 
 def load_image(
@@ -59,6 +83,8 @@ def load_image(
     *,
     colour: Literal["stored", "srgb"] = "stored",
     levels: Levels = FORMATS_OWN,
+    keep_alpha: bool = False,
+    where: str = "The picture",
 ) -> Image.Image:
     """A picture as 8-bit RGB, upright, a file's first frame, clear parts on white.
 
@@ -72,12 +98,13 @@ def load_image(
         max_pixels: the limit that the header's size is held against before anything is decoded.
         colour: "srgb" turns the colours of a picture with a profile into sRGB; "stored" takes the numbers as they are.
         levels: which stored values are black and white in pictures of more than 8 bits.
+        keep_alpha: give RGBA instead, in which the colour of wholly clear pixels is white.
+        where: what the picture is called in messages, where it is no path.
 
     Raises:
         BadImage: the picture must be left out; `.reason` says why.
         FileNotFoundError: there is no such file. (Other trouble of the disk is raised as it is, too.)
     """
-    where = "The picture"
     if not isinstance(data, (bytes, bytearray, memoryview, Image.Image)):
         where = shown(data)
         data = read_file(Path(data))
@@ -85,7 +112,7 @@ def load_image(
         data = bytes(data)
         if not data:
             raise BadImage("empty_file", f"{where} is empty (0 bytes).")
-    reading = _Reading(max_pixels, colour == "srgb", levels, where)
+    reading = _Reading(max_pixels, colour == "srgb", levels, where, keep_alpha)
     try:
         with _strict_and_quiet():
             return _upright_rgb(*_opened(data), reading)
@@ -142,6 +169,8 @@ def _opened(data: bytes | Image.Image) -> tuple[Image.Image, bytes]:
 def _upright_rgb(image: Image.Image, data: bytes, reading: _Reading) -> Image.Image:
     _check_pixels(image.size, reading.max_pixels, reading.where)
     deep_colour = is_deep(image) and not is_deep_grey(image)
+    if has_hidden_samples(image):
+        raise BadImage("wrong_channels", f"{reading.where} has planes beside the first, which would not be read.")
     image.load()
     _check_pixels(image.size, reading.max_pixels, reading.where)  # a decoder may find another size than its header's
     orientation, profile = _orientation(image), image.info.get("icc_profile") if reading.in_srgb else None
@@ -150,7 +179,7 @@ def _upright_rgb(image: Image.Image, data: bytes, reading: _Reading) -> Image.Im
         image, peak = colour_to_8_bits(image, data, reading.levels, reading.where)
     elif is_deep_grey(image):
         image, peak = grey_to_8_bits(image, reading.levels, reading.where)
-    image = _to_rgb(image, profile)
+    image = _to_rgb(image, profile, reading.keep_alpha)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])
     # An orientation left here would turn the picture again when it is loaded again.
@@ -175,17 +204,23 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _to_rgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def _to_rgb(image: Image.Image, profile: bytes | None, keep_alpha: bool) -> Image.Image:
     if image.mode in ("La", "RGBa"):  # premultiplied
         image = image.convert(image.mode.upper())
     if image.has_transparency_data:
         # Grey stays grey until its profile was applied.
         image = to_srgb(image.convert("LA" if image.mode in ("1", "L", "LA") else "RGBA"), profile).convert("RGBA")
+        if keep_alpha:
+            clear = image.getchannel("A").point(lambda alpha: 255 if alpha == 0 else 0)
+            image.paste((255, 255, 255, 0), mask=clear)
+            return image
         # alpha_composite blends and rounds in 8 bits; the colour stored below clear pixels does not show
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     if profile:
         # a palette's colours are RGB; HSV and the like have no profiles of their own
         image = to_srgb(image if image.mode in ("1", "L", "CMYK") else image.convert("RGB"), profile)
+    if keep_alpha:
+        return image.convert("RGB").convert("RGBA")
     # copy() leaves the plugin's class and its file behind
     return image.convert("RGB") if image.mode != "RGB" else Image.Image.copy(image)
 

@@ -51,21 +51,34 @@ def grey_to_8_bits(image: Image.Image, levels: Levels, where: str) -> tuple[Imag
         BadImage: white is not known, or a value is NaN.
     """
     values = np.asarray(image)
+    grey, peak = deep_to_8_bits(values, levels, where)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey = np.where(values == clear, np.uint8(255), grey)
+    return Image.fromarray(grey), 0.0 if peak is None else peak
+
+
+def deep_to_8_bits(values: np.ndarray, levels: Levels, where: str) -> tuple[np.ndarray, float | None]:
+    """Numbers of any type and shape as uint8, and their largest as a share of white; None for values of 8 bits.
+
+    Raises:
+        BadImage: white is not known, or a value is NaN.
+    """
+    if values.dtype == np.bool_:
+        return values.astype(np.uint8) * np.uint8(255), None
+    if values.dtype == np.uint8:
+        return values, None
     low, high = values.min(), values.max()
-    is_float = image.mode == "F"
+    is_float = values.dtype.kind == "f"
     known = levels.white is not None and bool(np.isfinite(low) and np.isfinite(high))
     if not known and not (low >= 0 and high <= (255 if is_float else WHITE_OF_16_BITS)):  # also true of NaN
         raise BadImage(
             "unsupported_depth",
-            f"{where} has grey values from {low} to {high}, whose white is not known: set preprocessing.white, or save "
-            "it with 8 or 16 bits.",
+            f"{where} has values from {low} to {high}, whose white is not known: set preprocessing.white, or save it "
+            "with 8 or 16 bits.",
         )
     white = (1 if high <= 1 else 255) if is_float else WHITE_OF_16_BITS
-    grey = levels.to_8_bits(values, white)
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey = np.where(values == clear, np.uint8(255), grey)
-    return Image.fromarray(grey), float(high) / (white if levels.white is None else levels.white)
+    return levels.to_8_bits(values, white), float(high) / (white if levels.white is None else levels.white)
 
 
 def colour_to_8_bits(image: Image.Image, data: bytes, levels: Levels, where: str) -> tuple[Image.Image, float]:

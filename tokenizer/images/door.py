@@ -14,8 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.errors import CodegridError, require
-from codegrid.tokenizer.images.decoding import load_image
-from codegrid.tokenizer.images.depth import Levels
+from codegrid.names import shown
+from codegrid.tokenizer.images.bands import ARRAY_MAGIC, TIFF_MAGICS, Bands, bands_of_array, bands_of_tiff, read_npy
+from codegrid.tokenizer.images.decoding import load_image, read_file
+from codegrid.tokenizer.images.depth import FORMATS_OWN, Levels, deep_to_8_bits
 from codegrid.tokenizer.images.pixels import check_images, to_model
 from codegrid.tokenizer.images.reasons import BadImage
 from codegrid.tokenizer.images.squares import Preprocessing, prepare
@@ -28,26 +30,81 @@ _MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
 _KINDS = "a path, bytes, a PIL picture, a uint8 array or tensor [H, W, C], several, or floats [N, C, H, W] in [-1, 1]"
 
 
-def open_picture(picture: Picture, preprocessing: Preprocessing) -> Image.Image:
+def open_picture(picture: Picture, preprocessing: Preprocessing, channels: int = 3) -> Image.Image | Bands:
     """A picture as `preprocessing` says, not yet cut: RGB, upright, clear parts on white.
+
+    For other numbers of channels than 1 and 3 these are `Bands`: an array's last axis, a TIFF's samples or pages, or
+    (4) red, green, blue and alpha.
 
     Raises:
         BadImage: it must be left out; `.reason` says why.
         CodegridError: it is no picture: of another type, or an array of another shape or dtype.
         FileNotFoundError: there is no such file.
     """
+    where = "The picture"
     if isinstance(picture, dict) and ("bytes" in picture or "path" in picture):
         picture = picture.get("bytes") or picture.get("path")
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu()
         picture = (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy has no bfloat16
     if isinstance(picture, (np.ndarray, np.generic)):
-        picture = _from_array(picture, preprocessing)
+        array = _checked_array(picture, channels)
+        if channels not in (1, 3):
+            return bands_of_array(array, channels, preprocessing.levels, "The array")
+        picture = _from_array(array, preprocessing)
     elif hasattr(picture, "read") and not isinstance(picture, (Image.Image, Path)):
         picture = picture.read()
-    known = (bytes, bytearray, memoryview, str, os.PathLike, Image.Image)
-    require(isinstance(picture, known), f"{_name(picture)} is no picture: give {_KINDS}.")
-    return load_image(picture, preprocessing.max_pixels, colour=preprocessing.colour, levels=preprocessing.levels)
+    elif isinstance(picture, (str, os.PathLike)):
+        where, picture = shown(picture), read_file(Path(picture))
+    known = (bytes, bytearray, memoryview, Image.Image)
+    require(isinstance(picture, known), f"{_name(picture)} is no picture.", f"Give {_KINDS}.")
+    if not isinstance(picture, Image.Image):
+        return _of_file(bytes(picture), preprocessing, channels, where)
+    return _of_picture(picture, preprocessing, channels, where)
+
+
+def _of_file(data: bytes, preprocessing: Preprocessing, channels: int, where: str) -> Image.Image | Bands:
+    most, levels = preprocessing.max_pixels, preprocessing.levels
+    if data.startswith(ARRAY_MAGIC):
+        array = read_npy(data, most, where)
+        if channels in (1, 3) and array.size and (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _MODES)):
+            return _of_numbers(array, preprocessing, where)
+        return bands_of_array(array, channels, levels, where)  # or it says what is wrong
+    if channels not in (1, 3) and data.startswith(TIFF_MAGICS):
+        found = bands_of_tiff(data, channels, levels, most, where)
+        if found is not None:
+            return found
+    return _of_picture(data, preprocessing, channels, where)
+
+
+def _of_numbers(array: np.ndarray, preprocessing: Preprocessing, where: str) -> Image.Image:
+    """Numbers of any type, [H, W] or [H, W, 1 to 4], as a picture of colours."""
+    array = array[:, :, None] if array.ndim == 2 else array
+    colours = array.shape[2] - (array.shape[2] in (2, 4))
+    eight, peak = deep_to_8_bits(array[:, :, :colours], preprocessing.levels, where)
+    if colours < array.shape[2]:  # alpha has no black and white of its own
+        eight = np.concatenate([eight, deep_to_8_bits(array[:, :, colours:], FORMATS_OWN, where)[0]], axis=2)
+    picture = Image.fromarray(np.ascontiguousarray(eight[:, :, 0] if eight.shape[2] == 1 else eight))
+    image = load_image(picture, preprocessing.max_pixels, where=where)
+    if peak is not None:
+        image.info["peak"] = peak
+    return image
+
+
+def _of_picture(
+    picture: bytes | Image.Image, preprocessing: Preprocessing, channels: int, where: str
+) -> Image.Image | Bands:
+    kinds = {"colour": preprocessing.colour, "levels": preprocessing.levels, "where": where}
+    if channels in (1, 3):
+        return load_image(picture, preprocessing.max_pixels, **kinds)
+    if channels != 4:
+        raise BadImage(
+            "wrong_channels",
+            f"{where} is a picture of colours, and the tokenizer reads {channels} channels: arrays "
+            f"[H, W, {channels}] in .npy files, or .tif files of {channels} samples or pages.",
+        )
+    image = load_image(picture, preprocessing.max_pixels, keep_alpha=True, **kinds)
+    return Bands(np.asarray(image), image.info.get("peak"))
 
 
 def to_square(
@@ -63,7 +120,7 @@ def to_square(
     Raises:
         BadImage, CodegridError, FileNotFoundError: see `open_picture` and `prepare`.
     """
-    return prepare(open_picture(picture, preprocessing), preprocessing, channels, crop=crop, flip=flip)
+    return prepare(open_picture(picture, preprocessing, channels), preprocessing, channels, crop=crop, flip=flip)
 
 
 def to_images(pictures: Any, preprocessing: Preprocessing, channels: int = 3) -> Tensor:
@@ -134,24 +191,34 @@ def _is_float(values: Tensor | np.ndarray) -> bool:
     return values.is_floating_point() if isinstance(values, Tensor) else np.issubdtype(values.dtype, np.floating)
 
 
-def _from_array(array: np.ndarray, preprocessing: Preprocessing) -> Image.Image:
-    """uint8, uint16 or bool [H, W] or [H, W, C] as a picture."""
+def _checked_array(array: Any, channels: int) -> np.ndarray:
+    """An array that is a picture: uint8, uint16 or bool [H, W] or [H, W, C]."""
     array = np.asarray(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in _MODES)
+    allowed = _MODES if channels in (1, 3) else (channels,)
+    fits = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in allowed)
     kind = f"{array.dtype} {list(array.shape)}"
-    if not fits and array.ndim == 3 and array.shape[0] in _MODES and array.dtype in (np.uint8, np.uint16):
-        raise CodegridError(f"An array {kind} has its channels first: pictures are [H, W, C]; permute it to (1, 2, 0).")
+    if not fits and array.ndim == 3 and array.shape[0] in allowed and array.dtype in (np.uint8, np.uint16):
+        raise CodegridError(
+            f"An array {kind} has its channels first.", "Pictures are [H, W, C]: permute it to (1, 2, 0)."
+        )
     require(
         array.dtype in (np.uint8, np.uint16, np.bool_),
-        f"An array {kind} is no picture: 0..255 is uint8 [H, W, C] (x.astype('uint8')), 0..65535 uint16; the model's "
-        "own are floats [N, C, H, W] in [-1, 1].",
+        f"An array {kind} is no picture.",
+        "0..255 is uint8 [H, W, C] (x.astype('uint8')), 0..65535 uint16; the model's own are floats [N, C, H, W] in "
+        "[-1, 1].",
     )
-    require(fits, f"An array {kind} is no picture: give [H, W] or [H, W, C] with 1, 2, 3 or 4 channels.")
+    counts = "1, 2, 3 or 4" if channels in (1, 3) else str(channels)
+    require(fits, f"An array {kind} is no picture.", f"Give [H, W] or [H, W, C] with {counts} channels.")
     if not array.size:
         raise BadImage("too_small", f"An array {kind} has no pixels.")
+    return array
+
+
+def _from_array(array: np.ndarray, preprocessing: Preprocessing) -> Image.Image:
+    """uint8, uint16 or bool [H, W] or [H, W, C] as a picture."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
     if array.dtype == np.bool_:
         array = array.astype(np.uint8) * np.uint8(255)
     elif array.dtype == np.uint16 and array.ndim == 3:

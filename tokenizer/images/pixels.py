@@ -62,6 +62,29 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     return pixels.permute(0, 2, 3, 1).contiguous()
 
 
+def for_people(images: torch.Tensor) -> torch.Tensor:
+    """[B, C, H, W] -> the channels of a picture for people: all of 1 or 3, else the first three; the first of 2."""
+    channels = images.shape[1]
+    return images if channels in (1, 3) else images[:, : 1 if channels == 2 else 3]
+
+
+def check_colours(channels: int, what: str) -> None:
+    """Refuse what is made for grey or colour pictures alone, before anything is computed.
+
+    Args:
+        channels: of the tokenizer's images.
+        what: what needs grey or colour, as the beginning of a sentence.
+
+    Raises:
+        CodegridError: there are neither 1 nor 3 channels.
+    """
+    require(
+        channels in (1, 3),
+        f"{what} takes grey or colour pictures, and the tokenizer's have {channels} channels.",
+        "Training, tokenizing and `codegrid reconstruct` take any number of channels.",
+    )
+
+
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """[B, C, H, W] in [-1, 1] -> B pictures, grey for C = 1 and RGB for C = 3.
 

@@ -8,7 +8,7 @@ class BadImage(ValueError):  # noqa: N818  (it names the picture's state; caller
 
     Args:
         reason: one snake_case word to count by: empty_file, truncated, not_an_image, unreadable, too_many_pixels,
-            file_too_large, unsupported_depth, too_small or extreme_aspect.
+            file_too_large, unsupported_depth, wrong_channels, needs_tifffile, too_small or extreme_aspect.
         message: a sentence for people.
     """
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.fields import younger
+from codegrid.tokenizer.images.bands import Bands
 from codegrid.tokenizer.images.decoding import MAX_PIXELS, PIL_PIXEL_LIMIT
 from codegrid.tokenizer.images.depth import Levels
 from codegrid.tokenizer.images.reasons import BadImage
@@ -108,7 +109,7 @@ TEN_CROP_SCALE = 1.1
 
 
 def prepare(
-    image: Image.Image,
+    image: Image.Image | Bands,
     preprocessing: Preprocessing,
     channels: int = 3,
     *,
@@ -118,8 +119,9 @@ def prepare(
     """Cut a loaded picture to what the tokenizer reads.
 
     Args:
-        image: what `load_image` gave.
-        channels: 3 for RGB, 1 for grey (ITU-R 601 luma; exact for pictures that are grey already).
+        image: what `open_picture` gave for these channels.
+        channels: 3 for RGB, 1 for grey (ITU-R 601 luma; exact for pictures that are grey already). Of other numbers,
+            each channel is scaled and cut by itself.
         crop: "center"; or (y, x) in [0, 1], the place of the cut within the free room (training draws it); or 0 to 9,
             a variant of `TEN_CROP`: as in ADM and LlamaGen the central part at 1.1 times image_size, of which
             four corners and the centre are cut, then the same mirrored. Under "pad" and "stretch" nothing is cut off:
@@ -133,13 +135,28 @@ def prepare(
         BadImage: too_small or extreme_aspect.
         CodegridError: an argument is out of range.
     """
-    if channels not in (1, 3):
-        raise CodegridError(
-            f"channels is {channels}: pictures are grey (1) or colour (3). Set backbone.in_channels to one."
-        )
     check_size(image.size, preprocessing)
+    if isinstance(image, Bands):
+        require(
+            image.values.shape[2] == channels,
+            f"The picture has {image.values.shape[2]} channels, not {channels}.",
+            "Open it with the number of channels that it is prepared with.",
+        )
+        planes = [Image.fromarray(image.values[:, :, channel]) for channel in range(channels)]
+        return np.stack([np.asarray(_prepared(plane, preprocessing, crop, flip)) for plane in planes], axis=2)
+    require(
+        channels in (1, 3),
+        f"A picture of PIL has 1 or 3 channels, not {channels}.",
+        "For another backbone.in_channels, open it with `open_picture`.",
+    )
     mode = "L" if channels == 1 else "RGB"
-    image = image if image.mode == mode else image.convert(mode)
+    array = np.asarray(_prepared(image if image.mode == mode else image.convert(mode), preprocessing, crop, flip))
+    return np.array(array if channels == 3 else array[:, :, None])  # a copy: PIL's memory is read-only
+
+
+def _prepared(
+    image: Image.Image, preprocessing: Preprocessing, crop: Literal["center"] | tuple[float, float] | int, flip: bool
+) -> Image.Image:
     if isinstance(crop, (int, np.integer)):
         position, mirrored = _ten_crop_variant(int(crop), preprocessing)
         flip = flip != mirrored
@@ -149,8 +166,7 @@ def prepare(
         image = _fit(image, preprocessing, _position(crop))
     # Mirrored before it is padded: the padding may be one pixel wider on one side, and valid_box must still hold.
     image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-    array = np.asarray(_centre_on_black(image, preprocessing.size))
-    return np.array(array if channels == 3 else array[:, :, None])  # a copy: PIL's memory is read-only
+    return _centre_on_black(image, preprocessing.size)
 
 
 def check_size(size: tuple[int, int], preprocessing: Preprocessing) -> None:

@@ -20,13 +20,8 @@ def check_nets(config: TokenizerTrainingConfig) -> None:
     Raises:
         CodegridError: one is too deep; the message says which, the sizes, and what to change.
     """
-    channels = config.backbone.in_channels
-    require(
-        channels in (1, 3),
-        f"backbone.in_channels is {channels}: pictures are read as grey (1) or colour (3; alpha goes onto white). Set "
-        "it to one of these.",
-    )
     objective, size = config.objective, config.preprocessing.size_text
+    _check_channels(config)
     for name, what in (("perceptual_weight", "LPIPS"), ("feature_distance_weight", "The feature distance")):
         require(
             getattr(objective, name) == 0 or min(config.preprocessing.size) >= _LEAST,
@@ -35,6 +30,21 @@ def check_nets(config: TokenizerTrainingConfig) -> None:
         )
     if objective.adversarial_weight > 0 and not isinstance(objective.discriminator, DinoConfig):  # it resizes, or pads
         _check_discriminator(config, size)
+
+
+def _check_channels(config: TokenizerTrainingConfig) -> None:
+    channels, objective = config.backbone.in_channels, config.objective
+    for name, what in (("perceptual_weight", "LPIPS"), ("feature_distance_weight", "The feature distance")):
+        require(
+            channels in (1, 3) or getattr(objective, name) == 0,
+            f"{what} compares grey or colour pictures, and backbone.in_channels is {channels}.",
+            f"Set objective.{name} to 0.",
+        )
+    require(
+        channels in (1, 3) or objective.adversarial_weight == 0 or not isinstance(objective.discriminator, DinoConfig),
+        f"The discriminator dino judges grey or colour pictures, and backbone.in_channels is {channels}.",
+        "Take objective.discriminator.type patchgan or stylegan.",
+    )
 
 
 def _check_discriminator(config: TokenizerTrainingConfig, size: str) -> None:

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 
 from codegrid.pipelines.artifacts.export import export_tokenizer
 from codegrid.pipelines.artifacts.loading import load_tokenizer
-from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, image_batches, prepared_batches
+from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, check_channels, image_batches, prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataError, ImageSource, picture_marks
@@ -39,7 +39,7 @@ from codegrid.pipelines.training.tokenizer.sizes import check_nets
 from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
 from codegrid.pipelines.training.window import Window
 from codegrid.tokenizer import VQModel, VQModelConfig
-from codegrid.tokenizer.images import to_model, to_uint8
+from codegrid.tokenizer.images import for_people, to_model, to_uint8
 from codegrid.tokenizer.metrics import relative_counts, usage_and_perplexity
 
 _SKIPPED_NAME = "skipped.txt"
@@ -55,6 +55,9 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     """
     check_nets(config)
     train_images, validation_images = split_images(config.data)
+    for images in (train_images, validation_images):
+        if images is not None:
+            check_channels(images, config.preprocessing, config.backbone.in_channels)
     with Run(config, "tokenizer", _identity(config, train_images, validation_images)) as run:
         run.listen_for_signals()
         torch.manual_seed(key(config.seed, "initialisation"))
@@ -290,5 +293,6 @@ def reconstruction_grid(model: VQModel, source: ImageSource, number: int) -> Ten
     with evaluating(model):
         images = batch.images.to(model.device)
         made = model(images, labels).reconstruction.clamp(-1, 1)
-    pixels = to_uint8(torch.cat([images, made, differences(images, made)])).permute(0, 3, 1, 2).cpu()  # [3N, C, S, S]
+    shown = for_people(torch.cat([images, made, differences(images, made)]))
+    pixels = to_uint8(shown).permute(0, 3, 1, 2).cpu()  # [3N, 1 or 3, S, S]
     return make_grid(pixels, nrow=max(1, len(images)), pad_value=255)

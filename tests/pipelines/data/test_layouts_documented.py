@@ -6,6 +6,7 @@ import re
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,11 +17,14 @@ from codegrid.pipelines.data.sources import open_images
 
 DOCUMENT = Path(__file__).resolve().parents[3] / "docs" / "data.md"
 BLOCKS = re.findall(r"```layout\n(.*?)\n=>(.*?)\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-FORMATS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG"}
+FORMATS = {"jpg": "JPEG", "webp": "WEBP", "png": "PNG", "tif": "TIFF", "tga": "TGA", "jp2": "JPEG2000"}
 
 
 def picture(kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
+    if kind == "npy":
+        np.save(buffer, np.zeros((4, 4, 3), np.uint8))
+        return buffer.getvalue()
     Image.new("RGB", (4, 4)).save(buffer, kind)
     return buffer.getvalue()
 
@@ -57,7 +61,7 @@ def build(root: Path, line: str) -> None:
     elif content:
         path.write_text("\n".join(content.split(" | ")))
     else:
-        path.write_bytes(picture(FORMATS[name.rpartition(".")[2]]))
+        path.write_bytes(picture(FORMATS.get(suffix := name.rpartition(".")[2], suffix)))
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[files.splitlines()[0].partition(":")[0] for files, *_ in BLOCKS])
