@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from codegrid.names import shown
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.data.batches import prepared_batches
-from codegrid.pipelines.data.records import DataConfig, ImageSource
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES as IMAGES
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.class_agreement import (
@@ -61,6 +62,7 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
     """
     folder = Path(output_dir)
     report_file = folder / "report.json"
+    given = None if test_data is None else _labelled(test_data)
     seconds = _seconds_of_stages(report_file)
     source = _split_images(folder / "images")
     config = replace(quickstart_tokenizer(source.source, str(folder / "tokenizer")), data=source)
@@ -73,7 +75,8 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
     pipe = pipe.to(make_accelerator().device)
     labels = [label for label in range(len(pipe.class_names)) for _ in range(_SAMPLES // len(pipe.class_names))]
     samples = _timed(seconds, "generate", lambda: pipe(labels, seed=_SEED, output_type="pt", batch_size=100).images)
-    test_source = _test_images(source, test_data)
+    # Images that no stage has seen: the user's, or the held-out ones.
+    test_source = given or open_images(DataConfig(source.source, split="validation"))
     scores = _timed(seconds, "judge", lambda: _judge(pipe, samples, labels, open_images(source), test_source))
     _pictures(folder, pipe, samples, labels, test_source)
     report = {"seconds": {**seconds, "total": sum(seconds.values())}, **scores, "machine": _machine()}
@@ -83,11 +86,15 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
     return folder
 
 
-def _test_images(source: DataConfig, test_data: str | None) -> ImageSource:
-    """Images that no stage has seen: the held-out ones, or the user's file."""
-    if test_data is None:
-        return open_images(DataConfig(source.source, split="validation"))
-    return open_images(DataConfig(test_data))
+def _labelled(test_data: str) -> ImageSource:
+    """The user's test images, refused before minutes of work if they cannot be judged."""
+    source, known = open_images(DataConfig(test_data)), open_images(DataConfig(str(IMAGES))).class_names
+    if not source.class_names or len(source.class_names) > len(known or ()):
+        has = f"{len(source.class_names)} classes" if source.class_names else "no labels"
+        raise DataError(
+            f"--test-data {shown(test_data)} has {has}.", f"Give pictures with the labels 0 to {len(known or ()) - 1}."
+        )
+    return source
 
 
 def _split_images(folder: Path) -> DataConfig:

@@ -210,8 +210,6 @@ UNFINISHED |= {"pipelines/benchmarks"}
 
 UNFINISHED |= {"pipelines/codes"}
 
-UNFINISHED |= {"pipelines/commands"}
-
 UNFINISHED |= {"pipelines/comparison"}
 
 UNFINISHED |= {"pipelines/data"}
@@ -227,8 +225,6 @@ UNFINISHED |= {"pipelines/importing"}
 UNFINISHED |= {"pipelines/pictures"}
 
 UNFINISHED |= {"pipelines/publishing"}
-
-UNFINISHED |= {"pipelines/quickstart.py"}
 
 UNFINISHED |= {"pipelines/report"}
 

@@ -20,6 +20,7 @@ SUBCLASSES = [
     ("codegrid.pipelines.system.files", "OutputError"),
     ("codegrid.pipelines.artifacts.loading", "LoadingError"),
     ("codegrid.pipelines.training.run", "TrainingError"),
+    ("codegrid.pipelines.commands.mistakes", "UsageError"),
 ]
 
 

@@ -11,7 +11,7 @@ import operator
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NoReturn
 
@@ -21,6 +21,7 @@ from tyro.constructors import ConstructorRegistry, StructConstructorSpec, Struct
 from codegrid.errors import CodegridError
 from codegrid.pipelines.commands.mistakes import UsageError, flattened, mistake, options_of
 from codegrid.pipelines.commands.nearest import unknown
+from codegrid.pipelines.commands.outputs import check_output
 from codegrid.pipelines.commands.standins import stand_ins
 from codegrid.pipelines.commands.table import Command, Config, Function, Functions, Preset, load
 
@@ -79,10 +80,10 @@ def _call(command: Command, name: str, arguments: list[str]) -> Callable[[], Any
         config, types = _with_choices(presets[word](tyro.MISSING, tyro.MISSING), f"{name} {word}", arguments)
         kwargs = {"default": config, "registry": types}
         given = _parse(type(config), f"{name} {word}", arguments[1:], presets[word].__doc__, **kwargs)
-        return lambda: load(parsed.run)(given)
+        return _checked(lambda: load(parsed.run)(given), vars(given))
     if isinstance(parsed, Config):
         given = _parse(load(parsed.config), name, arguments, load(parsed.run).__doc__)
-        return lambda: load(parsed.run)(given)
+        return _checked(lambda: load(parsed.run)(given), vars(given))
     if isinstance(parsed, Functions):
         functions = parsed.loaded()
         word = _word(arguments, name, "word", functions)
@@ -182,9 +183,18 @@ def _later(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
 
     @functools.wraps(function)
     def later(*args: Any, **kwargs: Any) -> Callable[[], Any]:
-        return lambda: function(*args, **kwargs)
+        given = inspect.signature(function).bind(*args, **kwargs).arguments
+        return _checked(lambda: function(*args, **kwargs), given)
 
     return later
+
+
+def _checked(call: Callable[[], Any], given: Mapping[str, Any]) -> Callable[[], Any]:
+    def checked() -> Any:
+        check_output(given)
+        return call()
+
+    return checked
 
 
 def description(docstring: str | None) -> str:

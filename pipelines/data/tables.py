@@ -189,7 +189,12 @@ def _open_tars(
 def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
     try:
         if path is None:
-            return datasets.load_dataset_builder(config.source, config.subset, revision=config.revision)
+            builder = datasets.load_dataset_builder(config.source, config.subset, revision=config.revision)
+            if "/" not in config.source and builder.name == "cache":
+                # Without a connection `datasets` looks for the name in its cache, where a folder of that base name,
+                # read at some other time and place, has the same name.
+                raise FileNotFoundError("its cache may hold another folder of that name")
+            return builder
         where, files = str(path), {}
         if path.is_file():
             where, files = TABLES[suffix], {"data_files": {"train": [glob.escape(str(path))]}}

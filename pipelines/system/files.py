@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from codegrid.errors import CodegridError
-from codegrid.names import encodable
+from codegrid.names import encodable, shown
 
 # Advice for a full disk or a read-only folder: finished work is never lost.
 GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
@@ -32,9 +32,12 @@ class OutputError(CodegridError):
 
 
 def describe(error: Exception) -> str:
-    """The error's message, with advice if the disk is full or read-only."""
-    advice = isinstance(error, OSError) and error.errno in _FULL
-    return f"{error}. {GO_ON}" if advice else str(error)
+    """The error's message; of a system call's error, its file and what to do."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error)
+    name = "" if error.filename is None else f"{shown(os.fsdecode(error.filename))}: "
+    advice = GO_ON if error.errno in _FULL else "Check the path, then run the same command again."
+    return f"{name}{error.strerror}. {advice}"
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
