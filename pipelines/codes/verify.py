@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
+from codegrid.pipelines.artifacts.fit import misfits
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.shards import read_records, source_ids
 from codegrid.pipelines.data.batches import Variant, picture_reader, to_device
@@ -67,11 +68,8 @@ def verify_codes(config: VerificationConfig) -> None:
     if config.tokenizer is None:
         return
     model = load_tokenizer(config.tokenizer)
-    if model.fingerprint() != manifest.tokenizer_fingerprint:
-        raise CodesError(
-            f"The codes in {folder} are of the tokenizer {manifest.tokenizer} (fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}), not of {config.tokenizer} ({model.fingerprint()[:12]})."
-        )
+    if sentence := misfits(model, manifest, f"The tokenizer {config.tokenizer}", f"the codes in {folder}"):
+        raise CodesError(sentence, f"They were made by {manifest.tokenizer}: compare them with that one.")
     print(f"They are of the tokenizer {config.tokenizer}.")
     if config.source is not None:
         _check_sample(config, folder, manifest, model)

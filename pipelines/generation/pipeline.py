@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import numbers
 import shutil
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel
 from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import pipeline_card
 from codegrid.pipelines.artifacts.export import export
+from codegrid.pipelines.artifacts.fit import called, misfits, unknown_origin
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, read_index, write_index
 from codegrid.pipelines.artifacts.loading import (
     DeviceMap,
@@ -53,6 +55,8 @@ _KEPT = 8  # rough number of full-size feature maps in memory at the peak of dec
 
 OutputType = Literal["pil", "np", "pt", "codes"]
 
+_logger = logging.getLogger(__name__)
+
 
 @dataclass
 class ImagePipelineOutput:
@@ -76,8 +80,8 @@ class ImageGenerationPipeline:
     `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts.
 
     Raises:
-        LoadingError: the prior was trained on the codes of another tokenizer; or the tokenizer's decoder is
-            class-conditional and the prior has no classes, or other classes.
+        LoadingError: the prior was trained on the codes of another tokenizer (by fingerprint, codebook, grid, depth or
+            order); or the tokenizer's decoder is class-conditional and the prior has no classes, or other classes.
     """
 
     def __init__(
@@ -87,17 +91,17 @@ class ImageGenerationPipeline:
         sequence: SequenceConfig,
         sampling: SamplingConfig | None = None,
     ) -> None:
-        fingerprint = tokenizer.fingerprint()
-        if sequence.tokenizer_fingerprint not in (None, fingerprint):
-            raise LoadingError(
-                "The prior was trained on codes of the tokenizer with fingerprint "
-                f"{sequence.tokenizer_fingerprint[:12]}; this tokenizer's is {fingerprint[:12]}. Put the prior "
-                "together with the tokenizer that made its codes."
-            )
+        places = (called("tokenizer", tokenizer.name_or_path), called("prior", prior.name_or_path))
+        if sentence := misfits(tokenizer, sequence, *places):
+            raise LoadingError(sentence, "Put the prior together with the tokenizer that made its codes.")
+        if sentence := unknown_origin(sequence):
+            _logger.warning(sentence)
         try:
             self._decoder_classes = decoder_classes(tokenizer.config, sequence.class_names, "the prior")
         except DataError as error:
-            raise LoadingError(str(error)) from error
+            raise LoadingError(
+                error.what, error.remedy or "Use the tokenizer and the prior of one set of classes."
+            ) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
         self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0)
         self.cards: dict[str, str] = {}

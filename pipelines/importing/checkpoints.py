@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from codegrid.pipelines.artifacts.export import export, export_prior, export_tokenizer
+from codegrid.pipelines.artifacts.fit import misfits
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
@@ -111,10 +112,10 @@ def _write_prior(
 ) -> Path:
     made_by = load_tokenizer(tokenizer) if tokenizer else None
     if made_by:
-        size = made_by.config.quantizer_config.codebook_size
-        if size != sequence.codebook_size:
+        if sentence := misfits(made_by, sequence, f"The tokenizer {tokenizer}", f"the prior in {file}"):
             raise ForeignCheckpointError(
-                f"{tokenizer} has {size} codes, the prior in {file} {sequence.codebook_size}: it is another's."
+                sentence,
+                "Name the tokenizer that made its codes; rows and columns of the codes are given by --grid-size.",
             )
         sequence = replace(sequence, tokenizer_fingerprint=made_by.fingerprint())
     folder.mkdir(parents=True, exist_ok=True)

@@ -264,7 +264,7 @@ def test_only_a_pipeline_is_overwritten(pipe, tmp_path):
 
 
 def test_a_prior_of_another_tokenizer_is_refused(pipe, tiny_vqmodel, prior_folder, tmp_path):
-    with pytest.raises(LoadingError, match="was trained on codes of the tokenizer with fingerprint"):
+    with pytest.raises(LoadingError, match="do not fit each other: fingerprint of the tokenizer"):
         ImageGenerationPipeline(tiny_vqmodel, pipe.prior, pipe.sequence)
     tiny_vqmodel.save_pretrained(tmp_path / "other")
     with pytest.raises(LoadingError, match="Put the prior together with the tokenizer that made its codes"):

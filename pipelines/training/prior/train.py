@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from codegrid.pipelines.artifacts.export import export_prior
+from codegrid.pipelines.artifacts.fit import misfits
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.devices import evaluating
@@ -61,15 +62,12 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
     """Refuse codes that another tokenizer made.
 
     Raises:
-        CodesError: the fingerprints differ.
+        CodesError: fingerprint, codebook, grid, depth or order differ.
     """
-    fingerprint, manifest = load_tokenizer(tokenizer).fingerprint(), codes.manifest
-    if fingerprint != manifest.tokenizer_fingerprint:
-        raise CodesError(
-            f"The codes were made by another tokenizer ({manifest.tokenizer}, fingerprint "
-            f"{manifest.tokenizer_fingerprint[:12]}) than {tokenizer} ({fingerprint[:12]}): make them again with it, "
-            "or name the tokenizer that made them."
-        )
+    model, manifest = load_tokenizer(tokenizer), codes.manifest
+    theirs = f"codes that {manifest.tokenizer} made"
+    if sentence := misfits(model, manifest, f"The tokenizer {tokenizer}", theirs):
+        raise CodesError(sentence, "Make the codes again with this tokenizer, or name the tokenizer that made them.")
 
 
 def _identity(config: PriorTrainingConfig, codes: CodeDataset) -> Identity:
