@@ -11,6 +11,12 @@ from codegrid.errors import CodegridError
 from codegrid.names import shown
 from codegrid.pipelines.commands.nearest import did_you_mean
 
+# Names that one thing has had in one command or another; any of them is read as the name that a command has.
+_SYNONYMS = [
+    ("--data.source", "--reference.source", "--source", "--reference"),
+    ("--data.split", "--reference.split", "--split", "--reference-split"),
+]
+
 _SPOKEN = {"INT": "a whole number", "FLOAT": "a number", "STR": "a text", "PATH": "a path"}
 _READERS = {"INT": int, "FLOAT": float}
 
@@ -119,6 +125,19 @@ def mistake(arguments: Sequence[str], options: list[Option], command: str) -> Us
         if option.kind and not option.fits(values):
             return _wrong_value(word, option, values)
     return _missing([option for option in options if option.required and option not in given], command)
+
+
+def in_known_spelling(arguments: Sequence[str], options: list[Option]) -> list[str]:
+    """The words with other names of an option (such as `--source` for `--data.source`) as the command spells them."""
+    known = {name for option in options for name in option.names}
+    words = []
+    for argument in arguments:
+        word, has_value, value = argument.partition("=")
+        name = word.replace("_", "-")
+        others = next((group for group in _SYNONYMS if name in group and name not in known), ())
+        spelt = next((other for other in others if other in known), word)
+        words.append(f"{spelt}{has_value}{value}")
+    return words
 
 
 def flattened(box: str) -> str:

@@ -19,7 +19,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from codegrid.errors import CodegridError
-from codegrid.pipelines.commands.mistakes import UsageError, flattened, mistake, options_of
+from codegrid.pipelines.commands.mistakes import UsageError, flattened, in_known_spelling, mistake, options_of
 from codegrid.pipelines.commands.nearest import unknown
 from codegrid.pipelines.commands.outputs import check_output
 from codegrid.pipelines.commands.standins import stand_ins
@@ -222,7 +222,10 @@ def _parse(kind: Any, name: str, arguments: list[str], docstring: str | None, **
             raise refused from None
         if not end.code:
             raise
-        if found := mistake(arguments, options_of(_help_text(parse)), name):
+        options = options_of(_help_text(parse))
+        if (spelt := in_known_spelling(arguments, options)) != arguments:
+            return _parse(kind, name, spelt, docstring, **kwargs)
+        if found := mistake(arguments, options, name):
             raise found from None
         what = f"`{name}` cannot be read: {flattened(boxes.getvalue())}".rstrip(".")
         raise UsageError(f"{what}.", f"`{name} --help` lists the options.") from None

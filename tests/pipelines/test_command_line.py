@@ -9,6 +9,7 @@ import os
 import random
 import re
 import resource
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -316,3 +317,36 @@ def test_both_spellings_of_a_name_are_read(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["train-prior", "quickstart", "--codes", "missing", "--output_dir", "out", "--max_steps", "x"])
     assert "did you mean" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("verify-codes --codes missing --data.source S --data.split val", "missing is no finished code data set"),
+        ("verify-codes --codes missing --source=S --split=val", "missing is no finished code data set"),
+        ("look --source missing/folder --split test", "missing/folder is neither a file nor a folder here"),
+        ("evaluate generation --pipeline missing --data.source S --output-dir O", "The pipeline 'missing'"),
+        ("evaluate generation --pipeline missing --reference S --output-dir O", "The pipeline 'missing'"),
+    ],
+)
+def test_pictures_may_be_named_as_in_other_commands(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(line.split())
+    assert said in capsys.readouterr().err
+    assert end.value.code == 1
+
+
+def test_every_script_says_what_its_command_says(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    for path in sorted(SCRIPTS.glob("*.py")):
+        name = path.stem.replace("_", "-")
+        line = [name] if name in COMMANDS else ["dev", name]
+        said = []
+        for start in (lambda path=path: runpy.run_path(str(path), run_name="__main__"), lambda line=line: main()):
+            script = said == []
+            monkeypatch.setattr(sys, "argv", [str(path), *([] if script else line), "--help"])
+            with contextlib.suppress(SystemExit):
+                start()
+            said.append(capsys.readouterr().out)
+        assert said[0] == said[1] != "", path
+        assert len(path.read_text().splitlines()) <= 10, path
