@@ -180,9 +180,16 @@ def _say_what_next(folder: Path) -> None:
     )  # `make quickstart` runs in an environment that is not activated
     to_be_found = f"   . {activate}\n" if shutil.which("codegrid") is None and activate.exists() else ""
     print(
-        f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}. With your own images, a folder of "
-        f"them whose subfolders are the classes:\n{to_be_found}"
-        "1. codegrid train-tokenizer small64 --data.source IMAGES --output-dir runs/tokenizer\n"
-        "2. codegrid tokenize-dataset --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes\n"
-        "3. codegrid train-prior quickstart --codes runs/codes --output-dir runs/prior"
+        f"\nLook at {folder / 'samples.png'} and {folder / 'reconstructions.png'}; one page of all runs, and one to "
+        f"play with the pipeline (it wants `pip install gradio`):\n{to_be_found}"
+        f"   codegrid report {folder}\n"
+        f"   codegrid demo --pipeline {folder / 'pipeline'}\n"
+        "With your own images, a folder of them whose subfolders are the classes:\n"
+        "1. codegrid look IMAGES\n"
+        "2. codegrid train-tokenizer small64 --data.source IMAGES --output-dir runs/tokenizer\n"
+        "3. codegrid tokenize-dataset --tokenizer runs/tokenizer --data.source IMAGES --output-dir runs/codes --flip\n"
+        "4. codegrid train-prior small64 --codes runs/codes --output-dir runs/prior\n"
+        "5. codegrid make-pipeline --tokenizer runs/tokenizer --prior runs/prior --output-dir runs/pipeline\n"
+        "6. codegrid generate --pipeline runs/pipeline --num-images 64 --seed 0 --output-dir runs/samples\n"
+        "7. codegrid report runs/tokenizer"
     )

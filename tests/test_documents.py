@@ -245,7 +245,7 @@ def test_options_exist(document):
     roots = {option[2:].split(".")[0] for option in all_options() if "." in option}
     named = set()
     for span in spans(read(document)):
-        foreign = span.split()[0] in ("vllm", "torchrun", "accelerate", "make", "pip", "git", "pytest")
+        foreign = span.split()[0] in ("vllm", "torchrun", "accelerate", "make", "pip", "git", "pytest", "tensorboard")
         if codegrid_words(span) is None and not foreign:
             named |= {option.replace("_", "-") for option in re.findall(r"(?<![\w-])--[A-Za-z][\w.-]*", span)}
         if (

@@ -85,7 +85,10 @@ def small(words: list[str]) -> list[str]:
     """A command line with the options that make it small."""
     name, rest = split(words)
     name = f"{name} {rest[0]}" if name == "evaluate" else name
-    return [*words, *SMALL.get(name, [])]
+    added = SMALL.get(name, [])
+    if "--max-steps" in words:  # a longer run stays the longer one
+        added = ["--max-steps", "3", *added[2:]]
+    return [*words, *added]
 
 
 def lines_of(block: Block) -> list[str]:

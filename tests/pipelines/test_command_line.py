@@ -22,6 +22,7 @@ from codegrid.pipelines.commands import main
 from codegrid.pipelines.commands.mistakes import options_of
 from codegrid.pipelines.commands.standins import HEAVY, stand_ins
 from codegrid.pipelines.commands.table import COMMANDS, Command, Functions, Preset, load
+from codegrid.pipelines.training.tokenizer.presets import TOKENIZER_PRESETS
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 TYPES = ["--quantizer.type residual --quantizer.inner.type fsq", "--objective.discriminator.type dino"]
@@ -350,3 +351,16 @@ def test_every_script_says_what_its_command_says(capsys: pytest.CaptureFixture[s
             said.append(capsys.readouterr().out)
         assert said[0] == said[1] != "", path
         assert len(path.read_text().splitlines()) <= 10, path
+
+
+def test_a_preset_says_which_pictures_it_is_for_and_what_becomes_of_smaller_ones(real_texts: dict[str, str]) -> None:
+    for name, preset in TOKENIZER_PRESETS.items():
+        said = " ".join(real_texts[f"train-tokenizer {name}"].split())
+        preprocessing = preset("IMAGES", "RUN").preprocessing
+        colour = "grey" if preset("IMAGES", "RUN").backbone.in_channels == 1 else "colour"
+        assert f"For {colour} pictures of " in said, name
+        assert f"{preprocessing.image_size} pixels" in said, name
+        kept = preprocessing.fit == "pad"
+        assert ("middle of a black square" in said) == kept, name
+        upscaled = f"Smaller ones are scaled up to {preprocessing.image_size}" in said
+        assert upscaled == (preprocessing.smaller == "upscale" and not kept), name

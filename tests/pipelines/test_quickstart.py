@@ -17,6 +17,8 @@ from codegrid.pipelines import quickstart as module
 from codegrid.pipelines.training.prior.presets import quickstart_prior
 from codegrid.pipelines.training.tokenizer.presets import quickstart_tokenizer
 
+NEXT = ["look", "train-tokenizer", "tokenize-dataset", "train-prior", "make-pipeline", "generate", "report"]
+
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -47,8 +49,11 @@ def test_the_whole_job_leaves_pictures_and_a_report(
     assert report["generation"]["num_samples"] == 100
     assert [Image.open(folder / f"{name}.png").format for name in ("samples", "reconstructions")] == ["PNG", "PNG"]
     printed = capsys.readouterr().out
-    assert printed.count("--data.source IMAGES") == 2  # what to do next with one's own images
-    assert re.findall("codegrid ([a-z-]+)", printed) == ["train-tokenizer", "tokenize-dataset", "train-prior"]
+    said = re.findall(r"^(?:\d\.|  ) (codegrid .*)$", printed, re.MULTILINE)  # what to do next
+    assert [line.split()[1] for line in said[2:]] == NEXT
+    assert said[0] == f"codegrid report {folder}"
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    assert all(f"    {line}" in readme for line in said[3:])
 
     pipe = ImageGenerationPipeline.from_pretrained(folder / "pipeline")
     assert pipe("Sandal", seed=0).codes.shape == (1, 8, 8)

@@ -25,6 +25,9 @@ from codegrid.tokenizer.quantizers import QUANTIZERS
 def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Grey 32x32 -> 8x8 codes of 768, no discriminator: what `make quickstart` trains on Fashion-MNIST.
 
+    For grey pictures of up to 32 pixels, of any shape: they stand in the middle of a black square, and larger ones are
+    scaled down.
+
     codegrid train-tokenizer quickstart --data.source IMAGES --output-dir RUN
 
     153 to 173 s on two cores of an AMD EPYC; then 25.1 dB on test images, all codes in use (README, "Try it").
@@ -60,6 +63,9 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
 
 def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Colour 64x64 -> 8x8 codes of 1024, no discriminator, for small pictures on a CPU.
+
+    For colour pictures of about 64 pixels, of which a square is cut. Smaller ones are scaled up to 64;
+    `--preprocessing.smaller skip` leaves them out.
 
     codegrid train-tokenizer small64 --data.source IMAGES --output-dir RUN
 
@@ -98,6 +104,9 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
 def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """LlamaGen's VQ-16: colour 256x256 -> 16x16 codes of 16384 (width 8, on the sphere), LPIPS and PatchGAN.
 
+    For colour pictures of 256 pixels and more, of which a square is cut. Smaller ones are scaled up to 256;
+    `--preprocessing.smaller skip` leaves them out.
+
     accelerate launch -m codegrid train-tokenizer vqgan-f16-256 --data.source IMAGES --output-dir RUN
 
     The shape, batch and learning rate are LlamaGen's published ones (https://arxiv.org/abs/2406.06525); this project
@@ -128,6 +137,9 @@ def vqgan_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
 def vqvae_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """A plain VQ-VAE: colour 128x128 -> 16x16 codes of 4096, L1 and L2 alone; no discriminator, no perceptual net.
 
+    For colour pictures of 128 pixels and more, of which a square is cut. Smaller ones are scaled up to 128;
+    `--preprocessing.smaller skip` leaves them out.
+
     accelerate launch -m codegrid train-tokenizer vqvae-128 --data.source IMAGES --output-dir RUN
 
     This project has not trained it: it wants one GPU. Any preset becomes a plain VQ-VAE with
@@ -154,6 +166,9 @@ def vqvae_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
 def vqgan_128(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """Colour 128x128 -> 16x16 codes of 4096 (width 8, on the sphere), LPIPS and PatchGAN.
 
+    For colour pictures of 128 pixels and more, of which a square is cut. Smaller ones are scaled up to 128;
+    `--preprocessing.smaller skip` leaves them out.
+
     accelerate launch -m codegrid train-tokenizer vqgan-128 --data.source IMAGES --output-dir RUN
 
     This project has not trained it: it wants one GPU.
@@ -177,6 +192,9 @@ def _backbone_128() -> BackboneConfig:
 
 def taming_f16_256(source: str, output_dir: str) -> TokenizerTrainingConfig:
     """taming-transformers' shape: colour 256x256 -> 16x16 codes of 16384 (width 256, plain distances).
+
+    For colour pictures of 256 pixels and more, of which a square is cut. Smaller ones are scaled up to 256;
+    `--preprocessing.smaller skip` leaves them out.
 
     accelerate launch -m codegrid train-tokenizer taming-f16-256 --data.source IMAGES --output-dir RUN
 
