@@ -1,6 +1,6 @@
 """Row "parts that do not fit each other": what a tokenizer, a prior and codes say of the codes is compared.
 
-Priors with a fingerprint: tests/pipelines/test_generation.py; codes: test_verification.py and test_train_prior.py there;
+Priors with a fingerprint: tests/pipelines/test_generation.py; codes: test_verification.py, test_train_prior.py;
 class-conditional decoders: test_class_conditional.py.
 """
 

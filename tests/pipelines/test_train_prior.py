@@ -120,7 +120,7 @@ def test_every_architecture_is_trained_and_sampled_from_its_folder(model, prior_
 
 def test_codes_of_another_tokenizer_are_refused(prior_config, tokenizer_folder, tiny_vqmodel, tmp_path):
     tiny_vqmodel.save_pretrained(tmp_path / "other")
-    with pytest.raises(CodesError, match="do not fit each other: .*fingerprint of the tokenizer"):
+    with pytest.raises(CodesError, match=r"do not fit each other: .*fingerprint of the tokenizer"):
         train_prior.train_prior(prior_config(tmp_path / "run", tokenizer=str(tmp_path / "other")))
     assert not (tmp_path / "run").exists()
     train_prior.train_prior(prior_config(tmp_path / "run", tokenizer=str(tokenizer_folder), max_steps=1))
