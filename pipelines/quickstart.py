@@ -35,6 +35,7 @@ from codegrid.pipelines.evaluation.reconstruction import all_pixels, evaluate_re
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_atomically, write_json
 from codegrid.pipelines.training.prior.presets import quickstart_prior
@@ -51,6 +52,7 @@ _SEED = 0
 _SAMPLING = {"guidance_scale": 2.5, "temperature": 0.65, "top_p": 0.95}
 
 
+@resumable()
 def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None) -> Path:
     """Train a tokenizer, tokenize, train a class-conditional prior, generate samples, and score them.
 

@@ -15,6 +15,7 @@ from codegrid.pipelines.comparison.rows import Comparison, complete_row, write_s
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, split_images
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import machine
 from codegrid.pipelines.system.files import OutputError, write_text
 from codegrid.pipelines.training.claim import differences
@@ -27,6 +28,7 @@ from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 _EMBEDDED = DataConfig(str(EMBEDDED_IMAGES))
 
 
+@resumable()
 def compare_quantizers(
     data: DataConfig = _EMBEDDED,
     output_dir: str = "runs/compare-quantizers",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import copy
 import multiprocessing
 import signal
@@ -73,6 +74,21 @@ def _sendable(error: Exception) -> Exception:
         return RuntimeError(f"{type(error).__name__}: {error}")
 
 
+@contextlib.contextmanager
+def _blocked_signals() -> Iterator[None]:
+    """Context in which this thread receives none of `_SIGNALS`. Windows has no such thing."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    # Starting the tracker of shared memory, which the first worker would do, takes both out of what is blocked.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(dataset: Dataset, num_workers: int, options: dict[str, Any]) -> tuple[Iterator[Any], Callable[[], None]]:
     """The batches of new workers, and what ends these."""
     single = options.get("batch_size", 1) is None
@@ -80,15 +96,10 @@ def _start(dataset: Dataset, num_workers: int, options: dict[str, Any]) -> tuple
     options |= {"collate_fn": carrying.collate, "multiprocessing_context": "spawn"}
     loader = DataLoader(carrying, num_workers=num_workers, **options)
     # Ctrl-C in a terminal, or SLURM, asks every process to stop; the main process needs its batches until it has
-    # saved. The workers inherit what is blocked here, from their first instruction on. Starting the tracker of
-    # shared memory, which the first worker would do, takes both signals out of what is blocked.
-    resource_tracker.ensure_running()
+    # saved. The workers inherit what is blocked here, from their first instruction on.
     others = set(multiprocessing.active_children())
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-    try:
+    with _blocked_signals():
         batches = iter(loader)
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     workers = set(multiprocessing.active_children()) - others
 
     def end() -> None:

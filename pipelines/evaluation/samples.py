@@ -20,6 +20,7 @@ from codegrid.errors import require
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import claim_images, weights_fingerprint
 from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior.sampling import image_generator
 from codegrid.tokenizer.images import to_model, to_pil, to_uint8
@@ -78,6 +79,7 @@ class Samples:
         classes = sequence.num_classes
         return [index % classes for index in self.indices(shard)] if classes else None
 
+    @resumable()
     def make(self) -> None:
         """Make the missing samples. The ranks share the work, and none returns before all are done."""
         bar = tqdm(

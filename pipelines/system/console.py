@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 from codegrid.errors import CodegridError
 from codegrid.pipelines.system.files import describe
+from codegrid.pipelines.system.machine import handle_signals
+
+# What `guarded` says after a stop inside of a job that can be gone on with.
+RESUME = "Run the same command to go on."
+
+
+class Stopped(SystemExit):
+    """SIGTERM or Ctrl-C ended the command. `code` is its status."""
+
+
+@contextlib.contextmanager
+def resumable(sentence: str = RESUME) -> Iterator[None]:
+    """Context of a job whose finished part is on the disk, where the same command finds it: a stop says `sentence`."""
+    try:
+        yield
+    except BaseException as error:
+        if not hasattr(error, "resume"):  # of several jobs, one inside the other, the innermost speaks
+            error.resume = sentence
+        raise
 
 
 def guarded(run: Callable[[], Any]) -> None:
@@ -19,20 +38,28 @@ def guarded(run: Callable[[], Any]) -> None:
 
     CODEGRID_TRACEBACK=1 shows the traceback instead.
     SIGTERM and Ctrl-C print a sentence and exit with status 143 or 130; training saves a checkpoint first (see `Run`).
+    The sentence says whether the same command goes on (`resumable`). In a thread, signals are left to the main one.
     """
     _quiet()
-    before = {number: signal.signal(number, _stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    restore = handle_signals(_stop)
     try:
         _run_and_part(run)
+    except Stopped as stopped:
+        _say(f"Stopped. {getattr(stopped, 'resume', '')}".rstrip())
+        raise
     except Exception as error:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
             raise
-        tqdm.write(f"error: {sentence}", file=sys.stderr)  # tqdm.write keeps it off the line of a progress bar
+        _say(f"error: {sentence}")
         raise SystemExit(getattr(error, "exit_status", 1)) from None
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if restore is not None:
+            restore()
+
+
+def _say(line: str) -> None:
+    tqdm.write(line, file=sys.stderr)  # it keeps the line off that of a progress bar
 
 
 def _run_and_part(run: Callable[[], Any]) -> None:
@@ -61,8 +88,8 @@ def _quiet() -> None:
 
 
 def _stop(number: int, frame: Any) -> None:
-    print("Stopped. Run the same command to go on.", file=sys.stderr)
-    raise SystemExit(128 + number)
+    # `guarded` says it: the signal may have come in the middle of a write to the same stream.
+    raise Stopped(128 + number)
 
 
 def _sentence(error: Exception) -> str | None:
@@ -73,15 +100,16 @@ def _sentence(error: Exception) -> str | None:
         return describe(error)
     if isinstance(error, RuntimeError) and "DataLoader worker" in text:
         return (
-            "A process that loads images was killed. Run the same command again: it goes on where it stopped. If "
-            f"memory ran out, lower --num-workers. ({text.splitlines()[0]})"
+            f"A process that loads images was killed. {_again(error)} If memory ran out, lower --num-workers. "
+            f"({text.splitlines()[0]})"
         )
     torch = sys.modules.get("torch")
     if isinstance(error, RuntimeError) and (
         "gloo" in text or (torch and isinstance(error, torch.distributed.DistError))
     ):
-        return (
-            "Another process of this job has died or does not answer. Run the same command again: it goes on where it "
-            f"stopped. ({text.splitlines()[0]})"
-        )
+        return f"Another process of this job has died or does not answer. {_again(error)} ({text.splitlines()[0]})"
     return None
+
+
+def _again(error: Exception) -> str:
+    return "Run the same command again" + (": it goes on where it stopped." if hasattr(error, "resume") else ".")

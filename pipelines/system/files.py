@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -16,7 +15,9 @@ from typing import IO, Any
 
 from codegrid.errors import CodegridError
 from codegrid.names import encodable, shown
+from codegrid.pipelines.system.machine import take_lock
 
+LOCK_NAME = ".lock"  # of `lock_folder`, inside the folder
 # Advice for a full disk or a read-only folder: finished work is never lost.
 GO_ON = "Free disk space or make the folder writable, then run the same command again: it goes on where it stopped."
 
@@ -31,13 +32,20 @@ class OutputError(CodegridError):
     """The output folder cannot be used, or the disk is full. The message says what to do."""
 
 
-def describe(error: Exception) -> str:
-    """The error's message; of a system call's error, its file and what to do."""
+def said_twice(error: Exception) -> tuple[str, str]:
+    """(what is wrong, remedy): the two sentences of our errors; of a system call's error, its file and what to do."""
+    if isinstance(error, CodegridError):
+        return error.what, error.remedy
     if not isinstance(error, OSError) or error.errno is None:
-        return str(error)
+        return str(error), ""
     name = "" if error.filename is None else f"{shown(os.fsdecode(error.filename))}: "
     advice = GO_ON if error.errno in _FULL else "Check the path, then run the same command again."
-    return f"{name}{error.strerror}. {advice}"
+    return f"{name}{error.strerror}.", advice
+
+
+def describe(error: Exception) -> str:
+    """The error's message; of a system call's error, its file and what to do."""
+    return " ".join(filter(None, said_twice(error)))
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
@@ -53,7 +61,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         finally:
             aside.unlink(missing_ok=True)
     except OSError as error:
-        raise OutputError(f"Could not write {path}: {error.strerror or error}. {GO_ON}") from error
+        raise OutputError(f"Could not write {shown(path)}: {error.strerror or error}.", GO_ON) from error
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -69,6 +77,8 @@ def write_text(path: Path, text: str) -> None:
 
 def fsync(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
+    if os.name == "nt":  # Windows cannot open folders, and flushes only files that are open for writing
+        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -114,16 +124,16 @@ def lock_folder(folder: Path, doing: str) -> IO[str]:
     Raises:
         OutputError: another process holds the lock.
     """
-    lock = (folder / ".lock").open("w")
+    lock = (folder / LOCK_NAME).open("w")
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(lock)
     except OSError as error:
         if error.errno not in _HELD:
             _say_that_there_are_no_locks(folder, error.strerror)
             return lock
         lock.close()
         raise OutputError(
-            f"Another process is {doing} in {folder}: wait for it, or choose another --output-dir."
+            f"Another process is {doing} in {shown(folder)}.", "Wait for it, or choose another --output-dir."
         ) from error
     return lock
 
@@ -132,7 +142,8 @@ def _say_that_there_are_no_locks(folder: Path, reason: str | None) -> None:
     device = folder.stat().st_dev
     if device not in _WITHOUT_LOCKS:
         print(
-            f"The file system of {folder} has no locks ({reason}): see to it that no second process writes there.",
+            f"The file system of {shown(folder)} has no locks ({reason}): see to it that no second process writes "
+            "there.",
             file=sys.stderr,
         )
     _WITHOUT_LOCKS.add(device)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import re
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tqdm import tqdm
 
 from codegrid.errors import CodegridError, MissingFileError
 from codegrid.pipelines.data.batches import AugmentationConfig, AugmentedImages
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.workers import load
-from codegrid.pipelines.system.console import guarded
+from codegrid.pipelines.system.console import guarded, resumable
 from codegrid.tokenizer import Preprocessing
 
 
@@ -71,9 +74,35 @@ def test_our_errors_survive_a_process(tmp_path):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_signals_end_with_their_status(capsys, number, status):
+    """What it says holds: only some commands can be gone on with."""
     before = signal.getsignal(number)
-    assert "Stopped. Run the same command to go on." in ends(capsys, lambda: os.kill(os.getpid(), number), status)
+    assert ends(capsys, lambda: os.kill(os.getpid(), number), status) == "Stopped.\n"
     assert signal.getsignal(number) is before
+
+    def job() -> None:
+        with resumable("The outer one goes on."), resumable():
+            os.kill(os.getpid(), number)
+
+    assert ends(capsys, job, status) == "Stopped. Run the same command to go on.\n"
+
+
+def test_a_stop_is_said_on_a_line_of_its_own(capsys):
+    def job() -> None:
+        bar = tqdm(total=9, mininterval=0)
+        bar.update()
+        with resumable():
+            os.kill(os.getpid(), signal.SIGINT)
+
+    assert "Stopped. Run the same command to go on." in re.split(r"[\r\n]+", ends(capsys, job, 130))
+
+
+def test_a_thread_leaves_signals_to_the_main_one(capsys):
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(guarded, lambda: print("done")).result()
+        with pytest.raises(SystemExit) as end:
+            threads.submit(guarded, raising(CodegridError("x is 3.", "Set it to 2."))).result()
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "error: x is 3. Set it to 2.\n"
 
 
 def test_an_error_in_a_loading_process_is_the_one_that_was_raised(tmp_path):
@@ -83,5 +112,5 @@ def test_an_error_in_a_loading_process_is_the_one_that_was_raised(tmp_path):
     )
     with pytest.raises(DataError) as error:
         next(load(images, 1, batch_sampler=[[(0, 0)]]))
-    assert str(error.value).startswith("1 images in a row could not be used; the last: ")
-    assert str(error.value).endswith("Check data.source and preprocessing.")
+    assert str(error.value).startswith("100 images in a row could not be used; the last: ")
+    assert "Check data.source and preprocessing" in error.value.remedy
