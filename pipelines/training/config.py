@@ -11,6 +11,7 @@ from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.prior import PriorConfig
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig
+from codegrid.tokenizer.fields import younger
 from codegrid.tokenizer.losses import ObjectiveConfig
 from codegrid.tokenizer.quantizers import QuantizerConfig
 
@@ -34,7 +35,7 @@ class TrainingConfig:
         ema_decay: decay of the EMA of the weights, which is evaluated and exported; 0 exports the weights themselves.
         log_every: steps between lines of metrics.
         eval_every: steps between evaluations; the last step is always evaluated.
-        save_every: steps between checkpoints; the last step is always saved.
+        save_every: steps between checkpoints; there is one before each evaluation and after the last step as well.
         keep_last: number of newest checkpoints to keep.
         keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
         tracking: tracker that shows metrics and pictures, besides metrics.jsonl and pictures/.
@@ -67,10 +68,10 @@ class TrainingConfig:
             "save_every",
             "keep_last",
         ):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}.", "It must be at least 1.")
         for name in ("seed", "num_workers", "keep_every"):
-            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}: it must not be negative.")
-        require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}: it must lie in [0, 1).")
+            require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}.", "It must not be negative.")
+        require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}.", "It must lie in [0, 1).")
 
     def micro_batch_size(self, ranks: int) -> int:
         """Samples per forward pass on one rank.
@@ -82,7 +83,8 @@ class TrainingConfig:
         require(
             self.batch_size % parts == 0,
             f"batch_size {self.batch_size} does not split over {ranks} ranks x {self.gradient_accumulation_steps} "
-            f"gradient_accumulation_steps: make it a multiple of {parts}.",
+            "gradient_accumulation_steps.",
+            f"Make it a multiple of {parts}.",
         )
         return self.batch_size // parts
 
@@ -97,6 +99,8 @@ class TokenizerTrainingConfig(TrainingConfig):
         init_from: folder or Hub name of a tokenizer whose weights training starts from; without it, weights are fresh.
             On the command line, backbone, quantizer and preprocessing come from that tokenizer too. The discriminator
             and the optimizers are always new.
+        freeze: parts that keep the weights of `init_from` bit for bit, with their averages and counters: "encoder",
+            "quantizer", "decoder". With encoder and quantizer frozen, pictures have the same codes afterwards.
         revive_until: share of the run after which dead-code restarts stop, so that the end of training settles.
         onset_bound: the run warns if a reconstruction term rises, after the discriminator's start, above this many
             times its mean in the last window before.
@@ -128,13 +132,31 @@ class TokenizerTrainingConfig(TrainingConfig):
     channels_last: bool = True
     gradient_checkpointing: bool = False
     compile: bool = False
+    freeze: tuple[Literal["encoder", "quantizer", "decoder"], ...] = younger(())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(0 <= self.revive_until <= 1, f"revive_until is {self.revive_until}: it must lie in [0, 1].")
-        require(self.onset_bound >= 1, f"onset_bound is {self.onset_bound}: it must be at least 1.")
-        require(0 <= self.usage_warning < 1, f"usage_warning is {self.usage_warning}: it must lie in [0, 1).")
-        require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}: it must not be negative.")
+        self._check_frozen()
+        require(0 <= self.revive_until <= 1, f"revive_until is {self.revive_until}.", "It must lie in [0, 1].")
+        require(self.onset_bound >= 1, f"onset_bound is {self.onset_bound}.", "It must be at least 1.")
+        require(0 <= self.usage_warning < 1, f"usage_warning is {self.usage_warning}.", "It must lie in [0, 1).")
+        require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}.", "It must not be negative.")
+
+    def _check_frozen(self) -> None:
+        known = ("encoder", "quantizer", "decoder")
+        parts = ", ".join(known)
+        require(set(self.freeze) <= set(known), f"freeze is {list(self.freeze)}.", f"It is made of {parts}.")
+        require(
+            not self.freeze or self.init_from,
+            f"freeze is {list(self.freeze)} without init_from: these parts would keep weights that nobody trained.",
+            "Name the tokenizer that they come from with --init-from.",
+        )
+        require(set(self.freeze) != set(known), "freeze names all parts.", "Leave out the one that is to be trained.")
+        require(
+            "decoder" not in self.freeze or not (self.objective.adversarial_weight and self.objective.adaptive_weight),
+            "freeze names the decoder, and objective.adaptive_weight reads the gradients of its last layer.",
+            "Turn objective.adaptive_weight off, or set objective.adversarial_weight to 0.",
+        )
 
     @property
     def needs_labels(self) -> bool:
@@ -184,13 +206,14 @@ class PriorTrainingConfig(TrainingConfig):
         super().__post_init__()
         require(
             self.fast_forward or not self.gradient_checkpointing,
-            "gradient_checkpointing is part of fast_forward: turn fast_forward on, or gradient_checkpointing off.",
+            "gradient_checkpointing is part of fast_forward, and that is off.",
+            "Turn fast_forward on, or gradient_checkpointing off.",
         )
         require(
             self.model.record.checkpointing or not self.gradient_checkpointing,
-            f"gradient_checkpointing is not there for the architecture {self.model.record.name!r}: turn it off, or "
-            "use 'llama'.",
+            f"gradient_checkpointing is not there for the architecture {self.model.record.name!r}.",
+            "Turn it off, or use 'llama'.",
         )
-        require(self.num_samples >= 0, f"num_samples is {self.num_samples}: it must not be negative.")
+        require(self.num_samples >= 0, f"num_samples is {self.num_samples}.", "It must not be negative.")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):
-            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}: it must lie in [0, 1).")
+            require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}.", "It must lie in [0, 1).")

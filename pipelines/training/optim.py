@@ -48,12 +48,14 @@ class OptimizerConfig:
     max_grad_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}: it must be positive.")
+        require(self.learning_rate > 0, f"optimizer.learning_rate is {self.learning_rate}.", "It must be positive.")
         for name in ("base_batch_size", "warmup_steps", "min_learning_rate", "weight_decay", "max_grad_norm"):
-            require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}: it must not be negative.")
+            require(getattr(self, name) >= 0, f"optimizer.{name} is {getattr(self, name)}.", "It must not be negative.")
         for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, f"optimizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
-        require(0 < self.momentum < 1, f"optimizer.momentum is {self.momentum}: it must lie between 0 and 1.")
+            require(
+                0 <= getattr(self, name) < 1, f"optimizer.{name} is {getattr(self, name)}.", "It must lie in [0, 1)."
+            )
+        require(0 < self.momentum < 1, f"optimizer.momentum is {self.momentum}.", "It must lie between 0 and 1.")
 
     def for_batch(self, batch_size: int) -> OptimizerConfig:
         """The config for `batch_size` samples per step, with scaled learning rates."""

@@ -45,7 +45,7 @@ def compile_learners(learners: TokenizerLearners) -> None:
         TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
     """
     model = learners.model.module
-    _check_compiler(model.device)
+    check_compiler(model.device)
     last = model.decoder.conv_out
     last.forward = torch.compiler.disable(last.forward)
     for module in (model.encoder, model.decoder, *learners.distances.values()):
@@ -58,15 +58,20 @@ def compile_prior(objective: PriorObjective) -> None:
     Raises:
         TrainingError: there is no C++ compiler, which torch.compile needs on a CPU.
     """
-    _check_compiler(objective.model.device)
+    check_compiler(objective.model.device)
     objective.compile()
 
 
-def _check_compiler(device: torch.device) -> None:
+def check_compiler(device: torch.device) -> None:
+    """Check that torch.compile has what it needs on the device.
+
+    Raises:
+        TrainingError: there is no C++ compiler.
+    """
     if device.type == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
         raise TrainingError(
-            "compile is on and there is no C++ compiler (g++, or what CXX names), which torch.compile needs on a CPU: "
-            "install one, or set compile off."
+            "compile is on and there is no C++ compiler (g++, or what CXX names), which torch.compile needs on a CPU.",
+            "Install one, or set compile off.",
         )
 
 

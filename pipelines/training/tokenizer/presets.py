@@ -243,14 +243,16 @@ def with_choice(config: TokenizerTrainingConfig, path: str, name: str) -> Tokeni
         CodegridError: the registry has no such name, or the config has no such part.
     """
     known = CHOICES[path]
-    require(name in known, f"{path}.type is {name!r}: it must be one of {', '.join(map(repr, known))}.")
+    names = ", ".join(map(repr, known))
+    require(name in known, f"{path}.type is {name!r}.", f"It must be one of {names}.")
     parents = [config]
     *outer, last = path.split(".")
     for field in outer:
         parents.append(getattr(parents[-1], field))
     if not hasattr(parents[-1], last):
         raise CodegridError(
-            f"{path}.type is {name!r}, but a {'.'.join(outer)} of type {parents[-1].type!r} has no {last}."
+            f"{path}.type is {name!r}, but a {'.'.join(outer)} of type {parents[-1].type!r} has no {last}.",
+            f"Leave {path}.type out, or choose another {'.'.join(outer)}.type.",
         )
     if getattr(parents[-1], last).type == name:
         return config

@@ -25,8 +25,8 @@ def check_nets(config: TokenizerTrainingConfig) -> None:
     for name, what in (("perceptual_weight", "LPIPS"), ("feature_distance_weight", "The feature distance")):
         require(
             getattr(objective, name) == 0 or min(config.preprocessing.size) >= _LEAST,
-            f"{what} needs images of at least {_LEAST} pixels a side, and preprocessing.image_size is {size}: set "
-            f"objective.{name} to 0, or a larger image_size.",
+            f"{what} needs images of at least {_LEAST} pixels a side, and preprocessing.image_size is {size}.",
+            f"Set objective.{name} to 0, or a larger image_size.",
         )
     if objective.adversarial_weight > 0 and not isinstance(objective.discriminator, DinoConfig):  # it resizes, or pads
         _check_discriminator(config, size)
@@ -61,9 +61,9 @@ def _check_discriminator(config: TokenizerTrainingConfig, size: str) -> None:
             net(torch.empty(batch, config.backbone.in_channels, *config.preprocessing.size))
         except (RuntimeError, ValueError) as error:
             depth = _DEPTHS.get(chosen.type)
-            lower = f"lower objective.discriminator.{depth} ({getattr(chosen, depth)})" if depth else "make it smaller"
+            lower = f"Lower objective.discriminator.{depth} ({getattr(chosen, depth)})" if depth else "Make it smaller"
+            reason = str(error).splitlines()[0].rstrip(".")
             raise CodegridError(
-                f"The discriminator {chosen.type} is too deep for images of {size} pixels "
-                f"({str(error).splitlines()[0]}): {lower}, set a larger preprocessing.image_size, or "
-                "objective.adversarial_weight to 0."
+                f"The discriminator {chosen.type} is too deep for images of {size} pixels ({reason}).",
+                f"{lower}, set a larger preprocessing.image_size, or objective.adversarial_weight to 0.",
             ) from error

@@ -150,8 +150,9 @@ def _finish_step(
 ) -> None:
     """Update all state, or nothing if a gradient is not finite. `values` records what happened."""
     quantizer = learners.model.module.quantize
+    frozen = "quantizer" in config.freeze
     # Compute the statistics before the optimizer's step, with the weights of the forward pass.
-    statistics = quantizer.statistics(codes, features)
+    statistics = {} if frozen else quantizer.statistics(codes, features)
     norms = update_together(active, step, config.max_steps)
     for name, norm in zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False):
         values[name] = torch.tensor(norm, device=accelerator.device)
@@ -160,7 +161,7 @@ def _finish_step(
     if not finite:
         return
     _update_quantizer(quantizer, statistics, accelerator)
-    if step < config.revive_until * config.max_steps:
+    if not frozen and step < config.revive_until * config.max_steps:
         _revive_codes(learners, codes, features, step, config.seed, accelerator)
     if config.objective.lecam_weight and "logits_real" in values:
         update_running_logits(learners.running_logits, values, config.objective.lecam_decay, accelerator)
