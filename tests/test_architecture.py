@@ -228,10 +228,6 @@ UNFINISHED |= {"pipelines/publishing"}
 
 UNFINISHED |= {"pipelines/report"}
 
-UNFINISHED |= {"pipelines/system"}
-
-UNFINISHED |= {"pipelines/training"}
-
 UNFINISHED |= {"prior"}
 
 UNFINISHED |= {"prior/sampling.py", "prior/decoding", "prior/distribution.py"}

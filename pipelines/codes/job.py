@@ -13,10 +13,14 @@ from typing import IO, Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from tqdm import tqdm
 
+from codegrid.names import shown
 from codegrid.pipelines.codes.shards import changed_since, is_done, read_records, remove_shard, source_ids
 from codegrid.pipelines.data.records import ImageSource, ImageStream
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.files import OutputError, describe, lock_folder, remove_leftovers, write_json
+from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior.codes import MANIFEST_NAME
 
 _PLAN_NAME = ".plan.json"
@@ -63,7 +67,8 @@ def claimed(folder: Path, plan: dict[str, Any], images: ImageStream, accelerator
     first_shard, remaining, shards, finished = box[0]
     part = images if remaining is None else images.subset(remaining, "new")
     try:
-        yield Job(part, first_shard, shards, finished)
+        with resumable():
+            yield Job(part, first_shard, shards, finished)
     finally:
         if lock is not None:
             lock.close()
@@ -74,8 +79,14 @@ def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO
     path = folder / _PLAN_NAME
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
     if before is None and (folder.exists() and (not folder.is_dir() or any(map(_visible, folder.iterdir())))):
-        raise OutputError(f"{folder} is not empty and holds no code data set: choose another --output-dir.")
+        there = what_it_holds(folder) if folder.is_dir() else "a file"
+        raise OutputError(
+            f"{shown(folder)} is not empty and holds no code data set, but {there}.", "Choose another --output-dir."
+        )
     different = [] if before is None else [name for name in plan if name in before and before[name] != plan[name]]
+    if set(different) - _GROWS and not _has_codes(folder):
+        tqdm.write(f"{shown(folder)} was claimed by a command that made no codes: this one takes its place.")
+        before, different = None, []
     if set(different) - _GROWS:
         raise _other_job(folder, different)
     manifest = folder / MANIFEST_NAME
@@ -97,6 +108,10 @@ def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO
     except BaseException:
         lock.close()
         raise
+
+
+def _has_codes(folder: Path) -> bool:
+    return bool(read_records(folder)) or any((folder / "data").glob("codes-*")) or (folder / MANIFEST_NAME).exists()
 
 
 def _visible(path: Path) -> bool:

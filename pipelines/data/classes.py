@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from codegrid.pipelines.data.records import DataError, ImageRecord
+from codegrid.names import shown
+from codegrid.pipelines.data.labels import Labels
+from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource
 from codegrid.tokenizer import VQModelConfig
 
 
@@ -52,3 +55,39 @@ def record_labels(records: Iterable[ImageRecord], classes: Sequence[int] | None)
             raise DataError(f"{record.source_id} has no label, and the training or the tokenizer is class-conditional.")
         labels.append(classes[record.label])
     return torch.tensor(labels, dtype=torch.int64)
+
+
+def check_labelled(source: ImageSource, wanted_by: str) -> None:
+    """Check that every picture has a label, from the labels alone: no picture is read.
+
+    Args:
+        wanted_by: the settings that need labels, for the message.
+
+    Raises:
+        DataError: there are no labels, or some pictures have none.
+    """
+    if not source.class_names:
+        raise DataError(
+            f"{source.description}: there are no labels, and {wanted_by} is set.",
+            "Put the pictures into a subfolder for each class, or name data.label_column; or turn it off.",
+        )
+    numbers = _numbers(source)
+    if numbers is None or not len(missing := np.flatnonzero(numbers < 0)):
+        return
+    names = source.names()
+    some = ", ".join([*(shown(names[place]) for place in missing[:3]), *["..."] * (len(missing) > 3)])
+    raise DataError(
+        f"{len(missing):,} of {len(source):,} pictures have no label ({some}), and {wanted_by} is set.",
+        f"Label them, leave them out of the source, or turn {wanted_by} off.",
+    )
+
+
+def _numbers(source: ImageSource) -> np.ndarray | None:
+    """The classes of the records, int64 [N], -1 where it is not known; None for readers that do not tell."""
+    labels = getattr(source.reader, "labels", None)
+    if isinstance(labels, Labels):  # of a table: its column of values
+        found = [labels.number(value) for value in source.reader.table[source.reader.label]]
+        labels = np.array([-1 if number is None else number for number in found], dtype=np.int64)
+    if not isinstance(labels, np.ndarray):
+        return None
+    return labels if source.indices is None else labels[source.indices]

@@ -18,10 +18,13 @@ from PIL import Image
 from tqdm import tqdm
 
 from codegrid.errors import require
+from codegrid.names import shown
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
+from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior import resolve_labels
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
@@ -53,7 +56,8 @@ def generate_images(
 
     Args:
         pipeline: folder or Hub name of a pipeline.
-        output_dir: folder for the images. To resume after a stop, run the same command again.
+        output_dir: folder for the images. To resume after a stop, run the same command again; with more
+            num_images it adds to those that are there.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
         num_images: total number of images.
         seed: image i depends on seed and i alone, not on the number of processes nor, on a CPU, on the batch size
@@ -94,14 +98,16 @@ def generate_images(
         **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
         **{"sampling": asdict(pipe.sampling), "weights": weights},
     }
-    if accelerator.is_main_process:
-        claim_images(folder, settings)
+    if accelerator.is_main_process and (told := claim_images(folder, settings)):
+        tqdm.write(told)
     everyone()
     captions = None if labels is None else [pipe.sequence.conditioning.name(label) for label in labels]
     names = [_file_name(index, None if captions is None else captions[index]) for index in range(num_images)]
     # All ranks use the same batch size, even if their free memory differs.
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
-    _write_missing(pipe, accelerator, everyone, [folder / name for name in names], labels, seed, batch_size, weights)
+    with resumable():
+        paths = [folder / name for name in names]
+        _write_missing(pipe, accelerator, everyone, paths, labels, seed, batch_size, weights)
     everyone()
     if accelerator.is_main_process:
         _write_sheet(folder, names, captions)
@@ -175,17 +181,45 @@ def _file_name(index: int, class_name: str | None) -> str:
     return f"{index:06d}{plain}.png"
 
 
-def claim_images(folder: Path, settings: dict[str, Any]) -> None:
-    """Claim the folder for images of these settings, or check that it has them already.
+def claim_images(folder: Path, settings: dict[str, Any]) -> str:
+    """Claim the folder for images of these settings, or check that it has them already, or fewer of the same.
+
+    Returns:
+        a sentence for the user where a claim without images is replaced, or images are added to others; else "".
 
     Raises:
         OutputError: the folder holds something else.
     """
-    path = folder / _SETTINGS_NAME
-    if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
-            raise OutputError(f"{folder} holds images of other settings (see {path}): choose another --output-dir.")
-    elif folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise OutputError(f"{folder} is not empty and holds no generated images: choose another --output-dir.")
-    else:
+    path, where = folder / _SETTINGS_NAME, shown(folder)
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{where} is a file.", "Choose another --output-dir.")
+    visible = [file.name for file in folder.iterdir() if not file.name.startswith(".")] if folder.exists() else []
+    if not path.is_file():
+        if visible:
+            raise OutputError(
+                f"{where} is not empty and holds no generated images, but {what_it_holds(folder)}.",
+                "Choose another --output-dir.",
+            )
         write_json(path, settings)
+        return ""
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
+    if before == now:
+        return ""
+    if visible == [_SETTINGS_NAME]:
+        write_json(path, settings)
+        return f"{where} was claimed by a command that made no image: this one takes its place."
+    if not _are_first_of(before, now):
+        different = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+        raise OutputError(
+            f"{where} holds images of other settings (different: {', '.join(different)}; see {shown(path)}).",
+            "Choose another --output-dir, or ask for as many or more of the same.",
+        )
+    write_json(path, settings)
+    return f"{where} has {before['num_images']:,} of these images already: the others are added."
+
+
+def _are_first_of(before: dict[str, Any], now: dict[str, Any]) -> bool:
+    """Whether images of the settings `before` are the first ones of those of `now`."""
+    number = before.get("num_images", 0)
+    first = {**now, "num_images": number, "labels": now.get("labels") and now["labels"][:number]}
+    return number <= now.get("num_images", 0) and before == first

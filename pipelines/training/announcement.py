@@ -7,14 +7,17 @@ import math
 import torch
 from torch import nn
 
+from codegrid.names import shown
 from codegrid.pipelines.data.records import ImageSource
 from codegrid.pipelines.data.understood import describe_channels, describe_reading
 from codegrid.pipelines.system.devices import product_rate
+from codegrid.pipelines.system.numbers import duration, memory
 from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.tokenizer.step import TokenizerLearners
+from codegrid.pipelines.training.tracking import how_to_watch
 from codegrid.prior import PriorObjective, SequenceConfig
 from codegrid.prior.architectures import architecture_of
 from codegrid.tokenizer import VQModel
@@ -27,8 +30,12 @@ def announce_tokenizer(
     train_images: ImageSource,
     validation_images: ImageSource | None,
     start: int,
+    notes: str = "",
 ) -> float:
     """Print the sizes, what a picture becomes, the data, and the resolved values of the config.
+
+    Args:
+        notes: further lines about the pictures, each ended.
 
     Returns:
         operations of one picture's forward and backward pass; 0 on other ranks, which print nothing.
@@ -39,15 +46,16 @@ def announce_tokenizer(
     run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
     held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
     run.log(
-        f"Tokenizer: {_parameters(learners)}.\n"
+        f"Tokenizer: {_parameters(learners, config)}.\n"
         f"{describe_codes(learners.model.module)}\n"
         f"Images: {train_images.description}, {len(train_images)} to train on, {held_out}.\n"
         f"{describe_reading(train_images)}"
+        f"{notes}"
         f"{describe_channels(config.backbone.in_channels)}"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} images a step on {run.devices}; "
         f"{_learning_rates(config, learners)}.\n"
         f"{_describe_memory(estimate)}\n"
-        f"The run goes to {run.folder}."
+        f"{_describe_folder(run)}"
     )
     return estimate.flops / run.micro_batch_size
 
@@ -79,7 +87,7 @@ def announce_prior(
         f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}.\n"
         f"{_describe_memory(estimate)}\n"
         f"{_describe_time(run, objective, sequence, config.max_steps - start)}\n"
-        f"The run goes to {run.folder}."
+        f"{_describe_folder(run)}"
     )
     return float(flops_a_token(objective, sequence) * sequence.length)
 
@@ -130,11 +138,13 @@ def describe_codes(model: VQModel) -> str:
     )
 
 
-def _parameters(learners: TokenizerLearners) -> str:
+def _parameters(learners: TokenizerLearners, config: TokenizerTrainingConfig) -> str:
     model = learners.model.module
     parts = {"encoder": model.encoder, "decoder": model.decoder, "quantizer": model.quantize}
-    shown = ", ".join(f"{name} {_count(module)}" for name, module in parts.items())
-    text = f"{_count(model)} parameters ({shown})"
+    counts = ", ".join(f"{name} {_count(module)}" for name, module in parts.items())
+    text = f"{_count(model)} parameters ({counts})"
+    if config.freeze:
+        text += f"; frozen: {', '.join(config.freeze)}, as in {shown(config.init_from or '')}"
     if learners.discriminator is not None:
         text += f"; discriminator {_count(learners.discriminator.module)}"
     for name, net in learners.distances.items():
@@ -169,34 +179,30 @@ def _dtype(run: Run) -> torch.dtype:
     return torch.bfloat16 if run.accelerator.mixed_precision == "bf16" else torch.float32
 
 
+def _describe_folder(run: Run) -> str:
+    watch = how_to_watch(run.config.tracking, run.folder)
+    return f"The run goes to {shown(run.folder)}.{' ' if watch else ''}{watch}"
+
+
 def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig, steps: int) -> str:
-    """A lower bound of the time: matrix products alone, at the rate that this device reaches now."""
+    """A lower bound of a step's time: matrix products alone, at the rate that this device reaches now.
+
+    Small models take many times as long, so that no total is made of it.
+    """
     rows = run.micro_batch_size * sequence.length
     flops = flops_a_token(objective, sequence) * rows * run.config.gradient_accumulation_steps
     if run.config.gradient_checkpointing:
         flops = flops * 4 // 3
     width = objective.model.config.hidden_size
     rate = product_rate(run.accelerator.device, _dtype(run), rows, width)
-    seconds = flops / rate
     return (
-        f"Time, at least: {_duration(seconds)} a step ({flops:.2g} operations at {rate:.2g} a second), "
-        f"{_duration(seconds * steps)} for {steps} steps."
+        f"Time, at least: {duration(flops / rate)} a step ({flops / 1e9:.2g} GFLOP at {rate / 1e9:.3g} a second). "
+        f"After the first steps a line says how long the {steps:,} steps take."
     )
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3600, "h"), (60, "min"), (1, "s")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds * 1e3:.3g} ms"
 
 
 def _describe_memory(estimate: MemoryEstimate) -> str:
     return (
-        f"Memory, an estimate: {_size(estimate.total)} a device ({_size(estimate.weights)} weights, "
-        f"{_size(estimate.kept)} optimizer and average, {_size(estimate.step)} the step)."
+        f"Memory, an estimate: {memory(estimate.total)} a device ({memory(estimate.weights)} weights, "
+        f"{memory(estimate.kept)} optimizer and average, {memory(estimate.step)} the step)."
     )
-
-
-def _size(number: int) -> str:
-    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.0f} MB"

@@ -12,6 +12,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from codegrid.errors import CodegridError
-from codegrid.pipelines.system.files import OutputError, fsync, sha256, write_json
+from codegrid.names import shown
+from codegrid.pipelines.system.files import GO_ON, OutputError, fsync, sha256, write_json
+from codegrid.pipelines.system.numbers import memory
 
 Tensors = dict[str, Tensor]
 
@@ -64,14 +67,39 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep_last: int, keep_e
     except Exception as error:  # safetensors raises its own error on a full disk
         shutil.rmtree(aside, ignore_errors=True)
         raise OutputError(
-            f"Could not write the checkpoint of step {checkpoint.step} into {folder}: {error}. The earlier ones are "
-            "intact: free disk space there, then run the same command again."
+            f"Could not write the checkpoint of step {checkpoint.step} into {shown(folder)}: {error}. The earlier ones "
+            "are intact.",
+            GO_ON,
         ) from error
     problem = what_is_wrong(target)
     if problem:
-        raise OutputError(f"The checkpoint {target} does not read back ({problem}): is the disk failing?")
+        raise OutputError(
+            f"The checkpoint {shown(target)} does not read back ({problem}).",
+            "Look at the disk, which may be failing; then run the same command again, or copy the run to another disk.",
+        )
     _rotate(folder, checkpoint.step, keep_last, keep_every)
     return target
+
+
+def check_space(folder: Path, stored: Iterable[Tensor], optimizers: Iterable[Optimizer]) -> None:
+    """Check that the first checkpoint of a run fits on the disk.
+
+    Args:
+        folder: the run's; it may not exist yet.
+        stored: what a checkpoint has but the state of the optimizers, which grows to two numbers a weight.
+
+    Raises:
+        OutputError: it does not fit.
+    """
+    trained = (weight for each in optimizers for group in each.param_groups for weight in group["params"])
+    needed = sum(each.nbytes for each in stored) + 2 * sum(weight.nbytes for weight in trained)
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OutputError(
+            f"A checkpoint of this run takes about {memory(needed)}, and {shown(there)} has {memory(free)} free.",
+            GO_ON,
+        )
 
 
 def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
@@ -95,7 +123,7 @@ def _load(path: Path) -> Checkpoint:
         try:
             groups[Path(name).stem] = load_file(path / name)
         except SafetensorError as error:
-            raise CodegridError(f"{name}: {error}") from error
+            raise CodegridError(f"{name}: {error}.", "An older checkpoint is taken.") from error
     return Checkpoint(manifest["step"], groups, json.loads((path / "state.json").read_text()))
 
 

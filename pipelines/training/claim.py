@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,13 +13,17 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from codegrid.names import shown
 from codegrid.pipelines.system.files import (
+    GO_ON,
+    LOCK_NAME,
     OutputError,
     lock_folder,
     remove_leftovers,
     write_atomically,
     write_json,
 )
+from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.tokenizer.fields import completed
 
@@ -85,29 +90,41 @@ class Identity:
         return cls(fixed.pop("description"), fixed, hashes)
 
 
-def claim_folder(folder: Path, stage: str, config: TrainingConfig, identity: Identity | None) -> tuple[IO[str], list]:
-    """Claim the folder for this run, or check that it belongs to it already.
+def check_folder(folder: Path, stage: str, config: TrainingConfig, identity: Identity | None) -> list[str]:
+    """Check that the folder is free for this run, or belongs to it already. Nothing is written.
 
     Returns:
-        the open lock file, and messages for the user about how the run resumes.
+        messages for the user about how the run resumes, or what it replaces.
 
     Raises:
         OutputError: the folder holds something else, or a run with other settings or data, or is in use.
     """
-    resolved = json.loads(json.dumps({"stage": stage, **asdict(config)}))
-    path = folder / CONFIG_NAME
     if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file: choose another --output-dir.")
-    if folder.is_dir() and not path.exists() and any(not file.name.startswith(".") for file in folder.iterdir()):
-        raise OutputError(f"{folder} is not empty and holds no training run: choose another --output-dir.")
+        raise OutputError(f"{shown(folder)} is a file.", "Choose another --output-dir.")
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise OutputError(f"{shown(folder)}: Not a directory: {shown(there)}.", "Choose another --output-dir.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise OutputError(f"{shown(there)} is not writable.", GO_ON)
+    if (folder / LOCK_NAME).exists():
+        lock_folder(folder, "training").close()
+    return _compare(folder, stage, config, identity)
+
+
+def claim_folder(folder: Path, stage: str, config: TrainingConfig, identity: Identity | None) -> tuple[IO[str], list]:
+    """`check_folder`, and claim the folder for this run.
+
+    Returns:
+        the open lock file, and the messages.
+
+    Raises:
+        OutputError: as `check_folder`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     lock = lock_folder(folder, "training")
     try:
-        # Without a checkpoint there is nothing to resume from.
-        goes_on = path.exists() and any((folder / "checkpoints").glob("step-*"))
-        told = _compare_config(path, resolved, type(config)) if goes_on else []
-        told += _compare_identity(folder, identity) if goes_on and identity is not None else []
-        write_json(path, resolved)
+        told = _compare(folder, stage, config, identity)
+        write_json(folder / CONFIG_NAME, _resolved(stage, config))
         if identity is not None:
             identity.save(folder)
     except BaseException:
@@ -117,20 +134,55 @@ def claim_folder(folder: Path, stage: str, config: TrainingConfig, identity: Ide
     return lock, told
 
 
+def _resolved(stage: str, config: TrainingConfig) -> dict[str, Any]:
+    return json.loads(json.dumps({"stage": stage, **asdict(config)}))
+
+
+def _compare(folder: Path, stage: str, config: TrainingConfig, identity: Identity | None) -> list[str]:
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        if folder.is_dir() and any(not file.name.startswith(".") for file in folder.iterdir()):
+            raise OutputError(
+                f"{shown(folder)} is not empty and holds no training run, but {what_it_holds(folder)}.",
+                "Choose another --output-dir.",
+            )
+        return []
+    other = {"tokenizer": "prior", "prior": "tokenizer"}.get(stage)
+    if other and what_it_holds(folder).endswith(other):
+        raise OutputError(
+            f"{shown(folder)} holds the training run of a {other} (stage was {other!r}, is {stage!r}).",
+            f"Choose another --output-dir for the {stage}.",
+        )
+    if any((folder / "checkpoints").glob("step-*")):
+        told = _compare_config(path, _resolved(stage, config), type(config))
+        return told + (_compare_identity(folder, identity) if identity is not None else [])
+    if any(folder.glob("*.safetensors")):
+        raise OutputError(
+            f"{shown(folder)} holds a finished {stage} whose checkpoints are gone: there is nothing to resume from.",
+            f"Train on from its weights with --init-from {shown(folder)} and another --output-dir.",
+        )
+    try:
+        replaced = _compare_config(path, _resolved(stage, config), type(config)) != []
+    except OutputError:
+        replaced = True
+    return [f"{shown(folder)} was claimed by a run that saved nothing: this one takes its place."] * replaced
+
+
 def _compare_config(path: Path, resolved: dict[str, Any], kind: type[TrainingConfig]) -> list[str]:
     folder = path.parent
     try:
         previous = completed(kind, json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise OutputError(f"{path} cannot be read ({error}): choose another --output-dir.") from error
+        raise OutputError(f"{shown(path)} cannot be read ({error}).", "Choose another --output-dir.") from error
     aloud = {name for name in _MAY_BE_CHANGED_ALOUD if name in previous and previous[name] != resolved.get(name)}
     if previous.get("max_steps", 0) < resolved.get("max_steps", 0):  # a longer run has another learning rate schedule
         aloud.add("max_steps")
     told = [f"{name} was {previous[name]!r}, is {resolved[name]!r}" for name in sorted(aloud)]
     if found := differences(*({**each, **dict.fromkeys(aloud)} for each in (previous, resolved))):
         raise OutputError(
-            f"{folder} holds another run. Pass its settings to resume it, or choose another --output-dir. "
-            "Different are: " + "; ".join(found)
+            f"{shown(folder)} holds another run. Different are: {'; '.join(found)}.",
+            "Pass its settings to resume it, choose another --output-dir, or start from its weights in another folder "
+            f"with --init-from {shown(folder)}.",
         )
     return [f"Going on with other settings than the run began with: {'; '.join(told)}."] if told else []
 
@@ -155,8 +207,9 @@ def _compare_identity(folder: Path, now: Identity) -> list[str]:
 
 def _other(folder: Path, before: Identity, now: Identity, detail: str) -> OutputError:
     return OutputError(
-        f"{folder} was trained on {before.description}; now there is {now.description} ({detail}). Give it what it "
-        "began with, or start a new run from its weights: --init-from its export, and another --output-dir."
+        f"{shown(folder)} was trained on {before.description}; now there is {now.description} ({detail}).",
+        f"Give it what it began with, or start a new run from its weights: --init-from {shown(folder)} (once it is "
+        "finished), and another --output-dir.",
     )
 
 

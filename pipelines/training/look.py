@@ -68,7 +68,7 @@ def look(config: LookConfig) -> Path:
     """
     source = open_images(config.data)
     print("\n".join(describe_source(source)))
-    sizes, unreadable = _sizes(source, config.num_sizes)
+    sizes, unreadable = sizes_of(source, config.num_sizes)
     print(_describe_sizes(sizes, unreadable, len(source)))
     chosen = [config.preset] if config.preset else list(TOKENIZER_PRESETS)
     for name in chosen:
@@ -83,7 +83,7 @@ def _preset(config: LookConfig, name: str) -> TokenizerTrainingConfig:
     return replace(preset, backbone=replace(preset.backbone, in_channels=config.in_channels))
 
 
-def _sizes(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:
+def sizes_of(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:
     """((width, height) of pictures spread over the source, from their headers; number of pictures without one)."""
     places = np.unique(np.linspace(0, len(source) - 1, min(most, len(source))).astype(int))
     found = [_size(source[int(place)]) for place in places]
@@ -123,7 +123,7 @@ def _describe_preset(config: TokenizerTrainingConfig, sizes: list[tuple[int, int
     for size in sizes:
         try:
             check_size(size, preprocessing)
-            enlarged += preprocessing.fit != "pad" and _is_smaller(size, preprocessing)
+            enlarged += preprocessing.fit != "pad" and is_smaller(size, preprocessing)
         except BadImage as error:
             reasons[error.reason] += 1
     shape = "x".join(map(str, model.codes_shape))
@@ -138,7 +138,7 @@ def _describe_preset(config: TokenizerTrainingConfig, sizes: list[tuple[int, int
     return ", ".join(parts) + "."
 
 
-def _is_smaller(size: tuple[int, int], preprocessing: Preprocessing) -> bool:
+def is_smaller(size: tuple[int, int], preprocessing: Preprocessing) -> bool:
     height, width = preprocessing.size
     return size[0] < width or size[1] < height
 

@@ -10,7 +10,15 @@ from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from codegrid.pipelines.training.checkpoint import Checkpoint, Tensors, load_newest_checkpoint, save_checkpoint
+from codegrid.names import shown
+from codegrid.pipelines.system.numbers import duration, number
+from codegrid.pipelines.training.checkpoint import (
+    Checkpoint,
+    Tensors,
+    check_space,
+    load_newest_checkpoint,
+    save_checkpoint,
+)
 from codegrid.pipelines.training.run import Run, check_bad_steps, stop_run
 from codegrid.pipelines.training.window import Window, add_to_window, gather_windows, own_window, window_means
 
@@ -69,16 +77,28 @@ class Stage(ABC):
         return []
 
 
+def check_stage(run: Run, stage: Stage) -> None:
+    """Check that the first checkpoint fits on the disk. All ranks call this function together.
+
+    Raises:
+        OutputError: it does not.
+    """
+    stored = [tensor for group in stage.groups().values() for tensor in group.values()]
+    run.on_main(lambda: check_space(run.folder, stored, stage.optimizers.values()))
+
+
 def resume(run: Run, stage: Stage, window: Window) -> int:
     """Load the newest good checkpoint into the stage and return the number of finished steps."""
     checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
-    run.forget_metrics_after(checkpoint.step if checkpoint else 0)
+    start = checkpoint.step if checkpoint else 0
+    run.forget_metrics_after(start)
+    run.start_trackers(start)
     if checkpoint is None:
         return 0
     groups = dict(checkpoint.groups)
     window.update(own_window(groups.pop("window", {}), run.accelerator))
     stage.load(groups)
-    run.log(f"Resuming {run.folder} after step {checkpoint.step}.")
+    run.log(f"Resuming {shown(run.folder)} after step {checkpoint.step}.")
     return checkpoint.step
 
 
@@ -92,6 +112,7 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
     if start and _is_due(start, config.eval_every, config.max_steps) and not run.was_evaluated(start):
         scores = stage.evaluate(start)
     bar, began = run.progress(start), time.monotonic()
+    clock = Clock(config.max_steps)
     for step in range(start, config.max_steps):
         metrics = stage.step(step)
         skipped = bool(metrics["skipped_steps"])
@@ -100,19 +121,48 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
         add_to_window(window, metrics, skipped)
         done = step + 1
         bar.update()
+        if told := clock.tick(done):
+            run.log(told)
         if _is_due(done, config.log_every, config.max_steps):
             _log(run, stage, window, done, bar, (done - start) / (time.monotonic() - began))
-        stopping = run.should_stop()
-        if stopping or _is_due(done, config.save_every, config.max_steps):
+        stopping, evaluating = run.should_stop(), _is_due(done, config.eval_every, config.max_steps)
+        if stopping or evaluating or _is_due(done, config.save_every, config.max_steps):
             _save(run, stage, window, done)
         if stopping and done < config.max_steps:
             stop_run(run, done)
-        if _is_due(done, config.eval_every, config.max_steps):
+        if evaluating:
             scores = stage.evaluate(done)
     scores = scores or stage.evaluate(None)
     if run.is_main:
         stage.export(scores)
+        if done := config.max_steps - start:
+            run.log(f"{done:,} steps took {duration(time.monotonic() - began)}.")
     run.accelerator.wait_for_everyone()
+
+
+class Clock:
+    """Says once, when some steps have passed, how long the others take."""
+
+    def __init__(self, max_steps: int, steps: int = 10, seconds: float = 5.0) -> None:
+        """It speaks after at least `steps` steps and `seconds` seconds; the first step, a warm-up, is not counted."""
+        self.max_steps, self.steps, self.seconds = max_steps, steps, seconds
+        self.began: tuple[int, float] | None = None
+        self.has_spoken = False
+
+    def tick(self, done: int) -> str:
+        """To be called after each step, `done` in all; the sentence, or ""."""
+        now = time.monotonic()
+        if self.began is None:
+            self.began = done, now
+            return ""
+        steps, seconds = done - self.began[0], now - self.began[1]
+        if self.has_spoken or steps < self.steps or seconds < self.seconds:
+            return ""
+        self.has_spoken = True
+        each, left = seconds / steps, self.max_steps - done
+        if not left:
+            return ""
+        return f"{duration(each)} a step: about {duration(each * left)} for the {left:,} steps left, and evaluations."
 
 
 def _is_due(done: int, every: int, last: int) -> bool:
@@ -129,7 +179,7 @@ def _log(run: Run, stage: Stage, window: Window, done: int, bar: tqdm, rate: flo
     for name, numbers in histograms.items():
         run.histogram(name, done, numbers)
     run.timing(done, _rates(run, stage, rate))
-    bar.set_postfix({name: f"{values[name]:.4g}" for name in stage.shown if name in values})
+    bar.set_postfix({name: number(values[name]) for name in stage.shown if name in values})
     window.clear()
     for warning in stage.watch({"step": done, **values}):
         run.log(warning)

@@ -4,31 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import time
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker, TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from torchvision.io import encode_png
 from tqdm import tqdm
 
 from codegrid.errors import CodegridError, require
+from codegrid.names import shown
+from codegrid.pipelines.system.console import RESUME
 from codegrid.pipelines.system.devices import make_accelerator
-from codegrid.pipelines.system.files import (
-    GO_ON,
-    OutputError,
-    describe,
-    write_atomically,
-    write_text,
-)
-from codegrid.pipelines.training.claim import Identity, claim_folder
+from codegrid.pipelines.system.files import GO_ON, OutputError, said_twice, write_atomically, write_text
+from codegrid.pipelines.system.machine import handle_signals
+from codegrid.pipelines.training.claim import Identity, check_folder, claim_folder
 from codegrid.pipelines.training.config import TrainingConfig
-from codegrid.pipelines.training.tracking import peak_memory_gb, show_histogram, show_picture
+from codegrid.pipelines.training.tracking import (
+    check_trackers,
+    peak_memory_gb,
+    show_histogram,
+    show_picture,
+    start_tracker,
+)
 
 METRICS_NAME = "metrics.jsonl"
 # Exit status of a run that SIGTERM or Ctrl-C stopped and that saved a checkpoint. It is that of SIGTERM.
@@ -46,6 +50,9 @@ class TrainingError(CodegridError):
 class Run:
     """A run's folder, Accelerator, log, metrics and progress bar.
 
+    Making one checks the folder and writes nothing. As a context it claims the folder: what can fail without it, such
+    as building the model, is done before, so that a command that fails leaves no folder.
+
     training_config.json   the resolved config; the same command resumes, a different one is refused
     made_from.json         the identity of the pictures or codes; they may grow, different ones are refused
     metrics.jsonl          a line every `log_every` and `eval_every` steps, without wall-clock time, so that a resumed
@@ -55,7 +62,8 @@ class Run:
     """
 
     def __init__(self, config: TrainingConfig, stage: str, identity: Identity | None = None) -> None:
-        require(bool(config.output_dir), "output_dir is empty: say where the run goes with --output-dir RUN.")
+        require(bool(config.output_dir), "output_dir is empty.", "Say where the run goes with --output-dir RUN.")
+        check_trackers(config.tracking)
         self.config, self.folder = config, Path(config.output_dir)
         self.accelerator: Accelerator = make_accelerator(
             config.device, config.mixed_precision, training=True, deterministic=config.deterministic
@@ -64,13 +72,13 @@ class Run:
         # An uneven split fails here, before any rank starts to compute.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
         self._lock: IO[str] | None = None
-        self.identity = identity
-        self._claim(stage)
-        self.trackers = [start_tracker(name, self.folder) for name in config.tracking]
+        self.stage, self.identity = stage, identity
+        self.trackers: list[GeneralTracker] = []
         self.peak_flops = 0.0  # operations per second of a matrix product on this device; 0 if not measured
         self.stop_requested = False
         self._bar: tqdm | None = None
-        self._handlers: dict[int, Any] = {}
+        self._stop_listening: Callable[[], None] | None = None
+        self.on_main(lambda: check_folder(self.folder, stage, config, identity))
 
     @property
     def checkpoints(self) -> Path:
@@ -80,6 +88,16 @@ class Run:
     def devices(self) -> str:
         """The number of devices and how they compute, as text for people."""
         return f"{self.num_ranks} x {self.accelerator.policy}"
+
+    def start_trackers(self, step: int) -> None:
+        """Start the trackers of a run that goes on after `step`.
+
+        Raises:
+            TrackerError: one does not start.
+        """
+        if self.is_main:
+            config = json.loads(json.dumps({"stage": self.stage, **asdict(self.config)}))
+            self.trackers = [start_tracker(name, self.folder, step, config) for name in self.config.tracking]
 
     def log(self, message: str) -> None:
         """Print a line for the user, on the main process, without breaking the progress bar."""
@@ -95,7 +113,7 @@ class Run:
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
         except OSError as error:  # resuming removes a torn line
-            raise OutputError(f"Could not write {path}: {error.strerror}. {GO_ON}") from error
+            raise OutputError(f"Could not write {shown(path)}: {error.strerror or error}.", GO_ON) from error
         for tracker in self.trackers:
             tracker.log({f"{kind}/{name}": value for name, value in values.items()}, step=step)
 
@@ -154,7 +172,10 @@ class Run:
         return self._bar
 
     def listen_for_signals(self) -> None:
-        """Make SIGTERM and Ctrl-C request a checkpoint after the current step; a second signal exits at once."""
+        """Make SIGTERM and Ctrl-C request a checkpoint after the current step; a second signal exits at once.
+
+        In a thread other than the main one, a line says that this run does not listen.
+        """
 
         asked_at = 0.0
 
@@ -167,7 +188,12 @@ class Run:
             self.stop_requested, asked_at = True, time.monotonic()
             self.log("Asked to stop: saving a checkpoint after this step (again: leave at once).")
 
-        self._handlers = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._stop_listening = handle_signals(request)
+        if self._stop_listening is None:
+            self.log(
+                "This run is not in the main thread and does not listen for Ctrl-C and SIGTERM: what stops the process "
+                f"loses the steps since the last checkpoint (every {self.config.save_every} steps)."
+            )
 
     def should_stop(self) -> bool:
         """Whether any rank was asked to stop. All ranks return the same."""
@@ -177,6 +203,12 @@ class Run:
         return bool(self.accelerator.reduce(asked, "sum") > 0)
 
     def __enter__(self) -> Run:
+        """Claim the folder. The main process decides for all ranks.
+
+        Raises:
+            OutputError: it holds something else, or is in use by now.
+        """
+        self.on_main(self._claim)
         return self
 
     def __exit__(self, *_: Any) -> None:
@@ -188,27 +220,30 @@ class Run:
             self._bar.close()
         for tracker in self.trackers:
             tracker.finish()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
+        if self._stop_listening is not None:
+            self._stop_listening()
         if self._lock is not None:
             self._lock.close()
 
-    def _claim(self, stage: str) -> None:
-        """Claim the folder for this run, or check that this run owns it. The main process decides for all ranks."""
-        problem = ""
+    def _claim(self) -> None:
+        self._lock, told = claim_folder(self.folder, self.stage, self.config, self.identity)
+        for sentence in told:
+            self.log(sentence)
+
+    def on_main(self, act: Callable[[], Any]) -> None:
+        """Call `act` on the main process. An error of it ends all ranks."""
+        problem: tuple[str, str] | None = None
         if self.is_main:
             try:
-                self._lock, told = claim_folder(self.folder, stage, self.config, self.identity)
-                for sentence in told:
-                    self.log(sentence)
+                act()
             except (OutputError, OSError) as error:
-                problem = describe(error)
+                problem = said_twice(error)
         if self.accelerator.num_processes > 1:
             box = [problem]
             torch.distributed.broadcast_object_list(box)
             problem = box[0]
         if problem:
-            raise OutputError(problem)
+            raise OutputError(*problem)
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:
@@ -224,28 +259,9 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def start_tracker(name: str, folder: Path) -> GeneralTracker:
-    """One of Accelerate's trackers. Only the main process writes to it.
-
-    Raises:
-        TrainingError: its package is not installed.
-    """
-    try:
-        if name == "tensorboard":
-            tracker = TensorBoardTracker("tensorboard", folder)
-        elif name == "wandb":
-            tracker = WandBTracker("codegrid", name=folder.name, dir=str(folder))
-        else:
-            tracker = TrackioTracker("codegrid", name=folder.name)
-        tracker.start()
-    except ImportError as error:
-        raise TrainingError(f'{name} is not installed: pip install "codegrid[tracking]", or leave it out.') from error
-    return tracker
-
-
 def stop_run(run: Run, step: int) -> None:
     """End a run that was asked to stop, after its checkpoint is saved."""
-    run.log(f"Stopped after step {step}; the checkpoint is in {run.checkpoints}. Run the same command to go on.")
+    run.log(f"Stopped after step {step}; the checkpoint is in {shown(run.checkpoints)}. {RESUME}")
     raise SystemExit(EXIT_STOPPED)
 
 
@@ -258,5 +274,6 @@ def check_bad_steps(bad_steps: int, step: int, batch: str) -> None:
     if bad_steps >= _MOST_BAD_STEPS:
         raise TrainingError(
             f"{bad_steps} steps in a row up to step {step} had gradients that are not finite; no weight was changed by "
-            f"them. The last batch began with {batch}. Lower optimizer.learning_rate or look at these inputs."
+            f"them. The last batch began with {batch}.",
+            "Lower optimizer.learning_rate, or look at these inputs.",
         )

@@ -9,6 +9,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from codegrid.pipelines.training import loop
 from codegrid.pipelines.training.announcement import describe_learning_rate, flops_a_token
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.prior.presets import PRIOR_PRESETS
@@ -79,7 +80,7 @@ def test_a_priors_run_announces_memory_and_time(prior_config, tmp_path, capsys):
     train_prior(prior_config(tmp_path / "run", max_steps=1))
     said = capsys.readouterr().out
     assert "Memory, an estimate: " in said
-    assert re.search(r"Time, at least: .* a step .* for 1 steps\.", said)
+    assert re.search(r"Time, at least: .* a step .* how long the 1 steps take\.", said)
 
 
 @pytest.mark.parametrize("positions", ["rotary", "learned"])
@@ -91,3 +92,15 @@ def test_operations_are_those_that_torch_counts(positions):
         objective(torch.randint(0, 64, (3, 17))).backward()
     attention = 2 * 12 * 32 * 16 * 3 * 16  # of all scores, masked or not, in 2 layers; half of them are ours
     assert 3 * 16 * flops_a_token(objective, sequence) == counter.get_total_flops() - attention / 2
+
+
+def test_the_time_that_is_left_is_told_once_by_the_steps_that_were_taken(monkeypatch):
+    """The first step, which warms up, does not count."""
+    now = [0.0]
+    monkeypatch.setattr(loop.time, "monotonic", lambda: now[0])
+    clock, told = loop.Clock(1_000, steps=10, seconds=5.0), []
+    for done in range(1, 1_001):
+        now[0] += 60.0 if done == 1 else 0.3
+        told.append(clock.tick(done))
+    assert [line for line in told if line] == [told[17]]  # 17 steps of 0.3 s are the first 5 s
+    assert told[17] == "300 ms a step: about 4 min 55 s for the 982 steps left, and evaluations."

@@ -43,7 +43,7 @@ def test_the_config_is_written_and_the_same_one_goes_on(config, tmp_path):
 
 def test_another_config_is_refused_and_the_difference_is_named(config, tokenizer_config, tmp_path):
     saved(config)
-    with pytest.raises(OutputError, match=r"batch_size was 64, is 8; seed was 0, is 1$"):
+    with pytest.raises(OutputError, match=r"batch_size was 64, is 8; seed was 0, is 1\. Pass"):
         Run(replace(config, batch_size=8, seed=1), "tokenizer")
     with pytest.raises(OutputError, match="stage was 'tokenizer', is 'prior'"):
         Run(config, "prior")
@@ -51,7 +51,7 @@ def test_another_config_is_refused_and_the_difference_is_named(config, tokenizer
         pass
     nested = tokenizer_config(tmp_path / "nested")
     saved(nested)
-    with pytest.raises(OutputError, match=r"Different are: optimizer\.learning_rate was 0\.001, is 0\.5$"):
+    with pytest.raises(OutputError, match=r"Different are: optimizer\.learning_rate was 0\.001, is 0\.5\. Pass"):
         Run(replace(nested, optimizer=OptimizerConfig(learning_rate=0.5)), "tokenizer")
 
 

@@ -178,7 +178,7 @@ def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(prior_co
 
 
 def test_holding_everything_out_is_an_error(prior_config, tmp_path):
-    with pytest.raises(CodesError, match="lower validation_fraction"):
+    with pytest.raises(CodesError, match="Lower validation_fraction"):
         train_prior.train_prior(prior_config(tmp_path / "run", validation_fraction=0.9999))
 
 

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.export import export_prior
 from codegrid.pipelines.artifacts.fit import misfits
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.randomness import SampleOrder, key, seed_step, torch_generator
 from codegrid.pipelines.training.announcement import announce_prior
@@ -23,10 +25,10 @@ from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, update_together
-from codegrid.pipelines.training.loop import Scores, Stage, fit, resume
+from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
 from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
 from codegrid.pipelines.training.run import Run
-from codegrid.pipelines.training.switches import compile_prior, not_compiled
+from codegrid.pipelines.training.switches import check_compiler, compile_prior, not_compiled
 from codegrid.pipelines.training.window import Window
 from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
@@ -44,17 +46,21 @@ def train_prior(config: PriorTrainingConfig) -> Path:
     codes = open_codes(config.codes)
     if config.tokenizer is not None:
         check_tokenizer(codes, config.tokenizer)
-    with Run(config, "prior", _identity(config, codes)) as run:
+    run = Run(config, "prior", _identity(config, codes))
+    torch.manual_seed(key(config.seed, "initialisation"))
+    stage, window = PriorStage(run, config, codes), Window()
+    check_stage(run, stage)
+    if config.compile:
+        check_compiler(run.accelerator.device)
+    with run, resumable():  # claims the folder: whatever can fail without it has been tried
         run.listen_for_signals()
-        torch.manual_seed(key(config.seed, "initialisation"))
-        stage, window = PriorStage(run, config, codes), Window()
         start = resume(run, stage, window)
         rows, held_out = len(stage.rows), len(stage.held_out)
         stage.flops_a_sample = announce_prior(run, config, stage.objective, stage.sequence, rows, held_out, start)
         if config.compile:
             compile_prior(stage.objective)
         fit(run, stage, window, start)
-        run.log(f"The prior is in {run.folder}.")
+        run.log(f"The prior is in {shown(run.folder)}.")
     return run.folder
 
 
@@ -65,8 +71,8 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
         CodesError: fingerprint, codebook, grid, depth or order differ.
     """
     model, manifest = load_tokenizer(tokenizer), codes.manifest
-    theirs = f"codes that {manifest.tokenizer} made"
-    if sentence := misfits(model, manifest, f"The tokenizer {tokenizer}", theirs):
+    theirs = f"codes that {shown(manifest.tokenizer)} made"
+    if sentence := misfits(model, manifest, f"The tokenizer {shown(tokenizer)}", theirs):
         raise CodesError(sentence, "Make the codes again with this tokenizer, or name the tokenizer that made them.")
 
 
@@ -108,7 +114,11 @@ class PriorStage(Stage):
         self.ema = EMA(self.model, config.ema_decay)
         self.rows, self.held_out = codes.split(config.validation_fraction)
         if not len(self.rows):
-            raise CodesError(f"No codes are left to train on: lower validation_fraction {config.validation_fraction}.")
+            raise CodesError(
+                f"No codes are left to train on: validation_fraction is {config.validation_fraction}, of "
+                f"{len(self.held_out)} rows.",
+                "Lower validation_fraction, or tokenize more pictures.",
+            )
         self.order = SampleOrder(len(self.rows), config.seed)
         self.optimizers = {"learning_rate": self.learner.optimizer}
         self.tokens_a_sample = self.sequence.length

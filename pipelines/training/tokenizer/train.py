@@ -15,27 +15,32 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.export import export_tokenizer
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, check_channels, image_batches, prepared_batches
-from codegrid.pipelines.data.classes import decoder_classes, record_labels
+from codegrid.pipelines.data.classes import check_labelled, decoder_classes, record_labels
 from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataError, ImageSource, picture_marks
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.pictures.grids import differences
+from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import write_text
+from codegrid.pipelines.system.numbers import number
 from codegrid.pipelines.system.randomness import key, seed_step
 from codegrid.pipelines.training.announcement import announce_tokenizer
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
-from codegrid.pipelines.training.loop import Scores, Stage, fit, resume
+from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
 from codegrid.pipelines.training.run import Run, TrainingError
-from codegrid.pipelines.training.switches import compile_learners, not_compiled, prepare_learners
+from codegrid.pipelines.training.switches import check_compiler, compile_learners, not_compiled, prepare_learners
+from codegrid.pipelines.training.tokenizer.frozen import freeze, training_mode
 from codegrid.pipelines.training.tokenizer.guards import replay, watch
 from codegrid.pipelines.training.tokenizer.sizes import check_nets
+from codegrid.pipelines.training.tokenizer.smaller import describe_smaller
 from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
 from codegrid.pipelines.training.window import Window
 from codegrid.tokenizer import VQModel, VQModelConfig
@@ -58,17 +63,29 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     for images in (train_images, validation_images):
         if images is not None:
             check_channels(images, config.preprocessing, config.backbone.in_channels)
-    with Run(config, "tokenizer", _identity(config, train_images, validation_images)) as run:
+    _check_labels(config, train_images, validation_images)
+    smaller = describe_smaller(train_images, config.preprocessing)
+    run = Run(config, "tokenizer", _identity(config, train_images, validation_images))
+    torch.manual_seed(key(config.seed, "initialisation"))
+    stage, window = TokenizerStage(run, config, train_images, validation_images), Window()
+    check_stage(run, stage)
+    if config.compile:
+        check_compiler(run.accelerator.device)
+    with run, resumable():  # claims the folder: whatever can fail without it has been tried
         run.listen_for_signals()
-        torch.manual_seed(key(config.seed, "initialisation"))
-        stage, window = TokenizerStage(run, config, train_images, validation_images), Window()
         start = resume(run, stage, window)
         stage.begin(start)
-        stage.flops_a_sample = announce_tokenizer(run, config, stage.learners, train_images, validation_images, start)
+        notes = f"  {smaller}\n" if smaller else ""
+        stage.flops_a_sample = announce_tokenizer(
+            run, config, stage.learners, train_images, validation_images, start, notes
+        )
         if config.compile:
             compile_learners(stage.learners)
         fit(run, stage, window, start)
-        run.log(f"The tokenizer is in {run.folder} (VQModel.from_pretrained); pictures in {run.folder / 'pictures'}.")
+        folder = shown(run.folder)
+        run.log(
+            f"The tokenizer is in {folder} (VQModel.from_pretrained); pictures in {shown(run.folder / 'pictures')}."
+        )
     return run.folder
 
 
@@ -82,9 +99,11 @@ class TokenizerStage(Stage):
     ) -> None:
         self.run, self.config, self.images, self.validation = run, config, images, validation
         self.device = run.accelerator.device
-        classes = _classes(config, images)
+        classes = images.class_names if config.needs_labels else []
+        model = _make_model(config, classes)
+        freeze(model, config.freeze)
         self.learners = make_learners(
-            _make_model(config, classes),
+            model,
             config.objective,
             config.optimizer.for_batch(config.batch_size),
             config.discriminator_optimizer.for_batch(config.batch_size),
@@ -106,7 +125,7 @@ class TokenizerStage(Stage):
         self.skipped = _read_skipped(self.run)
         self.depth = DepthWatch(config.preprocessing)
         self.watched = replay(self.run.earlier_metrics(), config, math.prod(self.model.config.grid_shape))
-        self.learners.model.module.train()
+        training_mode(self.learners.model.module, config.freeze)
         self.rank = accelerator.process_index
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -137,7 +156,7 @@ class TokenizerStage(Stage):
     def _report(self, done: int, scores: Scores) -> None:
         if scores:
             self.run.metrics(done, "validation", scores)
-            self.run.log(f"step {done}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
+            self.run.log(f"step {done}: " + ", ".join(f"{name} {number(value)}" for name, value in scores.items()))
         if self.run.is_main:
             shown = self.images if self.validation is None else self.validation
             picture = reconstruction_grid(self.model, shown, self.config.num_pictures)
@@ -223,14 +242,13 @@ def _identity(config: TokenizerTrainingConfig, images: ImageSource, validation: 
     return Identity.of(description, fixed, (mark for source in sources for mark in picture_marks(source)))
 
 
-def _classes(config: TokenizerTrainingConfig, images: ImageSource) -> list[str]:
-    """The data's classes if the training needs them, else none."""
-    if config.needs_labels and not images.class_names:
-        raise DataError(
-            f"{images.description}: there are no labels, and class_conditional or objective.discriminator.conditional "
-            "is set. Put the pictures into a subfolder for each class, name data.label_column, or set both off."
-        )
-    return images.class_names if config.needs_labels else []
+def _check_labels(config: TokenizerTrainingConfig, images: ImageSource, validation: ImageSource | None) -> None:
+    """Check that all pictures have labels where training or its evaluations need them."""
+    if config.needs_labels:
+        name = "class_conditional" if config.class_conditional else "objective.discriminator.conditional"
+        check_labelled(images, name)
+    if config.class_conditional and validation is not None:  # a decoder reconstructs by class, nothing else is asked
+        check_labelled(validation, "class_conditional")
 
 
 def _make_model(config: TokenizerTrainingConfig, classes: list[str]) -> VQModel:
@@ -254,17 +272,26 @@ def _make_model(config: TokenizerTrainingConfig, classes: list[str]) -> VQModel:
 def _load_start(model: VQModel, start: VQModel, name: str) -> None:
     """Load the weights of `start`. Weights for class-conditioning may be new: they change nothing at the start.
 
+    Classes are matched by name; one that `start` does not know begins as the mean of those that it knows.
+
     Raises:
         TrainingError: the networks differ.
     """
     own, given = model.state_dict(), start.state_dict()
+    table = "class_embedding.weight"  # [classes, E]
+    if table in own and table in given:
+        places = {known: place for place, known in enumerate(start.config.class_names or ())}
+        mean = given[table].mean(0)
+        rows = [given[table][places[each]] if each in places else mean for each in model.config.class_names]
+        given[table] = torch.stack(rows)
     wrong = [key for key in own if key in given and given[key].shape != own[key].shape]
     wrong += [key for key in own if key not in given and not re.search(r"\.modulation$|^class_embedding\.", key)]
     wrong += [key for key in given if key not in own]
     if wrong:
         raise TrainingError(
-            f"backbone and quantizer are not those of the tokenizer {name}, as init_from needs: they differ in "
-            f"{', '.join(wrong[:4])} ({len(wrong)} weights in all)."
+            f"backbone and quantizer are not those of the tokenizer {shown(name)}, as init_from needs: they differ in "
+            f"{', '.join(wrong[:4])} ({len(wrong)} weights in all).",
+            "Leave backbone and quantizer out (on the command line they come from that tokenizer), or init_from.",
         )
     model.load_state_dict(given, strict=False)
 
@@ -273,7 +300,10 @@ def _known_labels(batch: ImageBatch) -> Tensor:
     """int64 [B]."""
     if int(batch.labels.min()) < 0:
         name = batch.source_ids[int(batch.labels.argmin())]
-        raise DataError(f"{name} has no label, and class_conditional or objective.discriminator.conditional is set.")
+        raise DataError(
+            f"{name} has no label, and class_conditional or objective.discriminator.conditional is set.",
+            "Label it, or turn these off.",
+        )
     return batch.labels
 
 
