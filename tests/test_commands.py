@@ -180,7 +180,7 @@ def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_
     pipeline = ["--pipeline", pipeline_folder]
     assert "Did you mean 'ring'" in fails("generate", *pipeline, "--class-labels", "rings", *out)
     assert "temperature is -1" in fails("generate", *pipeline, "--temperature", -1, *out)
-    assert "choose another --output-dir" in fails("generate", *pipeline, "--output-dir", tmp_path / "nothing")
+    assert "Choose another --output-dir" in fails("generate", *pipeline, "--output-dir", tmp_path / "nothing")
     assert "is no pipeline" in fails("generate", "--pipeline", tmp_path / "nothing", *out)
     parts = ["--tokenizer", pipeline_folder / "tokenizer", "--prior", tmp_path / "nothing"]
     assert "it is no prior" in fails("make_pipeline", *parts, *out)

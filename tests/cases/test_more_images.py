@@ -42,5 +42,5 @@ def test_others_are_not_added_to_and_an_empty_claim_is_replaced(other, tmp_path)
     claim_images(tmp_path / "out", settings(4))
     assert "made no image: this one takes its place" in claim_images(tmp_path / "out", settings(4, **other))
     write(tmp_path / "out", 1)
-    with pytest.raises(OutputError, match=f"different: {next(iter(other))}"):
+    with pytest.raises(OutputError, match=rf"different: .*{next(iter(other))}"):
         claim_images(tmp_path / "out", settings(8))

@@ -27,10 +27,10 @@ def test_every_module_imports_without_what_only_posix_has():
 import builtins, importlib
 from pathlib import Path
 real = builtins.__import__
-def refusing(name, globals=None, *rest):
+def refusing(name, globals=None, locals=None, fromlist=(), level=0):
     if name.partition(".")[0] in {POSIX} and (globals or {{}}).get("__name__", "").startswith("codegrid"):
         raise ImportError(name + " is not there")
-    return real(name, globals, *rest)
+    return real(name, globals, locals, fromlist, level)
 builtins.__import__ = refusing
 names = []
 for folder in ("tokenizer", "prior", "pipelines"):

@@ -305,12 +305,16 @@ def test_images_of_a_stopped_command_are_completed(folder, pipe, tmp_path):
     generate_images(str(folder), str(images), ("noise", "0"), **arguments)
     assert files_of(images) == before
     assert times == {name: (images / name).stat().st_mtime_ns for name in times}  # not made again
-    for change in ({"seed": 4}, {"num_images": 8}, {"temperature": 0.5}):
+    for change in ({"seed": 4}, {"num_images": 6}, {"temperature": 0.5}):
         with pytest.raises(OutputError, match="images of other settings"):
             generate_images(str(folder), str(images), ("noise", "0"), **{**arguments, **change})
     with pytest.raises(OutputError, match="images of other settings"):
         generate_images(str(folder), str(images), ("noise",), **arguments)
     assert files_of(images) == before
+    generate_images(str(folder), str(images), ("noise", "0"), **{**arguments, "num_images": 9})  # two more of the seed
+    after = files_of(images)
+    assert {name: after[name] for name in names} == {name: before[name] for name in names}
+    assert len(after) == len(before) + 2
 
 
 def test_images_of_another_prior_in_the_same_place_are_not_mixed_in(folder, pipe, tmp_path):

@@ -199,10 +199,10 @@ def test_another_job_in_the_same_folder_is_refused(config, codes, pictures, tiny
 def test_a_folder_of_something_else_is_refused(config, tmp_path):
     (tmp_path / "codes").mkdir()
     (tmp_path / "codes" / "thesis.tex").write_text("all of it")
-    with pytest.raises(OutputError, match="choose another --output-dir"):
+    with pytest.raises(OutputError, match="Choose another --output-dir"):
         tokenize_dataset(config)
     assert files_of(tmp_path / "codes") == {"thesis.tex": b"all of it"}
-    with pytest.raises(OutputError, match="choose another --output-dir"):
+    with pytest.raises(OutputError, match="Choose another --output-dir"):
         tokenize_dataset(replace(config, output_dir=str(tmp_path / "codes" / "thesis.tex")))
     (tmp_path / "empty").mkdir()
     tokenize_dataset(replace(config, output_dir=str(tmp_path / "empty")))

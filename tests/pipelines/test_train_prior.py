@@ -77,7 +77,7 @@ def test_a_run_that_was_broken_off_equals_one_that_was_not(prior_config, tmp_pat
         "gradient_accumulation_steps": 2,
         "ema_decay": 0.9,
         "log_every": 3,
-        "eval_every": 3,
+        "eval_every": 4,  # each saves a checkpoint as well
         "save_every": 2,
         "class_dropout": 0.4,
         "label_smoothing": 0.1,

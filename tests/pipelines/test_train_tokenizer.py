@@ -68,7 +68,7 @@ def test_a_run_that_was_broken_off_equals_one_that_was_not(
         "gradient_accumulation_steps": 2,
         "ema_decay": 0.9,
         "log_every": 3,
-        "eval_every": 3,
+        "eval_every": 4,  # each saves a checkpoint as well
         "save_every": 2,
         "backbone": {"dropout": 0.3},
         "quantizer": {"revive_below": 0.99, "revive_decay": 0.5, "codebook_update": codebook_update},
