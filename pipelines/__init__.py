@@ -6,16 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from codegrid.pipelines.compression.codec import ImageCodec
     from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline, ImagePipelineOutput
     from codegrid.prior.distribution import SamplingConfig
 
 _HOMES = {
+    "ImageCodec": "codegrid.pipelines.compression.codec",
     "ImageGenerationPipeline": "codegrid.pipelines.generation.pipeline",
     "ImagePipelineOutput": "codegrid.pipelines.generation.pipeline",
     "SamplingConfig": "codegrid.prior.distribution",
 }
 
-__all__ = ["ImageGenerationPipeline", "ImagePipelineOutput", "SamplingConfig"]
+__all__ = ["ImageCodec", "ImageGenerationPipeline", "ImagePipelineOutput", "SamplingConfig"]
 
 
 def __getattr__(name: str) -> Any:

@@ -274,3 +274,9 @@ def _with_metadata(metadata: dict[str, Any], text: str) -> str:
 def _table(scores: Mapping[str, float], title: str) -> str:
     rows = [f"| {name} | {value:.4g} |" for name, value in scores.items() if math.isfinite(value)]
     return "\n".join([f"| {title} | |", "|---|---|", *rows, ""]) if rows else ""
+
+
+def cards_of(folders: dict[str, Path]) -> dict[str, str]:
+    """The cards of folders by the names of the parts, of those that have one."""
+    files = {part: folder / "README.md" for part, folder in folders.items()}
+    return {part: file.read_text(encoding="utf-8") for part, file in files.items() if file.is_file()}

@@ -17,7 +17,7 @@ from codegrid.prior.codes import MANIFEST_NAME, CodesManifest
 from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 
 PATTERNS_OF_SHARDS = ("data/*.parquet",)
-_PARTS = ("tokenizer", "prior")
+_PARTS = ("tokenizer", "prior", "context")
 # By-products of a training run beside the exported model. They are not uploaded, like all dotted names.
 _BY_PRODUCTS = {"checkpoints", "tensorboard", "pictures", "wandb", "metrics.jsonl", "skipped.txt"}
 _PUBLISHED = ("README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "*config.json", MODEL_INDEX_NAME)

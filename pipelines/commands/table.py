@@ -125,8 +125,16 @@ COMMANDS: dict[str, Command] = {
             {
                 "reconstruction": "evaluation.tokenizer:evaluate_tokenizer",
                 "generation": "evaluation.generation:evaluate_generation",
+                "compression": "compression.evaluation:evaluate_compression",
             }
         ),
+    ),
+    "compress": Command(
+        "compress pictures to files of a few dozen bytes with a pipeline", Function("compression.to_files:compress")
+    ),
+    "decompress": Command("write the pictures of compressed files", Function("compression.to_files:decompress")),
+    "codec-info": Command(
+        "say what a compressed file holds", Function("compression.to_files:codec_info"), first="--file"
     ),
     "report": Command("show a run as one HTML page that needs no network", Function("report.report:report")),
     "demo": Command(

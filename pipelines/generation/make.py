@@ -4,10 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
+from codegrid.pipelines.artifacts.cards import cards_of
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer, local_folder
-from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenerationPipeline, cards_of
+from codegrid.pipelines.codec.context import ContextModel, count_contexts
+from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenerationPipeline
 from codegrid.prior import SamplingConfig
+from codegrid.prior.codes import open_codes
 from codegrid.prior.distribution import GuidanceSchedule
+
+_MOST_COUNTED = 200_000  # rows of codes
 
 
 def make_pipeline(
@@ -22,6 +29,7 @@ def make_pipeline(
     guidance_schedule: GuidanceSchedule = "constant",
     guidance_power: float = 2.0,
     guidance_range: tuple[float, float] = (0.0, 1.0),
+    context: str | None = None,
 ) -> Path:
     """Combine a tokenizer and a prior into a pipeline folder, with its default sampling settings.
 
@@ -38,9 +46,12 @@ def make_pipeline(
         guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
         guidance_power: exponent of the schedule "power"; a higher one starts guidance later.
         guidance_range: the part of the positions with guidance, as fractions.
+        context: a code data set of the tokenizer, from which a model of neighbouring codes is counted: with it,
+            `codegrid compress --model context` writes files that any machine reads (docs/compression.md).
 
     Raises:
-        LoadingError: the tokenizer or the prior cannot be loaded, or the prior's codes are another tokenizer's.
+        LoadingError: the tokenizer or the prior cannot be loaded, or the prior's or the context's codes are another
+            tokenizer's.
     """
     folders = {"tokenizer": local_folder(tokenizer, "tokenizer"), "prior": local_folder(prior, "prior")}
     model = load_tokenizer(folders["tokenizer"])
@@ -50,6 +61,16 @@ def make_pipeline(
     sampling = SamplingConfig(
         guidance_scale, temperature, top_k, top_p, min_p, guidance_schedule, guidance_power, guidance_range
     )
-    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling)
+    counted = None if context is None else _count_contexts(context)
+    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling, counted)
     pipe.cards = cards_of(folders)
     return pipe.save_pretrained(output_dir)
+
+
+def _count_contexts(codes: str) -> ContextModel:
+    """A context model of a code data set, of at most `_MOST_COUNTED` rows spread over it."""
+    data = open_codes(codes)
+    manifest = data.manifest
+    rows = np.linspace(0, len(data) - 1, min(len(data), _MOST_COUNTED)).round().astype(np.int64)
+    grids = data.codes(rows).reshape(len(rows), *manifest.grid_shape, manifest.depth)
+    return count_contexts(grids, manifest.codebook_size, manifest.tokenizer_fingerprint)

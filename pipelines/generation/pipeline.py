@@ -8,20 +8,19 @@ import numbers
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
-from codegrid.pipelines.artifacts.cards import pipeline_card
+from codegrid.pipelines.artifacts.cards import cards_of, pipeline_card
 from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.fit import called, misfits, unknown_origin
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, read_index, write_index
@@ -34,8 +33,10 @@ from codegrid.pipelines.artifacts.loading import (
     local_folder,
 )
 from codegrid.pipelines.artifacts.upload import upload
+from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.generation.output import ImagePipelineOutput, OutputType, as_output
 from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import OutputError, replace_folder, write_text
@@ -45,7 +46,7 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import Picture, check_colours, to_images, to_pil, to_uint8
+from codegrid.tokenizer.images import Picture, check_colours, to_images
 from codegrid.tokenizer.modeling import float_dtype
 
 # Default of class-conditional pipelines whose folder names no scale, if the prior has a null class.
@@ -53,35 +54,18 @@ DEFAULT_GUIDANCE = 2.0
 _MOST_AT_ONCE = 64  # images per batch, by default
 _KEPT = 8  # rough number of full-size feature maps in memory at the peak of decoding an image
 
-OutputType = Literal["pil", "np", "pt", "codes"]
-
 _logger = logging.getLogger(__name__)
-
-
-@dataclass
-class ImagePipelineOutput:
-    """The pipeline's output.
-
-    Attributes:
-        images: a list of PIL images; a uint8 array [N, H, W, C] ("np"); a float tensor [N, C, H, W] in [-1, 1] ("pt");
-            None for "codes".
-        codes: int64 [N, h, w] on the CPU, or [N, h, w, depth] if a position has several codes.
-        labels: the class of each image, or None.
-    """
-
-    images: list[Image.Image] | np.ndarray | Tensor | None
-    codes: Tensor
-    labels: list[Any] | None
 
 
 class ImageGenerationPipeline:
     """A tokenizer and a prior on its codes.
 
-    `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts.
+    `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts. `context`
+    is a model of neighbouring codes, with which pictures can be compressed (codec/context.py), or None.
 
     Raises:
         LoadingError: the prior was trained on the codes of another tokenizer (by fingerprint, codebook, grid, depth or
-            order); or the tokenizer's decoder is class-conditional and the prior has no classes, or other classes.
+            order), or the context model was counted from them; or the decoder's classes are not the prior's.
     """
 
     def __init__(
@@ -90,12 +74,15 @@ class ImageGenerationPipeline:
         prior: PreTrainedModel,
         sequence: SequenceConfig,
         sampling: SamplingConfig | None = None,
+        context: ContextModel | None = None,
     ) -> None:
         places = (called("tokenizer", tokenizer.name_or_path), called("prior", prior.name_or_path))
         if sentence := misfits(tokenizer, sequence, *places):
             raise LoadingError(sentence, "Put the prior together with the tokenizer that made its codes.")
         if sentence := unknown_origin(sequence):
             _logger.warning(sentence)
+        if context is not None:
+            context.check_tokenizer(tokenizer.fingerprint())
         try:
             self._decoder_classes = decoder_classes(tokenizer.config, sequence.class_names, "the prior")
         except DataError as error:
@@ -103,6 +90,7 @@ class ImageGenerationPipeline:
                 error.what, error.remedy or "Use the tokenizer and the prior of one set of classes."
             ) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
+        self.context = context
         self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0)
         self.cards: dict[str, str] = {}
 
@@ -216,7 +204,7 @@ class ImageGenerationPipeline:
             for batch in batches:
                 codes = to_codes(batch, self.sequence).cpu()
                 part = None if labels is None else labels[done : done + len(codes)]
-                images = None if output_type == "codes" else _as_output(self.decode(codes, part), output_type)
+                images = None if output_type == "codes" else as_output(self.decode(codes, part), output_type)
                 done += len(codes)
                 bar.update(len(codes))
                 yield ImagePipelineOutput(images, codes, part)
@@ -274,6 +262,8 @@ class ImageGenerationPipeline:
         try:
             export(aside / "tokenizer", lambda part: self.tokenizer.save_pretrained(part))
             export(aside / "prior", lambda part: save_prior(self.prior, self.sequence, part))
+            if self.context is not None:
+                self.context.save(aside / CONTEXT_FOLDER)
             for part, card in self.cards.items():
                 write_text(aside / part / "README.md", card)
             write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
@@ -313,7 +303,8 @@ class ImageGenerationPipeline:
         place = {"dtype": float_dtype(dtype, torch_dtype), "device_map": device_map}
         sampling = read_index(folder)
         prior = load_prior_and_sequence(folder / "prior", **place)
-        pipe = cls(load_tokenizer(folder / "tokenizer", **place), *prior, sampling)
+        tokenizer = load_tokenizer(folder / "tokenizer", **place)
+        pipe = cls(tokenizer, *prior, sampling, ContextModel.of_pipeline(folder))
         pipe.cards = cards_of({part: folder / part for part in ("tokenizer", "prior")})
         return pipe
 
@@ -375,11 +366,6 @@ class ImageGenerationPipeline:
         return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
 
 
-def cards_of(folders: dict[str, Path]) -> dict[str, str]:
-    files = {part: folder / "README.md" for part, folder in folders.items()}
-    return {part: file.read_text(encoding="utf-8") for part, file in files.items() if file.is_file()}
-
-
 def _generators(
     seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
 ) -> list[torch.Generator]:
@@ -392,9 +378,3 @@ def _generators(
         return [image_generator(seed, 0) for seed in seeds]
     require(len(generator) == number, f"There are {len(generator)} generators for {number} images: give one each.")
     return list(generator)
-
-
-def _as_output(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
-    if output_type == "pt":
-        return images
-    return to_pil(images) if output_type == "pil" else to_uint8(images).numpy()

@@ -1,0 +1,200 @@
+"""Probabilities by the transformer, rounded so that another machine's floats read the same codes.
+
+The writer computes all logits of an image in one parallel pass, the reader one code at a time, on another machine
+perhaps. Their logits differ by rounding. As long as no logit differs by more than 2^-bound, every decision of a file
+has the same integer weight on both sides (`angles.py`). Beyond it the checksum of the codes refuses the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from codegrid.errors import CodegridError, require
+from codegrid.pipelines.codec import angles
+from codegrid.pipelines.codec.decisions import ONE, halves, path, path_halves, tree_sums
+from codegrid.pipelines.codec.entropy import BitDecoder, encoded
+from codegrid.pipelines.codec.models import CodeModel, images_at_once, read_codes
+from codegrid.prior import SequenceConfig, to_codes, to_tokens
+from codegrid.prior.decoding import Decoder, read_weights
+from codegrid.prior.teacher_forcing import hidden_states
+
+BLOCK = 64  # codes that share a shift of the cells
+# Ten times the largest difference of logits that was measured between two ways of computing them: docs/compression.md.
+BOUND = 13
+MOST_BOUND = 24
+_MOST_ROWS = 64  # images decoded at once
+
+
+class PriorModel(CodeModel):
+    """The prior's probabilities, of float32 weights, with the class of an image or the null class.
+
+    Args:
+        model: the bare prior. Weights of another dtype are widened to float32.
+        sequence: its sequence.
+        fingerprint: of its weights.
+        bound: logits of writer and reader may differ by at most 2^-bound. It stands in the file.
+    """
+
+    number = 2
+
+    def __init__(self, model: PreTrainedModel, sequence: SequenceConfig, fingerprint: str, bound: int = BOUND) -> None:
+        require(
+            1 <= bound <= MOST_BOUND,
+            f"bound is {bound}: the logits may differ by 2^-bound.",
+            f"Give 1 to {MOST_BOUND}.",
+        )
+        self.model = model if model.dtype == torch.float32 else _widened(model)
+        self.sequence, self.bound = sequence, bound
+        self.fingerprint = bytes.fromhex(fingerprint)[:4]
+
+    def write(self, codes: np.ndarray, labels: Sequence[int | None]) -> list[bytes]:
+        self._check_shape(codes.shape[1:])
+        payloads: list[bytes] = []
+        at_once = images_at_once(self.sequence.codebook_size, self.sequence.length)
+        for first in range(0, len(codes), at_once):
+            tokens = self._tokens(codes[first : first + at_once], labels[first : first + at_once])
+            logits = self.logits(tokens)
+            target = tokens[:, self.sequence.prefix_length :].numpy()
+            payloads += [self._written(*image) for image in zip(logits, target, strict=True)]
+        return payloads
+
+    @torch.inference_mode()
+    def logits(self, tokens: Tensor) -> np.ndarray:
+        """Token sequences [B, n + L] -> logits float64 [B, L, K] of every code, given those before it."""
+        with exact_products():
+            hidden = hidden_states(self.model.eval(), tokens[:, :-1].to(self.model.device))
+            hidden = hidden[:, self.sequence.prefix_length - 1 :]  # [B, L, D]
+            logits = self.model.get_output_embeddings()(hidden)[..., : self.sequence.codebook_size]
+        return logits.float().cpu().numpy().astype(np.float64)
+
+    def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:
+        self._check_shape(shape)
+        if not payloads:
+            return np.empty((0, *shape), dtype=np.int64)
+        positions = self.sequence.prefix_length + self.sequence.length - 1
+        weights = read_weights(self.model, self.sequence.codebook_size, positions)
+        rows = -(-min(len(payloads), _MOST_ROWS) // weights.row_multiple) * weights.row_multiple
+        decoder = Decoder(weights, rows)
+        tokens = [
+            self._read_batch(decoder, payloads[first : first + rows], labels[first : first + rows])
+            for first in range(0, len(payloads), rows)
+        ]
+        return to_codes(torch.from_numpy(np.concatenate(tokens)), self.sequence).reshape(-1, *shape).numpy()
+
+    @torch.inference_mode()
+    def _read_batch(self, decoder: Decoder, payloads: Sequence[bytes], labels: Sequence[int | None]) -> np.ndarray:
+        """Codes int64 [b, L] in the order of the sequence; b is at most the decoder's rows."""
+        readers = [BitDecoder(payload) for payload in payloads]
+        count, length = len(payloads), self.sequence.length
+        nothing = np.zeros((count, *self._shape), dtype=np.int64)
+        prefix = self._tokens(nothing, labels)[:, : self.sequence.prefix_length]
+        rows = torch.arange(decoder.rows) % count  # the rest of the rows repeats images
+        codes = np.empty((count, length), dtype=np.int64)
+        with exact_products(), torch.autocast(self.model.device.type, enabled=False):
+            decoder.restart()
+            *before, tokens = prefix[rows].to(self.model.device).unbind(1)
+            for token in before:
+                decoder.advance(token)
+            shifts = np.zeros(count, dtype=np.int64)
+            for place in range(length):
+                if place % BLOCK == 0:
+                    shifts = np.array([self._read_shift(reader) for reader in readers])
+                logits = decoder.step(tokens)[:count].cpu().numpy().astype(np.float64)
+                levels = tree_sums(_weights(logits))
+                weigh = functools.partial(self._weigh, levels, shifts)
+                codes[:, place] = read_codes(readers, self.sequence.codebook_size, weigh)
+                tokens = torch.from_numpy(codes[:, place])[rows].to(self.model.device)
+        return codes
+
+    def _weigh(self, levels: list[np.ndarray], shifts: np.ndarray, nodes: np.ndarray, depth: int) -> np.ndarray:
+        """Weights of bit 1 of nodes [b] at a depth; a negative shift is that of a block that is not compressed."""
+        number = angles.cells(self.bound)
+        theta = angles.angles(*halves(levels, nodes, depth))
+        weights = angles.cell_weight(angles.cell(theta, shifts, number), shifts, number)
+        return np.where(shifts < 0, ONE // 2, weights)
+
+    def _read_shift(self, reader: BitDecoder) -> int:
+        """The shift of the next block; -1 if its codes are not compressed."""
+        vain = angles.fits_weight(self.bound)
+        for attempt in range(angles.TRIES):
+            if not reader.read(vain):
+                return angles.shift(attempt)
+        return -1
+
+    def _written(self, logits: np.ndarray, codes: np.ndarray) -> bytes:
+        """One image: logits [L, K], codes [L] in the order of the sequence."""
+        theta = angles.angles(*path_halves(tree_sums(_weights(logits)), codes))  # [L, D]
+        bits, decided = path(codes, self.sequence.codebook_size)
+        number, vain = angles.cells(self.bound), angles.fits_weight(self.bound)
+        all_bits, all_weights = [], []
+        for first in range(0, len(codes), BLOCK):
+            block = slice(first, first + BLOCK)
+            on_path, asked = theta[block][decided[block]], bits[block][decided[block]]
+            attempt = self._first_safe(on_path)
+            flags = np.ones(attempt + 1, dtype=np.int64)
+            if attempt == angles.TRIES:  # no shift fits
+                flags, weights = flags[:-1], np.full(len(asked), ONE // 2)
+            else:
+                flags[-1], shift = 0, angles.shift(attempt)
+                weights = angles.cell_weight(angles.cell(on_path, shift, number), shift, number)
+            all_bits += [flags, asked]
+            all_weights += [np.full(len(flags), vain), weights]
+        return encoded(np.concatenate(all_bits), np.concatenate(all_weights))
+
+    def _first_safe(self, theta: np.ndarray) -> int:
+        """The first try whose shift leaves all angles away from the borders; TRIES if there is none."""
+        number, epsilon = angles.cells(self.bound), 2.0**-self.bound
+        for attempt in range(angles.TRIES):
+            if angles.is_safe(theta, angles.shift(attempt), number, epsilon).all():
+                return attempt
+        return angles.TRIES
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        return (*self.sequence.grid_shape, self.sequence.depth)
+
+    def _check_shape(self, shape: Sequence[int]) -> None:
+        if tuple(shape) != self._shape:
+            found, own = (" x ".join(map(str, numbers)) for numbers in (shape, self._shape))
+            raise CodegridError(
+                f"The codes of a picture are {found}, and this prior knows grids of {own}.",
+                "Take --model context or --model fixed for other sizes.",
+            )
+
+    def _tokens(self, codes: np.ndarray, labels: Sequence[int | None]) -> Tensor:
+        """Codes [B, h, w, depth] -> [B, n + L] int64; None is the null class."""
+        absent = torch.tensor([label is None for label in labels])
+        if self.sequence.num_classes == 0:
+            classes, drop = None, None
+        else:
+            classes = torch.tensor([0 if label is None else label for label in labels])
+            drop = absent if bool(absent.any()) else None
+        return to_tokens(torch.from_numpy(codes).flatten(1), classes, drop, self.sequence)
+
+
+def _weights(logits: np.ndarray) -> np.ndarray:
+    """Weights of codes: exp of the logits [..., K] above the greatest, float64."""
+    return np.exp(logits - logits.max(-1, keepdims=True))
+
+
+def _widened(model: PreTrainedModel) -> PreTrainedModel:
+    return copy.deepcopy(model).float()
+
+
+@contextlib.contextmanager
+def exact_products() -> Iterator[None]:
+    """float32 products in full: TF32's error of 1e-3 is far beyond any bound."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

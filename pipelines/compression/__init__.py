@@ -1,0 +1,1 @@
+"""Pictures <-> compressed files: the codec of a pipeline, its commands, and its comparison with other codecs."""

@@ -1,0 +1,311 @@
+"""`codegrid compress`, `codegrid decompress` and `codegrid codec-info`: pictures <-> compressed files on disk."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from codegrid.errors import MissingFileError, require
+from codegrid.names import encodable, shown
+from codegrid.pipelines.codec.file_format import Archive, FileFormatError, pack, pack_archive, unpack
+from codegrid.pipelines.codec.prior import BOUND
+from codegrid.pipelines.compression.codec import ImageCodec, ModelName
+from codegrid.pipelines.data.batches import prepared_batches
+from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource, ImageStream
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.understood import describe_source
+from codegrid.pipelines.generation.to_folder import claim_images
+from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.pipelines.system.files import write_atomically
+from codegrid.tokenizer.images import to_model, to_pil
+
+SUFFIX, ARCHIVE_SUFFIX = ".cgc", ".cga"
+_AT_ONCE = 64  # images
+_LONGEST_NAME = 80  # characters of a picture's own name in a file's name
+_SKIPPED_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What files of pictures depend on."""
+
+    codec: ImageCodec
+    model: ModelName
+    bound: int
+    classes: dict[int, int] | None  # from the data's labels to the pipeline's
+
+
+def compress(
+    pipeline: str,
+    data: DataConfig,
+    output_dir: str | None = None,
+    archive: str | None = None,
+    model: ModelName = "prior",
+    names: bool = False,
+    bound: int = BOUND,
+    batch_size: int = _AT_ONCE,
+) -> Path:
+    """Compress pictures to files of codes: one file a picture, or one archive of all.
+
+    The same command again goes on after a stop. What a file keeps of a picture is what the tokenizer sees: the picture
+    upright and cut as in training, in sRGB, transparency over white. EXIF, other frames and the original size are gone.
+
+    Args:
+        pipeline: folder or Hub name. Whoever reads the files needs the same pipeline.
+        data: the pictures; data.source may be one picture's file.
+        output_dir: folder for a file a picture.
+        archive: one file for all pictures, instead of output_dir: a few bytes smaller for each.
+        model: probabilities of the codes. "prior": the transformer's, the smallest files, and the slowest. "context":
+            those of neighbouring codes, if the pipeline was made with --context. "fixed": the same for every code.
+        names: keep the pictures' names in the archive.
+        bound: of "prior": a machine reads the files if its logits differ from this one's by at most 2^-bound.
+        batch_size: pictures encoded at once.
+
+    Raises:
+        DataError: the pictures cannot be read as configured, or none could be used.
+        LoadingError: the pipeline cannot be loaded.
+        OutputError: the folder holds something else.
+        CodegridError: a number is out of its range, or the pipeline lacks the model.
+    """
+    require(
+        (output_dir is None) != (archive is None),
+        "Where to is not clear: give either an output_dir or an archive.",
+        "Give --output-dir OUT for a file a picture, or --archive FILE for one file of all.",
+    )
+    require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
+    codec = ImageCodec.from_pretrained(pipeline)
+    codec.pipe.to(make_accelerator().device)
+    codec.model(model, bound)
+    records, total, known, identity = _opened(data)
+    settings = _Settings(codec, model, bound, _classes(codec, known))
+    claim = {"pipeline": codec.fingerprints, "model": model, "bound": bound, "source_fingerprint": identity}
+    parts = Path(archive).with_name(f".{Path(archive).name}.parts") if archive else Path(output_dir or "")
+    claim_images(parts, claim)
+    print(
+        f"Pictures are turned upright and cut to {_size(codec)} pixels, with transparency over white; EXIF, further "
+        "frames and their own sizes are not kept."
+    )
+    skipped: dict[str, str] = {}
+    bar = tqdm(total=total, unit="image", dynamic_ncols=True)
+    write = _write_part if archive else _write_each
+    for first, chunk in _chunks(records, batch_size):
+        write(settings, parts, first, chunk, skipped)
+        bar.update(len(chunk))
+    bar.close()
+    _say_skipped(skipped)
+    if archive is None:
+        return _said(parts, [*parts.glob(f"*{SUFFIX}")])
+    _join(parts, Path(archive), codec.source, names)
+    return _said(Path(archive), [Path(archive)])
+
+
+def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT_ONCE) -> Path:
+    """Write the pictures of compressed files as PNG. The same command again goes on after a stop.
+
+    Args:
+        files: a file (.cgc), an archive (.cga), or a folder of them.
+        pipeline: the pipeline with which they were compressed, folder or Hub name.
+        output_dir: folder for the pictures, named after the files or as the archive says.
+        batch_size: pictures decoded at once.
+
+    Raises:
+        MissingFileError: there are no such files.
+        FileFormatError: a file is damaged, or was written with another pipeline; no picture is made up.
+        LoadingError: the pipeline cannot be loaded.
+    """
+    require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
+    paths = _found(Path(files))
+    codec = ImageCodec.from_pretrained(pipeline)
+    codec.pipe.to(make_accelerator().device)
+    folder = Path(output_dir)
+    archives = [(path, unpack(path.read_bytes())) for path in paths]
+    bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
+    for path, archive in archives:
+        targets = [folder / name for name in _picture_names(path, archive)]
+        missing = [place for place, target in enumerate(targets) if not target.is_file()]
+        bar.update(len(targets) - len(missing))
+        for first in range(0, len(missing), batch_size):
+            places = missing[first : first + batch_size]
+            for place, image in zip(places, to_pil(codec.decoded(archive, places)), strict=True):
+                write_atomically(targets[place], lambda aside, image=image: image.save(aside, format="PNG"))
+            bar.update(len(places))
+    bar.close()
+    print(f"{bar.n} pictures are in {folder}.")
+    return folder
+
+
+def codec_info(file: str) -> None:
+    """Say what a compressed file holds, without a pipeline.
+
+    Args:
+        file: a file (.cgc) or an archive (.cga).
+
+    Raises:
+        MissingFileError, FileFormatError: there is no such file, or it is damaged.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise MissingFileError(f"{path} is no file.", "Give a compressed file (.cgc) or an archive (.cga).")
+    data = path.read_bytes()
+    archive = unpack(data)
+    header, payload = archive.header, sum(len(entry.payload) for entry in archive.entries)
+    number = len(archive.entries)
+    print(f"{path}: {len(data):,} bytes, {'one image' if archive.is_single else f'an archive of {number:,} images'}.")
+    if archive.source:
+        print(f"Pipeline: {shown(archive.source)}.")
+    print(f"Grid: {header.grid[0]} x {header.grid[1]} codes. Model: {header.model}.")
+    print(
+        f"Fingerprints begin with: tokenizer {header.tokenizer.hex()}, model {header.model_fingerprint.hex() or '-'}."
+    )
+    if header.bound is not None:
+        print(f"It is read where logits differ from the writer's by at most 2^-{header.bound}.")
+    labels = sorted({entry.label for entry in archive.entries if entry.label is not None})
+    if labels:
+        print(f"Classes (ids): {', '.join(map(str, labels[:20]))}{' ...' if len(labels) > 20 else ''}.")
+    codes = number * header.grid[0] * header.grid[1]
+    print(f"Codes take {payload:,} bytes, {8 * payload / max(1, codes):.3f} bits a position of the grid.")
+
+
+def _opened(data: DataConfig) -> tuple[Iterable[ImageRecord], int | None, tuple[str, ...] | None, str]:
+    """The pictures, their number, their classes, and what tells them from others."""
+    path = Path(data.source)
+    if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
+        state = path.stat()
+        return [ImageRecord(path, None, path.name)], 1, None, f"{path.name} {state.st_size} {state.st_mtime_ns}"
+    source: ImageStream = open_images(data)
+    print("\n".join(describe_source(source)))
+    total = len(source) if isinstance(source, ImageSource) else None
+    return source, total, source.class_names, source.fingerprint
+
+
+def _classes(codec: ImageCodec, names: tuple[str, ...] | None) -> dict[int, int] | None:
+    """From the data's labels to the pipeline's by name; None where one of them has no classes."""
+    own = codec.pipe.class_names
+    if own is None or names is None:
+        return None
+    unknown = [name for name in names if name not in own]
+    if unknown:
+        print(f"Without classes: the pipeline does not know {', '.join(map(shown, unknown[:8]))}.")
+        return None
+    print("The classes of the pictures are kept, and used for their probabilities.")
+    return {index: own.index(name) for index, name in enumerate(names)}
+
+
+def _chunks(records: Iterable[ImageRecord], size: int) -> Iterator[tuple[int, list[ImageRecord]]]:
+    first, chunk = 0, []
+    for record in records:
+        chunk.append(record)
+        if len(chunk) == size:
+            yield first, chunk
+            first, chunk = first + size, []
+    if chunk:
+        yield first, chunk
+
+
+def _write_each(
+    settings: _Settings, folder: Path, first: int, records: list[ImageRecord], skipped: dict[str, str]
+) -> None:
+    paths = {r.source_id: folder / _file_name(first + index, r.source_id) for index, r in enumerate(records)}
+    missing = [record for record in records if not paths[record.source_id].is_file()]
+    for name, archive in _compressed(settings, missing, skipped):
+        blob = pack(archive.header, archive.entries[0])
+        write_atomically(paths[name], lambda aside, blob=blob: aside.write_bytes(blob))
+
+
+def _write_part(
+    settings: _Settings, folder: Path, first: int, records: list[ImageRecord], skipped: dict[str, str]
+) -> None:
+    path = folder / f"{first:09d}{ARCHIVE_SUFFIX}"
+    if path.is_file():
+        return
+    made = list(_compressed(settings, records, skipped))
+    if made:
+        names = tuple(encodable(name) for name, _ in made)
+        entries = tuple(archive.entries[0] for _, archive in made)
+        blob = pack_archive(Archive(made[0][1].header, "", entries, names))
+        write_atomically(path, lambda aside: aside.write_bytes(blob))
+
+
+def _compressed(
+    settings: _Settings, records: list[ImageRecord], skipped: dict[str, str]
+) -> Iterator[tuple[str, Archive]]:
+    """The name of each picture that could be used, and its compressed form."""
+    codec, tokenizer = settings.codec, settings.codec.pipe.tokenizer
+    for batch in prepared_batches(tokenizer, records, max(1, len(records))):
+        skipped.update(batch.skipped)
+        if not batch.records:
+            continue
+        with evaluating(tokenizer), torch.inference_mode():
+            codes = tokenizer.encode(to_model(batch.pixels).to(tokenizer.device)).cpu()
+        labels = None
+        if settings.classes is not None and all(record.label is not None for record in batch.records):
+            labels = [settings.classes[record.label] for record in batch.records]
+        blobs = codec.compress_codes(codes, labels, settings.model, settings.bound)
+        for record, blob in zip(batch.records, blobs, strict=True):
+            yield record.source_id, unpack(blob)
+
+
+def _join(parts: Path, path: Path, source: str, keep_names: bool) -> None:
+    """One archive of all parts; the parts go when it is there."""
+    read = [unpack(part.read_bytes()) for part in sorted(parts.glob(f"*{ARCHIVE_SUFFIX}"))]
+    require(bool(read), "None of the pictures could be used.", "The reasons stand above.")
+    entries = tuple(entry for part in read for entry in part.entries)
+    names = tuple(name for part in read for name in part.names or ()) if keep_names else None
+    blob = pack_archive(Archive(read[0].header, source, entries, names))
+    write_atomically(path, lambda aside: aside.write_bytes(blob))
+    shutil.rmtree(parts)
+
+
+def _file_name(index: int, source_id: str) -> str:
+    plain = re.sub(r"[^\w.-]+", "_", encodable(source_id)).strip("_.")[-_LONGEST_NAME:]
+    return f"{index:06d}-{plain}{SUFFIX}"
+
+
+def _picture_names(path: Path, archive: Archive) -> list[str]:
+    """File names of an archive's pictures: nothing that the file says reaches a path without a check."""
+    if archive.is_single:
+        return [f"{path.stem}.png"]
+    names = archive.names or [""] * len(archive.entries)
+    plain = [re.sub(r"[^\w.-]+", "_", name).strip("_.")[-_LONGEST_NAME:] for name in names]
+    return [f"{path.stem}-{index:06d}{'-' if name else ''}{name}.png" for index, name in enumerate(plain)]
+
+
+def _found(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    found = sorted(p for p in path.glob("*") if p.suffix in (SUFFIX, ARCHIVE_SUFFIX)) if path.is_dir() else []
+    if not found:
+        raise MissingFileError(
+            f"{path} is no compressed file and no folder of them ({SUFFIX}, {ARCHIVE_SUFFIX}).",
+            "codegrid compress writes them.",
+        )
+    return found
+
+
+def _size(codec: ImageCodec) -> str:
+    height, width = codec.pipe.tokenizer.config.preprocessing_config.size
+    return f"{width}x{height}"
+
+
+def _say_skipped(skipped: dict[str, str]) -> None:
+    if skipped:
+        shown_names = "; ".join(f"{shown(name)} ({why})" for name, why in [*skipped.items()][:_SKIPPED_SHOWN])
+        more = f" and {len(skipped) - _SKIPPED_SHOWN} more" if len(skipped) > _SKIPPED_SHOWN else ""
+        print(f"{len(skipped)} pictures are left out: {shown_names}{more}.")
+
+
+def _said(result: Path, files: list[Path]) -> Path:
+    require(bool(files), "None of the pictures could be used.", "The reasons stand above.")
+    size = sum(file.stat().st_size for file in files)
+    number = len(files) if result.is_dir() else len(unpack(result.read_bytes()).entries)
+    print(f"{number:,} pictures take {size:,} bytes, {size / number:.1f} each, in {result}.")
+    return result
+
+
+__all__ = ["FileFormatError", "codec_info", "compress", "decompress"]

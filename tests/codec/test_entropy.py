@@ -1,0 +1,116 @@
+"""Decisions, their integer weights, and the entropy coder beside another implementation of it."""
+
+import math
+
+import numpy as np
+import pytest
+
+from codegrid.pipelines.codec import angles
+from codegrid.pipelines.codec.decisions import (
+    ONE,
+    bits_of,
+    integer_weight,
+    is_decided,
+    path,
+    path_halves,
+    tree_sums,
+)
+from codegrid.pipelines.codec.entropy import BitDecoder, encoded
+
+
+def reference_decoder(payload: bytes, weights: list[int]) -> list[int]:
+    """docs/file-format.md in plain Python: a range decoder with 64 bits of state and words of 32."""
+    padded = payload + bytes(-len(payload) % 4 + 4 * (len(weights) + 2))
+    words = [int.from_bytes(padded[place : place + 4], "big") for place in range(0, len(padded), 4)]
+    low, width, point, used = 0, 2**64 - 1, words[0] << 32 | words[1], 2
+    bits = []
+    for weight in weights:
+        unit = width >> 24
+        zero = ONE - weight
+        bit = int((point - low) % 2**64 // unit >= zero)
+        low, width = (low + unit * zero) % 2**64 if bit else low, unit * (weight if bit else zero)
+        if width < 2**32:
+            low, width, point = low << 32 & 2**64 - 1, width << 32, (point << 32 & 2**64 - 1) | words[used]
+            used += 1
+        bits.append(bit)
+    return bits
+
+
+def read(payload: bytes, weights: np.ndarray) -> list[int]:
+    decoder = BitDecoder(payload)
+    return [decoder.read(weight) for weight in weights.tolist()]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_bits_come_back_in_few_bytes_and_by_another_implementation(seed):
+    draw = np.random.default_rng(seed)
+    number = int(draw.integers(1, 700))
+    weights = np.clip((draw.beta(0.2, 0.2, number) * ONE).astype(np.int64), 1, ONE - 1)
+    bits = (draw.random(number) < weights / ONE).astype(np.int64)
+    payload = encoded(bits, weights)
+    assert read(payload, weights) == bits.tolist()
+    assert reference_decoder(payload, weights.tolist()) == bits.tolist()
+    ideal = -np.log2(np.where(bits == 1, weights, ONE - weights) / ONE).sum()
+    assert 8 * len(payload) < ideal + 0.001 * number + 10
+    # One byte less is no file of these bits, whatever stands in it: the interval's shortest number was taken.
+    assert not payload or reference_decoder(payload[:-1], weights.tolist()) != bits.tolist()
+
+
+def test_no_decisions_are_no_bytes():
+    assert encoded(np.empty(0, np.int64), np.empty(0, np.int64)) == b""
+    assert read(b"", np.empty(0, np.int64)) == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 8, 300, 1024])
+def test_the_decisions_of_a_code_tell_it_from_all_others(size):
+    codes = np.arange(size)
+    bits, decided = path(codes, size)
+    told = {
+        tuple(bit if asked else -1 for bit, asked in zip(*one, strict=True)) for one in zip(bits, decided, strict=True)
+    }
+    assert len(told) == size
+    assert (bits[~decided] == 0).all()
+    # What a node's halves weigh adds up to the node, and the shares along a path to the code's own share.
+    leaves = np.random.default_rng(0).integers(1, 99, size)
+    lower, upper = path_halves(tree_sums(np.broadcast_to(leaves, (size, size))), codes)
+    shares = np.where(bits == 1, upper, lower) / (lower + upper)
+    np.testing.assert_allclose(shares.prod(-1), leaves / leaves.sum(), rtol=1e-12)
+    assert (upper[~decided] == 0).all()
+    assert bool(is_decided(np.array([0]), 0, size)[0]) == (size > 1)
+    assert 2 ** bits_of(size) >= size
+
+
+def test_integer_weights_are_near_the_share_and_never_certain():
+    draw = np.random.default_rng(0)
+    lower, upper = (2 ** draw.integers(0, 38, (2, 5000)) - draw.integers(0, 2, (2, 5000))).astype(np.int64)
+    weight = integer_weight(lower, upper)
+    assert ((weight >= 1) & (weight < ONE)).all()
+    share = upper / np.maximum(lower + upper, 1)
+    smaller = np.minimum(share, 1 - share)
+    assert (np.abs(weight / ONE - share) <= smaller / 64 + 2 / ONE).all()
+    assert integer_weight(np.array([1]), np.array([1]))[0] == ONE // 2
+
+
+@pytest.mark.parametrize("number", [16, 32])
+def test_the_table_is_the_sine_squared(number):
+    table = angles.table(number)
+    exact = [round(ONE * math.sin(math.pi * part / (256 * number) / 2) ** 2) for part in range(256 * number + 1)]
+    assert table.tolist() == np.clip(exact, 1, ONE - 1).tolist()
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_safe_angle_keeps_its_weight_however_its_logits_move(seed):
+    draw = np.random.default_rng(seed)
+    bound = int(draw.integers(5, 10))
+    number, epsilon = angles.cells(bound), 2.0**-bound
+    lower, upper = np.exp(draw.normal(0, 4, (2, 4000)))
+    shift = int(draw.integers(0, 256))
+    safe = angles.is_safe(angles.angles(lower, upper), shift, number, epsilon)
+    assert 0.2 < safe.mean() < 1
+    for signs in ((1, -1), (-1, 1), (1, 1), tuple(draw.uniform(-1, 1, 2))):
+        moved = angles.angles(lower * math.exp(signs[0] * epsilon), upper * math.exp(signs[1] * epsilon))
+        same = angles.cell(moved, shift, number) == angles.cell(angles.angles(lower, upper), shift, number)
+        assert same[safe].all()
+    # The bound is not idle: of those called unsafe, the worst disturbance moves nearly all.
+    least, most = (angles.angles(lower * math.exp(-s * epsilon), upper * math.exp(s * epsilon)) for s in (-1, 1))
+    assert (angles.cell(least, shift, number) != angles.cell(most, shift, number))[~safe].mean() > 0.99
