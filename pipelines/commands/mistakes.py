@@ -103,6 +103,9 @@ def mistake(arguments: Sequence[str], options: list[Option], command: str) -> Us
         if not _is_option(word):
             if not free and last and not last.kind:
                 return _needless_value(last, arguments[place - 1])
+            plain = "--" + word.lstrip("\u2013\u2014\u2212-")
+            if not free and word[:1] in tuple("\u2013\u2014\u2212") and plain in by_name:  # dashes of a text processor
+                return UsageError(f"{shown(word)} is no option: its dash is none of the keyboard.", f"Write {plain}.")
             if not free:
                 remedy = f"Write its option before it, or a name with spaces in quotes; {helps}"
                 return UsageError(f"{shown(arguments[place - 1])!r} belongs to no option of `{command}`.", remedy)

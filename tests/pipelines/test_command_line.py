@@ -229,6 +229,14 @@ def test_every_script_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("train-tokenizer small64 --preprocessing.image-size wide", "It takes a whole number or a whole number and a"),
         ("train-tokenizer small64 --quantizer.type vqq", "quantizer.type is 'vqq'. It must be one of 'vq', 'simvq'"),
         ("train-tokenizer small64 --quantizer.type fsq --quantizer.codebook-size 8", "no option --quantizer.codebook-"),
+        (
+            "generate --pipeline P --output-dir O \u2014seed 3",
+            "its dash is none of the keyboard. Write --seed.",
+        ),
+        ("generate --pipeline P --output-dir O -seed 3", "has no option -seed. Did you mean --seed?"),
+        ("generate --pipeline P --output-dir O --seed = 3", "--seed is '='. It takes a whole number"),
+        ("train_tokenizer small64", "Did you mean 'train-tokenizer'?"),
+        ("help", "'help' is no command."),
         ("dev benchmark encode --repeats few", "--repeats is 'few'. It takes a whole number: "),
     ],
 )
