@@ -6,21 +6,28 @@ Channels: tests/cases/test_channels.py. Nets: tests/cases/test_deep_nets.py. Che
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import shutil
 from collections import namedtuple
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from tiny_runs import tokenizer_run, write_pictures
+from tiny_runs import prior_run, tokenizer_run, write_pictures
 
 from codegrid.errors import CodegridError
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training import checkpoint
+from codegrid.pipelines.training.prior.train import train_prior
 from codegrid.pipelines.training.tokenizer import train
 from codegrid.pipelines.training.tokenizer.train import train_tokenizer
+from codegrid.prior.codes import CodesError
 
 CONDITIONAL = {"class_conditional": True}
 
@@ -122,3 +129,29 @@ def test_an_evaluation_that_fails_costs_no_steps(tmp_path, monkeypatch):
             train_tokenizer(config)
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-000000002"]
     train_tokenizer(config)
+
+
+@pytest.mark.parametrize("column", ["codes", "label"])
+@pytest.mark.parametrize("seed", [4])
+def test_codes_and_labels_out_of_range_are_found_before_anything_is_claimed(column, seed, tmp_path):
+    """Of a data set that is whole by its manifest: others wrote it so."""
+    tokenizer = train_tokenizer(tokenizer_run(tmp_path / "tokenizer", write_pictures(tmp_path / "data")))
+    given = TokenizationConfig(
+        str(tokenizer), DataConfig(str(tmp_path / "data")), str(tmp_path / "codes"), device="cpu"
+    )
+    codes = tokenize_dataset(given)
+    (file,) = (codes / "data").glob("*.parquet")
+    rows = pq.read_table(file)
+    values, place = rows.column(column).to_pylist(), random.Random(seed).randrange(12)
+    values[place] = [*values[place][:-1], 16] if column == "codes" else 2
+    changed = rows.set_column(
+        rows.column_names.index(column), rows.schema.field(column), pa.array(values, rows.schema.field(column).type)
+    )
+    pq.write_table(changed, file)
+    manifest = json.loads((codes / "manifest.json").read_text())
+    (shard,) = manifest["shards"]
+    shard |= {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "num_bytes": file.stat().st_size}
+    (codes / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CodesError, match="code 16, beyond its codebook" if column == "codes" else "2 is a label"):
+        train_prior(prior_run(tmp_path / "run", codes))
+    assert not (tmp_path / "run").exists()

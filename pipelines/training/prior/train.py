@@ -34,6 +34,8 @@ from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_p
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
 from codegrid.prior.transfer import transferred
 
+_ROWS_AT_ONCE = 4096  # of codes, when all are looked at
+
 
 def train_prior(config: PriorTrainingConfig) -> Path:
     """Train a prior, or resume a stopped run of the same config; return the run's folder.
@@ -46,6 +48,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
     codes = open_codes(config.codes)
     if config.tokenizer is not None:
         check_tokenizer(codes, config.tokenizer)
+    _check_ids(codes)
     run = Run(config, "prior", _identity(config, codes))
     torch.manual_seed(key(config.seed, "initialisation"))
     stage, window = PriorStage(run, config, codes), Window()
@@ -74,6 +77,26 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
     theirs = f"codes that {shown(manifest.tokenizer)} made"
     if sentence := misfits(model, manifest, f"The tokenizer {shown(tokenizer)}", theirs):
         raise CodesError(sentence, "Make the codes again with this tokenizer, or name the tokenizer that made them.")
+
+
+def _check_ids(codes: CodeDataset) -> None:
+    """Read all codes and labels once: one out of range would end the run at the step that meets it.
+
+    Raises:
+        CodesError: a code is beyond the codebook, or a label beyond the classes.
+    """
+    classes = codes.manifest.class_names
+    if (
+        classes is not None
+        and codes.labels is not None
+        and (highest := int(codes.labels.max(initial=-1))) >= len(classes)
+    ):
+        raise CodesError(
+            f"{highest} is a label in the codes, and there are {len(classes)} classes.",
+            "The data set is damaged, or others wrote it: make it again.",
+        )
+    for first in range(0, len(codes), _ROWS_AT_ONCE):
+        codes.codes(np.arange(first, min(first + _ROWS_AT_ONCE, len(codes))))
 
 
 def _identity(config: PriorTrainingConfig, codes: CodeDataset) -> Identity:
