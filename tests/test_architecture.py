@@ -210,13 +210,9 @@ UNFINISHED |= {"pipelines/benchmarks"}
 
 UNFINISHED |= {"pipelines/codes"}
 
-UNFINISHED |= {"pipelines/comparison"}
-
 UNFINISHED |= {"pipelines/data"}
 
 UNFINISHED |= {"pipelines/demo"}
-
-UNFINISHED |= {"pipelines/evaluation"}
 
 UNFINISHED |= {"pipelines/generation"}
 

@@ -196,20 +196,24 @@ def completed(card: str, facts: CardFacts) -> str:
     return _with_metadata(metadata, "\n\n".join(sections) + "\n")
 
 
-def with_evaluation(card: str, name: str, rows: Sequence[Mapping[str, float | None]], data: str) -> str:
+def with_evaluation(
+    card: str, name: str, rows: Sequence[Mapping[str, float | None]], data: str, notes: Sequence[str] = ()
+) -> str:
     """The card with an evaluation's table at its end; it replaces an older table of that name.
 
     Args:
         name: name of the evaluation, such as "generation". `evaluation/NAME.json` has all that is needed to repeat it.
         rows: one row is shown as lines of name and value, several as lines of a table.
         data: the images that it was computed on.
+        notes: sentences below the table, such as which pictures were left out.
     """
     begin, end = (f"<!-- codegrid evaluation: {name}{mark} -->" for mark in ("", ", end"))
     title = f"Evaluation of {name}"
     table = _table({key: value for key, value in rows[0].items() if value is not None}, title)
     if len(rows) > 1:
         table = wide_table(rows)
-    section = f"{begin}\n## {title}\n\nOn `{data}` (`evaluation/{name}.json` says how).\n\n{table}{end}\n"
+    said = "".join(f"\n{note}\n" for note in notes)
+    section = f"{begin}\n## {title}\n\nOn `{data}` (`evaluation/{name}.json` says how).\n\n{table}{said}{end}\n"
     older = re.compile(re.escape(begin) + ".*?" + re.escape(end) + r"\n?", re.DOTALL)
     return f"{older.sub('', card).rstrip()}\n\n{section}"
 

@@ -54,5 +54,6 @@ def check_output(given: Mapping[str, Any]) -> None:
 def _sources(given: Mapping[str, Any]) -> list[str]:
     """The sources of pictures among a command's options: configs with a `source`, and texts of such a name."""
     found = [value.source for value in given.values() if dataclasses.is_dataclass(value) and hasattr(value, "source")]
-    found += [given[name] for name in ("source", "reference", "test_data") if isinstance(given.get(name), str)]
+    names = ("source", "reference", "samples", "test_data")
+    found += [given[name] for name in names if isinstance(given.get(name), str)]
     return [source for source in found if isinstance(source, str)]

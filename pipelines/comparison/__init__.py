@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
@@ -67,7 +68,7 @@ def compare_quantizers(
     _check(steps, seconds, num_pictures, only)
     train_images, validation = split_images(data)
     if validation is None:
-        raise DataError("No images are held out: give data.validation_split or a data.validation_fraction above 0.")
+        raise DataError("No images are held out.", "Give data.validation_split or a data.validation_fraction above 0.")
     preset = _preset_for(train_images) if preset == "auto" else preset
     base = TOKENIZER_PRESETS[preset](data.source, "")
     base = replace(base, data=data, max_steps=steps, eval_every=steps, seed=seed)
@@ -89,18 +90,18 @@ def compare_quantizers(
     failed = [name for name in chosen if report.rows[name].error]
     if failed:
         raise TrainingError(
-            f"{len(failed)} of {len(chosen)} quantizers failed ({', '.join(failed)}); the table says why. Run again to "
-            "try them again; CODEGRID_TRACEBACK=1 shows where they failed."
+            f"{len(failed)} of {len(chosen)} quantizers failed ({', '.join(failed)}); the table says why.",
+            "Run again to try them again; CODEGRID_TRACEBACK=1 shows where they failed.",
         )
     return comparison.folder
 
 
 def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str, ...]) -> None:
-    require(steps >= 1, f"steps is {steps}: it must be at least 1.")
-    require(seconds is None or seconds > 0, f"seconds is {seconds}: it must be positive.")
-    require(num_pictures >= 0, f"num_pictures is {num_pictures}: it must not be negative.")
+    require(steps >= 1, f"steps is {steps}.", "Give at least 1.")
+    require(seconds is None or 0 < seconds < math.inf, f"seconds is {seconds}.", "Give a positive number.")
+    require(num_pictures >= 0, f"num_pictures is {num_pictures}.", "Give at least 0.")
     unknown = [name for name in only if name not in VARIANTS]
-    require(not unknown, f"only is {', '.join(only)}: it must name some of {', '.join(VARIANTS)}.")
+    require(not unknown, f"only has {', '.join(unknown)}, which is no quantizer.", f"There are {', '.join(VARIANTS)}.")
 
 
 def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:
@@ -111,7 +112,10 @@ def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:
         except BadImage:
             continue
         return "quickstart" if max(size) <= 32 else "small64"
-    raise DataError(f"None of the images of {images.description} could be used.")
+    raise DataError(
+        f"None of the images of {images.description} could be used.",
+        "`codegrid look` shows what is read, and why pictures are left out.",
+    )
 
 
 def _open_report(comparison: Comparison, preset: str, images: str) -> Report:
@@ -127,8 +131,8 @@ def _open_report(comparison: Comparison, preset: str, images: str) -> Report:
     report = read_report(folder) or Report(settings, preset, images, machine(), {})
     if found := differences(report.settings, settings):
         raise OutputError(
-            f"{folder} holds another comparison. Pass its settings to go on with it, or choose another --output-dir. "
-            "Different are: " + "; ".join(found)
+            f"{folder} holds another comparison. Different are: {'; '.join(found)}.",
+            "Pass its settings to go on with it, or choose another --output-dir.",
         )
     report.machine = machine()
     return report

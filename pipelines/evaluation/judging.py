@@ -19,6 +19,7 @@ from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 
 _HELD_OUT = 0.1  # share of the reference that is held out to test the judge
 _SEED = 0
+_LEAST_SIDE = 16  # of `SmallClassifier`
 
 
 @dataclass
@@ -43,20 +44,40 @@ class Judge:
 
 
 def train_judge(
-    pipe: ImageGenerationPipeline, reference: DataConfig, most: int, accelerator: Accelerator
+    pipe: ImageGenerationPipeline, reference: DataConfig | None, most: int, accelerator: Accelerator
 ) -> Judge | None:
-    """A judge trained on at most `most` reference images on the main process; None if there is nothing to judge."""
+    """A judge trained on at most `most` reference images on the main process; None if there is nothing to judge.
+
+    `reference` is None if its pictures have no labels.
+    """
     if not most or pipe.class_names is None or not accelerator.is_main_process:
         return None
+    reason, judge = None, None
+    if reference is None:
+        reason = "the reference is no source with labels"
+    elif min(pipe.tokenizer.config.preprocessing_config.size) < _LEAST_SIDE:
+        reason = f"the judge needs pictures of {_LEAST_SIDE} pixels a side"
+    else:
+        judge, reason = _trained(pipe, pipe.class_names, reference, most)
+    if reason:
+        tqdm.write(f"No class agreement: {reason}.")
+    return judge
+
+
+def _trained(
+    pipe: ImageGenerationPipeline, names: tuple[str, ...], reference: DataConfig, most: int
+) -> tuple[Judge | None, str | None]:
+    """(the judge, None), or (None, why there is none)."""
     train, held_out = split_images(replace(reference, validation_fraction=_HELD_OUT))
-    if train.class_names is None or tuple(train.class_names) != pipe.class_names:
+    if train.class_names is None or tuple(train.class_names) != names:
         known = "no classes" if train.class_names is None else f"the classes {', '.join(train.class_names)}"
-        tqdm.write(f"No class agreement: the reference has {known}, the pipeline {', '.join(pipe.class_names)}.")
-        return None
+        return None, f"the reference has {known}, the pipeline {', '.join(names)}"
     images, labels = _labelled(pipe, train, most)
     unseen, unseen_labels = _labelled(pipe, held_out, most)
-    classifier = train_classifier(images, labels, len(pipe.class_names), seed=_SEED)
-    return Judge(classifier, class_agreement(classifier, unseen, unseen_labels), len(images))
+    if len(images) < 2 or not len(unseen):
+        return None, f"the reference has {len(images) + len(unseen)} labelled pictures"
+    classifier = train_classifier(images, labels, len(names), seed=_SEED)
+    return Judge(classifier, class_agreement(classifier, unseen, unseen_labels), len(images)), None
 
 
 def _labelled(pipe: ImageGenerationPipeline, source: ImageSource, most: int) -> tuple[np.ndarray, np.ndarray]:

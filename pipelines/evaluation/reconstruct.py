@@ -2,60 +2,126 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, fields
 from pathlib import Path
 
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
+from codegrid.errors import require
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import DataConfig, DataError
-from codegrid.pipelines.data.sources import open_images
-from codegrid.pipelines.data.understood import describe_channels
-from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
+from codegrid.pipelines.data.understood import describe_channels, describe_reading
+from codegrid.pipelines.evaluation.left_out import describe_left_out, left_out
+from codegrid.pipelines.evaluation.reconstruction import ReconstructionScores, evaluate_reconstruction
+from codegrid.pipelines.evaluation.results import describe_data
+from codegrid.pipelines.evaluation.run_pictures import Part, choose_pictures
 from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
-from codegrid.pipelines.system.files import write_atomically, write_json
+from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
+from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import for_people, to_pil
 
+_PICTURE_NAME, _SCORES_NAME = "reconstructions.png", "scores.json"
+
 
 def reconstruct(
-    tokenizer: str, data: DataConfig, output_dir: str, num_pictures: int = 32, batch_size: int = 32
+    tokenizer: str,
+    data: DataConfig,
+    output_dir: str,
+    num_pictures: int = 32,
+    batch_size: int = 32,
+    part: Part = "all",
 ) -> Path:
     """Write `reconstructions.png` (originals above reconstructions) and `scores.json` (over all images).
+
+    Scores of pictures that the tokenizer was trained on are better than those of others: it is said which they are.
 
     Args:
         tokenizer: folder or Hub name.
         data: the images.
-        output_dir: folder for the two files.
+        output_dir: folder for the two files. Those of an earlier call are replaced; other files of these names are not.
         num_pictures: images in the picture.
         batch_size: images per batch.
+        part: which of the images: what was held out, what was trained on, or all of the split. "auto" is what the
+            tokenizer's own run held out if these are its images, else all.
 
     Raises:
         DataError: the images cannot be read as configured, or none of them could be used; or the tokenizer's decoder is
             class-conditional and the images have no labels, or classes that it does not know.
         LoadingError: the tokenizer cannot be loaded.
+        OutputError: the folder has files of these names that are not of this command.
     """
+    require(num_pictures >= 1, f"num_pictures is {num_pictures}.", "Give at least 1.")
+    require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     accelerator = make_accelerator()
+    folder = Path(output_dir)
+    replaced = _check_place(folder)
     model = load_tokenizer(tokenizer).to(accelerator.device)
-    source = open_images(data)
-    if channels := describe_channels(model.config.backbone_config.in_channels).strip():
-        print(channels)
+    chosen = choose_pictures(data, tokenizer, part)
+    source = chosen.source
+    say = tqdm.write if accelerator.is_main_process else lambda _: None
+    channels = describe_channels(model.config.backbone_config.in_channels)
+    said = [f"Reconstructing {source.description}.", *chosen.said, describe_reading(source) + channels]
+    say("\n".join(said).rstrip("\n"))
     batch = next((b for b in prepared_batches(model, iter(source), num_pictures) if b.records), None)
     if batch is None:
-        raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
-    folder = Path(output_dir)
+        raise DataError(
+            f"None of the {len(source):,} images of {shown(data.source)} could be used.",
+            "`codegrid look` shows what is read, and why pictures are left out.",
+        )
     classes = decoder_classes(model.config, source.class_names, source.description)
     picture = reconstruction_sheet(model, batch.images, record_labels(batch.records, classes))
-    write_atomically(folder / "reconstructions.png", lambda aside: picture.save(aside, format="PNG"))
-    scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size))
-    write_json(folder / "scores.json", scores)
-    shown = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if value is not None)
-    print(f"{shown}\nThe picture and the scores are in {folder}.")
+    skipped: dict[str, str] = {}
+    scores = evaluate_reconstruction(model, source, accelerator, batch_size, skipped=skipped, progress=True)
+    without = left_out(dict(gather_object(list(skipped.items()))))
+    if accelerator.is_main_process:
+        made_from = {
+            "tokenizer": tokenizer,
+            "tokenizer_fingerprint": model.fingerprint(),
+            "data": {**describe_data(source, data.source, data.split, model), "part": chosen.part, "seen": chosen.seen},
+            "precision": accelerator.policy.precision,
+            "device": accelerator.device.type,
+        }
+        write_atomically(folder / _PICTURE_NAME, lambda aside: picture.save(aside, format="PNG"))
+        write_json(folder / _SCORES_NAME, {**asdict(scores), "left_out": without, "made_from": made_from})
+        values = ", ".join(f"{name} {number(value)}" for name, value in asdict(scores).items() if value is not None)
+        size, policy = model.config.preprocessing_config.size_text, accelerator.policy
+        lines = [f"{values} ({size} pixels, {policy}).", *describe_left_out(without), *replaced]
+        say("\n".join([*lines, f"The picture and the scores are in {folder}."]))
+    accelerator.wait_for_everyone()
     return folder
+
+
+def _check_place(folder: Path) -> list[str]:
+    """Refuse a folder whose files of our names are not ours; a sentence if they are, and will be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file.", "Choose another --output-dir.")
+    scores, picture = folder / _SCORES_NAME, folder / _PICTURE_NAME
+    try:
+        values = json.loads(scores.read_text(encoding="utf-8")) if scores.exists() else None
+        known = {entry.name for entry in fields(ReconstructionScores)}
+        own = isinstance(values, dict) and known <= set(values)
+    except (OSError, ValueError):
+        values, own = "damaged", False
+    if values is not None and not own:
+        raise OutputError(f"{scores} is not of this command.", "Choose another --output-dir, or move the file.")
+    if picture.exists() and not own:
+        raise OutputError(
+            f"{folder} holds a {_PICTURE_NAME} without a {_SCORES_NAME}.", "Choose another --output-dir, or move it."
+        )
+    if not own:
+        return []
+    before = values.get("made_from")
+    what = f", of {before['tokenizer']} on {shown(before['data']['source'])}," if before else ""
+    return [f"The picture and the scores that were there{what} are replaced."]
 
 
 def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None = None, columns: int = 8) -> Image.Image:

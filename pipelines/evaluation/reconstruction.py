@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from tqdm import tqdm
 
-from codegrid.pipelines.data.batches import Box, Pictures, picture_reader, pixel_batches, prepared_batches, to_device
+from codegrid.pipelines.data.batches import (
+    Box,
+    Picture,
+    Pictures,
+    picture_reader,
+    pixel_batches,
+    prepared_batches,
+    to_device,
+)
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import ImageSource, ImageStream
 from codegrid.pipelines.system.devices import evaluating
@@ -27,9 +36,11 @@ _SSIM_WINDOW = 11
 def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
     """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 without a label."""
     batches = [batch for batch in prepared_batches(model, iter(source), 500) if batch.records]
-    pixels = np.concatenate([batch.pixels.numpy() for batch in batches])
+    channels = model.config.backbone_config.in_channels
+    empty = np.empty((0, *model.config.preprocessing_config.size, channels), np.uint8)
+    pixels = np.concatenate([empty, *(batch.pixels.numpy() for batch in batches)])
     labels = [record.label for batch in batches for record in batch.records]
-    return pixels, np.array(labels)
+    return pixels, np.array(labels, dtype=np.int64)
 
 
 @dataclass
@@ -58,6 +69,8 @@ def evaluate_reconstruction(
     distances: Mapping[str, nn.Module] | None = None,
     on_batch: Callable[[Tensor, Tensor], None] | None = None,
     num_workers: int = 0,
+    skipped: dict[str, str] | None = None,
+    progress: bool = False,
 ) -> ReconstructionScores:
     """Score `model` on all images of `source`. The ranks share the images, and all get the same result.
 
@@ -66,18 +79,15 @@ def evaluate_reconstruction(
             "perceptual" is LPIPS.
         on_batch: called with each of this rank's batches: images and reconstructions, uint8 [B, H, W, C].
         num_workers: processes that load images; 0 loads in the main process.
+        skipped: gets the images that this rank left out, by name, with the reasons.
+        progress: show a bar on the main process.
 
     Raises:
         DataError: the decoder is class-conditional and the data has no labels, or classes that it does not know.
     """
     nets = list((distances or {}).items())
     classes = decoder_classes(model.config, source.class_names, source.description)
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    read = picture_reader(model)
-    if isinstance(source, ImageSource):
-        mine = Pictures(source, read).in_order(range(rank, len(source), ranks), num_workers)
-    else:
-        mine = map(read, itertools.islice(source, rank, None, ranks))
+    mine = _pictures_of_rank(model, source, accelerator, num_workers, progress)
     quantizer, device = model.config.quantizer_config, accelerator.device
     # images, skipped, PSNR, SSIM, images with SSIM, then each net's distance
     sums = torch.zeros(5 + len(nets), dtype=torch.float64)
@@ -85,6 +95,8 @@ def evaluate_reconstruction(
     with evaluating(model):
         for batch in pixel_batches(mine, model, batch_size):
             sums[1] += len(batch.skipped)
+            if skipped is not None:
+                skipped.update(batch.skipped)
             if not batch.records:
                 continue
             images = to_model(to_device(batch.pixels, device))
@@ -113,6 +125,21 @@ def evaluate_reconstruction(
         usage,
         perplexity,
     )
+
+
+def _pictures_of_rank(
+    model: VQModel, source: ImageStream, accelerator: Accelerator, num_workers: int, progress: bool
+) -> Iterable[Picture]:
+    """This rank's pictures, with a bar on the main process if `progress`."""
+    rank, ranks = accelerator.process_index, accelerator.num_processes
+    read, total = picture_reader(model), None
+    if isinstance(source, ImageSource):
+        mine = Pictures(source, read).in_order(range(rank, len(source), ranks), num_workers)
+        total = len(range(rank, len(source), ranks))
+    else:
+        mine = map(read, itertools.islice(source, rank, None, ranks))
+    hidden = not (progress and accelerator.is_main_process)
+    return tqdm(mine, total=total, unit="image", disable=hidden, dynamic_ncols=True)
 
 
 def pixel_scores(images: Tensor, reconstruction: Tensor, boxes: list[Box]) -> Tensor:

@@ -17,13 +17,12 @@ from accelerate import Accelerator
 
 from codegrid.pipelines.artifacts.cards import with_evaluation
 from codegrid.pipelines.data.records import ImageStream
-from codegrid.pipelines.system.files import write_json, write_text
+from codegrid.pipelines.evaluation.ledger import Ledger, Row
+from codegrid.pipelines.system.files import write_text
 from codegrid.tokenizer import VQModel
 
 _LIBRARIES = ("codegrid", "torch", "torchvision", "torchmetrics", "torch-fidelity", "transformers", "numpy", "pillow")
 FOLDER_NAME = "evaluation"  # inside a model's folder
-
-Row = Mapping[str, float | int | None]
 
 
 def output_folder(output_dir: str | None, model: str) -> Path:
@@ -66,15 +65,30 @@ def describe_data(images: ImageStream, source: str, split: str, model: VQModel) 
     }
 
 
-def save_result(name: str, rows: Sequence[Row], record: Mapping[str, Any], folder: Path, model: str) -> Path:
-    """Write NAME.json into `folder`. If `model` is a local folder, it gets the JSON too and its card the table."""
-    result = {"kind": name, "results": [dict(row) for row in rows], **record}
-    write_json(folder / f"{name}.json", result)
-    card = Path(model) / "README.md"
-    if card.is_file():
-        write_json(Path(model) / FOLDER_NAME / f"{name}.json", result)
-        write_text(card, with_evaluation(card.read_text(encoding="utf-8"), name, rows, record["data"]["description"]))
-    return folder / f"{name}.json"
+def save_rows(
+    ledger: Ledger,
+    rows: Sequence[Row],
+    record: Mapping[str, Any],
+    folder: Path,
+    model: str | None,
+    notes: Sequence[str] = (),
+) -> list[Row]:
+    """Add rows to the results in `folder`. If `model` is a local folder, it gets them too and its card the table.
+
+    Args:
+        record: with what they were made; `record["data"]["description"]` says on which pictures.
+        notes: sentences for the card.
+
+    Returns:
+        all rows of the identity, in the order of their settings.
+    """
+    found = ledger.add(folder, rows, record)
+    card = Path(model or "") / "README.md"
+    if model and card.is_file():
+        inside = ledger.add(Path(model) / FOLDER_NAME, rows, record, drop=True)
+        text, data = card.read_text(encoding="utf-8"), record["data"]["description"]
+        write_text(card, with_evaluation(text, ledger.name, inside, data, notes))
+    return found
 
 
 def _commit() -> str | None:

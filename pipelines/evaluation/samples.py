@@ -16,20 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from codegrid.errors import require
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import claim_images, weights_fingerprint
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.files import write_atomically
-from codegrid.prior.sampling import image_generator
+from codegrid.prior.sampling import SamplingConfig, image_generator
 from codegrid.tokenizer.images import to_model, to_pil, to_uint8
 
 _IN_PICTURE = 100
 
 
 class Samples:
-    """`num_images` samples with the pipeline's current settings, a file per batch, under `folder`/samples/SETTING/.
+    """`num_images` samples with one setting, a file per batch, under `folder`/samples/SETTING/.
 
     Image i depends on seed and i alone. Its class is i modulo the number of classes.
 
@@ -40,6 +39,7 @@ class Samples:
     def __init__(
         self,
         pipe: ImageGenerationPipeline,
+        sampling: SamplingConfig,
         folder: Path,
         num_images: int,
         seed: int,
@@ -47,8 +47,8 @@ class Samples:
         accelerator: Accelerator,
     ) -> None:
         self.pipe, self.num_images, self.seed, self.batch_size = pipe, num_images, seed, batch_size
-        self.accelerator = accelerator
-        sampling = asdict(pipe.sampling)
+        self.accelerator, self.sampling = accelerator, sampling
+        sampling = asdict(sampling)
         mark = hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()[:8]
         self.name = f"guidance-{sampling['guidance_scale']:g}_temperature-{sampling['temperature']:g}_{mark}"
         self.outer, self.folder = folder, folder / "samples" / self.name
@@ -70,13 +70,7 @@ class Samples:
         return range(shard * self.batch_size, min((shard + 1) * self.batch_size, self.num_images))
 
     def labels(self, shard: int) -> list[int] | None:
-        sequence = self.pipe.sequence
-        require(
-            sequence.condition is None,
-            "Samples are evaluated of priors with classes or none, and this one's follow "
-            f"{sequence.conditioning.describe()}.",
-        )
-        classes = sequence.num_classes
+        classes = self.pipe.sequence.num_classes
         return [index % classes for index in self.indices(shard)] if classes else None
 
     @resumable()
@@ -98,6 +92,7 @@ class Samples:
                     batch_size=self.batch_size,
                     output_type="pt",
                     progress=False,
+                    **asdict(self.sampling),
                 )
                 pixels = {"images": to_uint8(output.images)}
                 write_atomically(self._path(shard), lambda aside, pixels=pixels: save_file(pixels, aside))

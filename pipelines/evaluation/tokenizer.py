@@ -16,22 +16,27 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
+from codegrid.errors import require
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
-from codegrid.pipelines.data.records import DataConfig, DataError
-from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.data.understood import describe_reading
 from codegrid.pipelines.evaluation.distances import frechet_distance
 from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
+from codegrid.pipelines.evaluation.ledger import Ledger
+from codegrid.pipelines.evaluation.left_out import check_usable, describe_few, describe_left_out, left_out
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
-from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_result
+from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_rows
+from codegrid.pipelines.evaluation.run_pictures import Chosen, Part, choose_pictures
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.feature_nets.weights import WeightsError
 from codegrid.tokenizer.images import check_colours
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
 
+NAME = "reconstruction"
 _REPEATS = 5  # repetitions of a batch, for the throughput
 
 
@@ -46,64 +51,125 @@ def evaluate_tokenizer(
     batch_size: int = 32,
     mixed_precision: Literal["no", "bf16"] = "no",
     cache_dir: str | None = None,
+    part: Part = "auto",
 ) -> Path:
     """Score a tokenizer's reconstructions: PSNR, SSIM, LPIPS, rFID, codes in use, perplexity, bits a pixel, throughput.
+
+    Of the pictures that the tokenizer was trained on, those are scored that the training held out.
 
     Args:
         tokenizer: folder or Hub name.
         data: the images.
         output_dir: folder for reconstruction.json; by default a folder beside the tokenizer's. The tokenizer's card
-            gets the table.
+            gets the table. Earlier results on other images, or of other weights, are kept apart there.
         feature_net: net of the Frechet distance between originals and reconstructions. With inception it is rFID, else
             it carries the net's name; "none" skips it.
         feature_weights: the net's weights file; by default it is looked for in torch hub's downloads.
         lpips: trunk of LPIPS; "none" skips LPIPS. It is also skipped if the weights are not available.
         lpips_weights: the trunk's weights file; by default it is looked for in torch hub's downloads.
         batch_size: images per batch.
-        mixed_precision: precision of the tokenizer's forward pass.
+        mixed_precision: precision of the tokenizer's forward pass. Training evaluates in its own, so that scores differ
+            slightly if that is bf16.
         cache_dir: cache folder for features, keyed by image content; by default ~/.cache/codegrid/features.
+        part: which of the images: what was held out, what was trained on, or all of the split. "auto" is what the
+            tokenizer's own run held out if these are its images, else all.
 
     Raises:
-        DataError: the images cannot be read as configured, or none of them could be used.
+        DataError: the images cannot be read as configured, none of them could be used, or nothing is held out.
         LoadingError: the tokenizer or the feature net cannot be loaded.
+        OutputError: the output folder's reconstruction.json is something else.
     """
+    require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     accelerator = make_accelerator(mixed_precision=mixed_precision)
+    folder = output_folder(output_dir, tokenizer)
+    Ledger(NAME, {}).check(folder)
     model = load_tokenizer(tokenizer).to(accelerator.device)
-    cache = None
-    if feature_net != "none":
-        check_colours(model.config.backbone_config.in_channels, "The Frechet distance (--feature-net none skips it)")
-        cache = FeatureCache(load_feature_net(feature_net, feature_weights, accelerator.device), cache_dir)
+    chosen = choose_pictures(data, tokenizer, part)
+    cache = _cache(feature_net, feature_weights, cache_dir, model, len(chosen.source), accelerator)
     distances = _lpips(lpips, lpips_weights, model, accelerator)
-    source = open_images(data)
-    if accelerator.is_main_process:
-        tqdm.write(f"Reconstructing {source.description}.\n{describe_reading(source)}".rstrip("\n"))
-    keys: list[tuple[str, str]] = []
+    source = chosen.source
+    say = tqdm.write if accelerator.is_main_process else lambda _: None
+    say("\n".join([f"Reconstructing {source.description}.", *chosen.said, describe_reading(source)]).rstrip("\n"))
+    keys, skipped = [], {}
     remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
-    scores = asdict(evaluate_reconstruction(model, source, accelerator, batch_size, distances, remember))
-    if not scores["num_images"]:
-        raise DataError(f"None of the {len(source)} images of {data.source} could be used.")
+    scores = asdict(
+        evaluate_reconstruction(
+            model, source, accelerator, batch_size, distances, remember, skipped=skipped, progress=True
+        )
+    )
+    without = left_out(dict(gather_object(list(skipped.items()))))
+    check_usable(scores["num_images"], len(source), data.source, without)
     accelerator.wait_for_everyone()  # now all ranks' features are in the cache
     keys = gather_object(keys)
     row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
-    folder = output_folder(output_dir, tokenizer)
     if accelerator.is_main_process:
-        if cache is not None:
-            real, made = (cache.load(list(side))[0] for side in zip(*keys, strict=True))
-            row["r" + cache.net.names[0]] = frechet_distance(made, real)
+        notes = describe_left_out(without)
+        if cache is not None and len(keys):
+            notes += _add_distance(row, cache, keys)
         record = {
-            "tokenizer": tokenizer,
-            "tokenizer_fingerprint": model.fingerprint(),
-            "data": describe_data(source, data.source, data.split, model),
+            **_made_with(tokenizer, model, chosen, data),
+            "left_out": without,
+            "notes": notes,
             "feature_net": None if cache is None else cache.net.describe(),
             "lpips_net": lpips if distances else None,
             "batch_size": batch_size,
             **circumstances(accelerator),
         }
-        path = save_result("reconstruction", [row], record, folder, tokenizer)
-        tqdm.write("\n".join(f"{name:28} {value:.6g}" for name, value in row.items() if value is not None))
-        tqdm.write(f"The scores, and with what they were made, are in {path}.")
+        _save(row, record, model, folder, accelerator.device.type)
     accelerator.wait_for_everyone()
     return folder
+
+
+def _made_with(tokenizer: str, model: VQModel, chosen: Chosen, data: DataConfig) -> dict[str, Any]:
+    """The record of the tokenizer and the pictures."""
+    pictures = describe_data(chosen.source, data.source, data.split, model)
+    return {
+        "tokenizer": tokenizer,
+        "tokenizer_fingerprint": model.fingerprint(),
+        "data": {**pictures, "part": chosen.part, "seen": chosen.seen},
+    }
+
+
+def _add_distance(row: dict[str, Any], cache: FeatureCache, keys: list[tuple[str, str]]) -> list[str]:
+    """Put the Frechet distance into the row, if there are pictures enough; return sentences of caution."""
+    if row["num_images"] < 2:
+        return ["The Frechet distance is left out: it needs at least two pictures."]
+    real, made = (cache.load(list(side))[0] for side in zip(*keys, strict=True))
+    name = "r" + cache.net.names[0]
+    row[name] = frechet_distance(made, real)
+    return describe_few({"pictures": len(real)}, real.shape[1], name)
+
+
+def _save(row: dict[str, Any], record: dict[str, Any], model: VQModel, folder: Path, device: str) -> None:
+    """Write the row and print it."""
+    identity = {name: record[name] for name in ("tokenizer_fingerprint", "feature_net", "lpips_net", "precision")}
+    data = record["data"]
+    ledger = Ledger(NAME, {**identity, "data": data["fingerprint"], "part": data["part"], "device": device})
+    save_rows(ledger, [row], record, folder, record["tokenizer"], record["notes"])
+    size = model.config.preprocessing_config.size_text
+    lines = [f"Scores of {row['num_images']:,} images, {size} pixels, in {record['precision']} on {record['device']}:"]
+    lines += [f"{name:28} {number(value, 5)}" for name, value in row.items() if value is not None]
+    lines += [*record["notes"], *ledger.said]
+    tqdm.write("\n".join([*lines, f"The scores, and with what they were made, are in {folder / f'{NAME}.json'}."]))
+
+
+def _cache(
+    name: FeatureNetName | Literal["none"],
+    weights: str | None,
+    cache_dir: str | None,
+    model: VQModel,
+    pictures: int,
+    accelerator: Accelerator,
+) -> FeatureCache | None:
+    """The net of the Frechet distance; None if it is not wanted, or cannot be had of these pictures."""
+    if name == "none":
+        return None
+    check_colours(model.config.backbone_config.in_channels, "The Frechet distance (--feature-net none skips it)")
+    if pictures < 2:
+        if accelerator.is_main_process:
+            tqdm.write(f"The Frechet distance is left out: it needs at least two pictures, and there is {pictures}.")
+        return None
+    return FeatureCache(load_feature_net(name, weights, accelerator.device), cache_dir)
 
 
 def bits_per_pixel(model: VQModel) -> float:
@@ -121,10 +187,10 @@ def _lpips(
     channels = model.config.backbone_config.in_channels
     try:
         if channels not in (1, 3):
-            raise WeightsError(f"it is not defined on images of {channels} channels.")
+            raise WeightsError(f"it is not defined on images of {channels} channels.", "It sees grey and colour.")
         if min(model.config.preprocessing_config.size) < 32:
             size = model.config.preprocessing_config.size_text
-            raise WeightsError(f"it is not defined on images of {size} pixels.")
+            raise WeightsError(f"it is not defined on images of {size} pixels.", "It needs 32 pixels a side.")
         return {"perceptual": LPIPS(net, weights).to(accelerator.device)}
     except WeightsError as error:  # a missing or wrong file that the user named raises other errors
         if accelerator.is_main_process:

@@ -166,7 +166,7 @@ def test_a_net_adds_its_distance_later_without_training_again(compare, monkeypat
 
 def test_mistakes_are_told_before_anything_is_trained(compare, trained, pictures):
     for changes, message in [
-        ({"only": ("vq", "vqq")}, "only is vq, vqq: it must name some of vq, vq-sphere"),
+        ({"only": ("vq", "vqq")}, "only has vqq, which is no quantizer. There are vq, vq-sphere"),
         ({"steps": 0}, "steps is 0"),
         ({"seconds": 0.0}, "seconds is 0.0"),
         ({"feature_net": "squeezenet1_1", "feature_weights": "nowhere.pth"}, "nowhere.pth"),

@@ -63,7 +63,7 @@ def result(folder: Path, name: str) -> dict:
 
 
 def test_reconstruction_scores_and_their_circumstances(own_tokenizer, pictures, small_net):
-    folder = evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4)
+    folder = evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4, part="all")
     assert folder == own_tokenizer.with_name("tokenizer-evaluation")
     record = result(folder, "reconstruction")
     (row,) = record["results"]
@@ -82,13 +82,14 @@ def test_reconstruction_scores_and_their_circumstances(own_tokenizer, pictures, 
     assert "rfd_small" in card
     assert "rfid" not in card
     number = len(small_net)
-    evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4)
+    evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4, part="all")
     assert len(small_net) == number  # all features were in the cache
     assert (own_tokenizer / "README.md").read_text().count("Evaluation of reconstruction |") == 1
 
 
 def test_rfd_is_the_distance_of_originals_and_reconstructions(own_tokenizer, pictures):
-    row = result(evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures))), "reconstruction")["results"][0]
+    folder = evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), part="all")
+    (row,) = result(folder, "reconstruction")["results"]
     model, sides = load_tokenizer(own_tokenizer), ([], [])
 
     def keep(images, made):
@@ -189,6 +190,55 @@ def test_a_sweep_has_a_row_a_setting_and_a_plot(pipeline, pictures):
     (chart, *_) = sweep_charts(rows[:2])
     assert chart.x_label == "temperature"
     assert "| 2 | 0.5 |" in (pipeline / "README.md").read_text()
+
+
+def test_a_sweep_that_stops_keeps_its_rows_and_another_adds_to_them(pipeline, pictures, at_step, capsys):
+    from codegrid.pipelines.evaluation import samples as module
+
+    options = {**OPTIONS, "guidance_scales": (1.0, 2.0)}
+    at_step(module, "image_generator", 15, lambda: (_ for _ in ()).throw(KeyboardInterrupt))  # in the second setting
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_generation(str(pipeline), str(pictures), **options)
+    folder = pipeline.with_name("pipe-evaluation")
+    (first,) = result(folder, "generation")["results"]
+    assert first["guidance_scale"] == 1
+    assert "fd_small" in (pipeline / "README.md").read_text()
+    evaluate_generation(str(pipeline), str(pictures), **{**OPTIONS, "guidance_scales": (3.0,)})
+    rows = result(folder, "generation")["results"]
+    assert [row["guidance_scale"] for row in rows] == [1, 3]
+    assert rows[0] == first
+    assert (folder / "sweep.png").is_file()
+    evaluate_generation(str(pipeline), str(pictures), **options)
+    rows = result(folder, "generation")["results"]
+    assert [row["guidance_scale"] for row in rows] == [1, 2, 3]
+    assert (pipeline / "README.md").read_text().count("| 3 | 1 |") == 1
+    evaluate_generation(str(pipeline), str(pictures), **{**OPTIONS, "num_images": 10})
+    assert [row["num_images"] for row in result(folder, "generation")["results"]] == [12, 10, 12, 12]
+    assert "kept apart" not in capsys.readouterr().out
+
+
+def test_rows_of_another_reference_or_of_other_weights_are_never_in_one_table(
+    pipeline, pictures, tokenizer_folder, prior_folder, tmp_path, capsys
+):
+    others = tmp_path / "others"
+    shutil.copytree(pictures / "noise", others / "noise")
+    folder = evaluate_generation(str(pipeline), str(pictures), **OPTIONS)
+    before = result(folder, "generation")
+    evaluate_generation(str(pipeline), str(others), **OPTIONS)
+    assert "kept apart" in capsys.readouterr().out
+    (apart,) = folder.glob("generation-*.json")
+    assert json.loads(apart.read_text()) == before
+    assert len(list((pipeline / "evaluation").glob("generation*.json"))) == 2
+    assert len(result(folder, "generation")["results"]) == 1
+    evaluate_generation(str(pipeline), str(pictures), **OPTIONS, temperatures=(0.5,))  # back to the first
+    assert [row["temperature"] for row in result(folder, "generation")["results"]] == [0.5, 1]
+    # Other weights at the same place: the model's own folder keeps none of the old, the output folder sets them apart.
+    made = result(pipeline / "evaluation", "generation")
+    made["identity"]["prior_fingerprint"] = "other"
+    (pipeline / "evaluation" / "generation.json").write_text(json.dumps(made))
+    evaluate_generation(str(pipeline), str(pictures), **OPTIONS)
+    assert [row["temperature"] for row in result(pipeline / "evaluation", "generation")["results"]] == [1]
+    assert "were of other weights: they are replaced" in capsys.readouterr().out
 
 
 def test_samples_are_made_once_and_others_are_refused(pipeline, pictures, at_step):

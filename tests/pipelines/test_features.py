@@ -117,7 +117,7 @@ def test_missing_and_wrong_weights_are_named(tmp_path, lite0, monkeypatch):
         "codegrid.pipelines.evaluation.features._LITE0_PACKAGE", "no_such_package"
     )  # it may be installed
     assert weights_path("efficientnet_lite0") == place / "efficientnet_lite0.safetensors"
-    with pytest.raises(LoadingError, match="put the file there"):
+    with pytest.raises(LoadingError, match="Put the file there"):
         load_feature_net("efficientnet_lite0", None, CPU)
     with pytest.raises(LoadingError, match=r"missing\.pth"):
         load_feature_net("inception", str(tmp_path / "missing.pth"), CPU)

@@ -156,7 +156,10 @@ class TokenizerStage(Stage):
     def _report(self, done: int, scores: Scores) -> None:
         if scores:
             self.run.metrics(done, "validation", scores)
-            self.run.log(f"step {done}: " + ", ".join(f"{name} {number(value)}" for name, value in scores.items()))
+            precision = self.run.accelerator.policy.precision
+            said = "" if precision == "float32" else f" (in {precision}; `codegrid evaluate` takes float32)"
+            values = ", ".join(f"{name} {number(value)}" for name, value in scores.items())
+            self.run.log(f"step {done}{said}: {values}")
         if self.run.is_main:
             shown = self.images if self.validation is None else self.validation
             picture = reconstruction_grid(self.model, shown, self.config.num_pictures)

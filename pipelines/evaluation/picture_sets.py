@@ -1,0 +1,199 @@
+"""Sets of real pictures or of finished samples: a folder, a table, or an .npz file, cut alike, and their features."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from codegrid.names import shown
+from codegrid.pipelines.data.batches import read_picture, whole_disk
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource
+from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.evaluation.features import FeatureCache
+from codegrid.pipelines.evaluation.left_out import describe_left_out, left_out
+from codegrid.pipelines.evaluation.npz_files import NpzFile
+from codegrid.tokenizer.images import FORMATS, Preprocessing
+
+_CHUNK = 250  # pictures per entry of the feature cache
+_SHEET_NAME, _SETTINGS_NAME = "samples.png", "generation.json"  # of `codegrid generate`, beside its images
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How pictures become what is compared: as the tokenizer's config says, or to the size of the samples."""
+
+    preprocessing: Preprocessing
+    channels: int
+
+    def describe(self) -> dict[str, Any]:
+        return {**asdict(self.preprocessing), "channels": self.channels}
+
+
+class FolderPictures:
+    """The pictures of a source; those that cannot be used are left out by name."""
+
+    def __init__(self, source: ImageSource, cut: Cut) -> None:
+        self.source, self.cut, self.description = source, cut, source.description
+        self.fingerprint = source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, dict[str, str]]]:
+        """For each chunk of rows the pixels uint8 [n, H, W, C], and by name why pictures are left out."""
+        for chunk in chunks:
+            found = (read_picture(self.source[int(row)], self.cut.preprocessing, self.cut.channels) for row in chunk)
+            kept, skipped = [], {}
+            for picture in whole_disk(found):
+                if picture.pixels is None:
+                    skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
+                else:
+                    kept.append(picture.pixels[0])
+            yield torch.from_numpy(np.stack(kept)) if kept else torch.empty(0, 0, 0, 0, dtype=torch.uint8), skipped
+
+
+class ArrayPictures:
+    """The pictures of an .npz file, which have the size already."""
+
+    def __init__(self, file: NpzFile, cut: Cut) -> None:
+        assert file.shape is not None
+        self.file, self.cut, self.fingerprint = file, cut, file.fingerprint
+        number, height, width, _ = file.shape
+        self.description = f"{file.name}: {number:,} pictures of {height}x{width} in arr_0"
+        if (height, width) != cut.preprocessing.size:
+            raise DataError(
+                f"The pictures in {file.name} are {height}x{width}, and {cut.preprocessing.size_text} is compared.",
+                "Give the pictures as a folder, which are cut to this size.",
+            )
+
+    def __len__(self) -> int:
+        return self.file.shape[0] if self.file.shape else 0
+
+    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, dict[str, str]]]:
+        """As `FolderPictures.read`; every chunk but the last has the same number of rows, which ascend."""
+        rows = [int(row) for chunk in chunks for row in chunk]
+        for pixels in self.file.pictures(rows, _CHUNK):
+            yield pixels, {}
+
+
+@dataclass
+class SetFeatures:
+    """Features [N, D] and logits [N, classes] of a set, and the record of what was left out."""
+
+    features: Tensor
+    logits: Tensor
+    without: dict[str, Any]
+
+
+def spread(number: int, most: int) -> np.ndarray:
+    """At most `most` of `number` places, spread evenly; all of them if `most` is 0: int64, ascending."""
+    count = number if not most else min(most, number)
+    return np.linspace(0, number - 1, count).round().astype(np.int64)
+
+
+def set_features(
+    pictures: FolderPictures | ArrayPictures,
+    rows: np.ndarray,
+    cache: FeatureCache,
+    accelerator: Accelerator,
+    what: str,
+    least: int,
+) -> SetFeatures:
+    """Features of the pictures at `rows`, in order. The ranks share the work, and all get all of it.
+
+    Raises:
+        DataError: fewer than `least` of them could be used.
+    """
+    chunks = [rows[first : first + _CHUNK] for first in range(0, len(rows), _CHUNK)]
+    mine = range(len(chunks))[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(
+        total=sum(len(chunks[place]) for place in mine),
+        desc=what,
+        unit="image",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+    )
+    keys, skipped = [], {}
+    for place, (pixels, bad) in zip(mine, pictures.read([chunks[place] for place in mine]), strict=True):
+        skipped.update(bad)
+        if len(pixels):
+            keys.append((place, cache.key(pixels)))
+        bar.update(len(chunks[place]))
+    bar.close()
+    keys = sorted(gather_object(keys))
+    without = left_out(dict(gather_object(list(skipped.items()))))
+    accelerator.wait_for_everyone()
+    found = cache.load([key for _, key in keys]) if keys else (torch.empty(0, 1), torch.empty(0, 1))
+    if len(found[0]) < least:
+        raise DataError(
+            " ".join(
+                [
+                    f"{len(found[0]):,} of the {len(rows):,} {what} could be used, and at least {least} are needed.",
+                    *describe_left_out(without, what),
+                ]
+            ),
+            "Give more pictures, of the size that is compared; `codegrid look` shows what is read.",
+        )
+    return SetFeatures(*found, without)
+
+
+def is_npz(source: str) -> bool:
+    path = Path(source).expanduser()
+    return path.suffix.lower() == ".npz" or (path.is_file() and path.suffix.lower() in (".npy", ".pt", ".pkl", ".mat"))
+
+
+def open_samples(samples: str) -> tuple[FolderPictures | ArrayPictures, str]:
+    """Finished samples, all of one size, and a sentence about them.
+
+    Raises:
+        DataError: they cannot be read, or their sizes differ.
+    """
+    if is_npz(samples):
+        file = NpzFile(samples)
+        if file.shape is None:
+            raise DataError(
+                f"{file.name} has statistics and no pictures.",
+                "Give it as the reference; samples are pictures.",
+            )
+        height, width = file.shape[1:3]
+        pictures = ArrayPictures(file, Cut(Preprocessing((height, width)), file.shape[3]))
+        return pictures, f"{pictures.description}."
+    source = open_images(DataConfig(samples))
+    if (Path(samples).expanduser() / _SETTINGS_NAME).is_file():  # a folder of `codegrid generate`
+        rows = [row for row, name in enumerate(source.names()) if name != _SHEET_NAME]
+        source = source.subset(np.array(rows), "without the sheet") if len(rows) < len(source) else source
+    sizes = Counter(size for record in source if (size := _size(record)) is not None)
+    if not sizes:
+        raise DataError(f"None of the pictures of {shown(samples)} can be read.", "`codegrid look` shows what is read.")
+    if len(sizes) > 1:
+        most = ", ".join(f"{count:,} of {width}x{height}" for (width, height), count in sizes.most_common(4))
+        raise DataError(
+            f"The samples in {shown(samples)} are of {len(sizes)} sizes (width x height): {most}.",
+            "Bring them to one size, or move what is no sample out of the folder.",
+        )
+    ((width, height),) = sizes
+    cut = Cut(replace(Preprocessing(), image_size=(height, width), max_aspect=10_000), 3)
+    return FolderPictures(source, cut), f"{source.description}, of {height}x{width} (height x width)."
+
+
+def _size(record: ImageRecord) -> tuple[int, int] | None:
+    """(width, height) by the header; None if there is none, which is said when the picture is read."""
+    try:
+        file = io.BytesIO(record.data) if isinstance(record.data, bytes) else record.data
+        with Image.open(file, formats=FORMATS) as image:
+            turned = image.getexif().get(0x0112, 1) >= 5  # EXIF orientations 5 to 8 lie on a side
+            return image.size[::-1] if turned else image.size
+    except Exception:  # a Pillow plugin may raise any error on a damaged header
+        return None
