@@ -28,8 +28,7 @@ def resumable(sentence: str = RESUME) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if not hasattr(error, "resume"):  # of several jobs, one inside the other, the innermost speaks
-            error.resume = sentence
+        vars(error).setdefault("resume", sentence)  # of several jobs, one inside the other, the innermost speaks
         raise
 
 

@@ -12,17 +12,23 @@ from typing import IO, Any
 
 import psutil
 
-# POSIX has these two, Windows the third.
+# POSIX has the first two, Windows the third.
 try:
-    import fcntl
+    import fcntl as _fcntl
+
+    fcntl: Any = _fcntl
 except ImportError:
     fcntl = None
 try:
-    import resource
+    import resource as _resource
+
+    resource: Any = _resource
 except ImportError:
     resource = None
 try:
-    import msvcrt
+    import msvcrt as _msvcrt
+
+    msvcrt: Any = _msvcrt
 except ImportError:
     msvcrt = None
 
@@ -36,7 +42,7 @@ def take_lock(file: IO[str]) -> None:
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     elif msvcrt is not None:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)  # pyright: ignore[reportAttributeAccessIssue]
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
     else:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
