@@ -16,7 +16,7 @@ from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName,
 from codegrid.pipelines.evaluation.judging import Judge, train_judge
 from codegrid.pipelines.evaluation.ledger import Ledger, Row
 from codegrid.pipelines.evaluation.left_out import describe_left_out
-from codegrid.pipelines.evaluation.picture_sets import Cut, open_samples, set_features, spread
+from codegrid.pipelines.evaluation.picture_sets import Cut, check_number, open_samples, set_features, spread
 from codegrid.pipelines.evaluation.reference import (
     OpenReference,
     Reference,
@@ -217,10 +217,14 @@ def _scored_samples(request: Request, data: Any, accelerator: Accelerator, net: 
     """Finished samples: one row."""
     assert request.samples is not None
     pictures, said = open_samples(request.samples)
+    check_number(len(pictures), "samples", LEAST_IMAGES)
     opened = open_reference(data, pictures.cut)
     cache = FeatureCache(load_feature_net(*net[:2], accelerator.device), net[2])
-    said = f"Samples: {said}\n{opened.said}\n  Reference pictures are cut to {pictures.cut.preprocessing.size_text}."
+    said = f"Samples: {said}\n{opened.said}"
+    if opened.data is not None:
+        said += f"\n  Reference pictures are cut to {pictures.cut.preprocessing.size_text}."
     _say(accelerator, said)
+    same = opened.record["fingerprint"] == pictures.fingerprint
     reference = _read(opened, request, cache, accelerator)
     rows = spread(len(pictures), 0)
     found = set_features(pictures, rows, cache, accelerator, "samples", LEAST_IMAGES)
@@ -237,7 +241,7 @@ def _scored_samples(request: Request, data: Any, accelerator: Accelerator, net: 
         {"samples": request.samples, "samples_fingerprint": pictures.fingerprint, "left_out": found.without},
         {"samples_fingerprint": pictures.fingerprint},
         ("num_images",),
-        describe_left_out(found.without, "samples"),
+        [*["Samples and reference are the same pictures."] * same, *describe_left_out(found.without, "samples")],
         None,
     )
 

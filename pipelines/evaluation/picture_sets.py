@@ -97,6 +97,16 @@ class SetFeatures:
     without: dict[str, Any]
 
 
+def check_number(number: int, what: str, least: int) -> None:
+    """Refuse a set that is too small before anything is computed.
+
+    Raises:
+        DataError: there are fewer than `least`.
+    """
+    if number < least:
+        raise DataError(f"There are {number:,} {what}, and at least {least} are needed.", "Give more pictures.")
+
+
 def spread(number: int, most: int) -> np.ndarray:
     """At most `most` of `number` places, spread evenly; all of them if `most` is 0: int64, ascending."""
     count = number if not most else min(most, number)

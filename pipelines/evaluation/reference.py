@@ -28,6 +28,7 @@ from codegrid.pipelines.evaluation.picture_sets import (
     ArrayPictures,
     Cut,
     FolderPictures,
+    check_number,
     is_npz,
     set_features,
     spread,
@@ -101,6 +102,7 @@ def open_reference(data: DataConfig, cut: Cut) -> OpenReference:
     """
     if not is_npz(data.source):
         source = open_images(data)
+        check_number(len(source), "reference pictures", _LEAST)
         pictures = FolderPictures(source, cut)
         record = {
             "source": data.source,
@@ -112,6 +114,7 @@ def open_reference(data: DataConfig, cut: Cut) -> OpenReference:
         return OpenReference(data, pictures, None, said, {**record, **_cut_record(cut)})
     file = NpzFile(data.source)
     pictures = ArrayPictures(file, cut) if file.shape else None
+    check_number(_LEAST if pictures is None else len(pictures), "reference pictures", _LEAST)
     kinds = ["statistics of features (mu, sigma)"] * file.has_statistics
     kinds += [f"{file.shape[0]:,} pictures of {file.shape[1]}x{file.shape[2]} (arr_0)"] if file.shape else []
     description = f"{file.name}: {' and '.join(kinds)}"

@@ -207,3 +207,19 @@ def test_files_of_our_names_that_are_not_ours_stay(tmp_path):
             evaluate(tmp_path, tmp_path / "a", tmp_path / "a")
         assert file.read_text() == text
         file.unlink()
+
+
+def test_too_few_are_refused_before_the_net_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(generation, "load_feature_net", lambda *_: pytest.fail("loaded"))
+    pictures(tmp_path / "nine", 9, 11)
+    pictures(tmp_path / "three", 3, 12)
+    pictures(tmp_path / "a", 12, 13)
+    for samples, reference, said in [("nine", "a", "There are 9 samples"), ("a", "three", "There are 3 reference")]:
+        with pytest.raises(DataError, match=said):
+            evaluate(tmp_path, tmp_path / samples, tmp_path / reference)
+
+
+def test_samples_that_are_the_reference_are_said(tmp_path, capsys):
+    pictures(tmp_path / "a", 12, 13)
+    evaluate(tmp_path, tmp_path / "a", tmp_path / "a")
+    assert "Samples and reference are the same pictures." in capsys.readouterr().out
