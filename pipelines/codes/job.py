@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from codegrid.names import shown
-from codegrid.pipelines.codes.shards import changed_since, is_done, read_records, remove_shard, source_ids
+from codegrid.pipelines.codes.shards import changed_since, is_done, read_records, remove_shard, renew_mark, source_ids
 from codegrid.pipelines.data.records import ImageSource, ImageStream
 from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.files import OutputError, describe, lock_folder, remove_leftovers, write_json
@@ -24,8 +24,11 @@ from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior.codes import MANIFEST_NAME
 
 _PLAN_NAME = ".plan.json"
-# Entries that may differ after images were added to a folder. All others decide an image's codes.
-_GROWS = {"source", "source_fingerprint"}
+_LONGEST = 60  # characters of a value in a message
+# Entries that may differ after images were added to a folder, or the folder was moved or copied. All others decide an
+# image's codes. The place alone, and the times of files, decide nothing: what the images are is compared.
+_GROWS = {"source", "source_fingerprint", "names"}
+_PLACE = {"source"}
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,14 @@ def claimed(folder: Path, plan: dict[str, Any], images: ImageStream, accelerator
     if accelerator.is_main_process:
         try:
             lock, box[0] = _decide(folder, json.loads(json.dumps(plan)), images)
-        except (OutputError, OSError) as error:
-            box[0] = describe(error)
+        except OutputError as error:
+            box[0] = error
+        except OSError as error:
+            box[0] = OutputError(describe(error))
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(box)
-    if isinstance(box[0], str):
-        raise OutputError(box[0])
+    if isinstance(box[0], OutputError):
+        raise box[0]
     first_shard, remaining, shards, finished = box[0]
     part = images if remaining is None else images.subset(remaining, "new")
     try:
@@ -87,10 +92,10 @@ def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO
     if set(different) - _GROWS and not _has_codes(folder):
         tqdm.write(f"{shown(folder)} was claimed by a command that made no codes: this one takes its place.")
         before, different = None, []
-    if set(different) - _GROWS:
-        raise _other_job(folder, different)
+    if before is not None and set(different) - _GROWS:
+        raise _other_job(folder, before, plan, different)
     manifest = folder / MANIFEST_NAME
-    if before is not None and not different and manifest.is_file():
+    if before is not None and not set(different) - _PLACE and manifest.is_file():
         made_of = json.loads(manifest.read_text(encoding="utf-8")).get("source_fingerprint")
         if made_of == plan["source_fingerprint"] and all(is_done(folder, shard) for shard in read_records(folder)):
             return None, (0, None, [], True)
@@ -101,8 +106,12 @@ def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO
         if before is None:
             before = {**plan, "first_shard": 0}
             write_json(path, before)
+        elif set(different) - _PLACE:
+            first = _after_growth(folder, images, before, plan, different)
+            before = {**plan, "first_shard": first}
+            write_json(path, before)
         elif different:
-            before = {**plan, "first_shard": _after_growth(folder, images, different)}
+            before = {**plan, "first_shard": before.get("first_shard", 0)}
             write_json(path, before)
         return lock, _rest(folder, images, before.get("first_shard", 0), plan["images_per_shard"])
     except BaseException:
@@ -118,21 +127,37 @@ def _visible(path: Path) -> bool:
     return not path.name.startswith(".")
 
 
-def _other_job(folder: Path, different: list[str], detail: str = "") -> OutputError:
+def _other_job(
+    folder: Path, before: dict[str, Any], plan: dict[str, Any], different: list[str], detail: str = ""
+) -> OutputError:
+    was = "; ".join(f"{name} was {_short(before[name])}, is {_short(plan[name])}" for name in different)
     return OutputError(
-        f"{folder} holds codes of another job (different: {', '.join(different)}){detail}: choose another --output-dir."
+        f"{shown(folder)} holds codes of another job (different: {', '.join(different)}){detail}: {was}.",
+        "Choose another --output-dir, or pass what the codes were made of.",
     )
 
 
-def _after_growth(folder: Path, images: ImageStream, different: list[str]) -> int:
-    """Check that images were only added, drop unfinished shards, and return the number of the first new shard."""
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def _after_growth(
+    folder: Path, images: ImageStream, before: dict[str, Any], plan: dict[str, Any], different: list[str]
+) -> int:
+    """Check that images were only added or copied, drop unfinished shards, and return the first new shard's number."""
     records = read_records(folder)
     done = {shard: record for shard, record in records.items() if is_done(folder, shard)}
+    accepted: list[tuple[int, dict[str, Any], ImageSource]] = []
     for shard, record in done.items():
         if not isinstance(images, ImageSource) or changed_since(folder, shard, record, images):
-            raise _other_job(
-                folder, different, f"; images can only be added, and shard {shard} was made of files that are not there"
-            )
+            detail = f"; images can only be added, and shard {shard} was made of files that are not there"
+            raise _other_job(folder, before, plan, different, detail)
+        accepted.append((shard, record, images))
+    for each in accepted:
+        renew_mark(folder, *each)
+    if plan.get("names") is not None and plan["names"] == before.get("names"):  # copies of the same files
+        return before.get("first_shard", 0)
     written = {int(path.stem.rpartition("-")[2]) for path in (folder / "data").glob("codes-*.parquet")}
     for shard in (set(records) | written) - set(done):
         remove_shard(folder, shard)

@@ -22,7 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from datasets import ClassLabel, Features, List, Value
 
-from codegrid.pipelines.data.records import ImageSource, ImageStream, content_of
+from codegrid.pipelines.data.records import ImageSource, ImageStream, content_hash, content_of
 from codegrid.pipelines.system.files import sha256, write_atomically, write_json
 from codegrid.tokenizer import VQModel
 
@@ -130,9 +130,39 @@ def source_ids(folder: Path, shard: int, record: Record) -> list[str]:
 
 
 def changed_since(folder: Path, shard: int, record: Record, images: ImageSource) -> bool:
-    """Whether inputs of a finished shard are missing from `images`, or their files have changed."""
-    return record.get("images_mark") is None or record["images_mark"] != _mark(
-        source_ids(folder, shard, record), images
+    """Whether inputs of a finished shard are missing from `images`, or are others than they were.
+
+    Sizes and times of the files tell. Where the times differ, as those of a copy do, the bytes are read and compared.
+    """
+    names = source_ids(folder, shard, record)
+    mark = _mark(names, images)
+    if mark is None or record.get("images_mark") is None:
+        return True
+    if mark == record["images_mark"]:
+        return False
+    return record.get("content") is None or contents_now(record, names, images) != record["content"]
+
+
+def renew_mark(folder: Path, shard: int, record: Record, images: ImageSource) -> None:
+    """Let the record of a shard have the sizes and times of copied files, so that their bytes are read once."""
+    mark = _mark(source_ids(folder, shard, record), images)
+    if mark != record["images_mark"]:
+        write_json(record_path(folder, shard), {**record, "images_mark": mark})
+
+
+def contents_now(record: Record, names: list[str], images: ImageSource) -> str:
+    """The hash over the bytes of a shard's inputs as they are now, to be compared with `record["content"]`.
+
+    Raises:
+        KeyError: one of them is not among `images`.
+    """
+    vanished = {entry["source_id"] for entry in record["skipped"] if entry["reason"] == "vanished"}
+    places = {name: index for index, name in enumerate(images.names())}
+    return content_of(
+        {
+            name: "" if name in vanished and name not in places else content_hash(images[places[name]].data)
+            for name in names
+        }
     )
 
 

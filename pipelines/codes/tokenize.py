@@ -34,7 +34,7 @@ from codegrid.pipelines.data.batches import (
 )
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.depth import DepthWatch
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream, sha256
 from codegrid.pipelines.data.sources import open_image_stream
 from codegrid.pipelines.data.understood import describe_channels, describe_reading
 from codegrid.pipelines.system.devices import Policy, evaluating, make_accelerator, patient_barrier
@@ -282,6 +282,7 @@ def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> di
         "preprocessing": established(model.config.preprocessing_config),
         "source": images.description,
         "source_fingerprint": images.fingerprint,
+        "names": sha256(images.names()) if hasattr(images.reader, "file_marks") else None,
         "class_names": images.class_names,
         "flip": config.flip,
         "ten_crop": config.ten_crop,

@@ -18,6 +18,7 @@ from codegrid.tokenizer.fields import younger
 # Values of data.label_column that are no names of columns: read no labels; a folder's subfolders, whatever a metadata
 # file says.
 NO_LABELS, FOLDER_LABELS = "none", "folder"
+_EDGE_BYTES = 16 * 1024  # at each end of a picture's file: what small pictures consist of
 
 
 class DataError(CodegridError):
@@ -210,6 +211,35 @@ def picture_marks(source: ImageSource) -> Iterator[bytes]:
         return
     for name, mark in zip(names, marks, strict=True):
         yield hashlib.blake2b(f"{os.fsencode(name)!r}{mark}".encode(), digest_size=8).digest()
+
+
+def picture_contents(source: ImageSource) -> Iterator[bytes]:
+    """Like `picture_marks`, from what the files hold: name, size and edges, which a copy of the files has too.
+
+    A picture is compressed, so that another picture of the same size differs in its last bytes as well.
+    """
+    names = source.reader.names() if hasattr(source.reader, "file_marks") else []
+    if not names:
+        yield from picture_marks(source)
+        return
+    for index, name in enumerate(names):
+        yield hashlib.blake2b(
+            f"{os.fsencode(name)!r}{_edges(source.reader[index].data)}".encode(), digest_size=8
+        ).digest()
+
+
+def _edges(data: bytes | Path) -> str:
+    """Size, and a hash of the first and last bytes; "" where they cannot be read."""
+    if not isinstance(data, Path):
+        return f"{len(data)} {hashlib.sha256(data[:_EDGE_BYTES] + data[-_EDGE_BYTES:]).hexdigest()}"
+    try:
+        with data.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            read = file.read(_EDGE_BYTES)
+            file.seek(max(0, size - _EDGE_BYTES))
+            return f"{size} {hashlib.sha256(read + file.read(_EDGE_BYTES)).hexdigest()}"
+    except OSError:
+        return ""
 
 
 def check_split(split: str, splits: list[str], where: Any) -> None:

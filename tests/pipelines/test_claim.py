@@ -40,12 +40,6 @@ def change(folder: Path) -> None:
     Image.new("RGB", (24, 20), (200, 9, 9)).save(folder / "gradient" / "0.png")
 
 
-def touch(folder: Path) -> None:
-    """Another file of equal size: its time tells."""
-    path = folder / "gradient" / "1.png"
-    os.utime(path, ns=(1, 1))
-
-
 def swap(folder: Path) -> None:
     """One more and one less: as many as before."""
     add(folder)
@@ -63,7 +57,7 @@ def drawn(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
-@pytest.mark.parametrize("happens", [remove, change, touch, swap, rename, drawn])
+@pytest.mark.parametrize("happens", [remove, change, swap, rename, drawn])
 def test_a_run_is_not_gone_on_with_on_other_pictures(tokenizer_config, own, tmp_path, happens):
     data = DataConfig(str(own), validation_fraction=0.2)
     config = tokenizer_config(tmp_path / "run", data=data, max_steps=2, save_every=1)
@@ -153,3 +147,22 @@ def test_an_identity_is_saved_and_read_whole(tmp_path):
     assert (found.description, found.fixed) == ("three things", {"a": [1, 2]})
     assert found.members.tolist() == sorted(identity.members.tolist())
     assert Identity.load(tmp_path / "elsewhere") is None
+
+
+def test_a_copy_of_the_pictures_goes_on_and_that_is_said(tokenizer_config, own, tmp_path, capsys):
+    """`cp -r` gives files other times. What they hold decides, not where they lie and since when."""
+    data = DataConfig(str(own), validation_fraction=0.2)
+    config = tokenizer_config(tmp_path / "run", data=data, max_steps=2, save_every=1)
+    train_tokenizer(config)
+    copy = Path(shutil.copytree(own, tmp_path / "copy", copy_function=shutil.copyfile))
+    for path in copy.rglob("*.png"):
+        os.utime(path, ns=(7, 7))
+    train_tokenizer(replace(config, data=replace(data, source=str(copy))))
+    printed = capsys.readouterr().out
+    assert f"data.source was '{own}', is '{copy}'" in printed
+    assert "what they hold is the same" in printed
+    train_tokenizer(replace(config, data=replace(data, source=str(copy))))
+    assert "what they hold" not in capsys.readouterr().out  # once
+    (copy / "noise" / "0.png").write_bytes((copy / "noise" / "1.png").read_bytes())
+    with pytest.raises(OutputError, match="1 of 18 are gone or changed"):
+        train_tokenizer(replace(config, data=replace(data, source=str(copy))))

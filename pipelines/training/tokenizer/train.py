@@ -21,7 +21,7 @@ from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, check_channels, image_batches, prepared_batches
 from codegrid.pipelines.data.classes import check_labelled, decoder_classes, record_labels
 from codegrid.pipelines.data.depth import DepthWatch
-from codegrid.pipelines.data.records import DataError, ImageSource, picture_marks
+from codegrid.pipelines.data.records import DataError, ImageSource, picture_contents, picture_marks
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.pictures.grids import differences
@@ -242,7 +242,10 @@ def _identity(config: TokenizerTrainingConfig, images: ImageSource, validation: 
     # Held-out pictures without a split of their own come from the same source.
     sources = [images] if validation is None or validation.reader is images.reader else [images, validation]
     description = " and ".join(source.description.partition(";")[0] for source in sources)
-    return Identity.of(description, fixed, (mark for source in sources for mark in picture_marks(source)))
+    marks = (mark for source in sources for mark in picture_marks(source))
+    return Identity.of(
+        description, fixed, marks, lambda: (each for source in sources for each in picture_contents(source))
+    )
 
 
 def _check_labels(config: TokenizerTrainingConfig, images: ImageSource, validation: ImageSource | None) -> None:
