@@ -15,12 +15,23 @@ from typing import Any
 
 import yaml
 
+from codegrid.names import shown
 from codegrid.pipelines.data.labels import numeric_order_note
 from codegrid.prior import ARCHITECTURES, SequenceConfig
 from codegrid.prior.codes import CodesManifest
 from codegrid.tokenizer.hub.card import PLACEHOLDER, description, usage
 
 TRAINING = "Training"
+_INSTALL = """
+## Install
+
+The snippet needs the package `codegrid` (and, for code data sets alone, only `datasets`): in a checkout of the project
+
+```sh
+pip install -e .
+```
+"""
+_MOST_NAMES = 200  # classes that the card of a code data set lists; manifest.json has all
 _REPO_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
 
@@ -156,6 +167,7 @@ def codes_card(manifest: CodesManifest) -> str:
 `{manifest.tokenizer_fingerprint}`{changed}.
 `manifest.json` has the rest.{f" {note}" if note else ""}
 """,
+        _ids(manifest.class_names),
         f"""## Use
 
 ```python
@@ -165,6 +177,16 @@ codes = load_dataset("{PLACEHOLDER}", split="train")
 ```
 """,
     )
+
+
+def _ids(class_names: Sequence[str] | None) -> str:
+    """Which id is which class."""
+    if not class_names:
+        return ""
+    lines = [f"- {label}: {shown(name)}" for label, name in enumerate(class_names[:_MOST_NAMES])]
+    more = len(class_names) - _MOST_NAMES
+    lines += [f"- and {more:,} more (`class_names` in `manifest.json`)"] if more > 0 else []
+    return "## Classes\n\nThe column `label` has their ids.\n\n" + "\n".join(lines) + "\n"
 
 
 def training_section(text: str, scores: Mapping[str, float] | None, title: str) -> str:
@@ -187,6 +209,9 @@ def completed(card: str, facts: CardFacts) -> str:
     if shown:
         head, mark, rest = text.partition("\n## ")  # insert after the first paragraph
         text = f"{head.rstrip()}\n\n" + "\n\n".join(shown) + f"\n{mark}{rest}"
+    if "\n## Install" not in text and "\n## Use\n" in text:
+        head, mark, rest = text.partition("\n## Use\n")
+        text = f"{head}{_INSTALL}{mark}{rest}"
     sections = [text.rstrip()]
     if facts.base_tokenizer:
         sections.append(f"The tokenizer is [{facts.base_tokenizer}](https://huggingface.co/{facts.base_tokenizer}).")

@@ -13,6 +13,7 @@ from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import CardFacts, completed
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.artifacts.places import without_places
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest
 from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 
@@ -22,6 +23,8 @@ _PARTS = ("tokenizer", "prior", "context")
 _BY_PRODUCTS = {"checkpoints", "tensorboard", "pictures", "wandb", "metrics.jsonl", "skipped.txt"}
 _PUBLISHED = ("README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "*config.json", MODEL_INDEX_NAME)
 _PUBLISHED += ("evaluation*.json", "*.png")
+_EVALUATIONS = "evaluation/*.json"  # what a card's tables cite
+_TEXTS = {".json", ".jsonl", ".md"}
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{20,}")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".msgpack", ".h5"}
 
@@ -63,7 +66,7 @@ def upload(
     facts = CardFacts(repo_id, subfolder, license, base_tokenizer, shown)
     files["README.md"] = completed(text, facts).encode()
     return push_files(
-        in_subfolder(files, subfolder),
+        in_subfolder({name: _without_places(name, content) for name, content in files.items()}, subfolder),
         repo_id,
         repo_type="dataset" if kind == "codes" else "model",
         replaces=tuple(in_subfolder(dict.fromkeys(owned_patterns(kind)), subfolder)),
@@ -80,9 +83,9 @@ def published_files(folder: Path, kind: str, content: Any) -> dict[str, Path]:
     """
     if kind == "codes":
         return _checked(folder, [folder / name for name in _names_of_codes(folder, content)])
-    found = _plain_files(folder)
+    found = _plain_files(folder) + sorted(folder.glob(_EVALUATIONS))
     for part in _PARTS if kind == "pipeline" else ():
-        found += _plain_files(folder / part)
+        found += _plain_files(folder / part) + sorted((folder / part).glob(_EVALUATIONS))
     return _checked(folder, found)
 
 
@@ -91,8 +94,17 @@ def owned_patterns(kind: str) -> tuple[str, ...]:
     if kind == "codes":
         return PATTERNS_OF_SHARDS
     if kind == "pipeline":
-        return tuple(f"{part}/{pattern}" for part in _PARTS for pattern in WEIGHT_FILES)
-    return WEIGHT_FILES
+        parts = tuple(f"{part}/{pattern}" for part in _PARTS for pattern in (*WEIGHT_FILES, _EVALUATIONS))
+        return (*parts, _EVALUATIONS)
+    return (*WEIGHT_FILES, _EVALUATIONS)
+
+
+def _without_places(name: str, content: Path | bytes) -> Path | bytes:
+    """A text without paths of this machine, as bytes; any other file as it is."""
+    if Path(name).suffix not in _TEXTS:
+        return content
+    text = (content if isinstance(content, bytes) else content.read_bytes()).decode(errors="replace")
+    return without_places(name, text).encode()
 
 
 def _names_of_codes(folder: Path, manifest: CodesManifest) -> list[str]:

@@ -46,6 +46,7 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.sampling import image_generator, iterate_codes
 from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.hub.push import check_login
 from codegrid.tokenizer.images import Picture, check_colours, to_images
 from codegrid.tokenizer.modeling import float_dtype
 
@@ -322,6 +323,7 @@ class ImageGenerationPipeline:
         base_tokenizer: str | None = None,
     ) -> str:
         """Save and upload in one commit, with a card and samples; return the commit's URL (see `publishing.push`)."""
+        check_login(token)
         with TemporaryDirectory() as parent:
             folder = self.save_pretrained(Path(parent) / "pipeline")
             type(self).from_pretrained(folder)  # never upload a pipeline that does not load

@@ -13,6 +13,7 @@ from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.generation.sheet import SAMPLES_NAME, card_pictures
 from codegrid.pipelines.publishing.kinds import open_folder
 from codegrid.prior import SequenceConfig, save_prior
+from codegrid.tokenizer.hub.push import check_login
 
 _RECONSTRUCTIONS_NAME = "reconstructions.png"
 
@@ -79,8 +80,9 @@ def push_folder(
 
     Raises:
         LoadingError, CodesError: the folder is damaged or may not be published; nothing was uploaded.
-        PublishingError: the Hub refuses or cannot be reached.
+        PublishingError: there is no login, or the Hub refuses or cannot be reached.
     """
+    check_login(token)
     path = Path(folder)
     kind, content = open_folder(path)
     return upload(
@@ -103,6 +105,7 @@ def push_folder(
 
 def push_prior(model: PreTrainedModel, sequence: SequenceConfig, repo_id: str, **options: Any) -> str:
     """Save and upload a prior in one commit. `options` are those of `push_folder`."""
+    check_login(options.get("token"))
     with TemporaryDirectory() as folder:
         save_prior(model, sequence, folder)
         return push_folder(folder, repo_id, **options)

@@ -41,8 +41,23 @@ def in_subfolder(files: Mapping[str, T], subfolder: str | None) -> dict[str, T]:
     """
     inside = PurePosixPath(subfolder or ".")
     if inside.is_absolute() or ".." in inside.parts or "\\" in str(inside):
-        raise PublishingError(f"subfolder is {subfolder!r}: it must lie in the repository, such as 'tokenizer'.")
+        raise PublishingError(
+            f"subfolder is {subfolder!r}, which is not in the repository.", "Give a path in it, such as 'tokenizer'."
+        )
     return {str(inside / path): value for path, value in files.items()}
+
+
+def check_login(token: str | bool | None = None) -> None:
+    """Refuse a push without a login, before anything is computed or sent.
+
+    Raises:
+        PublishingError: there is no token.
+    """
+    if not (token if isinstance(token, str) else token is not False and get_token()):
+        raise PublishingError(
+            "There is no login for the Hub.",
+            "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there.",
+        )
 
 
 def push_files(
@@ -88,8 +103,9 @@ def push_files(
             # A commit may succeed although its answer is lost. A second try then adds no commit, but with `create_pr`
             # it would open a second pull request.
             retried = status in _WORTH_ANOTHER_TRY and not (create_pr and status == _NO_ANSWER)
-            if wait is None or not retried:
-                raise PublishingError(_sentence(error, status, repo_id, token)) from None
+            # A Hub to which no connection comes about is a wrong address or no network, which seconds do not mend.
+            if wait is None or not retried or (attempt > 1 and _is_out_of_reach(error)):
+                raise PublishingError(*_sentences(error, status, repo_id, token)) from None
             wait = _wait(error, wait)
             _logger.warning("The Hub %s; try %d in %.0f s.", _what_happened(status), attempt + 1, wait)
             time.sleep(wait)
@@ -144,6 +160,10 @@ def _status(error: BaseException) -> int | None:
     return None
 
 
+def _is_out_of_reach(error: BaseException) -> bool:
+    return any(type(cause).__name__ in ("ConnectError", "ConnectTimeout") for cause in _chain(error))
+
+
 def _wait(error: BaseException, wait: float) -> float:
     """Seconds to wait: at least the Hub's Retry-After, up to two minutes."""
     for cause in _chain(error):
@@ -157,7 +177,8 @@ def _what_happened(status: int | None) -> str:
     return "gave no answer" if status == _NO_ANSWER else f"answered {status}"
 
 
-def _sentence(error: BaseException, status: int | None, repo_id: str, token: str | bool | None) -> str:
+def _sentences(error: BaseException, status: int | None, repo_id: str, token: str | bool | None) -> list[str]:
+    """What is wrong and what to do, without a token in them."""
     remedy = "A push is one commit: all of it is there or nothing. Run it again; what has arrived is not sent again."
     if status in (401, 403, 404):
         remedy = "Log in with `hf auth login`, or set HF_TOKEN to a token that may write there."
@@ -165,8 +186,8 @@ def _sentence(error: BaseException, status: int | None, repo_id: str, token: str
         remedy = "Nothing was committed."
     cause = list(_chain(error))[-1] if status == _NO_ANSWER else error
     reason = (str(cause).strip() or type(cause).__name__).splitlines()[0].rstrip(". ")
-    message = f"The Hub did not take {repo_id}: {reason}. {remedy}"
+    sentences = [f"The Hub did not take {repo_id}: {reason}.", remedy]
     for secret in (token, get_token()):
         if isinstance(secret, str) and secret:
-            message = message.replace(secret, "(token)")
-    return message
+            sentences = [sentence.replace(secret, "(token)") for sentence in sentences]
+    return sentences
