@@ -4,6 +4,7 @@ from codegrid.prior.architectures import ARCHITECTURES, Architecture, register_a
 from codegrid.prior.conditioning import Condition, register_condition
 from codegrid.prior.configuration import PriorConfig
 from codegrid.prior.distribution import SamplingConfig
+from codegrid.prior.likelihood import log_likelihood
 from codegrid.prior.modeling import load_prior, make_prior, save_prior
 from codegrid.prior.objective import PriorObjective, bits_per_code, code_cross_entropy, prior_loss
 from codegrid.prior.sampling import image_generator, iterate_codes, sample_codes
@@ -22,6 +23,7 @@ __all__ = [
     "image_generator",
     "iterate_codes",
     "load_prior",
+    "log_likelihood",
     "make_prior",
     "prior_loss",
     "register_architecture",

@@ -24,7 +24,7 @@ from codegrid.pipelines.codec.entropy import BitDecoder, encoded
 from codegrid.pipelines.codec.models import CodeModel, images_at_once, read_codes
 from codegrid.prior import SequenceConfig, to_codes, to_tokens
 from codegrid.prior.decoding import Decoder, read_weights
-from codegrid.prior.teacher_forcing import hidden_states
+from codegrid.prior.likelihood import code_logits
 
 BLOCK = 64  # codes that share a shift of the cells
 # Ten times the largest difference of logits that was measured between two ways of computing them: docs/compression.md.
@@ -70,9 +70,7 @@ class PriorModel(CodeModel):
     def logits(self, tokens: Tensor) -> np.ndarray:
         """Token sequences [B, n + L] -> logits float64 [B, L, K] of every code, given those before it."""
         with exact_products():
-            hidden = hidden_states(self.model.eval(), tokens[:, :-1].to(self.model.device))
-            hidden = hidden[:, self.sequence.prefix_length - 1 :]  # [B, L, D]
-            logits = self.model.get_output_embeddings()(hidden)[..., : self.sequence.codebook_size]
+            logits = code_logits(self.model.eval(), tokens, self.sequence)
         return logits.float().cpu().numpy().astype(np.float64)
 
     def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:

@@ -125,6 +125,7 @@ COMMANDS: dict[str, Command] = {
             {
                 "reconstruction": "evaluation.tokenizer:evaluate_tokenizer",
                 "generation": "evaluation.generation:evaluate_generation",
+                "prior": "evaluation.prior:evaluate_prior",
                 "compression": "compression.evaluation:evaluate_compression",
             }
         ),

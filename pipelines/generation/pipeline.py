@@ -40,7 +40,7 @@ from codegrid.pipelines.generation.output import ImagePipelineOutput, OutputType
 from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import OutputError, replace_folder, write_text
-from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior, to_codes
+from codegrid.prior import SamplingConfig, SequenceConfig, log_likelihood, resolve_labels, save_prior, to_codes
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
@@ -248,6 +248,30 @@ class ImageGenerationPipeline:
             classes = torch.tensor([self._decoder_classes[label] for label in labels])
         with evaluating(self.tokenizer):
             return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1).cpu()
+
+    def log_likelihood(
+        self,
+        images: Picture | Sequence[Picture] | Tensor,
+        class_labels: Sequence[int | str] | int | str | None = None,
+        *,
+        batch_size: int | None = None,
+    ) -> Tensor:
+        """log p(codes | class) of pictures or codes in nats, float64 [N]: `codegrid.prior.log_likelihood`.
+
+        Args:
+            images: pictures as in `encode`, or integer codes [N, h, w(, depth)].
+            class_labels: a class an image, or one for all. None with a conditional prior is the null class.
+
+        Raises:
+            BadImage, CodegridError: a picture, a code or a class cannot be used, or the prior has no null class.
+        """
+        is_codes = isinstance(images, Tensor) and not images.is_floating_point()
+        codes = images if is_codes else self.encode(images)
+        labels = None
+        if class_labels is not None:
+            alone = isinstance(class_labels, (numbers.Integral, str))
+            labels = torch.tensor(resolve_labels([class_labels] * len(codes) if alone else class_labels, self.sequence))
+        return log_likelihood(self.prior, self.sequence, codes, labels, batch_size=batch_size)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the pipeline's folder. It appears whole and replaces an older pipeline of that name.
