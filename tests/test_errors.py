@@ -21,6 +21,7 @@ SUBCLASSES = [
     ("codegrid.pipelines.artifacts.loading", "LoadingError"),
     ("codegrid.pipelines.training.run", "TrainingError"),
     ("codegrid.pipelines.commands.mistakes", "UsageError"),
+    ("codegrid.pipelines.training.tracking", "TrackerError"),
     ("codegrid.pipelines.codec.file_format", "FileFormatError"),
 ]
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from codegrid.tokenizer.images import to_pil, to_uint8
 
@@ -35,3 +37,22 @@ def as_output(images: Tensor, output_type: OutputType) -> list[Image.Image] | np
     if output_type == "pt":
         return images
     return to_pil(images) if output_type == "pil" else to_uint8(images).numpy()
+
+
+class CodesBar:
+    """A bar that moves by codes, and the caller's own callback; called with the codes that are drawn and wanted."""
+
+    def __init__(self, total: int, shown: bool, callback: Callable[[int, int], None] | None) -> None:
+        self._bar = tqdm(total=total, unit="code", unit_scale=True, disable=not shown, dynamic_ncols=True, delay=0.2)
+        self._callback = callback
+
+    def __call__(self, done: int, total: int) -> None:
+        self._bar.update(done - self._bar.n)
+        if self._callback is not None:
+            self._callback(done, total)
+
+    def __enter__(self) -> CodesBar:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import logging
 import math
-import numbers
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
@@ -36,7 +34,8 @@ from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
-from codegrid.pipelines.generation.output import ImagePipelineOutput, OutputType, as_output
+from codegrid.pipelines.generation.arguments import as_labels, labels_of_images, streams_of_images, whole_number
+from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
 from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import OutputError, replace_folder, write_text
@@ -44,7 +43,7 @@ from codegrid.prior import SamplingConfig, SequenceConfig, log_likelihood, resol
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
-from codegrid.prior.sampling import image_generator, iterate_codes
+from codegrid.prior.sampling import iterate_codes
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.hub.push import check_login
 from codegrid.tokenizer.images import Picture, check_colours, to_images
@@ -152,13 +151,14 @@ class ImageGenerationPipeline:
         *,
         num_images_per_label: int = 1,
         num_images: int | None = None,
-        seed: int | None = None,
+        seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         prefix_codes: Tensor | None = None,
         batch_size: int | None = None,
         weights: WeightFormat = "exact",
         output_type: OutputType = "pil",
         progress: bool = True,
+        callback: Callable[[int, int], None] | None = None,
         **settings: Any,
     ) -> Iterator[ImagePipelineOutput]:
         """Sample images and yield each batch as soon as it is decoded, before later batches are sampled.
@@ -167,47 +167,54 @@ class ImageGenerationPipeline:
             class_labels, output_type: see `__call__`.
             num_images: total number of images, if `class_labels` is None.
             seed: each image i has its own random stream, keyed by seed and i; None draws a seed from torch's generator.
+                A list has a seed an image, each that of the first image of a call with it.
             generator: one CPU generator per image, or one for all (its next draw then starts each image's stream).
             prefix_codes: codes that the images start with, one row per image: [N, P], or the upper rows of the grid
                 [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`. The rest is sampled.
             batch_size: images per batch; None for 64, or fewer if memory is short. On a CPU it changes no code, and
                 pixels only by the last bit of rounding; on an accelerator it may change codes.
             weights: "exact", or the prior's weights rounded to "float16" or "int8", on CPUs: faster, other images.
+            progress: show a bar of the codes that are drawn, with their rate and the time left.
+            callback: called after every code of a batch with the numbers of codes that are drawn and wanted. What it
+                raises ends the call.
             settings: fields of `SamplingConfig`; a field that is None or missing keeps the pipeline's value
                 (`self.sampling`).
         """
-        require(output_type in ("pil", "np", "pt", "codes"), f"output_type is {output_type!r}: pil, np, pt or codes.")
+        require(output_type in get_args(OutputType), f"output_type is {output_type!r}.", "Give pil, np, pt or codes.")
         if output_type == "pil":
             check_colours(
                 self.tokenizer.config.backbone_config.in_channels, 'output_type "pil" (not "np", "pt", "codes")'
             )
-        require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}: it must be at least 1.")
+        batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
         sampling = replace(self.sampling, **{name: value for name, value in settings.items() if value is not None})
-        labels = self._labels(class_labels, num_images_per_label, num_images)
-        number = len(labels) if labels is not None else (num_images or num_images_per_label)
+        per_label = whole_number("num_images_per_label", num_images_per_label)
+        num_images = None if num_images is None else whole_number("num_images", num_images)
+        labels = labels_of_images(self.sequence, class_labels, per_label, num_images)
+        number = len(labels) if labels is not None else (num_images or per_label)
+        bar = CodesBar(number * self.sequence.length, progress, callback)
         batches = iterate_codes(
             self.prior,
             self.sequence,
             None if labels is None else torch.tensor(labels),
-            generators=_generators(seed, generator, number),
-            prefix_codes=prefix_codes,
+            generators=streams_of_images(seed, generator, number),
+            prefix_codes=None if prefix_codes is None else torch.as_tensor(prefix_codes),
             batch_size=batch_size or self.default_batch_size(output_type != "codes"),
             weights=weights,
+            on_progress=bar,
             **asdict(sampling),
         )
-        return self._decoded(batches, labels, number, output_type, progress)
+        return self._decoded(batches, labels, output_type, bar)
 
     def _decoded(
-        self, batches: Iterator[Tensor], labels: list[int] | None, number: int, output_type: OutputType, progress: bool
+        self, batches: Iterator[Tensor], labels: list[int] | None, output_type: OutputType, bar: CodesBar
     ) -> Iterator[ImagePipelineOutput]:
         done = 0
-        with tqdm(total=number, unit="image", disable=not progress, dynamic_ncols=True) as bar:
+        with bar:
             for batch in batches:
                 codes = to_codes(batch, self.sequence).cpu()
                 part = None if labels is None else labels[done : done + len(codes)]
                 images = None if output_type == "codes" else as_output(self.decode(codes, part), output_type)
                 done += len(codes)
-                bar.update(len(codes))
                 yield ImagePipelineOutput(images, codes, part)
 
     def default_batch_size(self, decodes: bool = True) -> int:
@@ -269,8 +276,8 @@ class ImageGenerationPipeline:
         codes = images if is_codes else self.encode(images)
         labels = None
         if class_labels is not None:
-            alone = isinstance(class_labels, (numbers.Integral, str))
-            labels = torch.tensor(resolve_labels([class_labels] * len(codes) if alone else class_labels, self.sequence))
+            given = as_labels(class_labels)
+            labels = torch.tensor(resolve_labels(given * (len(codes) if len(given) == 1 else 1), self.sequence))
         return log_likelihood(self.prior, self.sequence, codes, labels, batch_size=batch_size)
 
     def save_pretrained(self, folder: str | Path) -> Path:
@@ -367,40 +374,3 @@ class ImageGenerationPipeline:
                 license=license,
                 base_tokenizer=base_tokenizer,
             )
-
-    def _labels(
-        self, class_labels: Sequence[int | str] | int | str | None, per_label: int, num_images: int | None
-    ) -> list[Any] | None:
-        require(per_label >= 1, f"num_images_per_label is {per_label}: it must be at least 1.")
-        require(num_images is None or num_images >= 1, f"num_images is {num_images}: it must be at least 1.")
-        require(num_images is None or per_label == 1, "Give num_images_per_label or num_images, not both.")
-        condition = self.sequence.conditioning
-        if condition.vocab_size == 0:
-            require(class_labels is None, "This pipeline is unconditional: it takes no class_labels.")
-            return None
-        require(
-            class_labels is not None or self.class_names is not None,
-            f"This pipeline's images follow {condition.describe()}: say what by class_labels, one for each image.",
-        )
-        if class_labels is None:
-            if num_images is None:
-                return [label for label in range(self.sequence.num_classes) for _ in range(per_label)]
-            return [index % self.sequence.num_classes for index in range(num_images)]
-        require(num_images is None, "Give class_labels with num_images_per_label, or num_images, not both.")
-        wanted = [class_labels] if isinstance(class_labels, (numbers.Integral, str)) else list(class_labels)
-        require(bool(wanted), "class_labels is empty: name at least one class, or leave it out for all of them.")
-        return [label for label in resolve_labels(wanted, self.sequence) for _ in range(per_label)]
-
-
-def _generators(
-    seed: int | None, generator: torch.Generator | Sequence[torch.Generator] | None, number: int
-) -> list[torch.Generator]:
-    require(seed is None or generator is None, "Give a seed or generators, not both.")
-    if generator is None:
-        seed = int(torch.randint(2**63 - 1, ())) if seed is None else seed
-        return [image_generator(seed, index) for index in range(number)]
-    if isinstance(generator, torch.Generator):
-        seeds = torch.randint(2**63 - 1, (number,), generator=generator).tolist()
-        return [image_generator(seed, 0) for seed in seeds]
-    require(len(generator) == number, f"There are {len(generator)} generators for {number} images: give one each.")
-    return list(generator)

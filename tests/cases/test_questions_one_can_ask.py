@@ -98,7 +98,7 @@ def test_shares_that_hold_nothing_out_are_refused(saved):
 
 
 def test_its_own_run_knows_what_was_held_out(saved, capsys):
-    """A run's folder says which codes it held out; other codes of the same tokenizer are scored whole, and it is said."""
+    """A run's folder says which codes it held out; other codes of its tokenizer are scored whole, and it is said."""
     config = {"codes": "codes", "validation_fraction": 0.3}
     (saved / "prior" / "training_config.json").write_text(json.dumps(config))
     made_of = {"tokenizer_fingerprint": open_codes("codes").manifest.tokenizer_fingerprint}
