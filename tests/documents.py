@@ -166,8 +166,9 @@ READ = {
 }
 READ |= {"--folder", "--checkpoint", "--config", "--verify-images", "--init-from", "--feature-weights"}
 READ |= {"--test-data", "--comparison", "--taming", "--llamagen", "--repository", "--generated", "--samples"}
-READ_FIRST = {"report", "look"}  # commands whose first word is read
-WRITTEN_TO = {"--output-dir", "--output"}
+READ |= {"--files", "--file", "--context"}
+READ_FIRST = {"report", "look", "codec-info"}  # commands whose first word is read
+WRITTEN_TO = {"--output-dir", "--output", "--archive"}
 # What commands write where they are not told, below the folder that they are told.
 PARTS = {"quickstart": ("images", "tokenizer", "codes", "prior", "pipeline", "report.json")}
 DEFAULTS = {"quickstart": "runs/quickstart", f"{DEVELOPERS} compare-quantizers": "runs/compare-quantizers"}

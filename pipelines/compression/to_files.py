@@ -124,7 +124,7 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT
     codec = ImageCodec.from_pretrained(pipeline)
     codec.pipe.to(make_accelerator().device)
     folder = Path(output_dir)
-    archives = [(path, unpack(path.read_bytes())) for path in paths]
+    archives = [(path, _unpacked(path)) for path in paths]
     bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
     for path, archive in archives:
         targets = [folder / name for name in _picture_names(path, archive)]
@@ -140,6 +140,14 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT
     return folder
 
 
+def _unpacked(path: Path) -> Archive:
+    """What a compressed file holds; an error names the file."""
+    try:
+        return unpack(path.read_bytes())
+    except FileFormatError as error:
+        raise FileFormatError(f"{shown(path)} cannot be read: {error.what}", error.remedy) from error
+
+
 def codec_info(file: str) -> None:
     """Say what a compressed file holds, without a pipeline.
 
@@ -153,7 +161,7 @@ def codec_info(file: str) -> None:
     if not path.is_file():
         raise MissingFileError(f"{path} is no file.", "Give a compressed file (.cgc) or an archive (.cga).")
     data = path.read_bytes()
-    archive = unpack(data)
+    archive = _unpacked(path)
     header, payload = archive.header, sum(len(entry.payload) for entry in archive.entries)
     number = len(archive.entries)
     print(f"{path}: {len(data):,} bytes, {'one image' if archive.is_single else f'an archive of {number:,} images'}.")

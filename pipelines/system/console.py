@@ -50,7 +50,7 @@ def guarded(run: Callable[[], Any]) -> None:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
             raise
-        _say(f"error: {sentence}")
+        _say(f"error: {' '.join(sentence.splitlines())}")
         raise SystemExit(getattr(error, "exit_status", 1)) from None
     finally:
         if restore is not None:

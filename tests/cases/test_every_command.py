@@ -60,6 +60,9 @@ CASES = [
         [*OUT, "--lpips", "none", "--feature-net", "none"],
     ),
     Reads(["evaluate", "generation"], {"--pipeline": "pipeline", "--reference": "images"}, [*OUT, *LITE]),
+    Reads(["compress"], {"--pipeline": "pipeline", "--data.source": "images"}, [*OUT, "--model", "fixed"]),
+    Reads(["decompress"], {"--files": "archive.cga", "--pipeline": "pipeline"}, OUT),
+    Reads(["codec-info"], {"--file": "archive.cga"}),
     Reads(["report"], {"": "run"}),
     Reads(["demo"], {"--pipeline": "pipeline"}),
     Reads(["push-to-hub"], {"--folder": "model"}, ["--repo-id", "user/name"]),
@@ -104,7 +107,7 @@ def a_name_that_is_too_long(folder: Path, kind: str) -> str:
 
 def half_a_folder(folder: Path, kind: str) -> str:
     """Of a model or data set: its JSON cut short. Of images: a table cut short."""
-    if kind in ("images", "checkpoint", "comparison"):
+    if kind in ("images", "checkpoint", "comparison", "archive.cga"):
         (folder / "half").mkdir()
         (folder / "half" / "part.parquet").write_bytes(b"PAR1 and no more")
         return "half"
@@ -147,6 +150,7 @@ def prepared(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Call
         folder.mkdir(exist_ok=True)
         for name in ("images", "tokenizer", "codes", "prior", "pipeline", "samples"):
             shutil.copytree(SAVED / name, folder / name)
+        (folder / "archive.cga").write_bytes(b"no archive")
         for name in ("run", "model"):
             shutil.copytree(SAVED / "tokenizer", folder / name)
         monkeypatch.chdir(folder)
