@@ -145,7 +145,8 @@ def _unpacked(path: Path) -> Archive:
     try:
         return unpack(path.read_bytes())
     except FileFormatError as error:
-        raise FileFormatError(f"{shown(path)} cannot be read: {error.what}", error.remedy) from error
+        what = error.what.rstrip(".")
+        raise FileFormatError(f"{shown(path)} cannot be read ({what}).", error.remedy) from error
 
 
 def codec_info(file: str) -> None:
