@@ -14,7 +14,7 @@ from codegrid.prior.architectures import architecture_of_class
 from codegrid.tokenizer.fields import from_dict
 
 MODEL_INDEX_NAME = "model_index.json"
-_PIPELINE = "ImageGenerationPipeline"
+PIPELINE_CLASS = "ImageGenerationPipeline"
 _TOKENIZER = ["codegrid.tokenizer", "VQModel"]
 # Names of the libraries up to 0.1.0. Folders with these names stay readable.
 _FORMER_NAMES = {"tokenizer": "codegrid.tokenizer", "prior": "codegrid.prior"}
@@ -26,7 +26,7 @@ def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
     if record is None:
         raise CodegridError(f"A pipeline's prior is of a registered architecture, and {prior} is of none.")
     named = [record.library, record.class_name]
-    index = {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": named, "sampling": asdict(sampling)}
+    index = {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": named, "sampling": asdict(sampling)}
     write_json(folder / MODEL_INDEX_NAME, index)
 
 
@@ -48,7 +48,7 @@ def read_index(folder: Path) -> SamplingConfig:
     except (CodegridError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise LoadingError(f"{path} is damaged: {error}") from error
     allowed = [
-        {"_class_name": _PIPELINE, "tokenizer": _TOKENIZER, "prior": [record.library, record.class_name]}
+        {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": [record.library, record.class_name]}
         for record in ARCHITECTURES.values()
     ]
     if named not in allowed:

@@ -21,7 +21,7 @@ from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import cards_of, pipeline_card
 from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.fit import called, misfits, unknown_origin
-from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, read_index, write_index
+from codegrid.pipelines.artifacts.index import read_index, write_index
 from codegrid.pipelines.artifacts.loading import (
     DeviceMap,
     LoadingError,
@@ -30,6 +30,7 @@ from codegrid.pipelines.artifacts.loading import (
     load_tokenizer,
     local_folder,
 )
+from codegrid.pipelines.artifacts.replacing import check_target, replace_own
 from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel
 from codegrid.pipelines.data.classes import decoder_classes
@@ -38,7 +39,7 @@ from codegrid.pipelines.generation.arguments import as_labels, labels_of_images,
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
 from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
-from codegrid.pipelines.system.files import OutputError, replace_folder, write_text
+from codegrid.pipelines.system.files import write_text
 from codegrid.prior import SamplingConfig, SequenceConfig, log_likelihood, resolve_labels, save_prior, to_codes
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
@@ -281,16 +282,17 @@ class ImageGenerationPipeline:
         return log_likelihood(self.prior, self.sequence, codes, labels, batch_size=batch_size)
 
     def save_pretrained(self, folder: str | Path) -> Path:
-        """Write the pipeline's folder. It appears whole and replaces an older pipeline of that name.
+        """Write the pipeline's folder. It appears whole and replaces the files of an older pipeline there.
+
+        Files that saving does not write stay. Evaluations of other weights are renamed, and a line says so.
 
         Raises:
             OutputError: `folder` holds something other than a pipeline; nothing is overwritten.
         """
         folder = Path(folder)
-        used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()))
-        if used and not (folder / MODEL_INDEX_NAME).is_file():
-            raise OutputError(f"{folder} is not empty and holds no pipeline: choose another folder.")
-        aside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+        check_target(folder)
+        target = folder.resolve()  # a link to a folder stays one
+        aside = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             export(aside / "tokenizer", lambda part: self.tokenizer.save_pretrained(part))
             export(aside / "prior", lambda part: save_prior(self.prior, self.sequence, part))
@@ -300,7 +302,8 @@ class ImageGenerationPipeline:
                 write_text(aside / part / "README.md", card)
             write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
             write_index(aside, type(self.prior).__name__, self.sampling)
-            replace_folder(aside, folder)
+            for line in replace_own(aside, target):
+                print(line)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         return folder

@@ -258,7 +258,7 @@ def test_only_a_pipeline_is_overwritten(pipe, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("all of it")
     for name in ("thesis", "thesis/thesis.tex"):
-        with pytest.raises(OutputError, match="choose another folder"):
+        with pytest.raises(OutputError, match="Choose another folder"):
             pipe.save_pretrained(tmp_path / name)
     assert files_of(tmp_path) == {"thesis/thesis.tex": b"all of it"}
 
