@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -22,6 +22,7 @@ from codegrid.tokenizer.images import to_pil
 from codegrid.tokenizer.metrics import code_counts, counts_of_levels
 
 _BATCH = 32
+_CONTEXT, _FRAME = 96, "#dc2626"  # longest side of a picture in the atlas, and the colour of the frame in it
 _GOLDEN = 0.618033988749895  # steps of the golden ratio spread any number of hues evenly
 
 
@@ -89,45 +90,47 @@ def usage(coded: CodedImages, codebook_size: int) -> Tensor:
 
 @dataclass
 class AtlasEntry:
-    """A code, its share of the positions, the mean of its image patches, and what it decodes to.
+    """A code, its share of the positions, the mean of its image patches, and a place where it is used.
 
-    `decoded` is the middle of an image whose positions all have this code. It is None if a position has several codes,
-    or if decoding depends on the class.
+    `context` is a reconstruction with a frame around a position that has this code: of all positions the one whose
+    patch is nearest to the mean.
     """
 
     code: int
     share: float
     mean: Image.Image
-    decoded: Image.Image | None
+    context: Image.Image
 
 
-def codebook_atlas(model: VQModel, coded: CodedImages, most: int) -> list[AtlasEntry]:
+def codebook_atlas(coded: CodedImages, most: int) -> list[AtlasEntry]:
     """The `most` most used codes of the first level, most used first."""
     grids = coded.codes[..., 0]  # [N, h, w]
     _, height, width = grids.shape
     patch = coded.images.shape[-1] // width
     codes, counts = grids.unique(return_counts=True)  # codes ascend, so the lower code comes first on equal counts
     order = counts.argsort(descending=True, stable=True)[:most]
-    used = codes[order].tolist()
     patches = coded.images.unfold(2, patch, patch).unfold(3, patch, patch)  # [N, C, h, w, p, p]
     patches = patches.permute(0, 2, 3, 1, 4, 5).reshape(-1, coded.images.shape[1], patch, patch)
-    means = torch.stack([patches[(grids == code).flatten()].mean(0) for code in used])
-    decoded: list[Image.Image | None] = [None] * len(used)
-    if coded.codes.shape[-1] == 1 and model.config.class_names is None:
-        decoded = to_pil(_decoded(model, torch.tensor(used), height, width, patch))
-    shares = (counts[order].double() / counts.sum()).tolist()
-    return [AtlasEntry(*entry) for entry in zip(used, shares, to_pil(means), decoded, strict=True)]
+    entries = []
+    for code, count in zip(codes[order].tolist(), counts[order].tolist(), strict=True):
+        places = (grids == code).flatten().nonzero().flatten()  # of N h w
+        mean = patches[places].mean(0)
+        nearest = places[(patches[places] - mean).square().flatten(1).sum(1).argmin()].item()
+        image, row, column = nearest // (height * width), nearest // width % height, nearest % width
+        context = _framed(to_pil(coded.reconstructions[image : image + 1])[0], row * patch, column * patch, patch)
+        entries.append(AtlasEntry(code, count / grids.numel(), to_pil(mean[None])[0], context))
+    return entries
 
 
-def _decoded(model: VQModel, codes: Tensor, height: int, width: int, patch: int) -> Tensor:
-    """Middle patches [n, C, p, p] of images with the same code everywhere."""
-    top, left = (length // 2 * patch for length in (height, width))
-    found = []
-    with evaluating(model):
-        for part in codes.split(_BATCH):
-            images = model.decode(part[:, None, None].expand(-1, height, width).contiguous().to(model.device))
-            found.append(images[:, :, top : top + patch, left : left + patch].clamp(-1, 1).cpu())
-    return torch.cat(found)
+def _framed(image: Image.Image, top: int, left: int, patch: int) -> Image.Image:
+    """The image, at a side that fits into a cell of the atlas, with a frame around a patch."""
+    scale = _CONTEXT / max(image.size)
+    size = tuple(max(1, round(scale * side)) for side in image.size)
+    shown = image.convert("RGB").resize(size, Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS)
+    box = [max(0, scale * side - 1) for side in (left, top)]
+    box += [min(most - 1, scale * (side + patch)) for side, most in zip((left, top), size, strict=True)]
+    ImageDraw.Draw(shown).rectangle(box, outline=_FRAME)
+    return shown
 
 
 def enlarged(image: Image.Image, least_side: int = 44) -> Image.Image:

@@ -12,6 +12,7 @@ from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import split_images
+from codegrid.pipelines.evaluation.generation import sweep_charts
 from codegrid.pipelines.evaluation.results import FOLDER_NAME, circumstances
 from codegrid.pipelines.evaluation.tokenizer import bits_per_pixel
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -19,9 +20,10 @@ from codegrid.pipelines.pictures import markup
 from codegrid.pipelines.pictures.charts import Chart, Series
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.report.codes import code_sheet, codebook_atlas, coded_images, enlarged, usage
+from codegrid.pipelines.report.summary import summary
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_text
-from codegrid.pipelines.training.claim import CONFIG_NAME
+from codegrid.pipelines.training.claim import CONFIG_NAME, IDENTITY_NAME
 from codegrid.pipelines.training.run import read_metrics
 from codegrid.prior import load_prior
 from codegrid.prior.codes import CodesError, read_manifest
@@ -31,6 +33,7 @@ from codegrid.tokenizer.fields import from_dict
 _EXAMPLES = 256  # images for the atlas and the usage
 _ATLAS = 96
 _CLASSES, _PER_CLASS = 20, 8
+_SWEPT = {"guidance_scale", "temperature"}  # of a pipeline's samples; pictures of a folder have neither
 _NOT_CHARTED = {"num_images", "num_skipped"}
 
 Section = tuple[str, str]
@@ -61,19 +64,34 @@ def report(run: str, /, output: str | None = None) -> Path:
         )
     sections: list[Section] = []
     if (folder / "report.json").is_file():
-        sections.append(("Summary", markup.pairs(_read(folder / "report.json"))))
+        sections.append(("Summary", summary(_read(folder / "report.json"), _pictures(parts))))
     makers = {"tokenizer": _tokenizer_sections, "prior": _prior_sections, "pipeline": _pipeline_sections}
     for part, path in parts.items():
         print(f"Looking at {path}.")
         several = len(parts) > 1
         found = makers[part](path, accelerator.device, alone=not several)
         sections += [(f"{part.capitalize()}: {name}" if several else name, body) for name, body in found]
+    sections.sort(key=_place)  # stable: samples first, settings last
     made = circumstances(accelerator)
     subtitle = f"{folder}, codegrid {made['versions'].get('codegrid', '')}, commit {made['commit'] or 'unknown'}"
     path = Path(output) if output else folder / "report.html"
     write_text(path, markup.page(title, subtitle, sections))
     print(f"The page is {path}.")
     return path
+
+
+def _place(section: Section) -> int:
+    """Summary and samples come first, and settings last: a reader looks before he reads."""
+    name = section[0].rpartition(": ")[2]
+    return {"Summary": 0, "Samples": 1, "Configuration": 3}.get(name, 2)
+
+
+def _pictures(parts: dict[str, Path]) -> str:
+    """What the first run with a note of it was made from, for people; "" if none has one."""
+    for path in parts.values():
+        if (path / IDENTITY_NAME).is_file():
+            return str(_read(path / IDENTITY_NAME).get("description", ""))
+    return ""
 
 
 def _tokenizer_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
@@ -100,11 +118,13 @@ def _tokenizer_sections(folder: Path, device: Any, alone: bool) -> list[Section]
     used = max(1, int((shares > 0).sum()))
     points = [(rank, 100 * shares[rank].item()) for rank in range(0, used, max(1, used // 400))]
     rank_chart = Chart(f"Share of each code in {len(coded.images)} images, %", "rank", [Series("share", points)])
-    entries = codebook_atlas(model, coded, _ATLAS)
+    entries = codebook_atlas(coded, _ATLAS)
     text = "The most used codes" + (" of the first level" if coded.codes.shape[-1] > 1 else "")
-    text += ": the mean of the image patches that each stands for; below, the code and its share of the positions."
-    if entries[0].decoded is not None:
-        text += " On the right, what the decoder makes of it where all neighbours are the same code."
+    text += (
+        ": on the left, the mean of the image patches that each stands for; on the right, a reconstruction with a "
+        "frame around a place with this code, the one whose patch is nearest to that mean; below, the code and its "
+        "share of the positions."
+    )
     atlas = markup.paragraph(text) + f'<div class="atlas">{"".join(map(_atlas_cell, entries))}</div>'
     body = maps + markup.subheading("Usage") + markup.charts([rank_chart])
     return [*sections[:-1], ("Codes", body), ("Codebook atlas", atlas), sections[-1]]
@@ -112,8 +132,7 @@ def _tokenizer_sections(folder: Path, device: Any, alone: bool) -> list[Section]
 
 def _atlas_cell(entry: Any) -> str:
     images = markup.picture(enlarged(entry.mean), f"mean patch of code {entry.code}")
-    if entry.decoded is not None:
-        images += markup.picture(enlarged(entry.decoded), f"code {entry.code} decoded")
+    images += markup.picture(entry.context, f"code {entry.code} in a reconstruction")
     return f"<figure><div>{images}</div><figcaption>{entry.code} · {100 * entry.share:.2g}%</figcaption></figure>"
 
 
@@ -199,7 +218,12 @@ def _evaluations(folder: Path) -> list[Section]:
     for path in sorted((folder / FOLDER_NAME).glob("*.json")):
         result = _read(path)
         rest = {name: value for name, value in result.items() if name not in ("kind", "results")}
-        body = markup.paragraph(f"On {result['data']['description']}.") + markup.table(result["results"])
+        rows = result["results"]
+        about = result.get("data", {}).get("description") or result.get("rows", "")
+        body = markup.paragraph(f"On {about}.") if about else ""
+        is_sweep = result["kind"] == "generation" and len(rows) > 1 and all(row.keys() >= _SWEPT for row in rows)
+        charts = sweep_charts(rows) if is_sweep else []
+        body += (markup.charts(charts) if charts else "") + markup.table(rows)
         found.append((f"Evaluation of {result['kind']}", body + markup.folded("How it was made", markup.pairs(rest))))
     return found
 
