@@ -8,7 +8,8 @@ from codegrid.prior.likelihood import log_likelihood
 from codegrid.prior.modeling import load_prior, make_prior, save_prior
 from codegrid.prior.objective import PriorObjective, bits_per_code, code_cross_entropy, prior_loss
 from codegrid.prior.sampling import image_generator, iterate_codes, sample_codes
-from codegrid.prior.sequence import SequenceConfig, resolve_labels, to_codes, to_tokens
+from codegrid.prior.sequence import resolve_labels, to_codes, to_tokens
+from codegrid.prior.sequence_config import SequenceConfig
 
 __all__ = [
     "ARCHITECTURES",

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from codegrid.errors import CodegridError
 from codegrid.prior.mapped_rows import MappedRows
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "codegrid-codes"
@@ -127,19 +127,24 @@ def read_manifest(folder: Path) -> CodesManifest:
     path = folder / MANIFEST_NAME
     if not path.is_file():
         raise CodesError(
-            f"{folder} is no finished code data set: it has no {MANIFEST_NAME}. Make one with "
-            "`codegrid tokenize-dataset`, or run the command that makes it again: it goes on where it stopped."
+            f"{folder} is no finished code data set: it has no {MANIFEST_NAME}.",
+            "Make one with `codegrid tokenize-dataset`, or run the command that makes it again: it goes on where "
+            "it stopped.",
         )
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         if values.get("format") != FORMAT or values.get("version") != VERSION:
             raise CodesError(
-                f"{path} is of format {values.get('format')!r}, version {values.get('version')!r}: this project reads "
-                f"{FORMAT!r}, version {VERSION}."
+                f"{path} is of format {values.get('format')!r}, version {values.get('version')!r}; this version "
+                f"of codegrid reads {FORMAT!r}, version {VERSION}.",
+                "Make the codes again, or read them with the version that wrote them.",
             )
         unknown = sorted(set(values) - {entry.name for entry in fields(CodesManifest)})
         if unknown:
-            raise CodesError(f"Unknown keys in {path}: {', '.join(unknown)}.")
+            raise CodesError(
+                f"Unknown keys in {path}: {', '.join(unknown)}.",
+                "Read the codes with the version of codegrid that wrote them, or make them again.",
+            )
         shards = tuple(Shard(**shard) for shard in values.pop("shards"))
         names = values.pop("class_names")
         manifest = CodesManifest(
@@ -149,16 +154,22 @@ def read_manifest(folder: Path) -> CodesManifest:
         )
         most = {"uint16": 2**16, "uint32": 2**32}[manifest.code_dtype]
         if not manifest.codebook_size <= most:  # before a prior of that vocabulary is made
-            raise CodegridError(f"codebook_size {manifest.codebook_size} is more than {manifest.code_dtype} can hold")
+            raise CodegridError(
+                f"codebook_size {manifest.codebook_size} is more than {manifest.code_dtype} can hold.",
+                "Make the codes again.",
+            )
         manifest.sequence_config()
         files = [PurePosixPath(shard.file) for shard in manifest.shards]
     except CodesError:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CodesError(f"{path} is damaged ({error}): make the codes again.") from error
+        raise CodesError(f"{path} is damaged ({error}).", "Make the codes again.") from error
     for file in files:
         if file.is_absolute() or ".." in file.parts or "\\" in str(file):
-            raise CodesError(f"{path} names a file outside of its folder: {str(file)!r}.")
+            raise CodesError(
+                f"{path} names a file outside of its folder: {str(file)!r}.",
+                "Get the data set from a source that you trust, or make the codes again.",
+            )
     return manifest
 
 
@@ -181,7 +192,10 @@ class CodeDataset:
         key = hashlib.sha256(json.dumps([manifest.fingerprint(), states]).encode()).hexdigest()
         table = load_dataset("parquet", data_files=names, split="train", keep_in_memory=False, description=key)
         if len(table) != manifest.num_rows:
-            raise CodesError(f"The shards hold {len(table)} rows, the manifest says {manifest.num_rows}.")
+            raise CodesError(
+                f"The shards hold {len(table)} rows, the manifest says {manifest.num_rows}.",
+                "Make the codes again, or download them again.",
+            )
         self._table = table
         sequence = manifest.sequence_config()
         self._condition = sequence.conditioning
@@ -190,7 +204,9 @@ class CodeDataset:
             self._rows = MappedRows(self._files, "codes", sequence.length)
             self._columns = {name: self._column(name) for name in self._condition.columns}
         except (ValueError, KeyError) as error:
-            raise CodesError(str(error)) from error
+            raise CodesError(
+                f"The shards cannot be read as codes ({error}).", "Make the codes again, or download them again."
+            ) from error
         self.labels = None
         if manifest.class_names is not None:
             self.labels = self._columns["label"]
@@ -203,8 +219,9 @@ class CodeDataset:
         found = self._rows.take(np.asarray(rows, dtype=np.int64))
         if found.size and int(found.max()) >= self.manifest.codebook_size:
             raise CodesError(
-                f"The data set holds code {int(found.max())}, beyond its codebook of {self.manifest.codebook_size}: "
-                "it is damaged, make it again."
+                f"The data set holds code {int(found.max())}, beyond its codebook of "
+                f"{self.manifest.codebook_size}: it is damaged.",
+                "Make the codes again.",
             )
         return found.astype(np.int64)
 
@@ -265,7 +282,10 @@ def open_codes(
     manifest = read_manifest(folder)
     files = shard_files(folder, manifest, verify)
     if not manifest.num_rows:
-        raise CodesError(f"{folder} holds no codes: none of its {manifest.num_skipped} inputs could be used.")
+        raise CodesError(
+            f"{folder} holds no codes: none of its {manifest.num_skipped} inputs could be used.",
+            "Look at the reasons in its manifest.json, and make it again from readable pictures.",
+        )
     return CodeDataset(manifest, files)
 
 
@@ -278,9 +298,15 @@ def shard_files(folder: Path, manifest: CodesManifest, verify: bool = True) -> l
     files = [folder / shard.file for shard in manifest.shards]
     for file, shard in zip(files, manifest.shards, strict=True):
         if not file.is_file():
-            raise CodesError(f"The shard {file} is missing: run `codegrid tokenize-dataset` again.")
+            raise CodesError(
+                f"The shard {file} is missing.",
+                "Run `codegrid tokenize-dataset` again, or download the whole data set.",
+            )
         if file.stat().st_size != shard.num_bytes or (verify and _sha256(file) != shard.sha256):
-            raise CodesError(f"The shard {file} is not the one that the manifest describes: make the codes again.")
+            raise CodesError(
+                f"The shard {file} is not the one that the manifest describes.",
+                "Make the codes again, or download them again.",
+            )
     return files
 
 
@@ -290,7 +316,9 @@ def _download(repo: str, revision: str | None, subfolder: str | None, token: str
         return Path(snapshot_download(repo, repo_type="dataset", revision=revision, token=token, allow_patterns=wanted))
     except Exception as error:
         raise CodesError(
-            f"{repo!r} is neither a folder here nor a data set that the Hub gives ({type(error).__name__}: {error})."
+            f"{repo!r} is neither a folder here nor a data set that the Hub gives ({type(error).__name__}: {error}).",
+            "Name a folder that `codegrid tokenize-dataset` wrote, or check the repository's name, the "
+            "connection and `hf auth login`.",
         ) from error
 
 

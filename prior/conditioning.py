@@ -74,7 +74,8 @@ class Condition(ABC):
     def check_value(self, value: int) -> None:
         require(
             0 <= value < self.vocab_size,
-            f"The {self.noun} hold {value}: they must lie in [0, {self.vocab_size}).",
+            f"The {self.noun} hold {value}.",
+            f"Give values from 0 to {self.vocab_size - 1}.",
         )
 
     def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -113,10 +114,12 @@ def register_condition(kind: Kind) -> Kind:
         CodegridError: it has no `type`, or another kind has the same one.
     """
     name = getattr(kind, "type", None)
-    require(isinstance(name, str) and bool(name), f"{kind.__name__} has no type: give it the class attribute `type`.")
+    require(
+        isinstance(name, str) and bool(name), f"{kind.__name__} has no type.", "Give it the class attribute `type`."
+    )
     known = CONDITIONS.get(name)
     same = known is None or (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__)
-    require(same, f"There is a condition of the type {name!r} already: choose another.")
+    require(same, f"There is a condition of the type {name!r} already.", "Choose another type.")
     CONDITIONS[name] = kind
     return kind
 
@@ -132,20 +135,27 @@ def condition_from_dict(values: Any) -> Condition:
     Raises:
         CodegridError: the type is not registered, a field is unknown or missing, or a value is wrong.
     """
-    require(isinstance(values, Mapping), f"condition is {values!r:.200}: it must be a JSON object with a type.")
+    require(isinstance(values, Mapping), f"condition is {values!r:.200}.", "Give a JSON object with a type.")
     fields_given = dict(values)
     name = fields_given.pop("type", None)
     if not isinstance(name, str) or name not in CONDITIONS:
         raise CodegridError(
-            f"condition has the type {name!r}, and known are {', '.join(CONDITIONS)}: import the package that has it."
+            f"condition has the type {name!r}, and known are {', '.join(CONDITIONS)}.",
+            "Import the package that registers it first.",
         )
     kind = CONDITIONS[name]
     unknown = sorted(set(fields_given) - {field.name for field in fields(kind)})  # type: ignore[arg-type]
-    require(not unknown, f"condition {name!r} has unknown fields: {', '.join(unknown)}.")
+    require(
+        not unknown,
+        f"condition {name!r} has unknown fields: {', '.join(unknown)}.",
+        "Leave them out, or use the version of the package that wrote them.",
+    )
     try:
         return kind(**fields_given)
     except TypeError as error:
-        raise CodegridError(f"condition {name!r} cannot be read: {error}.") from error
+        raise CodegridError(
+            f"condition {name!r} cannot be read ({error}).", "Give the fields that this type has."
+        ) from error
 
 
 def check_bounds(condition: Condition, most_tokens: int) -> None:
@@ -157,11 +167,13 @@ def check_bounds(condition: Condition, most_tokens: int) -> None:
     tokens, vocabulary = condition.num_tokens, condition.vocab_size
     require(
         1 <= tokens <= most_tokens,
-        f"condition {condition.type!r} is a prefix of {tokens} tokens: it must have 1 to {most_tokens}.",
+        f"condition {condition.type!r} is a prefix of {tokens} tokens.",
+        f"Give it 1 to {most_tokens}.",
     )
     require(
         0 <= vocabulary <= MOST_CLASSES,
-        f"condition {condition.type!r} has {vocabulary} different tokens: it must have at most {MOST_CLASSES}.",
+        f"condition {condition.type!r} has {vocabulary} different tokens.",
+        f"Give it at most {MOST_CLASSES}.",
     )
 
 
@@ -182,7 +194,11 @@ class NoCondition(Condition):
 
     def parse(self, wanted: Iterable[Any]) -> list[Any]:
         wanted = list(wanted)
-        require(not wanted, f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.")
+        require(
+            not wanted,
+            f"This prior is unconditional: it has no classes, and cannot make {wanted[:3]!r}.",
+            "Leave the classes out.",
+        )
         return []
 
     def describe(self) -> str:
@@ -208,15 +224,16 @@ class ClassCondition(Condition):
         names = self.class_names
         require(
             isinstance(names, (tuple, list)) and len(names) >= 1 and all(isinstance(name, str) for name in names),
-            f"class_names is {names!r:.200}: it must be a list of at least one name, or None for no classes.",
+            f"class_names is {names!r:.200}.",
+            "Give a list of at least one name, or None for no classes.",
         )
-        require(
-            len(names) <= MOST_CLASSES, f"class_names has {len(names)} classes: it must have at most {MOST_CLASSES}."
-        )
+        require(len(names) <= MOST_CLASSES, f"class_names has {len(names)} classes.", f"Give at most {MOST_CLASSES}.")
         object.__setattr__(self, "class_names", tuple(names))
         seen: set[str] = set()
         for name in names:
-            require(name not in seen, f"class_names has two classes called {name!r}: names must be unique.")
+            require(
+                name not in seen, f"class_names has two classes called {name!r}.", "Give each class a name of its own."
+            )
             seen.add(name)
 
     @property
@@ -234,7 +251,8 @@ class ClassCondition(Condition):
     def check_value(self, value: int) -> None:
         require(
             0 <= value < self.vocab_size,
-            f"There is no class {value}: labels run from 0 to {self.vocab_size - 1} ({self._some()}).",
+            f"There is no class {value}.",
+            f"Give a label from 0 to {self.vocab_size - 1} ({self._some()}).",
         )
 
     def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -260,21 +278,22 @@ class ClassCondition(Condition):
             try:
                 label = int(value)
             except ValueError:
-                raise CodegridError(self._no_such_name(value)) from None
+                raise CodegridError(f"There is no class called {value!r}.", self._nearest(value)) from None
         else:
             require(
                 isinstance(value, numbers.Integral) and not isinstance(value, bool),
                 f"{value!r} is neither the name nor the number of a class.",
+                f"Choose among {self._some()}, or give a number from 0 to {self.vocab_size - 1}.",
             )
             label = int(value)
         self.check_value(label)
         return label
 
-    def _no_such_name(self, name: str) -> str:
+    def _nearest(self, name: str) -> str:
         lowered = {known.lower(): known for known in self.class_names}
         close = [lowered[match] for match in difflib.get_close_matches(name.lower(), list(lowered), n=3, cutoff=0.5)]
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        return f"There is no class called {name!r}.{hint} The classes are {self._some()}."
+        hint = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+        return f"{hint}The classes are {self._some()}."
 
     def _some(self, limit: int = 20) -> str:
         names = ", ".join(self.class_names[:limit])

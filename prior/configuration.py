@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from codegrid.errors import require
 from codegrid.prior.architectures import Architecture, architecture_named
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 # The architecture that "auto" chooses by `positions`; `qk_norm` with rotary positions chooses a Qwen3.
 _BY_POSITIONS = {"rotary": "llama", "rotary_2d": "grid_llama", "learned": "gpt2"}
@@ -66,38 +66,45 @@ class PriorConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             if field.type.startswith("int") and value is not None:
-                require(value >= 1, f"{field.name} is {value}: it must be at least 1.")
-                require(value <= _MOST[field.name], f"{field.name} is {value}: it must be at most {_MOST[field.name]}.")
+                require(value >= 1, f"{field.name} is {value}.", "Give at least 1.")
+                require(value <= _MOST[field.name], f"{field.name} is {value}.", f"Give at most {_MOST[field.name]}.")
         heads, shared = self.num_attention_heads, self.num_key_value_heads
         require(
             self.hidden_size % heads == 0,
-            f"hidden_size {self.hidden_size} over num_attention_heads {heads} must give an even whole number of "
-            "dimensions a head.",
+            f"hidden_size {self.hidden_size} over num_attention_heads {heads} gives no whole number of dimensions a "
+            "head.",
+            "Change one of the two.",
         )
         require(
             shared is None or heads % shared == 0,
-            f"num_key_value_heads {shared} must divide num_attention_heads {heads}.",
+            f"num_key_value_heads {shared} does not divide num_attention_heads {heads}.",
+            "Give a divisor of num_attention_heads.",
         )
         self._check_architecture()
         require(
-            0 <= self.attention_dropout < 1, f"attention_dropout is {self.attention_dropout}: it must lie in [0, 1)."
+            0 <= self.attention_dropout < 1,
+            f"attention_dropout is {self.attention_dropout}.",
+            "Give a number from 0 to below 1.",
         )
         for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}: it must be above 0.")
+            require(getattr(self, name) > 0, f"{name} is {getattr(self, name)}.", "Give a number above 0.")
 
     def _check_architecture(self) -> None:
         require(
             self.positions in _BY_POSITIONS,
-            f"positions is {self.positions!r}: it must be 'rotary', 'rotary_2d' or 'learned'.",
+            f"positions is {self.positions!r}.",
+            "Choose one of 'rotary', 'rotary_2d' and 'learned'.",
         )
         require(
             not self.qk_norm or self.positions == "rotary",
-            f"qk_norm goes with positions 'rotary' only, not {self.positions!r}: no architecture here has both.",
+            f"qk_norm is set with positions {self.positions!r}, and no architecture here has both.",
+            "Set positions to 'rotary', or turn qk_norm off.",
         )
         require(
             self.architecture == "auto" or (self.positions == "rotary" and not self.qk_norm),
-            f"architecture {self.architecture!r} says which positions and norms there are: leave out positions "
-            f"({self.positions!r}) and qk_norm ({self.qk_norm}).",
+            f"architecture {self.architecture!r} says which positions and norms there are, and positions "
+            f"({self.positions!r}) or qk_norm ({self.qk_norm}) is given as well.",
+            "Leave out positions and qk_norm.",
         )
         self.record.check(self)
 

@@ -72,8 +72,8 @@ def _matrix(module: nn.Module) -> Tensor:
     """The weight [out, in] of a linear layer, or of GPT-2's layer, which stores it transposed."""
     if type(module) not in (nn.Linear, Conv1D) or not module.weight.is_floating_point():
         raise CodegridError(
-            f"Sampling reads plain linear layers, and found {type(module).__name__}: merge adapters and "
-            "dequantize the weights first."
+            f"Sampling reads plain linear layers, and found {type(module).__name__}.",
+            "Merge adapters and dequantize the weights first.",
         )
     weight = module.weight.detach()
     return weight if type(module) is nn.Linear else weight.t()

@@ -90,7 +90,7 @@ class Float16Linear(_OnCPU):
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         if weight.abs().max() > torch.finfo(torch.float16).max:
-            raise CodegridError("A weight is too large for float16: take weights exact or int8.")
+            raise CodegridError("A weight is too large for float16.", "Take weights exact or int8.")
         self.weight = torch.ops.quantized.linear_prepack_fp16(weight.float().contiguous(), None)
         self.bias, self.dtype = bias, weight.dtype
 
@@ -106,7 +106,10 @@ class Int8Linear(_OnCPU):
         self.outputs, inputs = weight.shape
         dtype = weight.dtype
         if inputs % _BLOCK:  # the kernel would read beyond the weights
-            raise CodegridError(f"int8 weights need widths in multiples of {_BLOCK}, and one is {inputs}.")
+            raise CodegridError(
+                f"int8 weights need widths in multiples of {_BLOCK}, and one is {inputs}.",
+                "Take weights exact or float16.",
+            )
         weight = F.pad(weight.float(), (0, 0, 0, -self.outputs % _BLOCK))
         # Round the scale before the weights are divided by it, so that its rounding adds no error.
         self.scales = (weight.abs().amax(1) / 127).clamp(min=1e-20).bfloat16()  # [out]
@@ -129,8 +132,8 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
         return packed or _plain_linear(weight, bias)
     if weight.device.type != "cpu":
         raise CodegridError(
-            f"weights is {weights!r}, which is for CPUs, and the prior is on {weight.device.type}: take 'exact' there, "
-            "with a prior loaded in bfloat16."
+            f"weights is {weights!r}, which is for CPUs, and the prior is on {weight.device.type}.",
+            "Take 'exact' there, with a prior loaded in bfloat16.",
         )
     kind = {"float16": Float16Linear, "int8": Int8Linear}[weights]
     try:
@@ -142,7 +145,9 @@ def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: 
             raise RuntimeError("an image would depend on its batch.")
         linear.row_multiple = multiple
     except (AttributeError, RuntimeError) as error:  # not every build has these products
-        raise CodegridError(f"weights is {weights!r}, which this torch cannot compute with here: {error}") from error
+        raise CodegridError(
+            f"weights is {weights!r}, which this torch cannot compute with here ({error}).", "Take weights exact."
+        ) from error
     return linear
 
 

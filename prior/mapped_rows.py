@@ -34,7 +34,8 @@ class MappedRows:
                 values = batch.flatten().to_numpy(zero_copy_only=True)
                 if values.size != len(batch) * length:
                     raise CodegridError(
-                        f"A row holds {values.size // max(1, len(batch))} codes, the manifest's grid has {length}."
+                        f"A row holds {values.size // max(1, len(batch))} codes, the manifest's grid has {length}.",
+                        "Make the codes again.",
                     )
                 ends.append(ends[-1] + len(batch))
                 begins.append((values.ctypes.data - numbers.ctypes.data) // dtype.itemsize)

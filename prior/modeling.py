@@ -18,7 +18,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from codegrid.errors import CodegridError, MissingFileError, require
 from codegrid.prior.architectures import ARCHITECTURES, Architecture, architecture_of_class
 from codegrid.prior.configuration import PriorConfig, transformers_config
-from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME, SequenceConfig
+from codegrid.prior.sequence_config import SEQUENCE_CONFIG_NAME, SequenceConfig
 
 # Upper bounds for the sizes in config.json: a larger one is damaged, or meant to keep the machine busy.
 _MOST = {
@@ -72,7 +72,8 @@ def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | P
     """
     require(
         architecture_of_class(type(model).__name__) is not None,
-        f"A prior is saved as one of {_class_names()}, not as {type(model).__name__}: unwrap it first.",
+        f"A prior is saved as one of {_class_names()}, not as {type(model).__name__}.",
+        "Unwrap it first.",
     )
     _check_fit(model.config, sequence, "the model's config")
     model.generation_config = generation_config(sequence)
@@ -125,7 +126,11 @@ def load_prior(
     )
     wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     wrong = {key: names for key, names in wrong.items() if names}
-    require(not wrong, f"The weights in {folder} do not fit its config.json: {wrong}.")
+    require(
+        not wrong,
+        f"The weights in {folder} do not fit its config.json: {wrong}.",
+        "Save or download the prior again, weights and config.json together.",
+    )
     return model.eval(), sequence
 
 
@@ -142,16 +147,27 @@ def check_weight_files(folder: Path) -> None:
     single = folder / "model.safetensors"
     if not index.is_file():
         if not single.is_file():
-            raise MissingFileError(f"There is no model.safetensors in {folder}: only safetensors are loaded.")
+            raise MissingFileError(
+                f"There is no model.safetensors in {folder}.",
+                "Only safetensors are loaded: save the weights so (save_pretrained), or download them again.",
+            )
         return
     weight_map = _read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CodegridError(f"{index} has no weight_map.")
+        raise CodegridError(f"{index} has no weight_map.", "Download the prior again.")
     for name in sorted({str(value) for value in weight_map.values()}):
         plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
+        require(
+            plain,
+            f"{index} names the weights file {name!r}.",
+            "Only .safetensors files in the same folder are read: save the prior again, or download it from a source "
+            "that you trust.",
+        )
         if not (folder / name).is_file():
-            raise MissingFileError(f"{index} names {name}, which is not in the folder.")
+            raise MissingFileError(
+                f"{index} names {name}, which is not in the folder: the download is not whole.",
+                "Download the prior again.",
+            )
 
 
 def _download(
@@ -159,7 +175,9 @@ def _download(
 ) -> Path:
     # Otherwise the Hub would be asked for a local path that does not exist, with a puzzling error.
     if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
-        raise MissingFileError(f"There is no folder {repo}.")
+        raise MissingFileError(
+            f"There is no folder {repo}.", "Name the folder of a prior, or a repository of the Hub as OWNER/NAME."
+        )
     return Path(
         snapshot_download(
             repo,
@@ -175,24 +193,29 @@ def _download(
 def _check_architecture(folder: Path) -> Architecture:
     path = folder / "config.json"
     if not path.is_file():
-        raise MissingFileError(f"There is no config.json in {folder}: it is not the folder of a prior.")
+        raise MissingFileError(
+            f"There is no config.json in {folder}: it is not the folder of a prior.",
+            "Name a folder that `codegrid train-prior` or save_prior wrote.",
+        )
     config = _read_json(path)
     found, kind = config.get("architectures"), config.get("model_type")
     name = found[0] if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str) else None
     record = None if name is None else architecture_of_class(name)
     if record is None or kind != record.model_type:
         raise CodegridError(
-            f"{path} names the architecture {found} (model_type {kind!r}): a prior of this project is one of "
-            f"{_class_names()}."
+            f"{path} names the architecture {found} (model_type {kind!r}).",
+            f"Load a prior that is one of {_class_names()}.",
         )
     require(
         not (folder / "adapter_config.json").exists(),
-        f"{folder} holds an adapter (adapter_config.json): merge it into the weights and save them first.",
+        f"{folder} holds an adapter (adapter_config.json).",
+        "Merge it into the weights and save them first.",
     )
     _check_sizes(config, path)
     require(
         config.get("quantization_config") is None,
-        f"{path} has a quantization_config: load_prior reads float weights only.",
+        f"{path} has a quantization_config, and only float weights are read.",
+        "Dequantize the prior and save it first.",
     )
     return record
 
@@ -202,7 +225,11 @@ def _check_sizes(config: dict[str, Any], path: Path) -> None:
     for name, most in _MOST.items():
         value = config.get(name)
         sized = value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
-        require(sized, f"{path} says {name} {value!r}: it must be a whole number of at most {most}.")
+        require(
+            sized,
+            f"{path} says {name} {value!r}.",
+            f"It has to be a whole number of at most {most}: save or download the prior again.",
+        )
 
 
 def _class_names() -> str:
@@ -224,8 +251,13 @@ def _check_shapes(folder: Path, config: PreTrainedConfig, model_class: type[PreT
                     expected is None or list(expected.shape) == found,
                     f"The weights in {folder} do not fit its config.json: mismatched_keys, {name} is {found} in "
                     f"{file.name}.",
+                    "Save or download the prior again, weights and config.json together.",
                 )
-    require(not missing, f"The weights in {folder} do not fit its config.json: missing_keys {sorted(missing)}.")
+    require(
+        not missing,
+        f"The weights in {folder} do not fit its config.json: missing_keys {sorted(missing)}.",
+        "Save or download the prior again, weights and config.json together.",
+    )
 
 
 def _check_fit(config: PreTrainedConfig, sequence: SequenceConfig, where: str) -> None:
@@ -234,11 +266,13 @@ def _check_fit(config: PreTrainedConfig, sequence: SequenceConfig, where: str) -
         f"{where} says vocab_size {config.vocab_size}, {SEQUENCE_CONFIG_NAME} {sequence.vocab_size} "
         f"({sequence.codebook_size} codes, {sequence.conditioning.describe()} and null): they belong to different "
         "priors.",
+        "Take both files from one prior.",
     )
     require(
         config.max_position_embeddings >= sequence.prefix_length + sequence.length - 1,
         f"{where} says max_position_embeddings {config.max_position_embeddings}, too few for a sequence of "
         f"{sequence.length} codes after {sequence.prefix_length} tokens.",
+        f"Take config.json and {SEQUENCE_CONFIG_NAME} from one prior.",
     )
 
 
@@ -246,6 +280,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise CodegridError(f"{path} is not valid JSON: {error}.") from error
-    require(isinstance(values, dict), f"{path} must hold a JSON object, not {type(values).__name__}.")
+        raise CodegridError(f"{path} is not valid JSON ({error}).", "Save or download the prior again.") from error
+    require(
+        isinstance(values, dict),
+        f"{path} holds no JSON object, but {type(values).__name__}.",
+        "Save or download the prior again.",
+    )
     return values

@@ -11,7 +11,8 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
-from codegrid.prior.sequence import SequenceConfig, to_tokens
+from codegrid.prior.sequence import to_tokens
+from codegrid.prior.sequence_config import SequenceConfig
 from codegrid.prior.teacher_forcing import check_checkpointing, hidden_states
 
 # Approximate number of logits that exist at once (32 MB); rows are processed in parts of this size.
@@ -56,7 +57,11 @@ class PriorObjective(nn.Module):
     def __init__(self, model: PreTrainedModel, num_codes: int, checkpointing: bool = False, fast: bool = True) -> None:
         super().__init__()
         if checkpointing:
-            require(fast, "Checkpointing is part of the fast forward pass: turn fast on, or checkpointing off.")
+            require(
+                fast,
+                "Checkpointing is part of the fast forward pass, which is off.",
+                "Turn fast on, or checkpointing off.",
+            )
             check_checkpointing(model)
         self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
 

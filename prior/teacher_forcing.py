@@ -42,7 +42,8 @@ def check_checkpointing(model: PreTrainedModel) -> None:
     require(
         record is not None and record.checkpointing,
         f"Gradient checkpointing is not there for this {type(model).__name__}: its architecture has no forward pass "
-        "with it, or it holds other layers than its architecture (an adapter). Turn checkpointing off.",
+        "with it, or it holds other layers than its architecture (an adapter).",
+        "Turn checkpointing off.",
     )
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from codegrid.errors import require
 from codegrid.prior.modeling import generation_config
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 
 def transferred(model: PreTrainedModel, old: SequenceConfig, new: SequenceConfig) -> PreTrainedModel:
@@ -28,13 +28,16 @@ def transferred(model: PreTrainedModel, old: SequenceConfig, new: SequenceConfig
     for name in ("codebook_size", "grid_shape", "depth", "order"):
         before, now = getattr(old, name), getattr(new, name)
         require(
-            before == now, f"{name} of the codes is {now}, of the prior to start from {before}: they must be equal."
+            before == now,
+            f"{name} of the codes is {now}, of the prior to start from {before}.",
+            "Take codes of the tokenizer that the prior was trained with, or start without its weights.",
         )
     other = old.condition or new.condition
     require(
         other is None,
         "A prior is started from another one's weights where both follow classes, or nothing: one of them follows "
         f"{other.type if other else 'nothing'}.",
+        "Start without the other prior's weights.",
     )
     config = copy.deepcopy(model.config)
     config.vocab_size = new.vocab_size

@@ -224,11 +224,8 @@ UNFINISHED |= {"pipelines/publishing"}
 
 UNFINISHED |= {"pipelines/report"}
 
-UNFINISHED |= {"prior"}
 
 UNFINISHED |= {"prior/sampling.py", "prior/decoding", "prior/distribution.py"}
-
-UNFINISHED |= {"tokenizer"}
 
 UNFINISHED |= {"tokenizer/hub"}
 

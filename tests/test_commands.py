@@ -149,7 +149,7 @@ def test_a_quantizers_inner_one_is_chosen_by_its_type(main, fails, image_folder,
     written = json.loads((tmp_path / "run" / "training_config.json").read_text())["quantizer"]
     assert written == {"type": "residual", "depth": 2, "shared": False, "inner": {"type": "fsq", "levels": [4, 3]}}
     assert VQModel.from_pretrained(tmp_path / "run").config.codes_shape == (4, 4, 2)
-    assert "must be one of 'vq', 'simvq'" in fails("train_tokenizer", *arguments, "--quantizer.inner.type", "bsq")
+    assert "Choose one of 'vq', 'simvq'" in fails("train_tokenizer", *arguments, "--quantizer.inner.type", "bsq")
     no_inner = ["quickstart", "--output-dir", tmp_path / "out", "--quantizer.inner.type", "fsq"]
     assert "a quantizer of type 'vq' has no inner" in fails("train_tokenizer", *no_inner)
 
@@ -158,9 +158,9 @@ def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no picture")
     out, images = ["--output-dir", tmp_path / "out"], ["--data.source", image_folder]
-    assert "must be one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
+    assert "Choose one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
     unknown = ["--objective.discriminator.type", "patch"]
-    assert "must be one of 'patchgan', 'stylegan'" in fails("train_tokenizer", "quickstart", *out, *unknown)
+    assert "Choose one of 'patchgan', 'stylegan'" in fails("train_tokenizer", "quickstart", *out, *unknown)
     contradiction = [*images, *out, "--backbone.ch", 7]
     assert fails("train_tokenizer", "quickstart", *contradiction).startswith("error: backbone.ch * 1 = 7 channels")
     levels = ["--quantizer.type", "fsq", "--quantizer.levels", 1, 4]

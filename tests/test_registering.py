@@ -134,7 +134,7 @@ def test_what_cannot_be_registered_is_refused():
 
     for kind, message in [
         (Quantizer, "make it a dataclass derived from QuantizerConfig"),
-        (OfNoName, r"OfNoName\.type is '': give it a name"),
+        (OfNoName, r"OfNoName\.type is ''. Give it a name"),
         (OfATakenName, r"OfATakenName\.type is 'vq', which is the name of VectorQuantizerConfig"),
     ]:
         with pytest.raises(CodegridError, match=message):

@@ -89,42 +89,44 @@ class BackboneConfig:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, most in _MOST.items():
             value = getattr(self, name)
-            require(value >= 1, f"backbone.{name} is {value}: it must be at least 1.")
-            require(value <= most, f"backbone.{name} is {value}: it must be at most {most}.")
+            require(value >= 1, f"backbone.{name} is {value}.", "Give at least 1.")
+            require(value <= most, f"backbone.{name} is {value}.", f"Give at most {most}.")
         require(
             len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1,
-            f"backbone.ch_mult is {self.ch_mult}: it needs one multiplier of at least 1 a level.",
+            f"backbone.ch_mult is {self.ch_mult}.",
+            "Give one multiplier of at least 1 for each level.",
         )
         for name in ("ch_mult", "attn_resolutions"):
             number = len(getattr(self, name))
-            require(
-                number <= _MOST_LEVELS, f"backbone.{name} has {number} entries: at most {_MOST_LEVELS} are allowed."
-            )
+            require(number <= _MOST_LEVELS, f"backbone.{name} has {number} entries.", f"Give at most {_MOST_LEVELS}.")
         width = self.ch * max(self.ch_mult)
         require(
             width <= _MOST_CHANNELS,
-            f"backbone.ch * {max(self.ch_mult)} = {width} channels are too many: at most {_MOST_CHANNELS} are allowed.",
+            f"backbone.ch * {max(self.ch_mult)} = {width} channels are too many.",
+            f"Lower ch or ch_mult: at most {_MOST_CHANNELS} are allowed.",
         )
-        require(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}: it must lie in [0, 1).")
+        require(0 <= self.dropout < 1, f"backbone.dropout is {self.dropout}.", "Give a number from 0 to below 1.")
         blocks = self.decoder_res_blocks
-        require(blocks is None or blocks >= 1, f"backbone.decoder_res_blocks is {blocks}: it must be at least 1.")
+        require(blocks is None or blocks >= 1, f"backbone.decoder_res_blocks is {blocks}.", "Give at least 1.")
         of_a_level = self.num_res_blocks + (self.num_res_blocks + 1 if blocks is None else blocks)
         of_all = len(self.ch_mult) * of_a_level + 2 * self.mid_res_blocks
         require(
             of_all <= _MOST_BLOCKS,
-            f"backbone has {of_all} residual blocks (num_res_blocks, decoder_res_blocks, mid_res_blocks): at most "
-            f"{_MOST_BLOCKS} are allowed.",
+            f"backbone has {of_all} residual blocks (num_res_blocks, decoder_res_blocks, mid_res_blocks).",
+            f"Give at most {_MOST_BLOCKS}.",
         )
         black_white = self.pixel_range
         require(
             len(black_white) == 2 and black_white[0] < black_white[1],
-            f"backbone.pixel_range is {black_white}: it must be two numbers, black below white.",
+            f"backbone.pixel_range is {black_white}.",
+            "Give two numbers, black below white.",
         )
         for multiplier in self.ch_mult:
             require(
                 self.ch * multiplier % self.norm_groups == 0,
-                f"backbone.ch * {multiplier} = {self.ch * multiplier} channels cannot be split into "
-                f"norm_groups = {self.norm_groups}: change ch, ch_mult or norm_groups.",
+                f"backbone.ch * {multiplier} = {self.ch * multiplier} channels cannot be split into norm_groups = "
+                f"{self.norm_groups}.",
+                "Change ch, ch_mult or norm_groups.",
             )
 
     @property
@@ -170,7 +172,11 @@ class VQModelConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _HUB_KEYS)
-        require(not unknown, f"Unknown keys in the tokenizer's config: {', '.join(unknown)}. See VQModelConfig.")
+        require(
+            not unknown,
+            f"Unknown keys in the tokenizer's config: {', '.join(unknown)}.",
+            "Leave them out, or load it with the version of codegrid that wrote it (see VQModelConfig).",
+        )
         _check_classes(self.num_classes, kwargs.get("num_labels"))
         self.backbone = _as_dict(self.backbone, BackboneConfig())
         self.quantizer = _as_dict(self.quantizer, VectorQuantizerConfig())
@@ -187,27 +193,30 @@ class VQModelConfig(PreTrainedConfig):
             height % factor == 0 and width % factor == 0,
             f"preprocessing.image_size {self.preprocessing_config.image_size} is no multiple of the downsampling "
             f"factor {factor}.",
+            f"Give a multiple of {factor}.",
         )
         cast = self.cast_from
         require(
             cast is None or (isinstance(cast, dict) and set(cast) == {"fingerprint", "digest"}),
-            f"cast_from is {cast!r}: it must be a dictionary of fingerprint and digest.",
+            f"cast_from is {cast!r}.",
+            "Give a dictionary of fingerprint and digest, or save the tokenizer again.",
         )
         if self.num_classes and self.id2label is None:
             self.id2label = {label: str(label) for label in range(self.num_classes)}
         dim, channels = self.quantizer_config.code_dim, self.backbone_config.z_channels
         require(
             self.backbone_config.quant_conv or dim == channels,
-            f"Without backbone.quant_conv the quantizer reads the backbone's features: backbone.z_channels {channels} "
-            f"must be its code_dim {dim}.",
+            f"backbone.z_channels is {channels} and the quantizer's code_dim {dim}: without backbone.quant_conv it "
+            "reads the backbone's features.",
+            "Give both the same number, or set backbone.quant_conv.",
         )
         super().__post_init__(**kwargs)
         if self.num_classes:
             names = self.class_names
             require(
                 len(set(names)) == len(self.id2label) == self.num_classes,
-                f"id2label is {str(self.id2label)[:200]}: it must name each of num_classes = {self.num_classes} "
-                "otherwise.",
+                f"id2label is {str(self.id2label)[:200]}.",
+                f"Name each of num_classes = {self.num_classes} otherwise.",
             )
             self.label2id = {name: label for label, name in enumerate(names)}
 
@@ -270,10 +279,10 @@ class VQModelConfig(PreTrainedConfig):
 
 
 def _check_classes(num_classes: int, num_labels: Any) -> None:
-    require(num_classes >= 0, f"num_classes is {num_classes}: it must not be negative.")
+    require(num_classes >= 0, f"num_classes is {num_classes}.", "Give 0 or more.")
     for name, value in {"num_classes": num_classes, "num_labels": num_labels}.items():
         if isinstance(value, int):  # transformers makes a dictionary of this length
-            require(value <= _MOST_CLASSES, f"{name} is {value}: it must be at most {_MOST_CLASSES}.")
+            require(value <= _MOST_CLASSES, f"{name} is {value}.", f"Give at most {_MOST_CLASSES}.")
 
 
 def _check_sizes(quantizer: QuantizerConfig) -> None:
@@ -281,7 +290,7 @@ def _check_sizes(quantizer: QuantizerConfig) -> None:
     bounds = {"codebook_size": _MOST_CODES, "code_dim": _MOST_CHANNELS, "depth": _MOST_CODES_A_POSITION}
     for name, most in bounds.items():
         value = getattr(quantizer, name)
-        require(1 <= value <= most, f"The quantizer's {name} is {value}: it must be from 1 to {most}.")
+        require(1 <= value <= most, f"The quantizer's {name} is {value}.", f"Give settings that make it 1 to {most}.")
 
 
 def _as_dict(value: Any, default: Any) -> dict[str, Any]:

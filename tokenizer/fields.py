@@ -42,14 +42,20 @@ def from_dict(cls: type[T], values: dict[str, Any], where: str) -> T:
         CodegridError: `values` is not a dictionary, has an unknown key, or a value of another type than its field; or
             `cls` is the base of registered configs, and none of them has the `type` of `values`.
     """
-    require(isinstance(values, dict), f"{where} must be a dictionary of fields, not {type(values).__name__}.")
+    require(
+        isinstance(values, dict),
+        f"{where} is no dictionary of fields, but {type(values).__name__}.",
+        "Give a dictionary of fields.",
+    )
     if "registered" in vars(cls):
         return from_dict(_kind(cls.registered, values, where), values, where)
     hints = get_type_hints(cls)
     known = {entry.name for entry in fields(cls) if entry.init}
     unknown = sorted(set(values) - known)
     require(
-        not unknown, f"Unknown keys in {where}: {', '.join(unknown)}. {cls.__name__} knows {', '.join(sorted(known))}."
+        not unknown,
+        f"Unknown keys in {where}: {', '.join(unknown)}.",
+        f"{cls.__name__} knows {', '.join(sorted(known))}.",
     )
     values = {**_meant(cls), **values}
     return cls(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
@@ -66,13 +72,13 @@ def register(kind: type[T], base: type) -> type[T]:
         CodegridError: `kind` is not such a class, or another class has its `type`.
     """
     derived = isinstance(kind, type) and is_dataclass(kind) and issubclass(kind, base) and kind is not base
-    require(derived, f"{kind!r} cannot be registered: make it a dataclass derived from {base.__name__}.")
+    require(derived, f"{kind!r} cannot be registered.", f"Make it a dataclass derived from {base.__name__}.")
     name = kind.type
-    require(isinstance(name, str) and bool(name), f"{kind.__name__}.type is {name!r}: give it a name.")
+    require(isinstance(name, str) and bool(name), f"{kind.__name__}.type is {name!r}.", "Give it a name.")
     there = base.registered.get(name, kind)
     # Running a notebook's cell again defines the same class again.
     same = (there.__module__, there.__qualname__) == (kind.__module__, kind.__qualname__)
-    require(same, f"{kind.__name__}.type is {name!r}, which is the name of {there.__qualname__}: take another.")
+    require(same, f"{kind.__name__}.type is {name!r}, which is the name of {there.__qualname__}.", "Take another.")
     base.registered[name] = kind
     return kind
 
@@ -80,7 +86,7 @@ def register(kind: type[T], base: type) -> type[T]:
 def _kind(registered: dict[str, type], values: dict[str, Any], where: str) -> type:
     name = values.get("type")
     known = ", ".join(map(repr, registered))
-    require(isinstance(name, str) and name in registered, f"{where}.type is {name!r}: it must be one of {known}.")
+    require(isinstance(name, str) and name in registered, f"{where}.type is {name!r}.", f"Choose one of {known}.")
     return registered[name]
 
 
@@ -115,17 +121,17 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
                 if is_dataclass(kind) and getattr(kind, "type", None) == value.get("type"):
                     return from_dict(kind, value, where)
             known = ", ".join(repr(kind.type) for kind in kinds if hasattr(kind, "type"))
-            require(not known, f"{where} is {value!r}: its type must be one of {known}.")
+            require(not known, f"{where} is {value!r}.", f"Give a config whose type is one of {known}.")
         for kind in kinds:
             if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
                 return value
             if get_origin(kind) is tuple and isinstance(value, (list, tuple)):
                 return _convert(value, kind, where)
     elif origin is Literal:
-        require(value in args, f"{where} is {value!r}: it must be one of {', '.join(map(repr, args))}.")
+        require(value in args, f"{where} is {value!r}.", f"Choose one of {', '.join(map(repr, args))}.")
         return value
     elif origin is tuple:
-        require(isinstance(value, (list, tuple)), f"{where} is {value!r}: it must be a list.")
+        require(isinstance(value, (list, tuple)), f"{where} is {value!r}.", "Give a list.")
         inner = args[0] if args else Any
         return tuple(_convert(item, inner, f"{where}[{index}]") for index, item in enumerate(value))
     elif is_dataclass(hint):
@@ -134,4 +140,4 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
         return float(value)
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    raise CodegridError(f"{where} is {value!r}: it must be of type {hint}.")
+    raise CodegridError(f"{where} is {value!r}.", f"Give a value of type {hint}.")

@@ -36,14 +36,15 @@ def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str 
     """
     require(
         None in (dtype, torch_dtype) or dtype == torch_dtype,
-        f"dtype is {dtype} and torch_dtype {torch_dtype}: they are two names of one thing, give dtype.",
+        f"dtype is {dtype} and torch_dtype {torch_dtype}, and they are two names of one thing.",
+        "Give dtype.",
     )
     wanted = torch_dtype if dtype is None else dtype
     if wanted is None or wanted == "auto":
         return None
     found = getattr(torch, wanted.removeprefix("torch."), None) if isinstance(wanted, str) else wanted
     known = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
-    require(known, f"dtype is {wanted}: it must be float32, bfloat16, float16, float64 or auto.")
+    require(known, f"dtype is {wanted}.", "Choose one of float32, bfloat16, float16, float64 and auto.")
     return found
 
 
@@ -137,12 +138,13 @@ class VQModel(PreTrainedModel):
         if depth > 1:
             shape, fits = f"[B, h, w, {depth}]", codes.dim() == 4 and codes.shape[3] == depth
         if not fits or codes.is_floating_point():
-            raise CodegridError(f"codes must be integers of shape {shape}, not {codes.dtype} {list(codes.shape)}.")
+            raise CodegridError(f"codes are {codes.dtype} {list(codes.shape)}.", f"Give integers of shape {shape}.")
         codes = codes.long()
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
             raise CodegridError(
                 f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the "
-                f"codebook from 0 to {size - 1}. The codes come from another tokenizer."
+                f"codebook from 0 to {size - 1}.",
+                "The codes come from another tokenizer: decode them with that one.",
             )
         return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, len(codes)))
 
@@ -193,16 +195,24 @@ class VQModel(PreTrainedModel):
         number = self.config.num_classes
         if not number:
             if labels is not None:
-                raise CodegridError("This tokenizer's decoder is unconditional: it takes no labels.")
+                raise CodegridError(
+                    "This tokenizer's decoder is unconditional: it takes no labels.", "Leave the labels out."
+                )
             return None
         if labels is None:
-            raise CodegridError(f"This tokenizer's decoder is class-conditional: give labels [B] in [0, {number}).")
+            raise CodegridError(
+                "This tokenizer's decoder is class-conditional, and no labels are given.",
+                f"Give labels [B] in [0, {number}).",
+            )
         if labels.shape != (batch,) or labels.is_floating_point():
-            raise CodegridError(f"labels must be integers of shape [{batch}], not {labels.dtype} {list(labels.shape)}.")
+            raise CodegridError(
+                f"labels are {labels.dtype} {list(labels.shape)}.", f"Give integers of shape [{batch}]."
+            )
         if batch and not torch.compiler.is_compiling() and not (int(labels.min()) >= 0 and int(labels.max()) < number):
             raise CodegridError(
                 f"A label lies outside the classes: they run from {int(labels.min())} to {int(labels.max())}, the "
-                f"tokenizer's from 0 to {number - 1}."
+                f"tokenizer's from 0 to {number - 1}.",
+                "Give labels of the tokenizer's classes.",
             )
         return self.class_embedding(labels.to(self.class_embedding.weight.device).long())
 
@@ -214,8 +224,8 @@ class VQModel(PreTrainedModel):
         factor, channels = self.config.pixels_per_position, self.config.backbone_config.in_channels
         if images.dim() != 4 or images.shape[1] != channels or images.shape[2] % factor or images.shape[3] % factor:
             raise CodegridError(
-                f"images have shape {list(images.shape)}: this tokenizer takes [B, {channels}, H, W] with H and W "
-                f"multiples of {factor}."
+                f"images have shape {list(images.shape)}.",
+                f"Give [B, {channels}, H, W] with H and W multiples of {factor}.",
             )
         return images.to(self.dtype).contiguous(memory_format=self.memory_format)
 
@@ -241,7 +251,10 @@ class VQModel(PreTrainedModel):
         wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         wrong = {key: names for key, names in wrong.items() if names}
         if wrong:
-            raise CodegridError(f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.")
+            raise CodegridError(
+                f"The weights in {folder_or_repo} do not fit the tokenizer's config.json: {wrong}.",
+                "Save or download the tokenizer again, weights and config.json together.",
+            )
         for part in model.quantize.modules():
             if isinstance(part, Quantizer):
                 part.fill_constants()

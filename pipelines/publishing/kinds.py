@@ -9,7 +9,7 @@ from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.prior.codes import MANIFEST_NAME, read_manifest, shard_files
-from codegrid.prior.sequence import SEQUENCE_CONFIG_NAME
+from codegrid.prior.sequence_config import SEQUENCE_CONFIG_NAME
 
 
 def open_folder(folder: Path) -> tuple[str, Any]:

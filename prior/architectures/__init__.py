@@ -41,9 +41,14 @@ def register_architecture(record: Architecture) -> Architecture:
             value = getattr(record, field)
             require(
                 record == known or value != getattr(known, field),
-                f"There is an architecture with the {field} {value!r} already: give this one a {field} of its own.",
+                f"There is an architecture with the {field} {value!r} already.",
+                f"Give this one a {field} of its own.",
             )
-    require(record.name != "auto", "'auto' is what PriorConfig.architecture is by default: choose another name.")
+    require(
+        record.name != "auto",
+        "An architecture is called 'auto', which is what PriorConfig.architecture is by default.",
+        "Choose another name.",
+    )
     ARCHITECTURES[record.name] = record
     if record.library != "transformers":
         AutoConfig.register(record.model_type, record.config_class, exist_ok=True)
@@ -62,7 +67,7 @@ def architecture_named(name: str) -> Architecture:
         CodegridError: there is none. The message lists the registered names.
     """
     if name not in ARCHITECTURES:
-        raise CodegridError(f"architecture is {name!r}: it must be 'auto' or one of {', '.join(ARCHITECTURES)}.")
+        raise CodegridError(f"architecture is {name!r}.", f"Choose 'auto' or one of {', '.join(ARCHITECTURES)}.")
     return ARCHITECTURES[name]
 
 

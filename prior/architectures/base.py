@@ -13,7 +13,7 @@ from codegrid.prior.decoder_weights import DecoderWeights
 
 if TYPE_CHECKING:
     from codegrid.prior.configuration import PriorConfig
-    from codegrid.prior.sequence import SequenceConfig
+    from codegrid.prior.sequence_config import SequenceConfig
 
 
 def _nothing_to_check(config: PriorConfig) -> None: ...

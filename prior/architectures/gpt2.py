@@ -22,14 +22,15 @@ from codegrid.prior.linear_maps import Linear
 
 if TYPE_CHECKING:
     from codegrid.prior.configuration import PriorConfig
-    from codegrid.prior.sequence import SequenceConfig
+    from codegrid.prior.sequence_config import SequenceConfig
 
 
 def _check(config: PriorConfig) -> None:
     shared = config.num_key_value_heads
     require(
         shared in (None, config.num_attention_heads),
-        f"num_key_value_heads {shared}: in a GPT-2 every head has keys of its own, leave it out.",
+        f"num_key_value_heads is {shared}, and in a GPT-2 every head has keys of its own.",
+        "Leave it out.",
     )
 
 
@@ -57,7 +58,8 @@ def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap
     if not config.scale_attn_weights or config.scale_attn_by_inverse_layer_idx:
         raise CodegridError(
             f"This GPT-2 has scale_attn_weights {config.scale_attn_weights} and scale_attn_by_inverse_layer_idx "
-            f"{config.scale_attn_by_inverse_layer_idx}: sampling needs True and False."
+            f"{config.scale_attn_by_inverse_layer_idx}.",
+            "Sampling needs True and False: load a GPT-2 that was trained with these.",
         )
     embedding, positions = inner.wte.weight.detach(), inner.wpe.weight.detach()  # [V, D], [T, D]
     return DecoderWeights(

@@ -20,7 +20,7 @@ from codegrid.prior.architectures.llama_training import is_plain_llama, llama_fo
 
 if TYPE_CHECKING:
     from codegrid.prior.configuration import PriorConfig
-    from codegrid.prior.sequence import SequenceConfig
+    from codegrid.prior.sequence_config import SequenceConfig
 
 
 class GridLlamaConfig(LlamaConfig):
@@ -88,14 +88,19 @@ class GridLlamaForCausalLM(LlamaForCausalLM):
 def _check(config: PriorConfig) -> None:
     check_rotary(config)
     head_dim = config.hidden_size // config.num_attention_heads
-    require(head_dim % 4 == 0, f"Positions on the grid need a multiple of 4 dimensions a head, not {head_dim}.")
+    require(
+        head_dim % 4 == 0,
+        f"hidden_size over num_attention_heads gives {head_dim} dimensions a head; positions on the grid need a "
+        "multiple of 4.",
+        "Change hidden_size or num_attention_heads.",
+    )
 
 
 def _config(config: PriorConfig, sequence: SequenceConfig) -> GridLlamaConfig:
     require(
         sequence.depth == 1,
-        f"Positions on the grid are rows and columns, and these sequences have {sequence.depth} codes at each "
-        "position: use architecture 'llama' (positions 'rotary').",
+        f"Positions on the grid are rows and columns, and there are {sequence.depth} codes at each position.",
+        "Use architecture 'llama' (positions 'rotary').",
     )
     grid = {"grid_width": sequence.grid_shape[1], "prefix_length": sequence.prefix_length}
     return GridLlamaConfig(**llama_values(config, sequence), **grid)

@@ -13,15 +13,16 @@ from codegrid.prior.architectures.llama_training import is_plain_llama, llama_fo
 
 if TYPE_CHECKING:
     from codegrid.prior.configuration import PriorConfig
-    from codegrid.prior.sequence import SequenceConfig
+    from codegrid.prior.sequence_config import SequenceConfig
 
 
 def check_rotary(config: PriorConfig) -> None:
     """Rotary positions rotate pairs of a head's dimensions."""
     require(
         config.hidden_size // config.num_attention_heads % 2 == 0,
-        f"hidden_size {config.hidden_size} over num_attention_heads {config.num_attention_heads} must give an even "
-        "whole number of dimensions a head (rotary positions turn pairs of them).",
+        f"hidden_size {config.hidden_size} over num_attention_heads {config.num_attention_heads} gives no even whole "
+        "number of dimensions a head (rotary positions turn pairs of them).",
+        "Change one of the two.",
     )
 
 

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from codegrid.errors import CodegridError
 from codegrid.prior.importers import llamagen, taming_gpt
 from codegrid.prior.importers.layout import PriorFamily
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 PRIOR_FAMILIES: dict[str, PriorFamily] = {
     "llamagen-gpt": llamagen.FAMILY,
     "taming-gpt": taming_gpt.FAMILY,
 }
+NO_REMEDY = "It cannot be imported: take a prior of LlamaGen (class-conditional) or taming-transformers."
 # Families that are recognised but not imported: their signs, and the reason.
 NOT_IMPORTED: tuple[tuple[str, str], ...] = (
     (
@@ -63,14 +64,15 @@ def convert_prior(
     """
     for sign, reason in NOT_IMPORTED:
         if any(re.search(sign, key) for key in weights):
-            raise CodegridError(reason)
+            raise CodegridError(reason, NO_REMEDY)
     known = PRIOR_FAMILIES[family]
     if not known.fits(weights):
         guess = guess_prior_family(weights)
-        hint = f" By their keys use the family {guess}." if guess else ""
+        hint = f"By their keys, use the family {guess}." if guess else f"Choose one of {', '.join(PRIOR_FAMILIES)}."
         raise CodegridError(
-            f"These are not the weights of {known.title}.{hint} The first of their {len(weights)} keys are "
-            f"{', '.join(sorted(weights)[:6])}."
+            f"These are not the weights of {known.title}: the first of their {len(weights)} keys are "
+            f"{', '.join(sorted(weights)[:6])}.",
+            hint,
         )
     return known.convert(weights, grid_size, class_names, heads, settings)
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from codegrid.errors import CodegridError
 from codegrid.prior.modeling import generation_config
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,10 @@ def filled(
     }
     if any(wrong.values()):
         listed = "; ".join(f"{what}: {', '.join(names[:12])}" for what, names in wrong.items() if names)
-        raise CodegridError(f"The checkpoint is no whole {title}. {listed}.")
+        raise CodegridError(
+            f"The checkpoint is no whole {title}. {listed}.",
+            "Download it again, whole, or choose the family that it is of.",
+        )
     model.load_state_dict(weights, assign=True)
     model.generation_config = generation_config(sequence)
     return model.eval()

@@ -12,7 +12,7 @@ from torch import Tensor
 from codegrid.errors import CodegridError
 from codegrid.prior.architectures.grid_llama import GridLlamaConfig, GridLlamaForCausalLM
 from codegrid.prior.importers.layout import PriorFamily, filled
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 TITLE = "GPT of LlamaGen's"
 _SIGNS = (r"^cls_embedding\.embedding_table\.weight$", r"^layers\.0\.attention\.wqkv\.weight$", r"^output\.weight$")
@@ -43,10 +43,15 @@ def convert(
     width = codes.shape[1]
     heads = heads or _HEADS.get((layers, width))
     if heads is None:
-        raise CodegridError(f"{layers} layers of width {width} are no published size: say how many heads a layer has.")
+        raise CodegridError(
+            f"{layers} layers of width {width} are no published size.", "Say how many heads a layer has (--heads)."
+        )
     names = class_names or tuple(map(str, range(len(classes) - 1)))
     if len(names) != len(classes) - 1:
-        raise CodegridError(f"{len(names)} class names were given; the checkpoint has {len(classes) - 1} classes.")
+        raise CodegridError(
+            f"{len(names)} class names were given; the checkpoint has {len(classes) - 1} classes.",
+            "Give one name for each class.",
+        )
     sequence = SequenceConfig(codebook_size=len(codes), grid_shape=(grid_size, grid_size), class_names=names)
     head_dim = width // heads
     ours = {

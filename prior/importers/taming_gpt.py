@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from codegrid.errors import CodegridError
 from codegrid.prior.importers.layout import PriorFamily, filled
-from codegrid.prior.sequence import SequenceConfig
+from codegrid.prior.sequence_config import SequenceConfig
 
 TITLE = "GPT of taming-transformers'"
 _SIGNS = (r"^transformer\.tok_emb\.weight$", r"^transformer\.pos_emb$", r"^transformer\.blocks\.0\.attn\.key\.weight$")
@@ -73,12 +73,15 @@ def _params(settings: Mapping[str, Any] | None) -> Mapping[str, Any]:
     """The settings of the whole model, which contain the transformer's."""
     if not settings:
         raise CodegridError(
-            "The weights of taming-transformers' GPT tell neither its heads nor what its first token means: give its "
-            "yaml (--config)."
+            "The weights of taming-transformers' GPT tell neither its heads nor what its first token means.",
+            "Give its yaml (--config).",
         )
     params = (settings.get("model") or {}).get("params") or {}
     if not isinstance(params.get("transformer_config"), Mapping):
-        raise CodegridError("The settings have no model.params.transformer_config: they are not those of a GPT.")
+        raise CodegridError(
+            "The settings have no model.params.transformer_config: they are not those of a GPT.",
+            "Give the GPT's own yaml (--config).",
+        )
     return params
 
 
@@ -87,7 +90,9 @@ def _check_order(weights: Mapping[str, Tensor]) -> None:
     if order is not None and not torch.equal(order.long(), torch.arange(len(order))):
         raise CodegridError(
             "This GPT takes an image's codes in another order than row by row (its permuter, first "
-            f"{', '.join(map(str, order[:4].tolist()))}): that is not supported."
+            f"{', '.join(map(str, order[:4].tolist()))}).",
+            "Only GPTs without a permuter can be imported: the first stage can be taken from the same file with "
+            "the family taming.",
         )
 
 
@@ -96,9 +101,15 @@ def _check_network(network: Mapping[str, Any], vocabulary: int, layers: int, wid
     differing = {name: value for name, value in found.items() if network.get(name, value) != value}
     wrong = [f"{name} {network[name]} (the weights: {value})" for name, value in differing.items()]
     if wrong:
-        raise CodegridError(f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}.")
+        raise CodegridError(
+            f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}.",
+            "Give the yaml that lies beside these weights (--config).",
+        )
     if network.get("n_unmasked", 0) > 1:
-        raise CodegridError(f"n_unmasked is {network['n_unmasked']}: only attention to the past alone is supported.")
+        raise CodegridError(
+            f"n_unmasked is {network['n_unmasked']}: this GPT looks ahead.",
+            "Only GPTs with attention to the past alone (n_unmasked 0) can be imported: take another checkpoint.",
+        )
 
 
 def _sequence(
@@ -109,20 +120,28 @@ def _sequence(
     grid = (grid_size, grid_size)
     if condition == "__is_unconditional__" or params.get("unconditional"):
         if class_names:
-            raise CodegridError(f"{len(class_names)} class names were given; the checkpoint is unconditional.")
+            raise CodegridError(
+                f"{len(class_names)} class names were given; the checkpoint is unconditional.",
+                "Leave the class names out.",
+            )
         return SequenceConfig(codebook_size, grid)
     target = str(condition.get("target") if isinstance(condition, Mapping) else condition)
     if not isinstance(condition, Mapping) or not target.endswith(".Labelator"):
         raise CodegridError(
-            f"This GPT is conditioned on {params.get('cond_stage_key', 'something')!r} ({target}): this project's "
-            "priors know classes, or nothing."
+            f"This GPT is conditioned on {params.get('cond_stage_key', 'something')!r} ({target}), and priors "
+            "here know classes, or nothing.",
+            "Import a class-conditional or unconditional GPT; the first stage can be taken from this file with "
+            "the family taming.",
         )
     classes = (condition.get("params") or {}).get("n_classes")
     if not isinstance(classes, int) or classes < 1:
-        raise CodegridError(f"cond_stage_config.params.n_classes is {classes!r}: it must be at least 1.")
+        raise CodegridError(f"cond_stage_config.params.n_classes is {classes!r}.", "Give at least 1.")
     names = class_names or tuple(map(str, range(classes)))
     if len(names) != classes:
-        raise CodegridError(f"{len(names)} class names were given; the checkpoint has {classes} classes.")
+        raise CodegridError(
+            f"{len(names)} class names were given; the checkpoint has {classes} classes.",
+            "Give one name for each class.",
+        )
     return SequenceConfig(codebook_size, grid, class_names=names, null_class=False)
 
 
@@ -138,11 +157,15 @@ def _embeddings(
     prefixes = list(range(sequence.num_classes)) or [start]
     most = max(*prefixes, sequence.codebook_size - 1)
     if most >= len(embedding):
-        raise CodegridError(f"The embedding has {len(embedding)} rows, too few for code, class or start token {most}.")
+        raise CodegridError(
+            f"The embedding has {len(embedding)} rows, too few for code, class or start token {most}.",
+            "Give the yaml that lies beside these weights (--config).",
+        )
     if len(positions) < sequence.length:
         raise CodegridError(
             f"The checkpoint has {len(positions)} positions, too few for {sequence.grid_shape[0]} x "
-            f"{sequence.grid_shape[1]} codes: give another --grid-size."
+            f"{sequence.grid_shape[1]} codes.",
+            "Give a smaller --grid-size.",
         )
     codes, first = embedding[: sequence.codebook_size], embedding[prefixes]
     if not sequence.null_class:  # the null token keeps its place in the vocabulary and is never used

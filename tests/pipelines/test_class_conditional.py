@@ -118,7 +118,7 @@ def test_generation_decodes_each_class_as_itself(conditional, pictures, prior_co
     expected = pipe.tokenizer.decode(output.codes, torch.tensor(output.labels)).clamp(-1, 1)
     torch.testing.assert_close(output.images, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(pipe.decode(output.codes, output.labels), output.images, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="class-conditional: give labels"):
+    with pytest.raises(ValueError, match="class-conditional, and no labels are given"):
         pipe.decode(output.codes)
     # The prior's classes are found by name, whatever their order; a prior that has none cannot be decoded.
     other = replace(pipe.sequence, class_names=("stripes", "noise", "gradient"))

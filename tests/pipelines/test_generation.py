@@ -76,7 +76,7 @@ def test_labels(pipe, labels, options, expected):
     ("arguments", "message"),
     [
         ({"class_labels": "noises"}, "Did you mean 'noise'"),
-        ({"class_labels": 3}, "labels run from 0 to 2"),
+        ({"class_labels": 3}, "a label from 0 to 2"),
         ({"class_labels": []}, "class_labels is empty"),
         ({"class_labels": 0, "num_images": 2}, "not both"),
         ({"num_images": 0}, "num_images is 0"),

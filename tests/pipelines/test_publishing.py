@@ -389,7 +389,7 @@ class TestRefused:
             shutil.move(folder / "model.safetensors", tmp_path / "elsewhere.safetensors")
             index = {"metadata": {}, "weight_map": {"decoder.conv_out.weight": "../elsewhere.safetensors"}}
             (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-            self.refused(folder, "must be a .safetensors file in the same folder")
+            self.refused(folder, "Only .safetensors files in the same folder")
         folder = copy("codes")
         manifest = json.loads((folder / "manifest.json").read_text())
         manifest["shards"][0]["file"] = "../../etc/passwd"

@@ -83,7 +83,10 @@ def test_a_manifest_says_what_a_prior_must_know(make):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda manifest: manifest.update(version=2), "version 2: this project reads 'codegrid-codes', version 1"),
+        (
+            lambda manifest: manifest.update(version=2),
+            "version 2; this version of codegrid reads 'codegrid-codes', version 1",
+        ),
         (lambda manifest: manifest.update(format="other"), "of format 'other'"),
         (lambda manifest: manifest.update(colour="blue"), "Unknown keys in .*: colour"),
         (lambda manifest: manifest.pop("grid_shape"), "is damaged"),

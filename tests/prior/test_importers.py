@@ -115,7 +115,7 @@ def test_a_prior_on_the_grid_is_saved_and_generates(tmp_path):
 def test_positions_that_cannot_be_are_named():
     with pytest.raises(ValueError, match="positions is 'absolute'"):
         PriorConfig(positions="absolute")
-    with pytest.raises(ValueError, match="multiple of 4 dimensions a head, not 6"):
+    with pytest.raises(ValueError, match="6 dimensions a head; positions on the grid need a multiple of 4"):
         PriorConfig(hidden_size=24, num_attention_heads=4, positions="rotary_2d")
     deep = SequenceConfig(16, (3, 3), depth=2)
     with pytest.raises(ValueError, match="2 codes at each"):

@@ -55,13 +55,16 @@ def test_the_model_is_shaped_by_its_configs(model):
         ({"num_hidden_layers": -1}, "num_hidden_layers"),
         ({"positions": "none"}, "'rotary', 'rotary_2d' or 'learned'"),
         ({"positions": "learned", "num_key_value_heads": 2}, "every head has keys of its own"),
-        ({"positions": "learned", "qk_norm": True}, "qk_norm goes with positions 'rotary' only"),
-        ({"positions": "rotary_2d", "hidden_size": 24}, "multiple of 4 dimensions a head, not 6"),
+        ({"positions": "learned", "qk_norm": True}, "no architecture here has both"),
+        (
+            {"positions": "rotary_2d", "hidden_size": 24},
+            "6 dimensions a head; positions on the grid need a multiple of 4",
+        ),
         ({"architecture": "mamba"}, "'auto' or one of llama, grid_llama, qwen3, gpt2"),
-        ({"architecture": "gpt2", "positions": "rotary_2d"}, "leave out positions"),
-        ({"architecture": "llama", "qk_norm": True}, "leave out positions"),
-        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000: it must be at most 1024"),
-        ({"hidden_size": 4 * 10**12}, "hidden_size is 4000000000000: it must be at most"),
+        ({"architecture": "gpt2", "positions": "rotary_2d"}, "Leave out positions"),
+        ({"architecture": "llama", "qk_norm": True}, "Leave out positions"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000. Give at most 1024"),
+        ({"hidden_size": 4 * 10**12}, "hidden_size is 4000000000000. Give at most"),
     ],
 )
 def test_wrong_sizes_are_named(changes, message):
@@ -138,15 +141,15 @@ def test_other_architectures_and_vocabularies_are_refused(folder):
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000: it must be a whole number"),
+        ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000. It has to be a whole number"),
         ("config.json", {"num_attention_heads": 10**12}, "num_attention_heads"),
         ("config.json", {"hidden_size": -1}, "hidden_size -1"),
         ("config.json", {"max_position_embeddings": 10**12}, "max_position_embeddings"),
         ("config.json", {"vocab_size": 10**12}, "vocab_size"),
-        ("sequence_config.json", {"codebook_size": 10**12}, "codebook_size is 1000000000000: it must be at most"),
-        ("sequence_config.json", {"grid_shape": [10**12, 1]}, "it must have at most 1048576"),
-        ("sequence_config.json", {"depth": 10**12}, "it must have at most 1048576"),
-        ("sequence_config.json", {"class_names": 10**12}, "class_names is 1000000000000: it must be a list"),
+        ("sequence_config.json", {"codebook_size": 10**12}, "codebook_size is 1000000000000. Give at most"),
+        ("sequence_config.json", {"grid_shape": [10**12, 1]}, "at most 1048576"),
+        ("sequence_config.json", {"depth": 10**12}, "at most 1048576"),
+        ("sequence_config.json", {"class_names": 10**12}, "class_names is 1000000000000. Give a list"),
         ("sequence_config.json", {"class_names": [str(c) for c in range(10**6 + 1)]}, "at most 1000000"),
     ],
 )
@@ -171,7 +174,7 @@ def test_a_shard_index_must_stay_in_its_folder(folder, name):
     (folder / "model.safetensors").rename(folder / "model-1.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"metadata": {}, "weight_map": {"lm_head.weight": name}}))
-    with pytest.raises(ValueError, match=r"must be a \.safetensors file in the same folder"):
+    with pytest.raises(ValueError, match=r"Only \.safetensors files in the same folder"):
         load_prior(folder)
 
 
@@ -186,7 +189,7 @@ def test_shards_are_loaded(model, tmp_path):
 def test_pickles_are_not_read(folder, model):
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="only safetensors"):
+    with pytest.raises(FileNotFoundError, match="Only safetensors"):
         load_prior(folder)
 
 

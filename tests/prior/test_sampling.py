@@ -137,7 +137,7 @@ def test_the_first_codes_of_an_image_are_completed_to_that_image():
     [
         (torch.zeros(2, 12, dtype=torch.int64), "12 codes of 12"),
         (torch.zeros(2, 1, 3, dtype=torch.int64), r"shape \[B, P\] or \[B, r, 4\]"),
-        (torch.zeros(2, 4), "must be integers"),
+        (torch.zeros(2, 4), "Give integers"),
         (torch.full((2, 4), 24), "outside the codebook"),
         (torch.zeros(3, 4, dtype=torch.int64), "of 3 images, but 2"),
     ],

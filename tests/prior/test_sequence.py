@@ -3,7 +3,8 @@ import json
 import pytest
 import torch
 
-from codegrid.prior.sequence import SequenceConfig, flat_rows, resolve_labels, to_codes, to_tokens
+from codegrid.prior.sequence import flat_rows, resolve_labels, to_codes, to_tokens
+from codegrid.prior.sequence_config import SequenceConfig
 
 CLASSES = ("cat", "dog", "7", "Ankle boot")
 
@@ -57,7 +58,7 @@ def test_first_codes_of_grids_are_given_in_their_order():
     config = conditional(depth=5, order="grids")
     codes = torch.zeros(3, 6, dtype=torch.int64)
     assert torch.equal(flat_rows(codes, config), codes)
-    with pytest.raises(ValueError, match=r"order is 'grids': give the first codes in that order, \[B, P\]"):
+    with pytest.raises(ValueError, match=r"order is 'grids'. Give the first codes in that order, \[B, P\]"):
         flat_rows(torch.zeros(3, 1, 3, 5, dtype=torch.int64), config)
     assert flat_rows(torch.zeros(3, 1, 3, 5, dtype=torch.int64), conditional(depth=5)).shape == (3, 15)
 
@@ -80,13 +81,13 @@ LABELS = torch.tensor([0, 1])
         (CODES[:, :5], LABELS, None, conditional(), r"shape \[B, 6\] or \[B, 2, 3\]"),
         (CODES.view(2, 3, 2), LABELS, None, conditional(), "shape"),
         (CODES.float(), LABELS, None, conditional(), "integers"),
-        (CODES, torch.tensor([0, 4]), None, conditional(), "no class 4: labels run from 0 to 3 .*Ankle boot"),
+        (CODES, torch.tensor([0, 4]), None, conditional(), "no class 4. Give a label from 0 to 3 .*Ankle boot"),
         (CODES, torch.tensor([-1, 0]), None, conditional(), "no class -1"),
-        (CODES, torch.tensor([0]), None, conditional(), r"labels must be integers of shape \[2\]"),
-        (CODES, LABELS.float(), None, conditional(), "labels must be integers"),
+        (CODES, torch.tensor([0]), None, conditional(), r"labels are .* Give integers of shape \[2\]"),
+        (CODES, LABELS.float(), None, conditional(), "labels are .* Give integers"),
         (CODES, None, None, conditional(), "labels must be given"),
         (CODES, LABELS, None, conditional(class_names=None), "unconditional"),
-        (CODES, LABELS, torch.tensor([0, 1]), conditional(), "drop must be bool"),
+        (CODES, LABELS, torch.tensor([0, 1]), conditional(), "drop is .* Give bool"),
     ],
 )
 def test_what_does_not_fit_is_refused(codes, labels, drop, config, message):
@@ -183,7 +184,7 @@ def test_a_wrong_file_is_named(tmp_path):
         ({**good, "colour": 1}, "Unknown keys in .*sequence_config.json: colour"),
         ({key: good[key] for key in good if key != "depth"}, "missing from .*sequence_config.json: depth"),
         ({**good, "depth": "2"}, "sequence_config.json: depth is '2'"),
-        ([], "must hold a JSON object"),
+        ([], "holds no JSON object"),
     ]:
         path.write_text(json.dumps(values))
         with pytest.raises(ValueError, match=message):

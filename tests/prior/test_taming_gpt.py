@@ -97,7 +97,7 @@ NETWORK = CLASSES[2]["model"]["params"]["transformer_config"]["params"]
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (None, "tell neither its heads nor what its first token means: give its yaml"),
+        (None, "tell neither its heads nor what its first token means. Give its yaml"),
         ({"model": {"params": {"ddconfig": {}}}}, "no model.params.transformer_config"),
         (changed(cond_stage_key="coord", cond_stage_config=COORDINATES), r"conditioned on 'coord' \(.*CoordStage\)"),
         (changed(cond_stage_config="__is_first_stage__"), r"conditioned on .*\(__is_first_stage__\)"),
@@ -140,7 +140,7 @@ def test_without_a_null_class_there_is_neither_guidance_nor_an_image_of_no_class
         sample_codes(model, sequence, [0], seeds=[1], guidance_scale=2.0)
     with pytest.raises(ValueError, match="no null class: give labels"):
         sample_codes(model, sequence, seeds=[1])
-    with pytest.raises(ValueError, match="no null class: drop must be None"):
+    with pytest.raises(ValueError, match="no null class, and drop is given"):
         to_tokens(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([1]), torch.tensor([True]), sequence)
     with pytest.raises(ValueError, match="null_class is False"):
         SequenceConfig(64, (4, 4), null_class=False)

@@ -125,7 +125,9 @@ def test_an_unconditional_tokenizer_says_nothing_of_classes(tmp_path):
 
 def test_labels_that_do_not_fit_are_refused():
     model, codes = make(), torch.zeros(2, 8, 8, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"is class-conditional: give labels \[B\] in \[0, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"is class-conditional, and no labels are given. Give labels \[B\] in \[0, 3\)"
+    ):
         model.decode(codes)
     with pytest.raises(ValueError, match=r"is class-conditional"):
         model(torch.zeros(1, 3, 16, 16))

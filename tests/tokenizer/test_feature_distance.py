@@ -102,7 +102,7 @@ def test_what_makes_no_sense_is_refused(weights):
         FeatureDistanceConfig(layers=("features.1", "features.4"), layer_weights=(1.0,))
     with pytest.raises(ValueError, match=r"layer_weights has 1 weights for 7 layers"):
         make(weights, layer_weights=(1.0,))
-    with pytest.raises(ValueError, match=r"none may be negative"):
+    with pytest.raises(ValueError, match=r"Give 0 or more"):
         FeatureDistanceConfig(layer_weights=(-1.0,))
     with pytest.raises(ValueError, match=r"at least 32 pixels a side, not 16x40"):
         make(weights)(images(1, 3, 16, 40), images(1, 3, 16, 40))

@@ -119,7 +119,7 @@ def test_no_random_number_is_drawn(tmp_path):
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
-        ({"net": "sqeeze"}, ValueError, r"feature\.net is 'sqeeze': it must be a classifier of torchvision"),
+        ({"net": "sqeeze"}, ValueError, r"feature\.net is 'sqeeze'. Give a classifier of torchvision"),
         ({"net": "resnet18", "layers": ("layer9",)}, ValueError, r"no layer 'layer9': set feature\.layers"),
         ({"net": "mnasnet1_0"}, ValueError, r"no default layers: set feature\.layers"),
         ({"net": "resnet18", "weights": "no.pth"}, FileNotFoundError, r"no\.pth do not exist \(feature\.weights\)"),

@@ -62,5 +62,5 @@ def test_each_group_revives_onto_its_own_channels():
 
 
 def test_one_group_is_refused():
-    with pytest.raises(ValueError, match=r"quantizer\.groups is 1: it must be at least 2.*type 'vq'"):
+    with pytest.raises(ValueError, match=r"quantizer\.groups is 1. Give at least 2.*type 'vq'"):
         GroupedQuantizerConfig(groups=1)

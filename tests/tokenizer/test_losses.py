@@ -425,5 +425,5 @@ def test_the_size_of_a_verdicts_patch():
 
 
 def test_patchgan_of_no_layers_is_refused():
-    with pytest.raises(ValueError, match=r"discriminator\.n_layers must be at least 1"):
+    with pytest.raises(ValueError, match=r"discriminator\.n_layers 0. Give at least 1"):
         PatchGANConfig(n_layers=0)

@@ -164,7 +164,7 @@ def test_isotropy_is_of_the_features_and_not_of_what_is_left():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"depth": 1}, r"quantizer\.depth is 1: it must be at least 2.*type 'vq'"),
+        ({"depth": 1}, r"quantizer\.depth is 1. Give at least 2.*type 'vq'"),
         ({"inner": VectorQuantizerConfig()}, r"quantizer\.inner\.l2_normalize is True.*sphere"),
         ({"inner": BinarySphericalQuantizerConfig()}, r"quantizer\.inner\.type is 'bsq'.*'vq', 'simvq', 'fsq', 'lfq'"),
         ({"inner": FiniteScalarQuantizerConfig(), "shared": True}, "'fsq' has no codebook that levels could share"),

@@ -46,7 +46,8 @@ def make_discriminator(config: DiscriminatorConfig, in_channels: int, num_classe
     """
     require(
         not config.conditional or num_classes >= 1,
-        "objective.discriminator.conditional is set, and the data has no classes: use data with labels, or set it off.",
+        "objective.discriminator.conditional is set, and the data has no classes.",
+        "Use data with labels, or set it off.",
     )
     return config.build(in_channels, num_classes)
 

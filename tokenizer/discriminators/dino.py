@@ -46,9 +46,9 @@ class DinoConfig(DiscriminatorConfig):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(map(str, self.layers)))
-        require(bool(self.net), "discriminator.net is empty: name a folder or Hub repository of transformers.")
-        require(self.image_size >= 0, f"discriminator.image_size is {self.image_size}: it must not be negative.")
-        require(self.channels >= 1, f"discriminator.channels is {self.channels}: it must be at least 1.")
+        require(bool(self.net), "discriminator.net is empty.", "Name a folder or Hub repository of transformers.")
+        require(self.image_size >= 0, f"discriminator.image_size is {self.image_size}.", "Give 0 or more.")
+        require(self.channels >= 1, f"discriminator.channels is {self.channels}.", "Give at least 1.")
 
     def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:
         return DinoDiscriminator(self, in_channels, num_classes)
@@ -67,7 +67,11 @@ class DinoDiscriminator(nn.Module):
 
     def __init__(self, config: DinoConfig, in_channels: int, num_classes: int = 0) -> None:
         super().__init__()
-        require(in_channels in (1, 3), f"The dino discriminator judges grey or colour, not {in_channels} channels.")
+        require(
+            in_channels in (1, 3),
+            f"The dino discriminator judges grey or colour, and the images have {in_channels} channels.",
+            "Choose the discriminator patchgan.",
+        )
         self.config, self.judges_alone = config, True
         turn_off = "another objective.discriminator.type"
         option = "objective.discriminator"
@@ -97,7 +101,8 @@ class DinoDiscriminator(nn.Module):
         require(
             torch.equal(state.cpu(), self.identity),
             f"The checkpoint's discriminator was trained on another frozen net than {self.config.net} "
-            "(objective.discriminator.net): give the weights that the run began with.",
+            "(objective.discriminator.net).",
+            "Give the weights that the run began with.",
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:

@@ -35,7 +35,9 @@ class PatchGANConfig(DiscriminatorConfig):
 
     def __post_init__(self) -> None:
         require(
-            self.ndf >= 1 and self.n_layers >= 1, "discriminator.ndf and discriminator.n_layers must be at least 1."
+            self.ndf >= 1 and self.n_layers >= 1,
+            f"discriminator.ndf is {self.ndf} and discriminator.n_layers {self.n_layers}.",
+            "Give at least 1 for each.",
         )
 
     def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:

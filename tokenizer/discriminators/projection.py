@@ -30,9 +30,12 @@ def check_labels(is_conditional: bool, labels: Tensor | None, batch: int) -> Non
     """Raises ValueError if labels are missing, not expected, or not [B]."""
     if not is_conditional:
         if labels is not None:
-            raise CodegridError("This discriminator is unconditional: it takes no labels (discriminator.conditional).")
+            raise CodegridError(
+                "This discriminator is unconditional: it takes no labels.",
+                "Leave them out, or set discriminator.conditional.",
+            )
     elif labels is None or labels.shape != (batch,) or labels.is_floating_point():
         found = "none" if labels is None else f"{labels.dtype} {list(labels.shape)}"
         raise CodegridError(
-            f"This discriminator is class-conditional: it needs labels, integers [{batch}], not {found}."
+            f"This discriminator is class-conditional, and labels are {found}.", f"Give integers of shape [{batch}]."
         )

@@ -41,7 +41,7 @@ class StyleGANConfig(DiscriminatorConfig):
 
     def __post_init__(self) -> None:
         for name in ("channels", "max_channels", "num_blocks", "stddev_group"):
-            require(getattr(self, name) >= 1, f"discriminator.{name} is {getattr(self, name)}: it must be at least 1.")
+            require(getattr(self, name) >= 1, f"discriminator.{name} is {getattr(self, name)}.", "Give at least 1.")
 
     def build(self, in_channels: int, num_classes: int = 0) -> nn.Module:
         return StyleGANDiscriminator(self, in_channels, num_classes)

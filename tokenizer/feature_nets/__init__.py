@@ -60,8 +60,9 @@ class FeatureNet(nn.Module):
         else:
             if not Path(net).is_dir() and net.count("/") != 1:
                 raise CodegridError(
-                    f"{option}.net is {net!r}: it must be a classifier of torchvision {torchvision.__version__}, "
-                    f"{LITE0!r}, or a folder or Hub repository of a model of transformers."
+                    f"{option}.net is {net!r}.",
+                    f"Give a classifier of torchvision {torchvision.__version__}, {LITE0!r}, or a folder or Hub "
+                    "repository of a model of transformers.",
                 )
             folder = model_folder(net, revision, f"{option}.net")
             self.extractor = HiddenStates(folder, _numbers(layers, option), f"{option}.net")
@@ -101,7 +102,9 @@ class FeatureNet(nn.Module):
 
 def _numbers(layers: tuple[str, ...], option: str) -> tuple[int, ...] | None:
     if not all(layer.isdigit() for layer in layers):
-        raise CodegridError(f"{option}.layers is {layers}: of a model of transformers they are numbers of blocks.")
+        raise CodegridError(
+            f"{option}.layers is {layers}, and of a model of transformers they are numbers of blocks.", "Give numbers."
+        )
     return tuple(map(int, layers)) or None
 
 

@@ -64,13 +64,15 @@ def convolutional_features(
     if unknown or not layers:
         shown = ", ".join(names[:12])
         what = f"has no layer {unknown[0]!r}" if unknown else "has no default layers"
-        raise CodegridError(f"{net} {what}: set {option}.layers to some of its {len(names)} modules, such as {shown}.")
+        raise CodegridError(
+            f"{net} {what}.", f"Set {option}.layers to some of its {len(names)} modules, such as {shown}."
+        )
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # an in-place layer would change the features of the layer before it
     extractor = create_feature_extractor(model.eval(), {layer: layer for layer in layers})
     if weights is None and net == LITE0:
-        raise MissingFileError(f"torchvision has no weights of {LITE0}: pass a local file as {option}.weights.")
+        raise MissingFileError(f"torchvision has no weights of {LITE0}.", f"Pass a local file as {option}.weights.")
     if weights is None:
         tensors = download_weights(net, f"{option}.weights", turn_off)
     else:

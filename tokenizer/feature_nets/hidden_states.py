@@ -33,8 +33,9 @@ def model_folder(net: str, revision: str | None, option: str) -> Path:
         reason = str(error).splitlines()[0] if str(error) else ""
         raise WeightsError(
             f"{option} {net!r} is neither a folder here nor a repository that the Hub gives "
-            f"({type(error).__name__}: {reason}). Download it on a machine with internet (hf download "
-            f"{net} --local-dir FOLDER) and set {option} to that folder."
+            f"({type(error).__name__}: {reason}).",
+            f"Download it on a machine with internet (hf download {net} --local-dir FOLDER) and set {option} to "
+            "that folder.",
         ) from error
 
 
@@ -63,7 +64,10 @@ class HiddenStates(nn.Module):
         number = number or len(getattr(self.model.config, "depths", ()))
         self.blocks = blocks or tuple(sorted({max(1, round(number * part / 4)) for part in range(1, 5)}))
         if not number or not all(0 <= block <= number for block in self.blocks):
-            raise CodegridError(f"{folder} has the blocks 1 to {number}: {option} asks for {self.blocks}.")
+            raise CodegridError(
+                f"{option} asks for the blocks {self.blocks}, and {folder} has the blocks 1 to {number}.",
+                "Choose among these.",
+            )
         self.patch_size = int(getattr(self.model.config, "patch_size", None) or 1)
         parameters = inspect.signature(self.model.forward).parameters
         self.extra = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in parameters else {}
@@ -103,9 +107,13 @@ def _load(folder: Path, option: str) -> Any:
             )
     except Exception as error:  # transformers, safetensors and json raise their own kinds
         raise WeightsError(
-            f"{option}: {folder} holds no model that transformers' AutoModel reads ({error})."
+            f"{option}: {folder} holds no model that transformers' AutoModel reads ({error}).",
+            "Name a folder of transformers with config.json and safetensors.",
         ) from error
     missing = sorted(key for key in info["missing_keys"] if "pooler" not in key)
     if missing:
-        raise WeightsError(f"{option}: {folder} lacks {len(missing)} weights, the first is {missing[0]}.")
+        raise WeightsError(
+            f"{option}: {folder} lacks {len(missing)} weights, the first is {missing[0]}.",
+            "Download the model again, whole.",
+        )
     return model

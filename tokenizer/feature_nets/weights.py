@@ -29,7 +29,7 @@ def read_weights(path: Path, option: str) -> Weights:
         MissingFileError: there is no such file.
     """
     if not path.is_file():
-        raise MissingFileError(f"The weights {path} do not exist ({option}).")
+        raise MissingFileError(f"The weights {path} do not exist.", f"Name a file that is there by {option}.")
     return load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -50,9 +50,9 @@ def download_weights(model: str, option: str, turn_off: str) -> Weights:
         return weights.get_state_dict(progress=False, check_hash=True)
     except Exception as error:
         raise WeightsError(
-            f"torchvision's weights of {model!r} could not be downloaded ({type(error).__name__}: {error}). "
-            f"Get {name} from {weights.url} on a machine with internet, then put it at {cached}, or pass its path as "
-            f"{option}. Without it, turn the term off: {turn_off}."
+            f"torchvision's weights of {model!r} could not be downloaded ({type(error).__name__}: {error}).",
+            f"Get {name} from {weights.url} on a machine with internet, then put it at {cached}, or pass its path "
+            f"as {option}. Without it, turn the term off: {turn_off}.",
         ) from error
 
 
@@ -72,8 +72,9 @@ def load_renamed(net: nn.Module, weights: Weights, rename: Callable[[str], str],
     wrong = [key for key, tensor in found.items() if tensor is None or tensor.shape != wanted[key].shape]
     if wrong:
         raise CodegridError(
-            f"{where} does not hold torchvision's weights of {name!r}: {len(wrong)} tensors are missing or of another "
-            f"shape, the first is {rename(wrong[0])}."
+            f"{where} does not hold torchvision's weights of {name!r}: {len(wrong)} tensors are missing or of "
+            f"another shape, the first is {rename(wrong[0])}.",
+            "Give the file of that net.",
         )
     tensors = {key: tensor.to(wanted[key].dtype) for key, tensor in found.items() if tensor is not None}
     net.load_state_dict(tensors, assign=True)

@@ -46,14 +46,17 @@ def convert_tokenizer(
         ForeignCheckpointError: the weights or the settings are not of this family, or do not make a tokenizer.
     """
     if family not in TOKENIZER_FAMILIES:
-        raise ForeignCheckpointError(f"There is no family {family!r}: it is one of {', '.join(TOKENIZER_FAMILIES)}.")
+        raise ForeignCheckpointError(
+            f"There is no family {family!r}.", f"Choose one of {', '.join(TOKENIZER_FAMILIES)}."
+        )
     known = TOKENIZER_FAMILIES[family]
     settings = settings or {}
     _check_class(family, settings)
     if not known.fits(weights):
         raise ForeignCheckpointError(
-            f"These are not the weights of {known.title}.{_hint(weights)} The first of their "
-            f"{len(weights)} keys are {', '.join(sorted(weights)[:6])}."
+            f"These are not the weights of {known.title}: the first of their {len(weights)} keys are "
+            f"{', '.join(sorted(weights)[:6])}.",
+            _hint(weights),
         )
     floats = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
     converted = known.convert(floats, settings, pixel_range)
@@ -82,7 +85,10 @@ def fill(model: nn.Module, weights: Weights, family: str) -> None:
     }
     if any(wrong.values()):
         listed = "; ".join(f"{what}: {_first(names)}" for what, names in wrong.items() if names)
-        raise ForeignCheckpointError(f"The checkpoint is no whole {family} tokenizer. {listed}.")
+        raise ForeignCheckpointError(
+            f"The checkpoint is no whole {family} tokenizer. {listed}.",
+            "Download it again, whole, or choose the family that it is of.",
+        )
     model.load_state_dict(weights)
 
 
@@ -98,7 +104,9 @@ def guess_tokenizer_family(keys: Mapping[str, Any]) -> str | None:
 
 def _hint(weights: Mapping[str, Tensor]) -> str:
     guess = guess_tokenizer_family(weights)
-    return f" By their keys they are {TOKENIZER_FAMILIES[guess].title}: use the family {guess}." if guess else ""
+    if guess:
+        return f"By their keys they are {TOKENIZER_FAMILIES[guess].title}: use the family {guess}."
+    return f"Choose the family that they are of: one of {', '.join(TOKENIZER_FAMILIES)}."
 
 
 def _check_class(family: str, settings: Mapping[str, Any]) -> None:
@@ -109,9 +117,11 @@ def _check_class(family: str, settings: Mapping[str, Any]) -> None:
         if not isinstance(name, str) or not words or any(word in name for word in words):
             continue
         others = [other for other, known in TOKENIZER_FAMILIES.items() if any(word in name for word in known.classes)]
-        hint = f" Use the family {others[0]}." if others else ""
+        hint = (
+            f"Use the family {others[0]}." if others else "Give the settings that lie beside these weights (--config)."
+        )
         raise ForeignCheckpointError(
-            f"The settings are those of {name}, not of {TOKENIZER_FAMILIES[family].title}.{hint}"
+            f"The settings are those of {name}, not of {TOKENIZER_FAMILIES[family].title}.", hint
         )
 
 

@@ -39,8 +39,9 @@ _OLD_ATTENTION = (("query", "q"), ("key", "k"), ("value", "v"), ("proj_attn", "p
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
     if settings.get("norm_type", "group") != "group" or any(".norm1.conv_y." in key for key in weights):
         raise ForeignCheckpointError(
-            "This is a MoVQ (Kandinsky's): its decoder's norms are modulated at each position (norm_type 'spatial'), "
-            "which is another architecture than a VQGAN's. It is not imported."
+            "This is a MoVQ (Kandinsky's): its decoder's norms are modulated at each position (norm_type "
+            "'spatial'), which is another architecture than a VQGAN's.",
+            "It cannot be imported: take a VQModel whose norm_type is 'group'.",
         )
     ours = {_our_name(key): _our_shape(key, value) for key, value in weights.items()}
     last = max((int(number) for key in ours for number in re.findall(r"^encoder\.down\.(\d+)\.", key)), default=0)
@@ -127,8 +128,9 @@ def _their_name(key: str, last: int) -> str:
 def _check_exportable(backbone: BackboneConfig, quantizer: Any) -> None:
     require(
         isinstance(quantizer, VectorQuantizerConfig) and not quantizer.l2_normalize,
-        f"diffusers' VQModel looks up the nearest code of a plain codebook: quantizer.type {quantizer.type!r}"
-        f"{' with l2_normalize' if getattr(quantizer, 'l2_normalize', False) else ''} cannot be exported to it.",
+        f"quantizer.type {quantizer.type!r}{' with l2_normalize' if getattr(quantizer, 'l2_normalize', False) else ''} "
+        "cannot be exported to diffusers' VQModel, which looks up the nearest code of a plain codebook.",
+        "Export a tokenizer with the quantizer vq and without l2_normalize.",
     )
     plain = BackboneConfig()
     names = ("patch_size", "decoder_res_blocks", "mid_res_blocks", "downsample", "upsample", "shortcut")
@@ -136,7 +138,8 @@ def _check_exportable(backbone: BackboneConfig, quantizer: Any) -> None:
         value = getattr(backbone, name)
         require(
             value == getattr(plain, name),
-            f"diffusers' VQModel has no backbone.{name} {value!r}: only {getattr(plain, name)!r} can be exported.",
+            f"diffusers' VQModel has no backbone.{name} {value!r}.",
+            f"Only tokenizers with {getattr(plain, name)!r} can be exported.",
         )
 
 

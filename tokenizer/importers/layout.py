@@ -112,7 +112,10 @@ def backbone_of(weights: Weights, *, resolution: int = 256, **fixed: Any) -> Bac
     ch, in_channels = shape_of(weights, "encoder.conv_in.weight")[:2]
     widths = [shape_of(weights, f"encoder.down.{index}.block.0.conv1.weight")[0] for index in range(levels)]
     if any(width % ch for width in widths):
-        raise ForeignCheckpointError(f"The levels' widths {widths} are no multiples of the first convolution's {ch}.")
+        raise ForeignCheckpointError(
+            f"The levels' widths {widths} are no multiples of the first convolution's {ch}.",
+            "Only networks whose widths are multiples can be imported: take another checkpoint.",
+        )
     blocks = _count(weights, r"encoder\.down\.0\.block\.(\d+)\.")
     decoder_blocks = _count(weights, r"decoder\.up\.0\.block\.(\d+)\.")
     out = shape_of(weights, "encoder.conv_out.weight")
@@ -134,7 +137,9 @@ def backbone_of(weights: Weights, *, resolution: int = 256, **fixed: Any) -> Bac
     try:
         return BackboneConfig(**{**fields, **fixed})
     except ValueError as error:
-        raise ForeignCheckpointError(f"The weights make no backbone of this project: {error}") from error
+        raise ForeignCheckpointError(
+            f"The weights make no backbone of this project ({error}).", "Take a checkpoint of a published size."
+        ) from error
 
 
 def shape_of(weights: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
@@ -144,7 +149,10 @@ def shape_of(weights: Mapping[str, Tensor], key: str) -> tuple[int, ...]:
         ForeignCheckpointError: there is none.
     """
     if key not in weights:
-        raise ForeignCheckpointError(f"The checkpoint lacks {key} (as taming-transformers names it).")
+        raise ForeignCheckpointError(
+            f"The checkpoint lacks {key} (as taming-transformers names it).",
+            "Download it again, whole, or choose the family that it is of.",
+        )
     return tuple(weights[key].shape)
 
 
@@ -152,7 +160,10 @@ def _count(weights: Mapping[str, Tensor], pattern: str) -> int:
     """The largest number that `pattern` finds, plus one."""
     numbers = [int(match[1]) for key in weights if (match := re.match(pattern, key))]
     if not numbers:
-        raise ForeignCheckpointError(f"The checkpoint has no key like {pattern} (as taming-transformers names them).")
+        raise ForeignCheckpointError(
+            f"The checkpoint has no key like {pattern} (as taming-transformers names them).",
+            "Download it again, whole, or choose the family that it is of.",
+        )
     return max(numbers) + 1
 
 
@@ -193,5 +204,6 @@ def check_settings(settings: Mapping[str, Any], found: Mapping[str, Any]) -> Non
             wrong.append(f"{name} {said} (the weights: {value})")
     if wrong:
         raise ForeignCheckpointError(
-            f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}."
+            f"The settings are of another checkpoint than the weights: they say {', '.join(wrong)}.",
+            "Give the settings that lie beside these weights (--config).",
         )

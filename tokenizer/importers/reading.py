@@ -42,7 +42,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ForeignCheckpointError(f"There is no file {path}.")
+        raise ForeignCheckpointError(f"There is no file {path}.", "Name the checkpoint's file by --checkpoint.")
     with path.open("rb") as file:
         start = file.read(64)
     _refuse_what_is_no_checkpoint(path, start)
@@ -62,30 +62,39 @@ def read_settings(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise ForeignCheckpointError(f"There is no file {path}.")
+        raise ForeignCheckpointError(
+            f"There is no file {path}.", "Name the file of settings by --config, or leave it out."
+        )
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (ValueError, yaml.YAMLError) as error:
-        raise ForeignCheckpointError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+        raise ForeignCheckpointError(
+            f"{path} cannot be read: {str(error).splitlines()[0]}.",
+            "Give the yaml or json that lies beside the checkpoint (--config).",
+        ) from error
     if not isinstance(values, dict):
-        raise ForeignCheckpointError(f"{path} must hold a mapping of settings, not {type(values).__name__}.")
+        raise ForeignCheckpointError(
+            f"{path} holds no mapping of settings, but {type(values).__name__}.",
+            "Give the yaml or json that lies beside the checkpoint (--config).",
+        )
     return values
 
 
 def _refuse_what_is_no_checkpoint(path: Path, start: bytes) -> None:
     if not start:
-        raise ForeignCheckpointError(f"{path} is empty: download it again.")
+        raise ForeignCheckpointError(f"{path} is empty.", "Download it again.")
     if start.startswith(b"version https://git-lfs"):
-        raise ForeignCheckpointError(f"{path} is a Git LFS pointer, not the file itself: run `git lfs pull` there.")
+        raise ForeignCheckpointError(f"{path} is a Git LFS pointer, not the file itself.", "Run `git lfs pull` there.")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html")):
-        raise ForeignCheckpointError(f"{path} is a web page, not a checkpoint: download the file itself.")
+        raise ForeignCheckpointError(f"{path} is a web page, not a checkpoint.", "Download the file itself.")
 
 
 def _damaged(path: Path, error: Exception) -> ForeignCheckpointError:
     reason = (str(error).splitlines() or [type(error).__name__])[0]
     return ForeignCheckpointError(
-        f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint: download it again ({reason})."
+        f"{path} ({path.stat().st_size} bytes) is damaged, cut short or no checkpoint ({reason}).",
+        "The download is not whole: download it again.",
     )
 
 
@@ -113,8 +122,8 @@ def _read_torch_file(path: Path) -> Any:
 
 def _holds_objects(path: Path, names: str) -> ForeignCheckpointError:
     return ForeignCheckpointError(
-        f"{path} is no checkpoint, or one that holds more than weights ({names}): reading such a pickle can run code. "
-        "Where you trust it, save its state dict alone as safetensors and import that."
+        f"{path} is no checkpoint, or one that holds more than weights ({names}): reading such a pickle can run code.",
+        "Where you trust it, save its state dict alone as safetensors and import that.",
     )
 
 
@@ -148,4 +157,7 @@ def _weights_within(content: Any, path: Path) -> dict[str, Tensor]:
             if weights:
                 return weights
     found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-    raise ForeignCheckpointError(f"{path} holds no weights, neither directly nor under {', '.join(_NESTED)}: {found}.")
+    raise ForeignCheckpointError(
+        f"{path} holds no weights, neither directly nor under {', '.join(_NESTED)}: {found}.",
+        "Save the state dict alone as safetensors and import that.",
+    )

@@ -76,7 +76,10 @@ def backbone_by(
     ddconfig = find_setting(settings, "ddconfig") or {}
     for name, value in {"double_z": False, "tanh_out": False, "resamp_with_conv": True}.items():
         if ddconfig.get(name, value) != value:
-            raise ForeignCheckpointError(f"ddconfig.{name} {ddconfig[name]} is not supported: it must be {value}.")
+            raise ForeignCheckpointError(
+                f"ddconfig.{name} is {ddconfig[name]}.",
+                f"Only networks with {value} can be imported: take another checkpoint.",
+            )
     resolution = ddconfig.get("resolution", 256)
     backbone = backbone_of(weights, resolution=resolution, pixel_range=pixel_range or (-1.0, 1.0), **fixed)
     told = ("in_channels", "ch", "ch_mult", "num_res_blocks", "z_channels", "attn_resolutions")

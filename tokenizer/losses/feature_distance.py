@@ -42,10 +42,11 @@ class FeatureDistanceConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(map(str, self.layers)))
         object.__setattr__(self, "layer_weights", tuple(self.layer_weights))
-        require(bool(self.net), f"{_OPTION}.net is empty: name a net of torchvision or a folder.")
+        require(bool(self.net), f"{_OPTION}.net is empty.", "Name a net of torchvision or a folder.")
         require(
             all(weight >= 0 for weight in self.layer_weights),
-            f"{_OPTION}.layer_weights is {self.layer_weights}: none may be negative.",
+            f"{_OPTION}.layer_weights is {self.layer_weights}.",
+            "Give 0 or more for each.",
         )
         if self.layers and self.layer_weights:
             self.check_layer_weights(len(self.layers))
@@ -53,7 +54,8 @@ class FeatureDistanceConfig:
     def check_layer_weights(self, layers: int) -> None:
         require(
             not self.layer_weights or len(self.layer_weights) == layers,
-            f"{_OPTION}.layer_weights has {len(self.layer_weights)} weights for {layers} layers: give one for each.",
+            f"{_OPTION}.layer_weights has {len(self.layer_weights)} weights for {layers} layers.",
+            "Give one for each.",
         )
 
 
@@ -88,8 +90,9 @@ class FeatureDistance(nn.Module):
     def forward(self, images: Tensor, other: Tensor) -> Tensor:
         if min(images.shape[-2:]) < 32:
             raise CodegridError(
-                f"The feature distance needs images of at least 32 pixels a side, not {images.shape[-2]}x"
-                f"{images.shape[-1]}: set {_OPTION}_weight to 0."
+                "The feature distance needs images of at least 32 pixels a side, not "
+                f"{images.shape[-2]}x{images.shape[-1]}.",
+                f"Set {_OPTION}_weight to 0.",
             )
         with torch.autocast(images.device.type, enabled=False):
             ones, others = self.net(images.float()), self.net(other.float())

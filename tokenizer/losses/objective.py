@@ -89,22 +89,30 @@ class ObjectiveConfig:
     def __post_init__(self) -> None:
         ruled = [f"{term}_{kind}" for term in TERMS for kind in ("weight", "start")]
         for name in (*ruled, "adversarial_warmup", "adaptive_weight_max"):
-            require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}: it must not be negative.")
-        require(self.smooth_l1_beta > 0, f"objective.smooth_l1_beta is {self.smooth_l1_beta}: it must be positive.")
-        require(self.r1_every >= 1, f"objective.r1_every is {self.r1_every}: it must be at least 1.")
-        require(0 <= self.lecam_decay < 1, f"objective.lecam_decay is {self.lecam_decay}: it must lie in [0, 1).")
+            require(getattr(self, name) >= 0, f"objective.{name} is {getattr(self, name)}.", "Give 0 or more.")
+        require(
+            self.smooth_l1_beta > 0, f"objective.smooth_l1_beta is {self.smooth_l1_beta}.", "Give a number above 0."
+        )
+        require(self.r1_every >= 1, f"objective.r1_every is {self.r1_every}.", "Give at least 1.")
+        require(
+            0 <= self.lecam_decay < 1,
+            f"objective.lecam_decay is {self.lecam_decay}.",
+            "Give a number from 0 to below 1.",
+        )
         require(
             self.gan_loss != "wasserstein" or self.gradient_penalty_weight + self.r1_weight > 0,
-            "objective.gan_loss wasserstein has no bound without a penalty on the discriminator's gradients: set "
-            "objective.gradient_penalty_weight (10 is published) or objective.r1_weight.",
+            "objective.gan_loss wasserstein has no bound without a penalty on the discriminator's gradients.",
+            "Set objective.gradient_penalty_weight (10 is published) or objective.r1_weight.",
         )
         require(
             any(getattr(self, name) for name in RECONSTRUCTION_WEIGHTS),
-            f"Every reconstruction term is off: set one of objective.{', '.join(RECONSTRUCTION_WEIGHTS)} above 0.",
+            "Every reconstruction term is off.",
+            f"Set one of objective.{', '.join(RECONSTRUCTION_WEIGHTS)} above 0.",
         )
         require(
             any(self.is_active(term, 0) for term in RECONSTRUCTION_TERMS),
-            "No reconstruction term counts at step 0: set the start of one of them, such as objective.l1_start, to 0.",
+            "No reconstruction term counts at step 0.",
+            "Set the start of one of them, such as objective.l1_start, to 0.",
         )
 
     def is_active(self, term: str, step: int) -> bool:

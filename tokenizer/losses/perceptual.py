@@ -60,8 +60,8 @@ class LPIPS(nn.Module):
     def forward(self, images: Tensor, other: Tensor) -> Tensor:
         if min(images.shape[-2:]) < 32:
             raise CodegridError(
-                f"LPIPS needs images of at least 32 pixels a side, not {images.shape[-2]}x{images.shape[-1]}: "
-                "set the perceptual weight to 0."
+                f"LPIPS needs images of at least 32 pixels a side, not {images.shape[-2]}x{images.shape[-1]}.",
+                "Set objective.perceptual_weight to 0.",
             )
         if images.shape[1] == 1:
             images, other = images.expand(-1, 3, -1, -1), other.expand(-1, 3, -1, -1)

@@ -73,7 +73,7 @@ class QuantizerConfig:
         """
         if shared:
             raise CodegridError(
-                f"quantizer.shared is True: {self.type!r} has no codebook that levels could share. Turn it off."
+                f"quantizer.shared is True, and {self.type!r} has no codebook that levels could share.", "Turn it off."
             )
 
     def residual_level(self, index: int) -> Quantizer:

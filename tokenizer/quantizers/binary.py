@@ -34,10 +34,12 @@ class BinaryQuantizerConfig(QuantizerConfig):
     inv_temperature: float = 100.0
 
     def __post_init__(self) -> None:
-        require(1 <= self.num_bits <= 31, f"quantizer.num_bits is {self.num_bits}: it must be from 1 to 31.")
+        require(1 <= self.num_bits <= 31, f"quantizer.num_bits is {self.num_bits}.", "Give a number from 1 to 31.")
         for name in ("commitment_weight", "entropy_weight", "diversity_weight"):
-            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
-        require(self.inv_temperature > 0, f"quantizer.inv_temperature is {self.inv_temperature}: it must be positive.")
+            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}.", "Give 0 or more.")
+        require(
+            self.inv_temperature > 0, f"quantizer.inv_temperature is {self.inv_temperature}.", "Give a number above 0."
+        )
 
     @property
     def codebook_size(self) -> int:

@@ -42,16 +42,20 @@ class FiniteScalarQuantizerConfig(QuantizerConfig):
         # With two levels the shift of `_bound` is 3.8, so tanh is flat around zero, where training starts.
         require(
             len(self.levels) >= 1 and min(self.levels) >= 3,
-            f"quantizer.levels is {list(self.levels)}: it must name at least one channel, and each must have at least "
-            "3 levels (for channels of two levels, take the quantizers lfq or bsq).",
+            f"quantizer.levels is {list(self.levels)}.",
+            "Name at least one channel, and at least 3 levels for each (for channels of two levels, take the "
+            "quantizers lfq or bsq).",
         )
         # This check comes first: a product of a million numbers would take long.
         require(
-            len(self.levels) <= 19, f"quantizer.levels has {len(self.levels)} channels: 19 of 3 levels are 2^30 codes."
+            len(self.levels) <= 19,
+            f"quantizer.levels has {len(self.levels)} channels.",
+            "Give at most 19: with 3 levels each they are 2^30 codes.",
         )
         require(
             self.codebook_size <= 2**31,
-            f"quantizer.levels is {list(self.levels)}: their product, {self.codebook_size}, must be at most 2^31.",
+            f"quantizer.levels is {list(self.levels)}, whose product is {self.codebook_size}.",
+            "Give levels whose product is at most 2^31.",
         )
 
     @property

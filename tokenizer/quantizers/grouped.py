@@ -36,8 +36,8 @@ class GroupedQuantizerConfig(QuantizerConfig):
         check_inner(self.inner)
         require(
             self.groups >= 2,
-            f"quantizer.groups is {self.groups}: it must be at least 2. One group is its inner quantizer: "
-            f"type {self.inner.type!r}.",
+            f"quantizer.groups is {self.groups}.",
+            f"Give at least 2; one group is its inner quantizer, type {self.inner.type!r}.",
         )
 
     @property

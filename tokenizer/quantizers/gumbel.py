@@ -40,9 +40,9 @@ class GumbelConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
-            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
-        require(self.temperature > 0, f"quantizer.temperature is {self.temperature}: it must be positive.")
-        require(self.kl_weight >= 0, f"quantizer.kl_weight is {self.kl_weight}: it must not be negative.")
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}.", "Give at least 1.")
+        require(self.temperature > 0, f"quantizer.temperature is {self.temperature}.", "Give a number above 0.")
+        require(self.kl_weight >= 0, f"quantizer.kl_weight is {self.kl_weight}.", "Give 0 or more.")
 
     def build(self) -> Quantizer:
         return GumbelQuantizer(self)

@@ -40,10 +40,11 @@ class HierarchicalQuantizerConfig(QuantizerConfig):
     def __post_init__(self) -> None:
         check_inner(self.inner)
         for name in ("channels", "norm_groups"):
-            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}.", "Give at least 1.")
         require(
             self.channels % self.norm_groups == 0,
             f"quantizer.channels {self.channels} cannot be split into quantizer.norm_groups {self.norm_groups}.",
+            "Give a divisor of quantizer.channels.",
         )
 
     @property

@@ -48,11 +48,11 @@ class IBQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
-            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}.", "Give at least 1.")
         for name in ("index_weight", "commitment_weight", "codebook_weight", "entropy_weight"):
-            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
+            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}.", "Give 0 or more.")
         temperature = self.entropy_temperature
-        require(temperature > 0, f"quantizer.entropy_temperature is {temperature}: it must be positive.")
+        require(temperature > 0, f"quantizer.entropy_temperature is {temperature}.", "Give a number above 0.")
 
     def build(self) -> Quantizer:
         return IBQ(self)

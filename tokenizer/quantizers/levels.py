@@ -15,7 +15,8 @@ def check_inner(inner: QuantizerConfig) -> None:
     """Raises CodegridError if `inner` has more than one code per position."""
     require(
         inner.depth == inner.stride == 1,
-        f"quantizer.inner.type is {inner.type!r}, which gives several codes a position: take one that gives one.",
+        f"quantizer.inner.type is {inner.type!r}, which gives several codes a position.",
+        "Take one that gives one.",
     )
 
 

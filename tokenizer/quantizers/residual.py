@@ -40,16 +40,16 @@ class ResidualQuantizerConfig(QuantizerConfig):
     def __post_init__(self) -> None:
         require(
             self.depth >= 2,
-            f"quantizer.depth is {self.depth}: it must be at least 2. One level is its inner quantizer: "
-            f"type {self.inner.type!r}.",
+            f"quantizer.depth is {self.depth}.",
+            f"Give at least 2; one level is its inner quantizer, type {self.inner.type!r}.",
         )
         known = [name for name, kind in self.registered.items() if kind.has_residual_levels]
         # The gradient of ibq and gumbel passes through the choice, and the sum of the codes would lose it. The codes of
         # bsq lie on the sphere.
         require(
             self.inner.has_residual_levels,
-            f"quantizer.inner.type is {self.inner.type!r}: the levels of a residual quantizer must be one of "
-            f"{', '.join(map(repr, known))}.",
+            f"quantizer.inner.type is {self.inner.type!r}, whose codes do not add up over levels.",
+            f"Choose one of {', '.join(map(repr, known))}.",
         )
         self.inner.check_residual_levels(self.shared)
 

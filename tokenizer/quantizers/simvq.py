@@ -41,14 +41,16 @@ class SimVQConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
-            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}.", "Give at least 1.")
         require(
             self.codebook_weight > 0,
-            f"quantizer.codebook_weight is {self.codebook_weight}: it must be positive, or nothing moves the codes.",
+            f"quantizer.codebook_weight is {self.codebook_weight}, and then nothing moves the codes.",
+            "Give a number above 0.",
         )
         require(
             self.commitment_weight >= 0,
-            f"quantizer.commitment_weight is {self.commitment_weight}: it must not be negative.",
+            f"quantizer.commitment_weight is {self.commitment_weight}.",
+            "Give 0 or more.",
         )
 
     def build(self) -> Quantizer:

@@ -85,18 +85,22 @@ class VectorQuantizerConfig(QuantizerConfig):
 
     def __post_init__(self) -> None:
         for name in ("codebook_size", "code_dim"):
-            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}: it must be at least 1.")
+            require(getattr(self, name) >= 1, f"quantizer.{name} is {getattr(self, name)}.", "Give at least 1.")
         for name in ("codebook_weight", "commitment_weight", "isotropy_weight", "entropy_weight", "revive_below"):
-            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}: it must not be negative.")
+            require(getattr(self, name) >= 0, f"quantizer.{name} is {getattr(self, name)}.", "Give 0 or more.")
         temperature = self.entropy_temperature
-        require(temperature > 0, f"quantizer.entropy_temperature is {temperature}: it must be positive.")
+        require(temperature > 0, f"quantizer.entropy_temperature is {temperature}.", "Give a number above 0.")
         require(
             not (self.l2_normalize and self.isotropy_weight),
-            "quantizer.isotropy_weight spreads the features in space, quantizer.l2_normalize puts them on a sphere: "
-            "turn one of them off (isotropy_weight 0, or l2_normalize False).",
+            "quantizer.isotropy_weight spreads the features in space, quantizer.l2_normalize puts them on a sphere.",
+            "Turn one of them off (isotropy_weight 0, or l2_normalize False).",
         )
         for name in ("codebook_decay", "revive_decay"):
-            require(0 <= getattr(self, name) < 1, f"quantizer.{name} is {getattr(self, name)}: it must lie in [0, 1).")
+            require(
+                0 <= getattr(self, name) < 1,
+                f"quantizer.{name} is {getattr(self, name)}.",
+                "Give a number from 0 to below 1.",
+            )
 
     def build(self) -> Quantizer:
         return VectorQuantizer(self)
@@ -104,12 +108,14 @@ class VectorQuantizerConfig(QuantizerConfig):
     def check_residual_levels(self, shared: bool) -> None:
         require(
             not self.l2_normalize,
-            "quantizer.inner.l2_normalize is True: what a level leaves over does not lie on the sphere. Turn it off.",
+            "quantizer.inner.l2_normalize is True, and what a level leaves over does not lie on the sphere.",
+            "Turn it off.",
         )
         require(
             not (shared and self.isotropy_weight),
-            f"quantizer.inner.isotropy_weight is {self.isotropy_weight}: it would spread what the levels leave "
-            "over as far as the features. Set it to 0, or quantizer.shared to False.",
+            f"quantizer.inner.isotropy_weight is {self.isotropy_weight}: it would spread what the levels leave over as "
+            "far as the features.",
+            "Set it to 0, or quantizer.shared to False.",
         )
 
     def residual_level(self, index: int) -> Quantizer:
