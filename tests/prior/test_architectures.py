@@ -119,7 +119,7 @@ def test_an_unknown_architecture_is_not_loaded(toy, tmp_path):
     save_prior(make_prior(PriorConfig(**SIZE, architecture="toy"), SEQUENCE), SEQUENCE, tmp_path)
     ARCHITECTURES.pop("toy")
     try:
-        with pytest.raises(CodegridError, match=r"ToyForCausalLM.*a prior of this project is one of LlamaForCausalLM"):
+        with pytest.raises(CodegridError, match=r"ToyForCausalLM.*Load a prior that is one of LlamaForCausalLM"):
             load_prior(tmp_path)
     finally:
         register_architecture(TOY)

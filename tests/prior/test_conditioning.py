@@ -125,8 +125,8 @@ def test_a_sequence_is_the_prefix_then_the_codes():
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (None, "This prior has 2 hues in 3 steps: shades must be given"),
-        (SHADES[:, 0], r"shades must be integers of shape \[4, 2\]"),
+        (None, "This prior has 2 hues in 3 steps, and no shades are given"),
+        (SHADES[:, 0], r"Give integers of shape \[4, 2\]"),
         (SHADES + 3, r"The shades hold 7. Give values from 0 to 4"),
     ],
 )
@@ -282,7 +282,7 @@ def test_a_pipeline_takes_what_the_condition_parses(tiny_vqmodel, tmp_path):
     output = pipe(["1,2", "0,0"], num_images_per_label=2, seed=0, progress=False)
     assert output.labels == [[1, 4], [1, 4], [0, 2], [0, 2]]
     assert len(output.images) == 4
-    with pytest.raises(CodegridError, match="follow 2 hues in 3 steps: say what by class_labels"):
+    with pytest.raises(CodegridError, match=r"follow 2 hues in 3 steps\. Say what by class_labels"):
         pipe(num_images=2, progress=False)
 
 

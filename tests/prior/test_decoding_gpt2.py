@@ -137,9 +137,9 @@ def test_the_loss_is_that_of_the_stock_models_logits():
 
 
 def test_another_scale_of_attention_is_refused():
-    with pytest.raises(ValueError, match="scale_attn_by_inverse_layer_idx True: sampling needs True and False"):
+    with pytest.raises(ValueError, match=r"scale_attn_by_inverse_layer_idx True\. Sampling needs True and False"):
         read_weights(make_gpt2(scale_attn_by_inverse_layer_idx=True), 24, 12)
     model = make_gpt2()
     model.transformer.h[1].mlp.c_fc = torch.nn.Identity()
-    with pytest.raises(ValueError, match="found Identity: merge adapters"):
+    with pytest.raises(ValueError, match=r"found Identity\. Merge adapters"):
         read_weights(model, 24, 12)

@@ -53,7 +53,7 @@ def test_the_model_is_shaped_by_its_configs(model):
         ({"attention_dropout": 1.0}, "attention_dropout"),
         ({"rope_theta": 0.0}, "rope_theta"),
         ({"num_hidden_layers": -1}, "num_hidden_layers"),
-        ({"positions": "none"}, "'rotary', 'rotary_2d' or 'learned'"),
+        ({"positions": "none"}, "'rotary', 'rotary_2d' and 'learned'"),
         ({"positions": "learned", "num_key_value_heads": 2}, "every head has keys of its own"),
         ({"positions": "learned", "qk_norm": True}, "no architecture here has both"),
         (

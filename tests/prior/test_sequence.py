@@ -85,7 +85,7 @@ LABELS = torch.tensor([0, 1])
         (CODES, torch.tensor([-1, 0]), None, conditional(), "no class -1"),
         (CODES, torch.tensor([0]), None, conditional(), r"labels are .* Give integers of shape \[2\]"),
         (CODES, LABELS.float(), None, conditional(), "labels are .* Give integers"),
-        (CODES, None, None, conditional(), "labels must be given"),
+        (CODES, None, None, conditional(), "no labels are given"),
         (CODES, LABELS, None, conditional(class_names=None), "unconditional"),
         (CODES, LABELS, torch.tensor([0, 1]), conditional(), "drop is .* Give bool"),
     ],
@@ -183,7 +183,7 @@ def test_a_wrong_file_is_named(tmp_path):
     for values, message in [
         ({**good, "colour": 1}, "Unknown keys in .*sequence_config.json: colour"),
         ({key: good[key] for key in good if key != "depth"}, "missing from .*sequence_config.json: depth"),
-        ({**good, "depth": "2"}, "sequence_config.json: depth is '2'"),
+        ({**good, "depth": "2"}, "sequence_config.json cannot be used .depth is '2'"),
         ([], "holds no JSON object"),
     ]:
         path.write_text(json.dumps(values))

@@ -1,6 +1,6 @@
 """A prior that starts from another one's weights."""
 
-from __future__ import annotations
+import functools
 
 import pytest
 import torch
@@ -39,8 +39,12 @@ def test_classes_are_matched_by_name_and_new_ones_start_as_none(architecture, ti
     started = transferred(model, old, new)
     assert type(started) is type(model)
     assert started.config.vocab_size == new.vocab_size
-    assert torch.equal(logits(started, new, [0, 2, 0]), logits(model, old, [2, 0, 2]))  # owl, cat, owl
-    assert torch.equal(logits(started, new, [1, 3, 1]), logits(model, old, [0, 0, 0], drop=True))  # fox, elk: no class
+    # A product with another number of rows may be summed in another order: the last bits are some processors' own.
+    same = functools.partial(torch.testing.assert_close, rtol=1e-5, atol=1e-5)
+    same(logits(started, new, [0, 2, 0]), logits(model, old, [2, 0, 2]))  # owl, cat, owl
+    same(logits(started, new, [1, 3, 1]), logits(model, old, [0, 0, 0], drop=True))  # fox, elk: no class
+    rows = started.get_input_embeddings().weight[[*range(7), 7, 9, 11]]  # the codes, owl, cat, null
+    assert torch.equal(rows, model.get_input_embeddings().weight[[*range(7), 9, 7, 10]])
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name])
 

@@ -73,8 +73,8 @@ def test_plain_values_become_the_fields():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([1], "config must be a dictionary of fields, not list"),
-        (None, "config must be a dictionary of fields, not NoneType"),
+        ([1], "config is no dictionary of fields, but list"),
+        (None, "config is no dictionary of fields, but NoneType"),
         ({"nummer": 1, "foo": 2}, "Unknown keys in config: foo, nummer. Outer knows anything, colour"),
         ({"number": "3"}, "config.number is '3'"),
         ({"number": 3.0}, "config.number is 3.0"),
@@ -90,7 +90,7 @@ def test_plain_values_become_the_fields():
         ({"inner": {"size": None}}, "config.inner.size is None"),
         ({"inner": {"sizes": 3}}, "config.inner.sizes is 3. Give a list"),
         ({"inner": {"sizes": [1, "2"]}}, "config.inner.sizes[1] is '2'"),
-        ({"inner": 3}, "config.inner must be a dictionary"),
+        ({"inner": 3}, "config.inner is no dictionary"),
         ({"colour": {"type": "green"}}, "config.colour is {'type': 'green'}"),
         ({"colour": {"depth": 1}}, "config.colour is {'depth': 1}. Give a config whose type is one of 'red', 'blue'"),
         ({"colour": {"type": "red", "depth": 1}}, "Unknown keys in config.colour: depth"),

@@ -120,10 +120,10 @@ def test_no_random_number_is_drawn(tmp_path):
     ("values", "error", "message"),
     [
         ({"net": "sqeeze"}, ValueError, r"feature\.net is 'sqeeze'. Give a classifier of torchvision"),
-        ({"net": "resnet18", "layers": ("layer9",)}, ValueError, r"no layer 'layer9': set feature\.layers"),
-        ({"net": "mnasnet1_0"}, ValueError, r"no default layers: set feature\.layers"),
-        ({"net": "resnet18", "weights": "no.pth"}, FileNotFoundError, r"no\.pth do not exist \(feature\.weights\)"),
-        ({"net": "efficientnet_lite0"}, FileNotFoundError, r"pass a local file as feature\.weights"),
+        ({"net": "resnet18", "layers": ("layer9",)}, ValueError, r"no layer 'layer9'\. Set feature\.layers"),
+        ({"net": "mnasnet1_0"}, ValueError, r"no default layers\. Set feature\.layers"),
+        ({"net": "resnet18", "weights": "no.pth"}, FileNotFoundError, r"no\.pth do not exist\. .* by feature\.weights"),
+        ({"net": "efficientnet_lite0"}, FileNotFoundError, r"Pass a local file as feature\.weights"),
         ({"net": "nobody/nothing"}, WeightsError, r"feature\.net 'nobody/nothing' is neither a folder"),
     ],
 )
@@ -145,8 +145,10 @@ def test_files_without_batch_counters_are_read(tmp_path):
     save_file({key: tensor for key, tensor in load_file(path).items() if "num_batches" not in key}, path)
     found = FeatureNet("resnet18", str(path))
     assert found.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], tensor)
     for one, other in zip(found(pixels), expected(pixels), strict=True):
-        assert torch.equal(one, other)
+        torch.testing.assert_close(one, other)  # oneDNN's sums depend on where the weights lie in memory
     without = {key: tensor for key, tensor in load_file(path).items() if key != "bn1.running_mean"}
     save_file(without, path)
     with pytest.raises(ValueError, match=r"1 tensors are missing or of another shape, the first is bn1\.running_mean"):
@@ -198,7 +200,7 @@ def test_a_folder_of_transformers(tmp_path):
     torch.testing.assert_close(net.normalized(torch.ones(1, 3, 1, 1))[0, 0], torch.tensor([[(1 - 0.485) / 0.229]]))
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
     assert FeatureNet(str(tmp_path)).normalized(torch.full((1, 3, 1, 1), 0.25)).flatten().tolist() == [0.25] * 3
-    with pytest.raises(ValueError, match=r"has the blocks 1 to 4: .* asks for \(5,\)"):
+    with pytest.raises(ValueError, match=r"asks for the blocks \(5,\), and .* has the blocks 1 to 4"):
         FeatureNet(str(tmp_path), layers=("5",))
     with pytest.raises(ValueError, match=r"numbers of blocks"):
         FeatureNet(str(tmp_path), layers=("layer1",))

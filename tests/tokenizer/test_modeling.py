@@ -180,7 +180,7 @@ def test_several_codes_a_position(tiny_vqmodel, tmp_path, quantizer):
     assert torch.equal(model.encode(images), output.codes)
     assert torch.equal(model.decode(output.codes), output.reconstruction)
     for wrong in (output.codes[..., :2], output.codes[..., 0], output.codes.flatten(1)):
-        with pytest.raises(ValueError, match=r"shape \[B, h, w, 3\], not"):
+        with pytest.raises(ValueError, match=r"Give integers of shape \[B, h, w, 3\]"):
             model.decode(wrong)
     with pytest.raises(ValueError, match="outside the codebook"):
         model.decode(output.codes + 16)
@@ -196,7 +196,7 @@ def test_images_of_another_shape_are_refused(tiny_vqmodel):
     channels = tiny_vqmodel.config.backbone_config.in_channels
     with pytest.raises(ValueError, match="multiples of"):
         tiny_vqmodel.encode(torch.zeros(1, channels, 17, 16))
-    with pytest.raises(ValueError, match=f"takes .B, {channels}, H, W."):
+    with pytest.raises(ValueError, match=f"Give .B, {channels}, H, W."):
         tiny_vqmodel.encode(torch.zeros(1, channels + 1, 16, 16))
 
 
