@@ -145,6 +145,7 @@ def test_marks_are_seen() -> None:
 def test_snippets_run_one_after_the_other(document: Path, quickstart: Path, readers_folder: Path) -> None:
     """In one namespace a page. `READERS` has what they take from their reader."""
     shutil.copytree(SAVED / "prior", readers_folder / "runs" / "prior")
+    shutil.copytree(SAVED / "pipeline", readers_folder / "runs" / "pipeline-with-context")
     names: dict[str, Any] = {}
     for snippet in snippets(read(document)):
         names |= READERS

@@ -145,6 +145,7 @@ def prepared(tmp_path: Path, hub: Path, monkeypatch: pytest.MonkeyPatch) -> Call
     monkeypatch.setattr("codegrid.pipelines.quickstart.train_tokenizer", work)  # minutes
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(hub))
     monkeypatch.setenv("CODEGRID_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")  # without a login push-to-hub looks at nothing else
 
     def prepare(folder: Path) -> None:
         folder.mkdir(exist_ok=True)

@@ -287,7 +287,8 @@ def test_any_option_with_a_value_of_another_kind_is_one_sentence(seed: int, caps
                 main([*words[0].split(), *rest, "--help"])
         known = [option for option in options_of(capsys.readouterr().out) if option.names and option.names[0] != "-h"]
         option = draw.choice([option for option in known if "STR" not in option.kind] or known)
-        name = f"{option.names[-1]}{draw.choice(['', 'q'])}"
+        takes_any = "STR" in option.kind  # so that only a misspelt name is wrong
+        name = f"{option.names[-1]}{'q' if takes_any else draw.choice(['', 'q'])}"
         context = f"seed {seed}: {words} {name} (of {command.summary})"
         with pytest.raises(SystemExit) as end:
             main([*words[0].split(), *rest, name, "w_o_r_d"])
@@ -308,7 +309,7 @@ def _words(command: Command) -> list[str]:
     ("line", "said"),
     [
         ("tokenize-dataset --tokenizer T --data.source S --output-dir O --batch-size 0", "batch_size is 0: it must"),
-        ("train-tokenizer small64 --data.source S --output-dir O --max-steps 0", "max_steps is 0: it must"),
+        ("train-tokenizer small64 --data.source S --output-dir O --max-steps 0", "max_steps is 0. It must"),
         ("dev benchmark codes-reading --repeats 0", "repeats is 0: it must"),
     ],
 )
