@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from codegrid.pipelines.artifacts.cards import prior_card, tokenizer_card
 from codegrid.pipelines.system.files import GO_ON, OutputError, fsync
 from codegrid.prior import SequenceConfig, save_prior
 from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.hub.push import WEIGHT_FILES
+
+_CONFIG = "config.json"
 
 
 def export_tokenizer(model: VQModel, folder: Path, source: str, scores: Mapping[str, float]) -> None:
@@ -46,17 +50,26 @@ def export_prior(
 
 
 def export(folder: Path, write: Callable[[Path], Any]) -> None:
-    """Let `write` fill a temporary folder, flush it, then move its files into `folder`, `config.json` last."""
+    """Let `write` fill a temporary folder, flush it, then move its files into `folder`, `config.json` last.
+
+    Weight files of an older model that the new one does not replace go: an index of its shards would be read first.
+    """
     aside = folder / ".tmp-export"
     try:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
         write(aside)
-        files = sorted(aside.iterdir(), key=lambda file: file.name == "config.json")
+        files = list(aside.iterdir())
+        names = {file.name for file in files}
         for file in files:
             fsync(file)
-        for file in files:
-            os.replace(file, folder / file.name)
+        for name in sorted(names - {_CONFIG}):
+            os.replace(aside / name, folder / name)
+        for old in folder.iterdir():
+            if old.name not in names and any(fnmatchcase(old.name, pattern) for pattern in WEIGHT_FILES):
+                old.unlink()
+        for name in names & {_CONFIG}:
+            os.replace(aside / name, folder / name)
         fsync(folder)
     except (OSError, SafetensorError) as error:  # safetensors raises its own error on a full disk
         raise OutputError(f"Could not write the model into {folder}: {error}. {GO_ON}") from error

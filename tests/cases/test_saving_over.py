@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts import replacing
+from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.system.files import OutputError
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 
@@ -111,3 +113,22 @@ def test_a_link_to_a_folder_stays_a_link(pipe, tmp_path):
     retrained(pipe).save_pretrained(tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "there" / "LICENSE").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(("before", "after"), [("200KB", "5GB"), ("5GB", "200KB"), ("300KB", "100KB")])
+def test_no_weight_file_of_an_older_model_is_read(tmp_path, before, after):
+    """A model of several shards leaves an index, which is read before the one file of the next model."""
+    older, newer = (
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2
+            )
+        )
+        for _ in range(2)
+    )
+    export(tmp_path, lambda aside: older.save_pretrained(aside, max_shard_size=before))
+    (tmp_path / "notes.safetensors.txt").write_text("kept")
+    export(tmp_path, lambda aside: newer.save_pretrained(aside, max_shard_size=after))
+    read = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(read.parameters(), newer.parameters(), strict=True))
+    assert (tmp_path / "notes.safetensors.txt").exists()
