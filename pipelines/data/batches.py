@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from codegrid.names import shown
+from codegrid.pipelines.data.contents import short
 from codegrid.pipelines.data.records import DataError, ImageRecord, ImageSource, ImageStream, content_hash
 from codegrid.pipelines.data.workers import load
 from codegrid.pipelines.system.randomness import SampleOrder, uniforms
@@ -249,18 +250,34 @@ class AugmentationConfig:
 
 @dataclass
 class ImageBatch:
-    """pixels uint8 [B, H, W, C]; labels int64 [B], -1 where there is none; the source ids; the inputs that could not be
-    read, with their reasons; the peaks of the pictures of more than 8 bits."""
+    """Args:
+    pixels: uint8 [B, H, W, C].
+    labels: int64 [B], -1 where there is none.
+    source_ids: of the B pictures.
+    skipped: the inputs that could not be used, with their reasons.
+    peaks: of the pictures of more than 8 bits.
+    rows, contents: int64 [B] each, the pictures' rows in the source, and the `contents.short` of their bytes.
+    """
 
     pixels: Tensor
     labels: Tensor
     source_ids: list[str]
     skipped: dict[str, str] = field(default_factory=dict)
     peaks: list[float] = field(default_factory=list)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    contents: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def pin_memory(self) -> ImageBatch:
         """In pinned memory, from which copies to a GPU do not wait; a DataLoader asks for it."""
-        return ImageBatch(self.pixels.pin_memory(), self.labels.pin_memory(), self.source_ids, self.skipped, self.peaks)
+        return replace(self, pixels=self.pixels.pin_memory(), labels=self.labels.pin_memory())
+
+
+class Augmented(NamedTuple):
+    """A picture of a training batch, inputs that were skipped for it, and its content by its row in the source."""
+
+    picture: Picture
+    skipped: dict[str, str]
+    contents: dict[int, int]
 
 
 class AugmentedImages(Dataset):
@@ -277,23 +294,23 @@ class AugmentedImages(Dataset):
         self.source, self.preprocessing, self.channels = source, preprocessing, channels
         self.augmentation, self.seed = augmentation, seed
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[Picture, dict[str, str]]:
+    def __getitem__(self, item: tuple[int, int]) -> Augmented:
         epoch, index = item
         top, left, mirror = uniforms(3, self.seed, "augmentation", epoch, index)
         crop = (top, left) if self.augmentation.random_crop else "center"
         variant = Variant(crop, mirror < 0.5 and self.augmentation.flip)
         skipped: dict[str, str] = {}
         for attempt in range(_MOST_REPLACEMENTS):
-            picture = read_picture(self.source[index], self.preprocessing, self.channels, (variant,))
+            picture = read_picture(self.source[index], self.preprocessing, self.channels, (variant,), with_content=True)
             if picture.pixels is not None:
-                return picture, skipped
+                return Augmented(picture, skipped, {index: short(picture.content)})
             skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
             (other,) = uniforms(1, self.seed, "replacement", epoch, item[1], attempt)
             index = int(other * len(self.source))
         name, reason = list(skipped.items())[-1]
         raise DataError(
-            f"{_MOST_REPLACEMENTS} images in a row could not be used; the last: {name} ({reason}).",
-            "Check data.source and preprocessing; `codegrid look` shows what is left out.",
+            f"{len(skipped)} images in a row could not be used; the last: {name} ({reason}).",
+            "Check data.source and preprocessing.",
         )
 
 
@@ -331,12 +348,14 @@ def _parts(rows: Iterable[int], size: int) -> Iterator[list[int]]:
         yield part
 
 
-def _collate(items: list[tuple[Picture, dict[str, str]]]) -> ImageBatch:
-    pictures, bad = zip(*items, strict=True)
+def _collate(items: list[Augmented]) -> ImageBatch:
+    pictures, bad, read = zip(*items, strict=True)
     return ImageBatch(
         torch.from_numpy(np.concatenate([picture.pixels for picture in pictures])),
         torch.tensor([picture.label for picture in pictures]),
         [picture.source_id for picture in pictures],
         {name: reason for each in bad for name, reason in each.items()},
         [picture.peak for picture in pictures if picture.peak is not None],
+        np.array([row for contents in read for row in contents], np.int64),
+        np.array([content for contents in read for content in contents.values()], np.int64),
     )

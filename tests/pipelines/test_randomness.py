@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from codegrid.pipelines.data.batches import AugmentedImages, Picture, image_batches
+from codegrid.pipelines.data.batches import Augmented, AugmentedImages, Picture, image_batches
 from codegrid.pipelines.system.randomness import SampleOrder, key, numpy_generator, seed_step, torch_generator
 
 
@@ -35,7 +35,7 @@ class Recorder(AugmentedImages):
         self.source, self.seed = range(size), 0
 
     def __getitem__(self, item):
-        return Picture(str(item[1]), 0, np.array(item)[None]), {}
+        return Augmented(Picture(str(item[1]), 0, np.array(item)[None]), {}, {})
 
 
 def test_batches_do_not_depend_on_the_number_of_ranks_or_where_one_starts():

@@ -20,6 +20,7 @@ from codegrid.pipelines.artifacts.export import export_tokenizer
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, check_channels, image_batches, prepared_batches
 from codegrid.pipelines.data.classes import check_labelled, decoder_classes, record_labels
+from codegrid.pipelines.data.contents import Contents
 from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataError, ImageSource, picture_contents, picture_marks
 from codegrid.pipelines.data.sources import split_images
@@ -116,6 +117,7 @@ class TokenizerStage(Stage):
         self.optimizers = {"learning_rate": self.learners.model.optimizer}
         if self.learners.discriminator is not None:
             self.optimizers["discriminator_learning_rate"] = self.learners.discriminator.optimizer
+        self.contents = Contents(images)
         self.tokens_a_sample = math.prod(self.model.config.codes_shape)
 
     def begin(self, start: int) -> None:
@@ -135,6 +137,7 @@ class TokenizerStage(Stage):
         for batch in batches:
             self.skipped.update(batch.skipped)
             self.depth.add(batch.peaks)
+            self.contents.add(batch.rows, batch.contents)
         self.last_batch = ", ".join(batches[-1].source_ids[:8])
         seed_step(self.config.seed, step, self.rank)
         return train_step(self.learners, self.config, pictures, step, self.run.accelerator, labels=labels)
@@ -173,6 +176,7 @@ class TokenizerStage(Stage):
             "optimizer": optimizer_tensors(model.optimizer, model.module),
             "ema": self.learners.ema.weights,
             "running_logits": self.learners.running_logits,
+            "contents": self.contents.tensors(),
         }
         if discriminator is not None:
             groups["discriminator"] = discriminator.module.state_dict()
@@ -184,6 +188,7 @@ class TokenizerStage(Stage):
         model.module.load_state_dict(groups["model"])
         load_optimizer_tensors(model.optimizer, model.module, groups.get("optimizer", {}), self.run.log)
         self.learners.ema.load(groups.get("ema", {}))
+        self.contents.load(groups.get("contents", {}))
         for name, mean in groups.get("running_logits", {}).items():
             self.learners.running_logits[name] = mean.to(self.device)
         if discriminator is not None:
@@ -203,8 +208,9 @@ class TokenizerStage(Stage):
         return values, {"code_usage": relative_counts(used, quantizer.codebook_size, quantizer.depth)}
 
     def watch(self, line: dict[str, Any]) -> list[str]:
-        for found in gather_object([self.skipped]):
+        for found, (rows, contents) in gather_object([(self.skipped, self.contents.take_new())]):
             self.skipped.update(found)
+            self.contents.add(rows, contents)
         if self.skipped and self.run.is_main:
             lines = [f"{name}\t{reason}\n" for name, reason in sorted(self.skipped.items())]
             write_text(self.run.folder / _SKIPPED_NAME, "".join(lines))
