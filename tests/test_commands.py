@@ -158,9 +158,9 @@ def test_mistakes_end_in_one_sentence(fails, image_folder, pipeline_folder, tmp_
     (tmp_path / "nothing").mkdir()
     (tmp_path / "nothing" / "notes.txt").write_text("no picture")
     out, images = ["--output-dir", tmp_path / "out"], ["--data.source", image_folder]
-    assert "Choose one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
+    assert "It must be one of 'vq'" in fails("train_tokenizer", "quickstart", *out, "--quantizer.type", "vqq")
     unknown = ["--objective.discriminator.type", "patch"]
-    assert "Choose one of 'patchgan', 'stylegan'" in fails("train_tokenizer", "quickstart", *out, *unknown)
+    assert "It must be one of 'patchgan', 'stylegan'" in fails("train_tokenizer", "quickstart", *out, *unknown)
     contradiction = [*images, *out, "--backbone.ch", 7]
     assert fails("train_tokenizer", "quickstart", *contradiction).startswith("error: backbone.ch * 1 = 7 channels")
     levels = ["--quantizer.type", "fsq", "--quantizer.levels", 1, 4]

@@ -133,7 +133,7 @@ def test_what_cannot_be_registered_is_refused():
         type: str = "vq"
 
     for kind, message in [
-        (Quantizer, "make it a dataclass derived from QuantizerConfig"),
+        (Quantizer, "Make it a dataclass derived from QuantizerConfig"),
         (OfNoName, r"OfNoName\.type is ''. Give it a name"),
         (OfATakenName, r"OfATakenName\.type is 'vq', which is the name of VectorQuantizerConfig"),
     ]:

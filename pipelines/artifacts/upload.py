@@ -84,7 +84,7 @@ def published_files(folder: Path, kind: str, content: Any) -> dict[str, Path]:
     if kind == "codes":
         return _checked(folder, [folder / name for name in _names_of_codes(folder, content)])
     found = _plain_files(folder) + sorted(folder.glob(_EVALUATIONS))
-    for part in _PARTS if kind == "pipeline" else ():
+    for part in (part for part in _PARTS if kind == "pipeline" and (folder / part).is_dir()):
         found += _plain_files(folder / part) + sorted((folder / part).glob(_EVALUATIONS))
     return _checked(folder, found)
 

@@ -140,7 +140,7 @@ def test_rounded_weights_are_of_a_prior_and_its_codes(capsys):
     with pytest.raises(SystemExit):
         main(["dev", "benchmark", "rounded-weights"])
     said = capsys.readouterr().err
-    assert all(option in said for option in ("required", "--prior", "--codes"))
+    assert all(option in said for option in ("needs", "--prior", "--codes"))
     with pytest.raises(TypeError, match="'prior' and 'codes'"):
         benchmark("rounded-weights")
 

@@ -227,7 +227,7 @@ def test_every_script_is_a_command(capsys: pytest.CaptureFixture[str]) -> None:
         ("train-prior small64 --tracking wandb tensorbord", "--tracking is 'wandb tensorbord'. It takes any number of"),
         ("train-tokenizer small64 --preprocessing.image-size 1 2 3", "'3' belongs to no option of `codegrid train"),
         ("train-tokenizer small64 --preprocessing.image-size wide", "It takes a whole number or a whole number and a"),
-        ("train-tokenizer small64 --quantizer.type vqq", "quantizer.type is 'vqq'. Choose one of 'vq', 'simvq'"),
+        ("train-tokenizer small64 --quantizer.type vqq", "quantizer.type is 'vqq'. It must be one of 'vq', 'simvq'"),
         ("train-tokenizer small64 --quantizer.type fsq --quantizer.codebook-size 8", "no option --quantizer.codebook-"),
         (
             "generate --pipeline P --output-dir O \u2014seed 3",

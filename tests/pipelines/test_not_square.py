@@ -72,7 +72,7 @@ def test_from_pictures_to_pictures(tokenizer_config, prior_config, tmp_path, cap
         assert sheet.height == 2 * (32 + 2) + 2  # two lines of pictures that were doubled
     coded = coded_images(model, open_images(DataConfig(str(source))), 8)
     assert code_sheet(coded).width > 8 * 96
-    assert codebook_atlas(model, coded, 4)[0].mean.size == (4, 4)
+    assert codebook_atlas(coded, 4)[0].mean.size == (4, 4)
     image = actions.read_image(model, source / "0" / "2.png")
     assert actions.codes_map(actions.encode(model, image)).size == (384, 192)
 

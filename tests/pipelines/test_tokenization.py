@@ -292,7 +292,7 @@ def test_a_folder_that_has_shrunk_or_changed_is_refused(config, pictures, tmp_pa
         tokenize_dataset(changed)
     (source / "another class").mkdir()
     shutil.copy(source / "noise" / "0.png", source / "another class")
-    with pytest.raises(OutputError, match="different: source, source_fingerprint, class_names"):
+    with pytest.raises(OutputError, match="different: source, source_fingerprint, names, class_names"):
         tokenize_dataset(changed)
     assert files_of(tmp_path / "codes") == before
 

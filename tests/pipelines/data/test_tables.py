@@ -418,7 +418,7 @@ def test_what_was_understood_is_said(tmp_path):
         "Read as: folder of images, splits train 3 (this one), val 1.",
         "Labels: names of the subfolders, 2 classes: 0 10 (2), 1 2 (1).",
         "The classes' names are numbers, and their ids others (sorted as text): id 0 is class '10'.",
-        "Files that are not read: 2 .heic (pip install pillow-heif converts them), "
+        'Files that are not read: 2 .heic (pip install "codegrid[heif]" reads them), '
         "1 .txt (captions and notes are no labels).",
         "Links that are left out: 1 (--data.follow-links reads them).",
     ]
