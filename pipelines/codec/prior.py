@@ -53,6 +53,7 @@ class PriorModel(CodeModel):
         )
         self.model = model if model.dtype == torch.float32 else _widened(model)
         self.sequence, self.bound = sequence, bound
+        self._epsilon = 2.0**-bound
         self.fingerprint = bytes.fromhex(fingerprint)[:4]
 
     def write(self, codes: np.ndarray, labels: Sequence[int | None]) -> list[bytes]:
@@ -149,7 +150,7 @@ class PriorModel(CodeModel):
 
     def _first_safe(self, theta: np.ndarray) -> int:
         """The first try whose shift leaves all angles away from the borders; TRIES if there is none."""
-        number, epsilon = angles.cells(self.bound), 2.0**-self.bound
+        number, epsilon = angles.cells(self.bound), self._epsilon
         for attempt in range(angles.TRIES):
             if angles.is_safe(theta, angles.shift(attempt), number, epsilon).all():
                 return attempt

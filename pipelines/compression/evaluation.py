@@ -128,11 +128,10 @@ def _pictures(codec: ImageCodec, source: Any, most: int) -> tuple[np.ndarray, li
     pixels, labels = all_pixels(codec.pipe.tokenizer, source)
     if not len(pixels):
         raise DataError("None of the pictures could be used.", "codegrid look says what is read of them.")
-    own = codec.pipe.class_names
-    known = own is not None and source.class_names is not None and set(source.class_names) <= set(own)
-    if not known or (labels < 0).any():
+    own, names = codec.pipe.class_names or (), source.class_names or ()
+    if not names or not set(names) <= set(own) or (labels < 0).any():
         return pixels, None
-    return pixels, [own.index(source.class_names[label]) for label in labels.tolist()]
+    return pixels, [own.index(names[label]) for label in labels.tolist()]
 
 
 class _Scorer:

@@ -117,7 +117,7 @@ def _check_place(folder: Path) -> list[str]:
         raise OutputError(
             f"{folder} holds a {_PICTURE_NAME} without a {_SCORES_NAME}.", "Choose another --output-dir, or move it."
         )
-    if not own:
+    if not own or not isinstance(values, dict):
         return []
     before = values.get("made_from")
     what = f", of {before['tokenizer']} on {shown(before['data']['source'])}," if before else ""
