@@ -125,7 +125,8 @@ DRAWN_SCALE = float(np.random.default_rng(5).uniform(2, 300))
         ([], "There is no picture"),
         (7, "type int is no picture"),
         ([None], "type NoneType is no picture"),
-        (np.array(["a.png"], dtype=object), "no picture"),
+        (np.array(["a.png"], dtype=object), "there is no file a.png"),
+        (np.array([b"a"]), "no picture"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_the_remedy(pictures, message):

@@ -47,7 +47,7 @@ def open_picture(picture: Picture, preprocessing: Preprocessing, channels: int =
     if isinstance(picture, Tensor):
         picture = picture.detach().cpu()
         picture = (picture.float() if picture.is_floating_point() else picture).numpy()  # numpy has no bfloat16
-    if isinstance(picture, (np.ndarray, np.generic)):
+    if isinstance(picture, (np.ndarray, np.generic)) and not isinstance(picture, str):  # numpy's texts are both
         array = _checked_array(picture, channels)
         if channels not in (1, 3):
             return bands_of_array(array, channels, preprocessing.levels, "The array")
@@ -135,7 +135,7 @@ def to_images(pictures: Any, preprocessing: Preprocessing, channels: int = 3) ->
         CodegridError: it is none of these: integers where floats are due, floats that are not in [-1, 1], NaN.
     """
     if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4 and _is_float(pictures):
-        return _checked(torch.as_tensor(pictures), channels)
+        return _checked(_floats(pictures), channels)
     entries = _entries(pictures)
     require(bool(entries), f"There is no picture: give {_KINDS}.")
     images = [
@@ -151,6 +151,8 @@ def _entries(pictures: Any) -> list[Any]:
     single = (bytes, bytearray, memoryview, str, os.PathLike, Image.Image, dict)
     if isinstance(pictures, single) or hasattr(pictures, "read"):
         pictures = [pictures]
+    elif isinstance(pictures, np.ndarray) and pictures.dtype.kind in "UO":  # paths, such as a table's column
+        pictures = pictures.reshape(-1).tolist()
     elif isinstance(pictures, (Tensor, np.ndarray)):
         pictures = list(pictures) if pictures.ndim == 4 else [pictures]
     require(isinstance(pictures, Iterable), f"{_name(pictures)} is no picture: give {_KINDS}.")
@@ -161,7 +163,7 @@ def _to_image(entry: Any, preprocessing: Preprocessing, channels: int, where: st
     """One of `to_images`: [C, H, W]; errors name it."""
     try:
         if isinstance(entry, (Tensor, np.ndarray)) and entry.ndim == 3 and _is_float(entry):
-            return _checked(torch.as_tensor(entry)[None], channels)[0]
+            return _checked(_floats(entry)[None], channels)[0]
         return to_model(to_square(entry, preprocessing, channels)[None])[0]
     except BadImage as error:
         raise BadImage(error.reason, f"{where}: {error}") from error
@@ -184,7 +186,22 @@ def _checked(images: Tensor, channels: int) -> Tensor:
             "No value of these images lies below 0: the model reads black as -1. From 0..1 it is x * 2 - 1.",
             stacklevel=5,
         )
-    return images.detach().to(torch.float32)
+    return images
+
+
+def _floats(values: Tensor | np.ndarray) -> Tensor:
+    """Floats of any library, byte order and strides -> float32 of the same shape, on their own device."""
+    if isinstance(values, np.ndarray):
+        require(
+            not np.ma.is_masked(values),
+            "Some values of this array are masked, and the model has no such values.",
+            "Fill them (x.filled(value)) before.",
+        )
+        with np.errstate(over="ignore"):  # infinity is refused by name
+            return torch.from_numpy(np.array(values, dtype=np.float32, order="C"))
+    plain = values.layout == torch.strided and values.device.type != "meta"
+    require(plain, f"A {values.layout} tensor on {values.device} is no picture.", "Give a dense one (x.to_dense()).")
+    return values.detach().to(torch.float32)
 
 
 def _is_float(values: Tensor | np.ndarray) -> bool:
@@ -193,6 +210,11 @@ def _is_float(values: Tensor | np.ndarray) -> bool:
 
 def _checked_array(array: Any, channels: int) -> np.ndarray:
     """An array that is a picture: uint8, uint16 or bool [H, W] or [H, W, C]."""
+    require(
+        not np.ma.is_masked(array),
+        "Some values of this array are masked, and a picture has no such values.",
+        "Fill them (x.filled(value)) before.",
+    )
     array = np.asarray(array)
     array = array.astype(array.dtype.newbyteorder("="), copy=False)
     allowed = _MODES if channels in (1, 3) else (channels,)

@@ -20,8 +20,13 @@ def check_images(images: torch.Tensor, values: bool = True) -> None:
         values: look at the values as well; on an accelerator this waits for the device.
 
     Raises:
-        CodegridError: integers, NaN, or a value outside of [-1, 1] by more than `OVERSHOOT`.
+        CodegridError: no tensor, integers, NaN, or a value outside of [-1, 1] by more than `OVERSHOOT`.
     """
+    require(
+        isinstance(images, torch.Tensor),
+        f"The model's images are tensors [B, C, H, W], not {type(images).__name__}.",
+        "codegrid.tokenizer.images.to_images makes them of paths, PIL pictures and arrays.",
+    )
     require(
         images.is_floating_point(),
         f"Images must be floats in [-1, 1], not {images.dtype}: turn uint8 [B, H, W, C] into them by "
