@@ -14,6 +14,7 @@ from PIL import Image
 
 from codegrid.errors import CodegridError, require
 from codegrid.pipelines.data.batches import read_picture
+from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.understood import describe_source
@@ -150,9 +151,10 @@ def _share(count: int, sizes: list[tuple[int, int]]) -> str:
 def _write_sheet(config: LookConfig, source: ImageSource, preset: str) -> Path:
     """Write the first usable pictures as the preset sees them: upright, cropped, on white."""
     wanted = _preset(config, preset)
-    shown, reasons = [], Counter()
+    shown, reasons, depth = [], Counter(), DepthWatch(wanted.preprocessing)
     for record in source:
         picture = read_picture(record, wanted.preprocessing, wanted.backbone.in_channels)
+        depth.add([picture.peak])
         if picture.pixels is None:
             reasons[picture.reason] += 1
         else:
@@ -169,6 +171,8 @@ def _write_sheet(config: LookConfig, source: ImageSource, preset: str) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     grid(shown).save(file)
     more = f" ({left_out} left out before)" if left_out else ""
+    if sentence := depth.sentence(last=True):
+        print(sentence)
     print(f"The first {len(shown)} pictures as {preset} sees them{more} are in {file}.")
     return file
 

@@ -17,7 +17,16 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from codegrid.names import shown
 from codegrid.tokenizer.images.bands import has_hidden_samples
 from codegrid.tokenizer.images.colour import to_srgb
-from codegrid.tokenizer.images.depth import FORMATS_OWN, Levels, colour_to_8_bits, grey_to_8_bits, is_deep, is_deep_grey
+from codegrid.tokenizer.images.depth import (
+    FORMATS_OWN,
+    Levels,
+    colour_to_8_bits,
+    grey_to_8_bits,
+    is_deep,
+    is_deep_grey,
+    is_negative,
+    stated_white,
+)
 from codegrid.tokenizer.images.reasons import BadImage
 
 Image.init()  # registers all formats; otherwise a rare one is an unknown name below
@@ -168,7 +177,13 @@ def _opened(data: bytes | Image.Image) -> tuple[Image.Image, bytes]:
 
 def _upright_rgb(image: Image.Image, data: bytes, reading: _Reading) -> Image.Image:
     _check_pixels(image.size, reading.max_pixels, reading.where)
-    deep_colour = is_deep(image) and not is_deep_grey(image)
+    deep_colour, white = is_deep(image) and not is_deep_grey(image), stated_white(image)
+    if white and image.mode == "RGB" and reading.levels.given and reading.levels != (0, white):
+        raise BadImage(
+            "unsupported_depth",
+            f"{reading.where} says itself that {white} is white, and its colours are read by that alone: "
+            "preprocessing.white and black are others. Save it as a 16-bit PNG.",
+        )
     if has_hidden_samples(image):
         raise BadImage("wrong_channels", f"{reading.where} has planes beside the first, which would not be read.")
     image.load()
@@ -178,7 +193,9 @@ def _upright_rgb(image: Image.Image, data: bytes, reading: _Reading) -> Image.Im
     if deep_colour:
         image, peak = colour_to_8_bits(image, data, reading.levels, reading.where)
     elif is_deep_grey(image):
-        image, peak = grey_to_8_bits(image, reading.levels, reading.where)
+        # Tokenizers whose config.json does not say "srgb" took the stored numbers.
+        negative = reading.in_srgb and is_negative(image)
+        image, peak = grey_to_8_bits(image, reading.levels, reading.where, white=white, negative=negative)
     image = _to_rgb(image, profile, reading.keep_alpha)
     if orientation in _UPRIGHT:
         image = image.transpose(_UPRIGHT[orientation])

@@ -11,6 +11,7 @@ from PIL import Image
 from codegrid.tokenizer.images.reasons import BadImage
 
 WHITE_OF_16_BITS = 65535
+_PHOTOMETRIC = 262  # TIFF's PhotometricInterpretation
 
 
 class Levels(NamedTuple):
@@ -44,14 +45,40 @@ def is_deep_grey(image: Image.Image) -> bool:
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def grey_to_8_bits(image: Image.Image, levels: Levels, where: str) -> tuple[Image.Image, float]:
+def stated_white(image: Image.Image) -> int | None:
+    """The white of more than 8 bits that a PGM's or PPM's header states; None for any other picture.
+
+    Pillow scales such values to 65535 (grey) or 255 (colours), and says how only before they are decoded.
+    """
+    tiles = getattr(image, "tile", None) or ()
+    words = tiles[0].args if image.format == "PPM" and tiles else ()
+    white = words[1] if isinstance(words, tuple) and len(words) == 2 else None
+    return white if isinstance(white, int) and white > 255 else None
+
+
+def is_negative(image: Image.Image) -> bool:
+    """Whether 0 is white in a deep picture: Pillow turns such TIFFs (WhiteIsZero) of 8 bits alone."""
+    tags = getattr(image, "tag_v2", None)
+    return tags is not None and image.mode.startswith("I") and tags.get(_PHOTOMETRIC) == 0
+
+
+def grey_to_8_bits(
+    image: Image.Image, levels: Levels, where: str, *, white: int | None = None, negative: bool = False
+) -> tuple[Image.Image, float]:
     """A grey picture of mode I, I;16 or F as L, and its largest value as a share of white.
 
+    Args:
+        white: of the file's own (`stated_white`), which Pillow has scaled to 65535.
+        negative: 0 is white in the file (`is_negative`).
+
     Raises:
-        BadImage: white is not known, or a value is NaN.
+        BadImage: white is not known or not above black, or a value is NaN.
     """
     values = np.asarray(image)
+    if white is not None and levels.given:
+        values = np.rint(values * (white / WHITE_OF_16_BITS)).astype(np.int32)  # as they are stored
     grey, peak = deep_to_8_bits(values, levels, where)
+    grey = 255 - grey if negative else grey
     clear = image.info.get("transparency")
     if isinstance(clear, int):
         grey = np.where(values == clear, np.uint8(255), grey)
@@ -62,7 +89,7 @@ def deep_to_8_bits(values: np.ndarray, levels: Levels, where: str) -> tuple[np.n
     """Numbers of any type and shape as uint8, and their largest as a share of white; None for values of 8 bits.
 
     Raises:
-        BadImage: white is not known, or a value is NaN.
+        BadImage: white is not known or not above black, or a value is NaN.
     """
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255), None
@@ -78,7 +105,14 @@ def deep_to_8_bits(values: np.ndarray, levels: Levels, where: str) -> tuple[np.n
             "with 8 or 16 bits.",
         )
     white = (1 if high <= 1 else 255) if is_float else WHITE_OF_16_BITS
-    return levels.to_8_bits(values, white), float(high) / (white if levels.white is None else levels.white)
+    white = white if levels.white is None else levels.white
+    if levels.black >= white:
+        raise BadImage(
+            "unsupported_depth",
+            f"{where} has values from {low} to {high}, whose white is {white}: preprocessing.black is "
+            f"{levels.black:g} and must lie below it. Set preprocessing.white as well.",
+        )
+    return levels.to_8_bits(values, white), float(high) / white
 
 
 def colour_to_8_bits(image: Image.Image, data: bytes, levels: Levels, where: str) -> tuple[Image.Image, float]:
