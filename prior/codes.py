@@ -56,8 +56,9 @@ class CodesManifest:
         code_dtype: "uint16", or "uint32" for more than 65,536 codes.
         class_names: in the order of the labels; None if the images have no classes.
         preprocessing: how images became square, the fields of `tokenizer.Preprocessing`.
-        precision: the precision of the encoder, "float32" or "bfloat16".
-        policy: how the device computed (`Policy` of pipelines/system/devices.py); older manifests have none.
+        precision: the precision of the encoder, "float32", "bfloat16" or "float16".
+        policy: how the device computed (`Policy` of pipelines/system/devices.py); older manifests have none. `weights`
+            is the dtype of a tokenizer that was cast: its fingerprint is that of the weights before.
         num_compared, num_changed: codes that were also computed in float32, and how many of them differ there.
         flip, ten_crop: the stored variants of each image.
         source: a line that describes the images. `source_fingerprint` changes when the images change.

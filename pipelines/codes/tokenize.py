@@ -106,6 +106,12 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
         _say(accelerator, f"Tokenizing {images.description}{new} with {config.tokenizer} into {folder}.")
         channels = describe_channels(model.config.backbone_config.in_channels)
         _say(accelerator, f"{describe_reading(images)}{channels}".rstrip("\n"))
+        if model.dtype != torch.float32:
+            _say(
+                accelerator,
+                f"The tokenizer's weights are {weights_dtype(model)}: where rounding decides, its codes are others "
+                "than those of the tokenizer that it was cast from. The manifest says so.",
+            )
         with evaluating(model):
             _write_shards(config, model, job, folder, accelerator)
         everyone()
@@ -253,8 +259,8 @@ def _finish(
         ),
         code_dtype=code_dtype(quantizer.codebook_size),
         preprocessing=model.config.preprocessing,
-        precision=policy.precision,
-        policy=asdict(policy),
+        precision=policy.precision if model.dtype == torch.float32 else weights_dtype(model),
+        policy=asdict(policy) | ({} if model.dtype == torch.float32 else {"weights": weights_dtype(model)}),
         num_compared=sum(record.get("num_compared", 0) for record in records),
         num_changed=sum(record.get("num_changed", 0) for record in records),
         flip=config.flip,
@@ -288,7 +294,13 @@ def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> di
         "ten_crop": config.ten_crop,
         "images_per_shard": config.images_per_shard,
         "mixed_precision": config.mixed_precision,
+        "weights": weights_dtype(model),  # a cast tokenizer has the fingerprint of the one that it was cast from
     }
+
+
+def weights_dtype(model: VQModel) -> str:
+    """Such as "float32": codes of a cast tokenizer are others."""
+    return str(model.dtype).removeprefix("torch.")
 
 
 def _say(accelerator: Accelerator, message: str) -> None:

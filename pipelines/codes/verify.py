@@ -22,6 +22,7 @@ from codegrid.pipelines.system.randomness import numpy_generator
 from codegrid.prior.codes import CodesError, CodesManifest, open_codes, read_manifest
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model
+from codegrid.tokenizer.modeling import float_dtype
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,10 @@ def _check_contents(config: VerificationConfig, folder: Path, images: ImageSourc
 
 def _check_sample(config: VerificationConfig, folder: Path, manifest: CodesManifest, model: VQModel) -> None:
     """Encode sampled rows again and compare."""
-    precision = "bf16" if manifest.precision == "bfloat16" else "no"
+    weights = manifest.policy.get("weights")  # of a tokenizer that was cast
+    precision = "bf16" if manifest.precision == "bfloat16" and weights is None else "no"
     accelerator = make_accelerator(mixed_precision=precision)
-    model.to(accelerator.device)
+    model.to(accelerator.device, None if weights is None else float_dtype(weights))
     images = open_images(DataConfig(config.source, split=config.split))
     places = {name: index for index, name in enumerate(images.names())}
     _check_contents(config, folder, images, places)
@@ -153,6 +155,12 @@ def _check_sample(config: VerificationConfig, folder: Path, manifest: CodesManif
                 codes = _encode(model, images[places[row["source_id"]]], row, manifest, accelerator.device)
                 differing += int((codes != torch.tensor(row["codes"])).sum())
                 total += codes.numel()
+    if differing > config.max_differing * total and model.dtype != torch.float32 and weights is None:
+        raise CodesError(
+            f"{differing} of {total} codes of {len(chosen)} rows are others than this tokenizer's, whose weights are "
+            f"{str(model.dtype).removeprefix('torch.')}, and the manifest says that they were made in float32.",
+            "Compare them with the tokenizer that it was cast from.",
+        )
     if differing > config.max_differing * total:
         raise CodesError(
             f"{differing} of {total} codes of {len(chosen)} rows are not what the tokenizer makes of the images: the "

@@ -35,6 +35,7 @@ from codegrid.prior.codes import CodeDataset, CodesError, open_codes
 from codegrid.prior.transfer import transferred
 
 _ROWS_AT_ONCE = 4096  # of codes, when all are looked at
+_MOST_NAMES = 8  # of classes, in a line
 
 
 def train_prior(config: PriorTrainingConfig) -> Path:
@@ -60,6 +61,8 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         start = resume(run, stage, window)
         rows, held_out = len(stage.rows), len(stage.held_out)
         stage.flops_a_sample = announce_prior(run, config, stage.objective, stage.sequence, rows, held_out, start)
+        if line := _never_seen(codes, stage.rows):
+            run.log(line)
         if config.compile:
             compile_prior(stage.objective)
         fit(run, stage, window, start)
@@ -127,14 +130,7 @@ class PriorStage(Stage):
 
     def __init__(self, run: Run, config: PriorTrainingConfig, codes: CodeDataset) -> None:
         self.run, self.config, self.codes = run, config, codes
-        self.device, self.sequence = run.accelerator.device, sequence_of(codes, config.class_dropout)
-        self.model = _make_model(config, self.sequence, run.log)
-        self.objective = PriorObjective(
-            self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
-        )
-        optimizer = config.optimizer.for_batch(config.batch_size)
-        self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
-        self.ema = EMA(self.model, config.ema_decay)
+        self.device = run.accelerator.device
         self.rows, self.held_out = codes.split(config.validation_fraction)
         if not len(self.rows):
             raise CodesError(
@@ -143,6 +139,14 @@ class PriorStage(Stage):
                 "Lower validation_fraction, or tokenize more pictures.",
             )
         self.order = SampleOrder(len(self.rows), config.seed)
+        self.sequence = sequence_of(codes, config, self.rows, self.order)
+        self.model = _make_model(config, self.sequence, run.log)
+        self.objective = PriorObjective(
+            self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
+        )
+        optimizer = config.optimizer.for_batch(config.batch_size)
+        self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
+        self.ema = EMA(self.model, config.ema_decay)
         self.optimizers = {"learning_rate": self.learner.optimizer}
         self.tokens_a_sample = self.sequence.length
         # Only the main process samples images.
@@ -230,13 +234,43 @@ class PriorStage(Stage):
             export_prior(self.model, self.sequence, self.run.folder, codes, scores, made_by)
 
 
-def sequence_of(codes: CodeDataset, class_dropout: float) -> SequenceConfig:
-    """The meaning of the tokens. If no image loses its class and none lacks one, the null class's token is never
-    trained, so there is nothing to guide away from.
+def sequence_of(
+    codes: CodeDataset, config: PriorTrainingConfig, rows: np.ndarray, order: SampleOrder
+) -> SequenceConfig:
+    """The meaning of the tokens. If no sample of the run loses its condition and none lacks one, the null token is
+    never trained, so there is nothing to guide away from.
+
+    Args:
+        rows: the rows to train on, in the `order` in which the run takes them.
     """
     sequence = codes.manifest.sequence_config()
-    trains_null = sequence.class_names is None or class_dropout > 0 or bool((codes.labels < 0).any())
-    return sequence if trains_null else replace(sequence, null_class=False)
+    if sequence.conditioning.vocab_size == 0:
+        return sequence
+    parts = (rows[first : first + _ROWS_AT_ONCE] for first in range(0, len(rows), _ROWS_AT_ONCE))
+    known = [codes.condition_values(part)[1] for part in parts]
+    unknown = torch.cat([part for part in known if part is not None]).numpy()  # bool [rows]
+    for step in range(config.max_steps):  # mostly one: a share of each batch loses its class
+        taken = order.indices(step * config.batch_size, config.batch_size)
+        if (config.class_dropout > 0 and bool(_dropped(config, step).any())) or unknown[taken].any():
+            return sequence
+        if config.class_dropout == 0 and not unknown.any():
+            break
+    return replace(sequence, null_class=False)
+
+
+def _never_seen(codes: CodeDataset, rows: np.ndarray) -> str:
+    """A line on classes that no row to train on is of; "" if there is none."""
+    names = codes.manifest.class_names
+    if names is None or codes.labels is None:
+        return ""
+    seen = set(np.unique(codes.labels[rows]).tolist())
+    missing = [shown(name) for label, name in enumerate(names) if label not in seen]
+    if not missing:
+        return ""
+    listed = ", ".join(missing[:_MOST_NAMES]) + (", ..." if len(missing) > _MOST_NAMES else "")
+    return (
+        f"No row to train on is of {len(missing)} of the {len(names)} classes, which the prior cannot learn: {listed}."
+    )
 
 
 def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:
