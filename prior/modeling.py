@@ -6,15 +6,14 @@ architecture that is not part of transformers needs `import codegrid.prior` firs
 
 from __future__ import annotations
 
-import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
+from codegrid.downloads import place_in, read_json, snapshot, weight_files
 from codegrid.errors import CodegridError, MissingFileError, require
 from codegrid.prior.architectures import ARCHITECTURES, Architecture, architecture_of_class
 from codegrid.prior.configuration import PriorConfig, transformers_config
@@ -89,12 +88,14 @@ def load_prior(
     token: str | bool | None = None,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    force_download: bool = False,
     **kwargs: Any,
 ) -> tuple[PreTrainedModel, SequenceConfig]:
     """Load a prior from a folder or Hub repository: only safetensors, and never code from the folder.
 
     Args:
-        revision, token, cache_dir, local_files_only: for a Hub repository, as in `huggingface_hub.snapshot_download`.
+        revision, token, cache_dir, local_files_only, force_download: for a Hub repository, as in
+            `codegrid.downloads.snapshot`.
         subfolder: the prior's place in the folder or repository; None is the root.
         kwargs: for the model's `from_pretrained`, such as `dtype` and `device_map`.
 
@@ -105,17 +106,26 @@ def load_prior(
         MissingFileError: the folder does not exist or is not a prior.
         CodegridError: its files do not fit each other, or this project does not load them. The message says which.
     """
-    folder = Path(folder_or_repo)
+    inside, folder = place_in(subfolder), Path(folder_or_repo)
     if not folder.is_dir():
-        folder = _download(str(folder_or_repo), revision, subfolder, token, cache_dir, local_files_only)
-    folder = folder / (subfolder or "")
+        folder = snapshot(
+            str(folder_or_repo),
+            "prior",
+            revision=revision,
+            subfolder=subfolder,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+    folder = folder / inside
     sequence = SequenceConfig.load(folder)
     record = _check_architecture(folder)
-    check_weight_files(folder)
+    files = weight_files(folder)
     kwargs.setdefault("attn_implementation", "sdpa")
     config = record.config_class.from_pretrained(folder)
     _check_fit(config, sequence, str(folder / "config.json"))
-    _check_shapes(folder, config, record.model_class)
+    _check_shapes(files, folder, config, record.model_class)
     model, info = record.model_class.from_pretrained(
         folder,
         **kwargs,
@@ -134,62 +144,6 @@ def load_prior(
     return model.eval(), sequence
 
 
-def check_weight_files(folder: Path) -> None:
-    """Refuse weights that are not safetensors in the folder itself.
-
-    transformers would follow a path like `../elsewhere.safetensors` in an index.
-
-    Raises:
-        MissingFileError: there are no weights, or the index names a file that is missing.
-        CodegridError: the index is damaged, or names another kind of file.
-    """
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if not index.is_file():
-        if not single.is_file():
-            raise MissingFileError(
-                f"There is no model.safetensors in {folder}.",
-                "Only safetensors are loaded: save the weights so (save_pretrained), or download them again.",
-            )
-        return
-    weight_map = _read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CodegridError(f"{index} has no weight_map.", "Download the prior again.")
-    for name in sorted({str(value) for value in weight_map.values()}):
-        plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        require(
-            plain,
-            f"{index} names the weights file {name!r}.",
-            "Only .safetensors files in the same folder are read: save the prior again, or download it from a source "
-            "that you trust.",
-        )
-        if not (folder / name).is_file():
-            raise MissingFileError(
-                f"{index} names {name}, which is not in the folder: the download is not whole.",
-                "Download the prior again.",
-            )
-
-
-def _download(
-    repo: str, revision: str | None, subfolder: str | None, token: Any, cache_dir: Any, local_files_only: bool
-) -> Path:
-    # Otherwise the Hub would be asked for a local path that does not exist, with a puzzling error.
-    if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
-        raise MissingFileError(
-            f"There is no folder {repo}.", "Name the folder of a prior, or a repository of the Hub as OWNER/NAME."
-        )
-    return Path(
-        snapshot_download(
-            repo,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            allow_patterns=[f"{subfolder}/{kind}" if subfolder else kind for kind in ("*.json", "*.safetensors")],
-        )
-    )
-
-
 def _check_architecture(folder: Path) -> Architecture:
     path = folder / "config.json"
     if not path.is_file():
@@ -197,7 +151,7 @@ def _check_architecture(folder: Path) -> Architecture:
             f"There is no config.json in {folder}: it is not the folder of a prior.",
             "Name a folder that `codegrid train-prior` or save_prior wrote.",
         )
-    config = _read_json(path)
+    config = read_json(path)
     found, kind = config.get("architectures"), config.get("model_type")
     name = found[0] if isinstance(found, list) and len(found) == 1 and isinstance(found[0], str) else None
     record = None if name is None else architecture_of_class(name)
@@ -236,12 +190,14 @@ def _class_names() -> str:
     return ", ".join(record.class_name for record in ARCHITECTURES.values())
 
 
-def _check_shapes(folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]) -> None:
+def _check_shapes(
+    files: list[Path], folder: Path, config: PreTrainedConfig, model_class: type[PreTrainedModel]
+) -> None:
     """Check that every weight is there with the config's shape, before anything of a made-up size is allocated."""
     with torch.device("meta"):
         model = model_class(config)
     missing = set(model.state_dict()) - set(model.all_tied_weights_keys)
-    for file in sorted(folder.glob("model*.safetensors")):
+    for file in files:
         with safe_open(file, "pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118
                 missing.discard(name)
@@ -274,16 +230,3 @@ def _check_fit(config: PreTrainedConfig, sequence: SequenceConfig, where: str) -
         f"{sequence.length} codes after {sequence.prefix_length} tokens.",
         f"Take config.json and {SEQUENCE_CONFIG_NAME} from one prior.",
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CodegridError(f"{path} is not valid JSON ({error}).", "Save or download the prior again.") from error
-    require(
-        isinstance(values, dict),
-        f"{path} holds no JSON object, but {type(values).__name__}.",
-        "Save or download the prior again.",
-    )
-    return values

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from codegrid.downloads import read_json
 from codegrid.errors import CodegridError, MissingFileError, require
 from codegrid.prior.conditioning import (
     ClassCondition,
@@ -219,24 +220,15 @@ class SequenceConfig:
             ValueError: it is not a JSON object, a key is unknown or missing, or a value is wrong. It names the file.
         """
         path = Path(folder) / SEQUENCE_CONFIG_NAME
-        if not path.is_file():
+        if not path.is_file() and not path.is_symlink():
             raise MissingFileError(
                 f"There is no {SEQUENCE_CONFIG_NAME} in {folder}: it is no prior, or was not saved with save_prior.",
                 "Name a folder that `codegrid train-prior` or save_prior wrote.",
             )
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:  # json.JSONDecodeError and UnicodeDecodeError are both ValueErrors
-            raise CodegridError(f"{path} is not valid JSON ({error}).", "Save or download the prior again.") from error
-        return _config_from_json(values, path)
+        return _config_from_json(read_json(path), path)
 
 
-def _config_from_json(values: Any, path: Path) -> SequenceConfig:
-    require(
-        isinstance(values, dict),
-        f"{path} holds no JSON object, but {type(values).__name__}.",
-        "Save or download the prior again.",
-    )
+def _config_from_json(values: dict[str, Any], path: Path) -> SequenceConfig:
     known = {field.name for field in fields(SequenceConfig)}
     younger = {"order", "null_class", "condition"}  # than the first saved priors
     unknown, missing = sorted(set(values) - known), sorted(known - set(values) - younger)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
+from codegrid.downloads import HUB_OPTIONS, place_in, read_json, snapshot
 from codegrid.errors import CodegridError, require
 from codegrid.tokenizer.backbone import Decoder, Encoder
 from codegrid.tokenizer.configuration import VQModelConfig
@@ -46,6 +47,16 @@ def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str 
     known = isinstance(found, torch.dtype) and found.is_floating_point and found.itemsize > 1
     require(known, f"dtype is {wanted}.", "Choose one of float32, bfloat16, float16, float64 and auto.")
     return found
+
+
+def _folder_of(folder_or_repo: str | Path, kwargs: dict[str, Any]) -> Path:
+    """The local folder of a tokenizer; takes out of `kwargs` what says where it lies."""
+    subfolder = kwargs.pop("subfolder", None)
+    hub = {name: kwargs.pop(name) for name in ("revision", "token", *HUB_OPTIONS) if name in kwargs}
+    inside, folder = place_in(subfolder), Path(folder_or_repo)
+    if not folder.is_dir():
+        folder = snapshot(str(folder_or_repo), "tokenizer", subfolder=subfolder, **hub)
+    return folder / inside
 
 
 @dataclass
@@ -234,20 +245,23 @@ class VQModel(PreTrainedModel):
         """Load a tokenizer's folder or Hub repository; safetensors only.
 
         Args:
-            kwargs: arguments of transformers, such as `dtype`, `device_map`, `cache_dir` and `local_files_only`.
+            kwargs: `subfolder`; for a Hub repository `revision`, `token`, `cache_dir`, `local_files_only` and
+                `force_download` (`codegrid.downloads.snapshot`); others of transformers, such as `dtype`, `device_map`.
 
         Raises:
-            ValueError: weights are missing, left over or of another shape than in the config.
+            MissingFileError: there is no such folder or repository, or it lacks a file.
+            CodegridError: a file is not whole; weights are missing, left over or of another shape than in the config.
         """
         kwargs.setdefault("use_safetensors", True)
         # The cast comes after loading, so that the fingerprint is that of the stored weights.
         dtype = float_dtype(kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
-        folder = Path(folder_or_repo) / (kwargs.get("subfolder") or "")
-        if (folder / "config.json").is_file():
-            with torch.device("meta"):
-                check_weight_files(folder, cls(kwargs.get("config") or VQModelConfig.from_pretrained(folder)))
+        folder = _folder_of(folder_or_repo, kwargs)
+        read_json(folder / "config.json")
+        with torch.device("meta"):
+            check_weight_files(folder, cls(kwargs.get("config") or VQModelConfig.from_pretrained(folder)))
         wants_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(folder_or_repo, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(folder, output_loading_info=True, local_files_only=True, **kwargs)
+        model.name_or_path = str(folder_or_repo)
         wrong = {key: sorted(map(str, info[key])) for key in ("missing_keys", "unexpected_keys", "mismatched_keys")}
         wrong = {key: names for key, names in wrong.items() if names}
         if wrong:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 
+from codegrid.downloads import read_json
 from codegrid.errors import CodegridError
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.system.files import write_json
 from codegrid.prior import ARCHITECTURES, SamplingConfig
@@ -24,7 +25,10 @@ def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
     """Write `folder`/model_index.json. `prior` is the name of a class in `ARCHITECTURES`."""
     record = architecture_of_class(prior)
     if record is None:
-        raise CodegridError(f"A pipeline's prior is of a registered architecture, and {prior} is of none.")
+        raise CodegridError(
+            f"A pipeline's prior is of a registered architecture, and {prior} is of none.",
+            "Register it by codegrid.prior.register_architecture.",
+        )
     named = [record.library, record.class_name]
     index = {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": named, "sampling": asdict(sampling)}
     write_json(folder / MODEL_INDEX_NAME, index)
@@ -37,22 +41,32 @@ def read_index(folder: Path) -> SamplingConfig:
         LoadingError: the file is missing or damaged, or names a class outside the allow-list.
     """
     path = folder / MODEL_INDEX_NAME
-    if not path.is_file():
+    if not path.is_file() and not path.is_symlink():
         raise LoadingError(
-            f"{folder} is no pipeline: it has no {MODEL_INDEX_NAME}. `codegrid make-pipeline` makes one."
+            f"{shown(folder)} is no pipeline: it has no {MODEL_INDEX_NAME}.",
+            "Make one of a tokenizer and a prior by `codegrid make-pipeline`.",
         )
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path)
+    except CodegridError as error:
+        raise LoadingError(error.what, error.remedy) from error
+    try:
         sampling = from_dict(SamplingConfig, index.pop("sampling"), where="sampling")
         named = {key: _today(value) for key, value in index.items()}
     except (CodegridError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise LoadingError(f"{path} is damaged: {error}") from error
+        raise LoadingError(
+            f"{shown(path)} is damaged ({error}).",
+            "Make the pipeline again (`codegrid make-pipeline`), or download it.",
+        ) from error
     allowed = [
         {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": [record.library, record.class_name]}
         for record in ARCHITECTURES.values()
     ]
     if named not in allowed:
-        raise LoadingError(f"{path} names {index}: this pipeline loads {allowed[0]} and nothing else.")
+        raise LoadingError(
+            f"{shown(path)} names {index}: this pipeline loads {allowed[0]} and nothing else.",
+            "Load a pipeline that `codegrid make-pipeline` or save_pretrained wrote.",
+        )
     return sampling
 
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import torch
-from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 
+from codegrid.downloads import AGAIN, HUB_OPTIONS, INDEX_NAME, WEIGHTS_NAME, place_in, read_json, snapshot, weight_files
 from codegrid.errors import CodegridError, require
+from codegrid.names import shown
 from codegrid.prior import SequenceConfig, load_prior
-from codegrid.prior.modeling import check_weight_files
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.modeling import float_dtype
 
-# The files of a model. Nothing else is ever downloaded, so that no pickle reaches the disk.
-_MODEL_FILES = ("*.json", "*.safetensors", "*.md")
 DeviceMap: TypeAlias = str | int | torch.device | dict[str, str | int | torch.device] | None
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -50,35 +47,32 @@ def local_folder(
     Raises:
         LoadingError: it is neither a folder nor a repository, has no such subfolder, or the download is incomplete.
     """
-    inside = _subfolder(subfolder)
+    options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
     folder = Path(folder_or_repo)
     if folder.exists() and not folder.is_dir():
-        raise LoadingError(f"{folder} is a file: the {what} must be a folder or the name of a Hub repository.")
+        raise LoadingError(f"{shown(folder)} is a file.", f"Give the {what}'s folder, or the name of a Hub repository.")
     from_hub = not folder.is_dir()
-    if from_hub:
-        options = {"cache_dir": cache_dir, "local_files_only": local_files_only, "force_download": force_download}
-        patterns = [f"{inside}/{pattern}" if subfolder else pattern for pattern in _MODEL_FILES]
-        try:
-            folder = Path(
-                snapshot_download(
-                    str(folder_or_repo), revision=revision, token=token, allow_patterns=patterns, **options
-                )
-            )
-        except Exception as error:
-            raise LoadingError(
-                f"The {what} {str(folder_or_repo)!r} is neither a folder here nor a repository that the Hub gives "
-                f"({type(error).__name__}: {str(error).splitlines()[0]})."
-            ) from error
+    try:
+        inside = place_in(subfolder)
+        if from_hub:
+            folder = snapshot(str(folder_or_repo), what, revision=revision, subfolder=subfolder, token=token, **options)
+    except CodegridError as error:
+        raise LoadingError(error.what, error.remedy) from error
     inner = folder / inside
-    if from_hub and (missing := _missing_files(inner, what)):
+    if not inner.is_dir():
+        raise LoadingError(
+            f"{folder_or_repo} has no folder {subfolder!r} to take the {what} from.", "Give another subfolder."
+        )
+    missing = _missing_files(inner, what)
+    if from_hub and missing:
         begun = any((folder.parent.parent / "blobs").glob("*.incomplete"))
         reason = "the download is not whole" if begun else f"the download is not whole, or it is no {what}"
         raise LoadingError(
-            f"{folder_or_repo}: {reason}: {', '.join(missing)} not in {inner}. Load it with a connection and without "
-            "local_files_only (force_download takes all files anew)."
+            f"{folder_or_repo}: {reason}: {', '.join(missing)} not in {shown(inner)}.",
+            "Load it with a connection and without local_files_only (force_download takes all files anew).",
         )
-    if not inner.is_dir():
-        raise LoadingError(f"{folder_or_repo} has no folder {subfolder!r} to take the {what} from.")
+    if gone := [name for name in missing if name.endswith("/")]:
+        raise LoadingError(f"{shown(inner)} is no whole pipeline: it has no {', '.join(gone)}.", AGAIN)
     return inner
 
 
@@ -93,11 +87,11 @@ def _missing_files(folder: Path, what: str) -> list[str]:
             missing += [f"{part}/{name}" for name in inner]
         return missing
     names = ["config.json", *(["sequence_config.json"] if what == "prior" else [])]
-    index = folder / "model.safetensors.index.json"
+    index = folder / INDEX_NAME
     try:
-        names += sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names += sorted({str(name) for name in read_json(index)["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or a damaged one: reported later
-        names += [] if index.is_file() else ["model.safetensors"]
+        names += [] if index.is_file() else [WEIGHTS_NAME]
     return [name for name in names if not (folder / name).is_file()]
 
 
@@ -126,23 +120,27 @@ def load_tokenizer(
     wanted, device = float_dtype(dtype, torch_dtype), _device(device_map)
     folder = local_folder(folder_or_repo, "tokenizer", revision, subfolder, token, **hub_options(hub))
     path = folder / "config.json"
-    if not path.is_file():
-        unfinished = (folder / "training_config.json").is_file()
-        hint = "its training is not finished: run its command again" if unfinished else "it has no config.json"
-        raise LoadingError(f"{folder} is no tokenizer: {hint}.")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-        if kind != VQModelConfig.model_type:
+    if not path.is_file() and not path.is_symlink():
+        if (folder / "training_config.json").is_file():
             raise LoadingError(
-                f"{folder} is no tokenizer of this project: its config.json says model_type {kind!r}, not "
-                f"{VQModelConfig.model_type!r}."
+                f"{shown(folder)} is no tokenizer yet: its training is not finished.", "Run its command again."
             )
-        check_weight_files(folder)
+        raise LoadingError(
+            f"{shown(folder)} is no tokenizer: it has no config.json.",
+            "Name a folder that `codegrid train-tokenizer`, `codegrid import-checkpoint` or save_pretrained wrote.",
+        )
+    try:
+        kind = read_json(path).get("model_type")
+        if kind != VQModelConfig.model_type:
+            raise CodegridError(
+                f"It is no tokenizer of this project: its config.json says model_type {kind!r}, not "
+                f"{VQModelConfig.model_type!r}.",
+                "Name a tokenizer's folder, or bring another project's by `codegrid import-checkpoint`.",
+            )
+        weight_files(folder)
         return _placed(VQModel.from_pretrained(folder).eval(), wanted, device)
-    except LoadingError:
-        raise
     except Exception as error:  # transformers, safetensors and json have each their own
-        raise LoadingError(f"The tokenizer in {folder} cannot be loaded: {error}") from error
+        raise _cannot_be_loaded("tokenizer", folder, error) from error
 
 
 def load_prior_and_sequence(
@@ -168,7 +166,15 @@ def load_prior_and_sequence(
         prior, sequence = load_prior(folder)
         return _placed(prior, wanted, device), sequence
     except Exception as error:  # transformers, safetensors and json have each their own
-        raise LoadingError(f"The prior in {folder} cannot be loaded: {error}") from error
+        raise _cannot_be_loaded("prior", folder, error) from error
+
+
+def _cannot_be_loaded(what: str, folder: Path, error: Exception) -> LoadingError:
+    start = f"The {what} in {shown(folder)} cannot be loaded: "
+    if isinstance(error, CodegridError):
+        return LoadingError(start + error.what, error.remedy or AGAIN)
+    reason = (str(error).splitlines() or [""])[0].rstrip(". ")
+    return LoadingError(f"{start}{reason or type(error).__name__}.", AGAIN)
 
 
 def hub_options(options: dict[str, Any]) -> dict[str, Any]:
@@ -177,9 +183,12 @@ def hub_options(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         CodegridError: a name is unknown.
     """
-    known = ("cache_dir", "local_files_only", "force_download")
-    unknown = sorted(set(options) - set(known))
-    require(not unknown, f"Unknown arguments {', '.join(unknown)}: beside dtype and device_map are {', '.join(known)}.")
+    unknown = sorted(set(options) - set(HUB_OPTIONS))
+    require(
+        not unknown,
+        f"Unknown arguments {', '.join(unknown)}.",
+        f"Beside dtype and device_map there are {', '.join(HUB_OPTIONS)}.",
+    )
     return options
 
 
@@ -195,16 +204,10 @@ def _device(device_map: DeviceMap) -> torch.device | None:
         return torch.device(device_map)
     except (RuntimeError, TypeError) as error:
         raise CodegridError(
-            f"device_map is {device_map!r}: a model lies on one device here; give its name ('cuda:1'), or 'auto'."
+            f"device_map is {device_map!r}, and a model lies on one device here.",
+            "Give its name ('cuda:1'), or 'auto'.",
         ) from error
 
 
 def _placed(model: Model, dtype: torch.dtype | None, device: torch.device | None) -> Model:
     return model if dtype is None and device is None else model.to(device=device, dtype=dtype)
-
-
-def _subfolder(name: str | None) -> PurePosixPath:
-    path = PurePosixPath(name or ".")
-    if path.is_absolute() or ".." in path.parts or "\\" in str(path):
-        raise LoadingError(f"subfolder is {name!r}: it must lie in the folder, such as 'tokenizer'.")
-    return path

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
+from codegrid.downloads import AGAIN, weight_files
 from codegrid.errors import CodegridError, require
 
 
@@ -18,15 +18,16 @@ def check_weight_files(folder: Path, model: nn.Module) -> None:
         model: made from the folder's config on the meta device, so that nothing of a made-up size is allocated.
 
     Raises:
-        CodegridError: a file is missing, damaged or outside of the folder, or names or shapes are not the model's.
+        CodegridError: a file is missing, not whole, damaged or outside of the folder, or names or shapes are not the
+            model's.
     """
     found: dict[str, tuple[int, ...]] = {}
-    for file in _weight_files(folder):
+    for file in weight_files(folder):
         try:
             with safe_open(file, "pt") as tensors:
                 found.update({name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()})  # noqa: SIM118
         except SafetensorError as error:
-            raise CodegridError(f"{file} is damaged: {error}.") from error
+            raise CodegridError(f"{file} is damaged: {error}.", AGAIN) from error
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     wrong = {
         "missing_keys": sorted(set(expected) - set(found)),
@@ -38,20 +39,8 @@ def check_weight_files(folder: Path, model: nn.Module) -> None:
         ],
     }
     wrong = {key: names for key, names in wrong.items() if names}
-    require(not wrong, f"The weights in {folder} do not fit the tokenizer's config.json: {wrong}.")
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        names = {"model.safetensors"}
-    else:
-        try:
-            names = {str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CodegridError(f"{index} is damaged: {error!r}.") from error
-    for name in sorted(names):
-        plain = PurePosixPath(name).name == name and "\\" not in name and name.endswith(".safetensors")
-        require(plain, f"{index} names the weights file {name!r}: it must be a .safetensors file in the same folder.")
-        require((folder / name).is_file(), f"There is no {name} in {folder}: only safetensors are loaded.")
-    return [folder / name for name in sorted(names)]
+    require(
+        not wrong,
+        f"The weights in {folder} do not fit the tokenizer's config.json: {wrong}.",
+        "Save or download the tokenizer again, weights and config.json together.",
+    )
