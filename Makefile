@@ -4,6 +4,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# A process per core, and the tests of a file in one of them: its fixtures are made once.
+TESTS := -n 2 --dist loadfile -m "not slow and not faults"
 VENV := .venv
 LOWER := .venv-lower
 # Beside pyproject.toml's lowest torch, on which `make test-lower-bounds` runs: a middle one, and the newest that pip finds.
@@ -28,19 +30,19 @@ compare-quantizers: $(PACKAGE) ## one small tokenizer per quantizer, a table and
 	$(BIN)/python scripts/compare_quantizers.py $(ARGS)
 
 test: $(DEV) ## the test suite, less what takes over a minute
-	$(BIN)/pytest -m "not slow and not faults" $(ARGS)
+	$(BIN)/pytest $(TESTS) $(ARGS)
 
 test-slow: $(DEV) ## the tests that take over a minute each
 	$(BIN)/pytest -m slow $(ARGS)
 
 test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
-	$(LOWER)/bin/pytest -m "not slow and not faults" $(ARGS)
+	$(LOWER)/bin/pytest $(TESTS) $(ARGS)
 
 test-versions: ## the test suite on the lowest, a middle and the newest torch; each is tried, also after one that fails
 	$(MAKE) --no-print-directory --keep-going test-lower-bounds $(addprefix test-torch-,$(TORCHES))
 
 test-torch-%: .venv-torch-%/.installed
-	.venv-torch-$*/bin/pytest -m "not slow and not faults" $(ARGS)
+	.venv-torch-$*/bin/pytest $(TESTS) $(ARGS)
 
 faults: $(DEV) ## kills, damages and starves the commands, and prints a table of it (docs/reliability.md)
 	$(BIN)/pytest -m faults $(ARGS)

@@ -410,7 +410,7 @@ def test_what_was_understood_is_said(tmp_path):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(picture(1))
-    for name in ("1.heic", "2.heic", "3.txt"):
+    for name in ("1.psd", "2.psd", "3.txt"):
         (tmp_path / "train" / name).touch()
     (tmp_path / "train" / "link").symlink_to("/", target_is_directory=True)
     assert describe_source(opened(tmp_path)) == [
@@ -418,8 +418,7 @@ def test_what_was_understood_is_said(tmp_path):
         "Read as: folder of images, splits train 3 (this one), val 1.",
         "Labels: names of the subfolders, 2 classes: 0 10 (2), 1 2 (1).",
         "The classes' names are numbers, and their ids others (sorted as text): id 0 is class '10'.",
-        'Files that are not read: 2 .heic (pip install "codegrid[heif]" reads them), '
-        "1 .txt (captions and notes are no labels).",
+        "Files that are not read: 2 .psd (convert them to PNG), 1 .txt (captions and notes are no labels).",
         "Links that are left out: 1 (--data.follow-links reads them).",
     ]
 
