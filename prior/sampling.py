@@ -192,7 +192,7 @@ def _sample_batch(
     scales = settings.guidance_scales(sequence.length)
     guided = [position for position, scale in enumerate(scales) if scale != 1]
     if guided:
-        prefix[images : 2 * images] = sequence.null_prefix.to(prefix.device)
+        prefix[images : 2 * images] = sequence.null_prefix.to(prefix.device, non_blocking=True)
     codes = torch.empty(images, sequence.length, dtype=torch.int64, device=prefixes.device)
     finite = torch.ones((), dtype=torch.bool, device=prefixes.device)
     decoder.restart()
@@ -216,11 +216,15 @@ def _sample_batch(
         codes[:, position] = chosen.to(codes.device)
         tokens = codes[image, position]  # [R]
         report(position + 1)
-    if not finite:  # checked once, at the end: a check at every step would be a CPU-GPU sync point
+    _check_finite(finite)  # once, at the end: a check at every step would be a CPU-GPU sync point
+    return codes
+
+
+def _check_finite(finite: Tensor) -> None:
+    if not finite:
         raise CodegridError(
             "The prior's logits are not finite: its weights hold NaN or infinity, or its dtype overflows."
         )
-    return codes
 
 
 def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) -> None:

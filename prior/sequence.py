@@ -50,9 +50,11 @@ def to_tokens(
             f"drop is {drop.dtype} {list(drop.shape)}.",
             f"Give bool of shape [{len(codes)}].",
         )
-        prefix = torch.where(drop.to(prefix.device)[:, None], config.null_prefix.to(prefix.device), prefix)
+        prefix = torch.where(
+            drop.to(prefix.device)[:, None], config.null_prefix.to(prefix.device, non_blocking=True), prefix
+        )
     if config.order != "positions":
-        codes = codes[:, config.code_of_token.to(codes.device)]
+        codes = codes[:, config.code_of_token.to(codes.device, non_blocking=True)]
     return torch.cat([prefix, codes], dim=1)  # [B, n + L]
 
 
@@ -72,7 +74,7 @@ def prefix_tokens(
             f"This prior has {kind.describe()}, and no {kind.noun} are given.",
             f"Give {kind.noun}; drop replaces them by null.",
         )
-        return config.null_prefix.to(device).expand(batch, -1)
+        return config.null_prefix.to(device, non_blocking=True).expand(batch, -1)
     require(kind.vocab_size > 0, "This prior is unconditional: it takes no labels.", "Leave the labels out.")
     shape = (batch, *kind.value_shape)
     require(

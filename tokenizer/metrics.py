@@ -43,8 +43,19 @@ def code_counts(codes: Tensor, codebook_size: int, depth: int = 1) -> Tensor:
     levels = torch.arange(depth, device=codes.device) * codebook_size  # [depth]
     numbers = (codes.reshape(-1, depth) + levels).flatten()
     if depth * codebook_size <= MOST_COUNTS:
-        return torch.bincount(numbers, minlength=depth * codebook_size)
+        return occurrences(numbers, depth * codebook_size)
     return torch.stack(numbers.unique(return_counts=True), 1)
+
+
+def occurrences(codes: Tensor, size: int) -> Tensor:
+    """How often each of the numbers 0, ..., size - 1 occurs: int64 of any shape -> int64 [size]."""
+    numbers = codes.flatten()
+    if numbers.device.type == "cpu":
+        return torch.bincount(numbers, minlength=size)
+    # On an accelerator `bincount` makes the host wait for the largest number.
+    return torch.zeros(size, dtype=torch.int64, device=numbers.device).scatter_add_(
+        0, numbers, torch.ones_like(numbers)
+    )
 
 
 def add_counts(*counts: Tensor) -> Tensor:

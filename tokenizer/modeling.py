@@ -26,6 +26,7 @@ from codegrid.tokenizer.hub.weight_files import check_weight_files
 from codegrid.tokenizer.images.pixels import check_images
 from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
 from codegrid.tokenizer.layers import lay_out, not_hidden
+from codegrid.tokenizer.moving import to_device
 from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
 
 
@@ -151,10 +152,11 @@ class VQModel(PreTrainedModel):
         if not fits or codes.is_floating_point():
             raise CodegridError(f"codes are {codes.dtype} {list(codes.shape)}.", f"Give integers of shape {shape}.")
         codes = codes.long()
-        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < size):
+        lowest, highest = torch.stack(codes.aminmax()).tolist() if codes.numel() else (0, 0)  # one look at the device
+        if lowest < 0 or highest >= size:
             raise CodegridError(
-                f"A code lies outside the codebook: they run from {int(codes.min())} to {int(codes.max())}, the "
-                f"codebook from 0 to {size - 1}.",
+                f"A code lies outside the codebook: they run from {lowest} to {highest}, the codebook from 0 to "
+                f"{size - 1}.",
                 "The codes come from another tokenizer: decode them with that one.",
             )
         return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, len(codes)))
@@ -219,13 +221,15 @@ class VQModel(PreTrainedModel):
             raise CodegridError(
                 f"labels are {labels.dtype} {list(labels.shape)}.", f"Give integers of shape [{batch}]."
             )
-        if batch and not torch.compiler.is_compiling() and not (int(labels.min()) >= 0 and int(labels.max()) < number):
+        # Values are checked only on a CPU, as those of images are: elsewhere the host would wait for them.
+        readable = batch and labels.device.type == "cpu" and not torch.compiler.is_compiling()
+        if readable and not (int(labels.min()) >= 0 and int(labels.max()) < number):
             raise CodegridError(
                 f"A label lies outside the classes: they run from {int(labels.min())} to {int(labels.max())}, the "
                 f"tokenizer's from 0 to {number - 1}.",
                 "Give labels of the tokenizer's classes.",
             )
-        return self.class_embedding(labels.to(self.class_embedding.weight.device).long())
+        return self.class_embedding(to_device(labels, self.class_embedding.weight.device).long())
 
     def _checked(self, images: Tensor) -> Tensor:
         # Values are checked only on a CPU, where this is not a sync point, and not on tensors without storage. Training

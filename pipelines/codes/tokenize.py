@@ -29,7 +29,6 @@ from codegrid.pipelines.data.batches import (
     Variant,
     check_channels,
     picture_reader,
-    to_device,
     whole_disk,
 )
 from codegrid.pipelines.data.classes import decoder_classes
@@ -43,6 +42,7 @@ from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manif
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import established
 from codegrid.tokenizer.images import TEN_CROP, to_model
+from codegrid.tokenizer.moving import to_device
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 from codegrid.pipelines.artifacts.fit import misfits
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.shards import read_records, source_ids
-from codegrid.pipelines.data.batches import Variant, picture_reader, to_device
+from codegrid.pipelines.data.batches import Variant, picture_reader
 from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource, content_hash, content_of
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
@@ -23,6 +23,7 @@ from codegrid.prior.codes import CodesError, CodesManifest, open_codes, read_man
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model
 from codegrid.tokenizer.modeling import float_dtype
+from codegrid.tokenizer.moving import to_device
 
 
 @dataclass(frozen=True)

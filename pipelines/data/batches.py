@@ -177,13 +177,6 @@ class Pictures(Dataset):
         return whole_disk(itertools.chain.from_iterable(parts))
 
 
-def to_device(pixels: Tensor, device: torch.device) -> Tensor:
-    """Bytes uint8 on the device; to a GPU from pinned memory, so that the host does not wait for the copy."""
-    if device.type == "cuda":
-        return pixels.pin_memory().to(device, non_blocking=True)
-    return pixels.to(device)
-
-
 @dataclass
 class PixelBatch:
     """Pictures that could be used, and those that could not.

@@ -19,7 +19,6 @@ from codegrid.pipelines.data.batches import (
     picture_reader,
     pixel_batches,
     prepared_batches,
-    to_device,
 )
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
 from codegrid.pipelines.data.records import ImageSource, ImageStream
@@ -28,6 +27,7 @@ from codegrid.pipelines.system.ranks import counts_of_all_ranks, sum_over_ranks
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model, to_uint8
 from codegrid.tokenizer.metrics import add_counts, code_counts, psnr, ssim, usage_and_perplexity
+from codegrid.tokenizer.moving import to_device
 
 # Side of SSIM's window. SSIM is not defined on a smaller picture.
 _SSIM_WINDOW = 11
@@ -89,12 +89,13 @@ def evaluate_reconstruction(
     classes = decoder_classes(model.config, source.class_names, source.description)
     mine = _pictures_of_rank(model, source, accelerator, num_workers, progress)
     quantizer, device = model.config.quantizer_config, accelerator.device
-    # images, skipped, PSNR, SSIM, images with SSIM, then each net's distance
-    sums = torch.zeros(5 + len(nets), dtype=torch.float64)
+    tried = torch.zeros(2, dtype=torch.float64)  # images, skipped
+    # PSNR, SSIM, images with SSIM, then each net's distance; on the device, so that no batch is waited for
+    sums = torch.zeros(3 + len(nets), dtype=torch.float64, device=_sums_device(device))
     counts = code_counts(torch.empty(0, dtype=torch.int64, device=device), quantizer.codebook_size, quantizer.depth)
     with evaluating(model):
         for batch in pixel_batches(mine, model, batch_size):
-            sums[1] += len(batch.skipped)
+            tried[1] += len(batch.skipped)
             if skipped is not None:
                 skipped.update(batch.skipped)
             if not batch.records:
@@ -107,11 +108,12 @@ def evaluate_reconstruction(
             reconstruction = to_model(saved).to(device)  # rounded as in a saved file
             if on_batch is not None:
                 on_batch(batch.pixels, saved)
-            sums[0] += len(images)
-            sums[2:5] += pixel_scores(images, reconstruction, batch.boxes)
-            for place, (_, net) in enumerate(nets, start=5):
-                sums[place] += net(images, reconstruction).cpu().double().sum()
-    sums, counts = sum_over_ranks(sums, accelerator), counts_of_all_ranks(counts, accelerator)
+            tried[0] += len(images)
+            sums[:3] += pixel_scores(images, reconstruction, batch.boxes)
+            for place, (_, net) in enumerate(nets, start=3):
+                sums[place] += _total(net(images, reconstruction))
+    sums = sum_over_ranks(torch.cat([tried, sums.cpu()]), accelerator)
+    counts = counts_of_all_ranks(counts, accelerator)
     usage, perplexity = usage_and_perplexity(counts, quantizer.depth, quantizer.codebook_size)
     number, skipped, psnr_sum, ssim_sum, number_ssim, *distance_sums = sums.tolist()
     means = {name: total / number for (name, _), total in zip(nets, distance_sums, strict=True)} if number else {}
@@ -143,14 +145,29 @@ def _pictures_of_rank(
 
 
 def pixel_scores(images: Tensor, reconstruction: Tensor, boxes: list[Box]) -> Tensor:
-    """Sums over a batch, each image cropped to its box: PSNR, SSIM, images with SSIM -> [3] float64 on the CPU."""
-    sums = torch.zeros(3, dtype=torch.float64)
+    """Sums over a batch, each image cropped to its box: PSNR, SSIM, images with SSIM -> [3] float64.
+
+    They are on the images' device, or on the CPU if that is no NVIDIA GPU.
+    """
+    sums = torch.zeros(3, dtype=torch.float64, device=_sums_device(images.device))
     for box in sorted(set(boxes)):
         left, top, right, bottom = box
         chosen = [index for index, other in enumerate(boxes) if other == box]
-        real, fake = (batch[chosen, :, top:bottom, left:right] for batch in (images, reconstruction))
-        sums[0] += psnr(real, fake).cpu().double().sum()
+        cut = [batch[:, :, top:bottom, left:right] for batch in (images, reconstruction)]
+        if len(chosen) < len(boxes):
+            rows = to_device(torch.tensor(chosen), images.device)
+            cut = [batch[rows] for batch in cut]
+        sums[0] += _total(psnr(*cut))
         if min(bottom - top, right - left) >= _SSIM_WINDOW:
-            sums[1] += ssim(real, fake).cpu().double().sum()
+            sums[1] += _total(ssim(*cut))
             sums[2] += len(chosen)
     return sums
+
+
+def _sums_device(device: torch.device) -> torch.device:
+    return device if device.type == "cuda" else torch.device("cpu")  # Apple's GPUs have no float64
+
+
+def _total(values: Tensor) -> Tensor:
+    """The sum of values [B] in float64, on `_sums_device`."""
+    return (values if values.device.type == "cuda" else values.cpu()).double().sum()

@@ -94,6 +94,18 @@ def computes_bf16(cpu: bool) -> bool:
     return torch.cuda.is_bf16_supported(including_emulation=False)  # cuDNN has no bf16 convolutions before Ampere
 
 
+# Steps between two looks of the host at what an accelerator computes: a look waits for the device.
+_LOOK_EVERY = 10
+
+
+def looks(step: int, device: torch.device) -> bool:
+    """Whether the host reads at this step what the device computed. On a CPU it does at every step: that costs nothing.
+
+    An accelerator would have to be waited for: every tenth step, the first included. In between, masks on it decide.
+    """
+    return device.type == "cpu" or step % _LOOK_EVERY == 0
+
+
 def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
     """A barrier for ranks that work without exchanging messages. All ranks must call this function together.
 

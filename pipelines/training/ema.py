@@ -23,11 +23,16 @@ class EMA:
             self.weights = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
+    def update(self, step: int, skipped: Tensor | None = None) -> None:
+        """Average the weights after a step; not if `skipped`, a scalar on the device, is 1."""
         if self.weights:
-            decay = min(self.decay, (1 + step) / (10 + step))
+            share = 1 - min(self.decay, (1 + step) / (10 + step))
             averages = [self.weights[name] for name, _ in self.model.named_parameters()]
-            torch._foreach_lerp_(averages, [parameter.detach() for parameter in self.model.parameters()], 1 - decay)
+            parameters = [parameter.detach() for parameter in self.model.parameters()]
+            if skipped is None:
+                torch._foreach_lerp_(averages, parameters, share)
+            else:
+                torch._foreach_lerp_(averages, parameters, [share * (1.0 - skipped)] * len(averages))
 
     @torch.no_grad()
     def copy_rows(self, name: str, rows: Tensor) -> None:

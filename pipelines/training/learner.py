@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
+from codegrid.pipelines.system.devices import looks
 from codegrid.pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer, set_learning_rate
 
 
@@ -33,14 +33,15 @@ class Learner:
         wrapped = accelerator.prepare_model(called or module)
         return cls(module, wrapped, optimizer, config)
 
-    def clip(self) -> float:
-        """Clip the gradients to `max_grad_norm` and return their norm before."""
+    def clip(self) -> Tensor:
+        """Clip the gradients to `max_grad_norm` and return their norm before, a scalar on the device."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
-        return float(nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf")))
+        return nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf"))
 
-    def update(self, step: int, max_steps: int) -> None:
-        """One step of the optimizer."""
+    def update(self, step: int, max_steps: int, skipped: Tensor | None = None) -> None:
+        """One step of the optimizer; none if `skipped`, a scalar on the device, is 1."""
         set_learning_rate(self.optimizer, learning_rate(self.config, step, max_steps))
+        self.optimizer.found_inf = skipped  # which torch's fused optimizers, and Muon, read on the device
         self.optimizer.step()
 
     @contextlib.contextmanager
@@ -50,15 +51,24 @@ class Learner:
             yield
 
 
-def update_together(learners: list[Learner], step: int, max_steps: int) -> list[float]:
+def update_together(learners: list[Learner], step: int, max_steps: int) -> list[Tensor]:
     """Clip, step and clear all learners. If any norm is not finite, only clear: no weight of any learner changes.
 
+    The host decides where it `looks`; elsewhere the optimizers do, on the device.
+
     Returns:
-        the gradients' norms before clipping.
+        the gradients' norms before clipping, scalars on the device.
     """
     norms = [learner.clip() for learner in learners]
+    skipped = not_finite(norms)
+    known = looks(step, skipped.device)
     for learner in learners:
-        if all(map(math.isfinite, norms)):
-            learner.update(step, max_steps)
+        if not known or not skipped:
+            learner.update(step, max_steps, None if known else skipped)
         learner.optimizer.zero_grad(set_to_none=True)
     return norms
+
+
+def not_finite(norms: list[Tensor]) -> Tensor:
+    """1 if any of the norms is infinite or NaN, else 0: a float32 scalar on their device."""
+    return 1.0 - torch.stack([norm.detach() for norm in norms]).isfinite().all().float()

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from codegrid.names import shown
+from codegrid.pipelines.system.devices import looks
 from codegrid.pipelines.system.numbers import duration, number
 from codegrid.pipelines.training.checkpoint import (
     Checkpoint,
@@ -108,24 +109,22 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
     A checkpoint is saved before each evaluation, so that a failed evaluation costs no steps. A run that was
     interrupted between the two evaluates first when it resumes.
     """
-    config, scores, bad_steps = run.config, {}, 0
+    config, scores, bad_steps = run.config, {}, BadSteps()
     if start and _is_due(start, config.eval_every, config.max_steps) and not run.was_evaluated(start):
         scores = stage.evaluate(start)
     bar, began = run.progress(start), time.monotonic()
     clock = Clock(config.max_steps)
     for step in range(start, config.max_steps):
         metrics = stage.step(step)
-        skipped = bool(metrics["skipped_steps"])
-        bad_steps = bad_steps + 1 if skipped else 0
-        check_bad_steps(bad_steps, step, stage.last_batch)
-        add_to_window(window, metrics, skipped)
+        bad_steps.add(metrics["skipped_steps"], step, stage.last_batch)
+        add_to_window(window, metrics)
         done = step + 1
         bar.update()
         if told := clock.tick(done):
             run.log(told)
         if _is_due(done, config.log_every, config.max_steps):
             _log(run, stage, window, done, bar, (done - start) / (time.monotonic() - began))
-        stopping, evaluating = run.should_stop(), _is_due(done, config.eval_every, config.max_steps)
+        stopping, evaluating = run.should_stop(step), _is_due(done, config.eval_every, config.max_steps)
         if stopping or evaluating or _is_due(done, config.save_every, config.max_steps):
             _save(run, stage, window, done)
         if stopping and done < config.max_steps:
@@ -138,6 +137,23 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
         if done := config.max_steps - start:
             run.log(f"{done:,} steps took {duration(time.monotonic() - began)}.")
     run.accelerator.wait_for_everyone()
+
+
+class BadSteps:
+    """Ends a run that skips too many steps in a row. The count is on the device; the host reads it where it `looks`."""
+
+    def __init__(self) -> None:
+        self.in_a_row: Tensor | None = None
+
+    def add(self, skipped: Tensor, step: int, batch: str) -> None:
+        """Count a step; `skipped` is 1 or 0.
+
+        Raises:
+            TrainingError: there are too many in a row.
+        """
+        self.in_a_row = skipped if self.in_a_row is None else (self.in_a_row + skipped) * skipped
+        if looks(step, skipped.device):
+            check_bad_steps(int(self.in_a_row), step, batch)
 
 
 class Clock:

@@ -25,7 +25,11 @@ _AT_ONCE = 2**22
 class Muon(torch.optim.AdamW):
     """AdamW, except for groups with `momentum` above 0. Their parameters (matrices, or convolutions as matrices
     [out, in * kernel]) get W <- W - lr (0.2 sqrt(max(rows, columns)) orthogonal(momentum) + weight_decay W).
+
+    Like torch's fused AdamW, it changes nothing if its attribute `found_inf`, a scalar on the device, is 1.
     """
+
+    found_inf: Tensor | None = None
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -49,12 +53,19 @@ class Muon(torch.optim.AdamW):
             if not self.state[parameter]:
                 self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         averages = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
-        gradients = [parameter.grad for parameter in parameters]
+        gradients, kept = [parameter.grad for parameter in parameters], 1 - lr * weight_decay
+        skipped = None if self.found_inf is None else self.found_inf > 0
+        if skipped is not None:  # an average that moves towards itself stays
+            pairs = zip(averages, gradients, strict=True)
+            gradients = [torch.where(skipped, average, gradient) for average, gradient in pairs]
+            kept = torch.where(skipped, 1.0, kept)
         torch._foreach_lerp_(averages, gradients, 1 - momentum)
         updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov momentum
-        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+        torch._foreach_mul_(parameters, kept)
         for alike in _of_one_shape(updates):
             matrices = orthogonalized(torch.stack([updates[index].flatten(1) for index in alike]))
+            if skipped is not None:
+                matrices = matrices.masked_fill(skipped, 0.0)
             size = _ADAMW_RMS * max(matrices.shape[1:]) ** 0.5
             for index, matrix in zip(alike, matrices, strict=True):
                 parameters[index].add_(matrix.view(parameters[index].shape), alpha=-lr * size)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
 from codegrid.pipelines.system.console import RESUME
-from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.devices import looks, make_accelerator
 from codegrid.pipelines.system.files import GO_ON, OutputError, said_twice, write_atomically, write_text
 from codegrid.pipelines.system.machine import handle_signals
 from codegrid.pipelines.training.claim import Identity, check_folder, claim_folder
@@ -195,10 +195,12 @@ class Run:
                 f"loses the steps since the last checkpoint (every {self.config.save_every} steps)."
             )
 
-    def should_stop(self) -> bool:
-        """Whether any rank was asked to stop. All ranks return the same."""
+    def should_stop(self, step: int = 0) -> bool:
+        """Whether any rank was asked to stop. All ranks return the same. Several GPUs ask at every tenth step."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
+        if not looks(step, self.accelerator.device):
+            return False
         asked = torch.tensor(float(self.stop_requested), device=self.accelerator.device)
         return bool(self.accelerator.reduce(asked, "sum") > 0)
 

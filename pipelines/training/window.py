@@ -13,21 +13,31 @@ from codegrid.tokenizer.metrics import add_counts
 Window = dict[str, Tensor]
 
 
-def add_to_window(window: Window, metrics: dict[str, Tensor], skipped: bool) -> None:
-    """Add a step's metrics. Only count a skipped step: its terms are not finite and would spoil the window's means."""
-    step = {"skipped_steps": torch.ones(())} if skipped else {**metrics, "steps": torch.ones(())}
-    for name, value in step.items():
-        before, value = window.get(name), value.cpu()
-        window[name] = value.clone() if before is None else add_counts(before, value) if value.dim() else before + value
+def add_to_window(window: Window, metrics: dict[str, Tensor]) -> None:
+    """Add a step's metrics, on their device. Only count a step whose `skipped_steps` is 1: its terms are not finite and
+    would spoil the window's means.
+    """
+    skipped = metrics["skipped_steps"] > 0
+    for name, value in {**metrics, "steps": 1.0 - metrics["skipped_steps"]}.items():
+        if value.dim() == 2:  # a table of counts, whose length the host has to know
+            value = value[: 0 if skipped else None]
+        elif name != "skipped_steps":
+            value = torch.where(skipped, torch.zeros_like(value), value)
+        before = window.get(name)
+        if before is None:
+            window[name] = value.clone()
+        else:
+            before = before.to(value.device)
+            window[name] = add_counts(before, value) if value.dim() else before + value
 
 
 def window_means(window: Window, accelerator: Accelerator) -> tuple[dict[str, float], dict[str, Tensor]]:
     """Means per step over all ranks, the number `skipped_steps`, and the sums of the vectors, by name."""
     sums = {name: value.to(accelerator.device) for name, value in window.items()}
     values: dict[str, float] = {"skipped_steps": int(sums.pop("skipped_steps", 0))}
-    if "steps" not in sums:  # all steps were skipped
+    steps = sums.pop("steps", torch.zeros(()))
+    if not steps:  # all steps were skipped
         return values, {}
-    steps = sums.pop("steps")
     counts = {name: counts_of_all_ranks(value, accelerator) for name, value in sums.items() if value.dim()}
     names = sorted(name for name, value in sums.items() if not value.dim())
     means = accelerator.reduce(torch.stack([sums[name].float() for name in names]) / steps, "mean")

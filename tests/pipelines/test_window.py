@@ -8,6 +8,8 @@ import torch
 from codegrid.pipelines.training import window as module
 from codegrid.pipelines.training.window import add_to_window, gather_windows, own_window, window_means
 
+GOOD = {"skipped_steps": torch.zeros(())}
+
 
 class Rank:
     def __init__(self, index: int, number: int) -> None:
@@ -49,7 +51,7 @@ def test_counts_of_a_large_codebook_are_tables_in_the_window():
     """Rows of a code's number and its count; after a change of the number of ranks, a window has their mean."""
     window = {}
     for counts in ([[3, 1], [9, 2]], [[0, 5], [9, 1]]):
-        add_to_window(window, {"code_counts": torch.tensor(counts), "loss": torch.tensor(1.0)}, skipped=False)
+        add_to_window(window, {"code_counts": torch.tensor(counts), "loss": torch.tensor(1.0), **GOOD})
     assert window["code_counts"].tolist() == [[0, 5], [3, 1], [9, 3]]
     values, counts = window_means(window, Rank(0, 1))
     assert values == {"loss": 1.0, "skipped_steps": 0}
@@ -58,5 +60,5 @@ def test_counts_of_a_large_codebook_are_tables_in_the_window():
     assert torch.equal(own_window(saved, Rank(1, 2))["code_counts"], saved["1/code_counts"])
     shared = own_window(saved, Rank(0, 1))
     assert shared["code_counts"].tolist() == [[0, 2.5], [3, 1], [7, 1], [8, 1], [9, 1.5]]
-    add_to_window(shared, {"code_counts": torch.tensor([[0, 1], [1, 1]])}, skipped=False)
+    add_to_window(shared, {"code_counts": torch.tensor([[0, 1], [1, 1]]), **GOOD})
     assert shared["code_counts"].tolist() == [[0, 3.5], [1, 1], [3, 1], [7, 1], [8, 1], [9, 1.5]]

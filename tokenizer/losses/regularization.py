@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from codegrid.tokenizer.moving import to_device
+
 Judge = Callable[[Tensor], Tensor]
 
 
@@ -22,7 +24,7 @@ def gradient_penalty(judge: Judge, real: Tensor, fake: Tensor, generator: torch.
         fake: [B, C, H, W], paired with `real`.
         generator: a CPU generator; draws the share of the real image in each x.
     """
-    share = torch.rand(len(real), 1, 1, 1, generator=generator).to(real.device)
+    share = to_device(torch.rand(len(real), 1, 1, 1, generator=generator), real.device)
     between = share * real.float() + (1 - share) * fake.float()
     return (_gradients(judge, between).norm(dim=1) - 1).square().mean()
 

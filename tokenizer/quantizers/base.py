@@ -150,6 +150,14 @@ class Quantizer(nn.Module):
         return spread(to_rows(features), self.revival_candidates)
 
     @torch.no_grad()
+    def count(self, codes: Tensor) -> None:
+        """Count the codes of a step without a restart, and without the host waiting for the device.
+
+        Args:
+            codes: as in `revive`.
+        """
+
+    @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         """Dead-code restart: count `codes`, and move unused codes onto `features` if the quantizer has a codebook.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import require
+from codegrid.tokenizer.moving import to_device
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig
 from codegrid.tokenizer.quantizers.gradients import straight_through
 
@@ -185,6 +186,6 @@ class FiniteScalarLevel(_LevelsOfChannels):
 
 def soft_bound(config: FiniteScalarQuantizerConfig, features: Tensor) -> Tensor:
     """Bound each channel of [B, D, h, w] to [-1, 1] and half a step around, the range of residual FSQ's first level."""
-    levels = torch.tensor(config.levels, device=features.device).view(-1, 1, 1)  # [D, 1, 1]
+    levels = to_device(torch.tensor(config.levels), features.device).view(-1, 1, 1)  # [D, 1, 1]
     bound = 1 + 1 / (levels - 1)
     return torch.tanh(features.float() / bound) * bound

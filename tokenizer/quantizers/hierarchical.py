@@ -5,6 +5,7 @@ VQ-VAE-2, Razavi et al. 2019, https://arxiv.org/abs/1906.00446.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -137,10 +138,13 @@ class HierarchicalQuantizer(LevelsQuantizer):
     @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         moved = {}
-        parts = zip(self.levels, (codes[..., 0], codes[..., 1:]), features.chunk(2, dim=1), strict=True)
+        parts = zip(self.levels, self.codes_of_levels(codes), features.chunk(2, dim=1), strict=True)
         for index, (level, chosen, rows) in enumerate(parts):
             moved |= of_level(index, level.revive(chosen, rows, generator))
         return moved
+
+    def codes_of_levels(self, codes: Tensor) -> Sequence[Tensor]:
+        return codes[..., 0], codes[..., 1:]
 
     def _walk(self, features: Tensor, top_codes: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """The top's input [B, D, h/2, w/2], its codes (computed if not given), and the bottom's input [B, D, h, w]."""

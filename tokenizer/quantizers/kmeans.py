@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.tokenizer.metrics import occurrences
 from codegrid.tokenizer.quantizers.nearest import nearest_codes
 
 
@@ -28,7 +29,7 @@ def kmeans(rows: Tensor, start: Tensor, iterations: int, on_sphere: bool = False
     means = start
     for _ in range(iterations):
         nearest = nearest_codes(rows, means, on_sphere)  # [N]
-        size = torch.bincount(nearest, minlength=len(means))[:, None]  # [K, 1]
+        size = occurrences(nearest, len(means))[:, None]  # [K, 1]
         middle = sum_by_code(nearest, rows, len(means)) / size.clamp_min(1)
         if on_sphere:
             middle = F.normalize(middle, dim=1)

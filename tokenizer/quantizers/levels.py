@@ -54,6 +54,15 @@ class LevelsQuantizer(Quantizer):
         """The largest number that a level wants, for every level: levels take different features."""
         return self.config.depth * max(level.revival_candidates for level in self.levels)
 
+    def codes_of_levels(self, codes: Tensor) -> Sequence[Tensor]:
+        """The codes that each inner quantizer gave: [..., depth] -> a tensor for each of `levels`."""
+        return codes.unbind(-1)
+
+    @torch.no_grad()
+    def count(self, codes: Tensor) -> None:
+        for level, mine in zip(self.levels, self.codes_of_levels(codes), strict=True):
+            level.count(mine)
+
     @torch.no_grad()
     def update(self, statistics: dict[str, Tensor]) -> None:
         """Update each level by its part of the `statistics`."""

@@ -6,6 +6,7 @@ finer grid, as in vector-quantize-pytorch's ResidualFSQ and ResidualLFQ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -137,6 +138,9 @@ class ResidualQuantizer(LevelsQuantizer):
             moved |= of_level(index, level.revive(chosen, candidates, generator))
             residual = _left_over(level, residual)
         return moved
+
+    def codes_of_levels(self, codes: Tensor) -> Sequence[Tensor]:
+        return [codes] if self.config.shared else codes.unbind(-1)
 
     def _levels(self) -> list[Quantizer]:
         return list(self.levels) * (self.config.depth // len(self.levels))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from codegrid.errors import require
 from codegrid.tokenizer.fields import younger
+from codegrid.tokenizer.metrics import occurrences
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 from codegrid.tokenizer.quantizers.entropy import entropy_loss
 from codegrid.tokenizer.quantizers.gradients import rotation, straight_through
@@ -185,7 +186,7 @@ class VectorQuantizer(Quantizer):
         """With "ema": `size` [K], the number of features of each code, and `sum` [K, D], their sum."""
         if not self.moving_means:
             return {}
-        size = torch.bincount(codes.flatten(), minlength=self.config.codebook_size).float()
+        size = occurrences(codes, self.config.codebook_size).float()
         rows = to_rows(self._place(features.float()))
         return {"size": size, "sum": sum_by_code(codes.flatten(), rows, self.config.codebook_size)}
 
@@ -202,16 +203,24 @@ class VectorQuantizer(Quantizer):
         self.embedding.weight.copy_(self.cluster_sum / smoothed[:, None])
 
     @torch.no_grad()
+    def count(self, codes: Tensor) -> None:
+        if not self.config.revive_below:
+            return
+        size, decay = self.config.codebook_size, self.config.revive_decay
+        share = occurrences(codes, size).float() * (size / codes.numel())
+        counted = self.usage.mul(decay).add_(share, alpha=1 - decay)
+        # All zeros say that the codes are still to be placed on the data, by `revive`.
+        self.usage.copy_(torch.where(self.usage.any(), counted, self.usage))
+
+    @torch.no_grad()
     def revive(self, codes: Tensor, features: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
         if not self.config.revive_below and not self._to_be_clustered():
             return {}
-        size, decay = self.config.codebook_size, self.config.revive_decay
         if self.usage.any():
-            share = torch.bincount(codes.flatten(), minlength=size).float() * (size / codes.numel())
-            self.usage.mul_(decay).add_(share, alpha=1 - decay)
+            self.count(codes)
             dead = (self.usage < self.config.revive_below).nonzero().flatten()  # [M]
         else:
-            dead = torch.arange(size, device=self.usage.device)
+            dead = torch.arange(self.config.codebook_size, device=self.usage.device)
         if len(dead) == 0:
             return {}
         if self._to_be_clustered():

@@ -17,14 +17,14 @@ from codegrid.pipelines.artifacts.fit import misfits
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.console import resumable
-from codegrid.pipelines.system.devices import evaluating
+from codegrid.pipelines.system.devices import evaluating, looks
 from codegrid.pipelines.system.randomness import SampleOrder, key, seed_step, torch_generator
 from codegrid.pipelines.training.announcement import announce_prior
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.pipelines.training.ema import EMA
-from codegrid.pipelines.training.learner import Learner, update_together
+from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
 from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
 from codegrid.pipelines.training.run import Run
@@ -33,6 +33,7 @@ from codegrid.pipelines.training.window import Window
 from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
 from codegrid.prior.transfer import transferred
+from codegrid.tokenizer.moving import to_device
 
 _ROWS_AT_ONCE = 4096  # of codes, when all are looked at
 _MOST_NAMES = 8  # of classes, in a line
@@ -167,23 +168,24 @@ class PriorStage(Stage):
                     part_loss = self._loss(self.learner.wrapped, rows[mine], dropped[mine])
                 accelerator.backward(part_loss / parts)
             loss += part_loss.detach() / parts
-        (norm,) = update_together([self.learner], step, self.config.max_steps)
-        skipped = not np.isfinite(norm)
-        if not skipped:
-            self.ema.update(step)
+        norms = update_together([self.learner], step, self.config.max_steps)
+        skipped = not_finite(norms)
+        known = looks(step, skipped.device)
+        if not known or not skipped:
+            self.ema.update(step, None if known else skipped)
         self.last_batch = f"rows {rows[:8].tolist()}"
-        return {"loss": loss, "grad_norm": torch.tensor(norm), "skipped_steps": torch.tensor(float(skipped))}
+        return {"loss": loss, "grad_norm": norms[0], "skipped_steps": skipped}
 
     def _loss(self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None) -> Tensor:
         """Mean cross-entropy of `rows` in nats per code. `dropped` is bool [B]: the rows that lose their class."""
         labels, unknown = self.codes.condition_values(rows)
         if labels is not None:  # unlabelled images among labelled ones train the null class
             dropped = unknown if dropped is None else dropped | unknown
-            labels = labels.to(self.device)
-        codes = torch.from_numpy(self.codes.codes(rows)).to(self.device)  # [B, L]
+            labels = to_device(labels, self.device)
+        codes = to_device(torch.from_numpy(self.codes.codes(rows)), self.device)  # [B, L]
         drop = None
         if labels is not None and dropped is not None and self.sequence.null_class:
-            drop = dropped.to(self.device)
+            drop = to_device(dropped, self.device)
         smoothing = self.config.label_smoothing if model.training else 0.0
         return prior_loss(model, codes, labels, drop, self.sequence, label_smoothing=smoothing, validate=False)
 
@@ -212,7 +214,8 @@ class PriorStage(Stage):
             for first in range(0, len(mine), size):
                 rows = mine[first : first + size]
                 loss = self._loss(self.model, rows, None)
-                sums += torch.stack([loss.float() * len(rows), torch.tensor(float(len(rows)), device=self.device)])
+                sums[0] += loss.float() * len(rows)
+                sums[1] += len(rows)
         total, number = accelerator.reduce(sums, "sum").tolist()
         return {"cross_entropy": total / number, "bits_per_code": bits_per_code(total / number)}
 

@@ -109,8 +109,18 @@ def _judged(discriminator: Learner, real: Tensor, fake: Tensor, labels: Tensor |
 
 
 @torch.no_grad()
-def update_running_logits(running: Terms, values: Terms, decay: float, accelerator: Accelerator) -> None:
-    """a <- decay a + (1 - decay) E[D] for the step's mean logits over all ranks; the first step's are the initial a."""
+def update_running_logits(
+    running: Terms, values: Terms, decay: float, accelerator: Accelerator, skipped: Tensor | None = None
+) -> None:
+    """a <- decay a + (1 - decay) E[D] for the step's mean logits over all ranks; the first step's are the initial a.
+
+    Nothing changes if `skipped`, a scalar on the device, is 1.
+    """
     means = accelerator.reduce(torch.stack([values["logits_real"], values["logits_fake"]]), "mean")
+    if skipped is not None and not running and skipped:  # the host looks once in a run
+        return
     for name, mean in zip(("real", "fake"), means.unbind(), strict=True):
-        running[name] = torch.lerp(mean, running[name], decay) if name in running else mean.clone()
+        after = torch.lerp(mean, running[name], decay) if name in running else mean.clone()
+        running[name] = (
+            after if skipped is None or name not in running else torch.where(skipped > 0, running[name], after)
+        )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from codegrid.pipelines.system.devices import looks
 from codegrid.pipelines.system.randomness import torch_generator
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.ema import EMA
-from codegrid.pipelines.training.learner import Learner, update_together
+from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.tokenizer.adversarial import (
     discriminator_terms,
@@ -148,24 +149,41 @@ def _finish_step(
     config: TokenizerTrainingConfig,
     accelerator: Accelerator,
 ) -> None:
-    """Update all state, or nothing if a gradient is not finite. `values` records what happened."""
+    """Update all state, or nothing if a gradient is not finite. `values` records what happened.
+
+    Where the host does not look, the device decides, and codes are counted but not restarted.
+    """
     quantizer = learners.model.module.quantize
     frozen = "quantizer" in config.freeze
     # Compute the statistics before the optimizer's step, with the weights of the forward pass.
     statistics = {} if frozen else quantizer.statistics(codes, features)
     norms = update_together(active, step, config.max_steps)
-    for name, norm in zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False):
-        values[name] = torch.tensor(norm, device=accelerator.device)
-    finite = all(map(math.isfinite, norms))  # the same on all ranks, like the gradients
-    values["skipped_steps"] = torch.tensor(float(not finite), device=accelerator.device)
-    if not finite:
+    values.update(zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False))
+    skipped = values["skipped_steps"] = not_finite(norms)  # the same on all ranks, like the gradients
+    known = looks(step, skipped.device)
+    if known and skipped:
         return
-    _update_quantizer(quantizer, statistics, accelerator)
-    if not frozen and step < config.revive_until * config.max_steps:
-        _revive_codes(learners, codes, features, step, config.seed, accelerator)
+    undecided = None if known else skipped
+    with _kept(quantizer, undecided):
+        _update_quantizer(quantizer, statistics, accelerator)
+        if not frozen and step < config.revive_until * config.max_steps:
+            if known:
+                _revive_codes(learners, codes, features, step, config.seed, accelerator)
+            else:
+                quantizer.count(accelerator.gather(codes.contiguous()))
     if config.objective.lecam_weight and "logits_real" in values:
-        update_running_logits(learners.running_logits, values, config.objective.lecam_decay, accelerator)
-    learners.ema.update(step)
+        decay = config.objective.lecam_decay
+        update_running_logits(learners.running_logits, values, decay, accelerator, undecided)
+    learners.ema.update(step, undecided)
+
+
+@contextlib.contextmanager
+def _kept(module: nn.Module, skipped: Tensor | None) -> Iterator[None]:
+    """Context after which the module's buffers are as before if `skipped`, a scalar on the device, is 1."""
+    before = {} if skipped is None else {name: buffer.clone() for name, buffer in module.named_buffers()}
+    yield
+    for name, buffer in before.items():
+        module.get_buffer(name).copy_(torch.where(skipped > 0, buffer, module.get_buffer(name)))
 
 
 def _update_quantizer(quantizer: Quantizer, statistics: dict[str, Tensor], accelerator: Accelerator) -> None:

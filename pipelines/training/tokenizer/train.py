@@ -47,6 +47,7 @@ from codegrid.pipelines.training.window import Window
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.images import for_people, to_model, to_uint8
 from codegrid.tokenizer.metrics import relative_counts, usage_and_perplexity
+from codegrid.tokenizer.moving import to_device
 
 _SKIPPED_NAME = "skipped.txt"
 
@@ -132,8 +133,10 @@ class TokenizerStage(Stage):
 
     def step(self, step: int) -> dict[str, Tensor]:
         batches = list(itertools.islice(self.batches, self.config.gradient_accumulation_steps))
-        pictures = [to_model(batch.pixels.to(self.device, non_blocking=True)) for batch in batches]  # each [B, C, S, S]
-        labels = [_known_labels(batch).to(self.device) for batch in batches] if self.config.needs_labels else None
+        pictures = [to_model(to_device(batch.pixels, self.device)) for batch in batches]  # each [B, C, S, S]
+        labels = (
+            [to_device(_known_labels(batch), self.device) for batch in batches] if self.config.needs_labels else None
+        )
         for batch in batches:
             self.skipped.update(batch.skipped)
             self.depth.add(batch.peaks)
