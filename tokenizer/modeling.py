@@ -24,7 +24,15 @@ from codegrid.tokenizer.hub.card import PLACEHOLDER, model_card
 from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 from codegrid.tokenizer.hub.weight_files import check_weight_files
 from codegrid.tokenizer.images.pixels import check_images
-from codegrid.tokenizer.importers import convert_tokenizer, fill, read_settings, read_weights
+from codegrid.tokenizer.importers import (
+    TOKENIZER_FAMILIES,
+    convert_tokenizer,
+    fill,
+    locate,
+    read_settings,
+    takes_averages,
+)
+from codegrid.tokenizer.importers.containers import Kind
 from codegrid.tokenizer.layers import lay_out, not_hidden
 from codegrid.tokenizer.moving import to_device
 from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
@@ -319,22 +327,32 @@ class VQModel(PreTrainedModel):
         checkpoint: str | Path | Mapping[str, Tensor],
         settings: str | Path | Mapping[str, Any] | None = None,
         pixel_range: tuple[float, float] | None = None,
+        kind: Kind = "family",
     ) -> VQModel:
         """A tokenizer that another project trained, in evaluation mode and float32.
 
         Args:
             family: one of `tokenizer.importers.TOKENIZER_FAMILIES`.
-            checkpoint: its file (.ckpt, .pt, .bin, .safetensors), or the weights of the file by their names.
+            checkpoint: its file (.ckpt, .pt, .bin, .safetensors), an index of shards, a folder with one of them, or the
+                weights by their names.
             settings: its .yaml or .json, or the values of that file, if there is one.
             pixel_range: its network's values of black and white; None takes those of the family.
+            kind: "trained" or "averaged" weights, where there are both; "family" takes those that the family's own code
+                takes.
 
         Raises:
             ForeignCheckpointError: the file cannot be read, is not of the family, or has missing or unknown keys.
         """
-        weights = checkpoint if isinstance(checkpoint, Mapping) else read_weights(checkpoint)
         if isinstance(settings, (str, Path)):
             settings = read_settings(settings)
-        config, weights = convert_tokenizer(family, weights, settings, pixel_range)
+        weights, notes = checkpoint, {}
+        if not isinstance(weights, Mapping):
+            known, found = TOKENIZER_FAMILIES.get(family), locate(weights)
+            settings = read_settings(found.config) if settings is None and found.config else settings
+            read = found.read(known is not None and takes_averages(known, settings, kind))
+            weights, notes = read.weights, {"weights": "ema" if read.averaged else "trained"} if read.beside else {}
+        config, weights = convert_tokenizer(family, weights, settings, pixel_range, kind)
+        config.provenance |= notes
         model = cls(config).eval()
         fill(model, weights, family)
         return lay_out(model)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from codegrid.tokenizer.configuration import VQModelConfig
 from codegrid.tokenizer.images import Preprocessing
 from codegrid.tokenizer.importers import diffusers, ibq, llamagen, maskgit, open_magvit2, taming
-from codegrid.tokenizer.importers.layout import TokenizerFamily, Weights, find_setting
-from codegrid.tokenizer.importers.reading import ForeignCheckpointError, read_settings, read_weights
+from codegrid.tokenizer.importers.containers import Kind, without_wrappers
+from codegrid.tokenizer.importers.layout import TokenizerFamily, Weights, averaged, find_setting, of_submodule
+from codegrid.tokenizer.importers.locating import locate
+from codegrid.tokenizer.importers.reading import ForeignCheckpointError, read_settings
 
 TOKENIZER_FAMILIES: dict[str, TokenizerFamily] = {
     "taming": taming.FAMILY,
@@ -34,6 +37,7 @@ def convert_tokenizer(
     weights: Mapping[str, Tensor],
     settings: Mapping[str, Any] | None = None,
     pixel_range: tuple[float, float] | None = None,
+    kind: Kind = "family",
 ) -> tuple[VQModelConfig, Weights]:
     """Convert a foreign state dict into a config and weights of `VQModel`; the weights are float32.
 
@@ -41,6 +45,8 @@ def convert_tokenizer(
         family: one of `TOKENIZER_FAMILIES`.
         settings: the family's own config (yaml or json), if there is one; it must agree with the weights.
         pixel_range: the network's values of black and white; None takes those of the family.
+        kind: which weights, where there are averages (`model_ema.`) beside the trained ones: the family's own choice,
+            or one by name.
 
     Raises:
         ForeignCheckpointError: the weights or the settings are not of this family, or do not make a tokenizer.
@@ -52,6 +58,7 @@ def convert_tokenizer(
     known = TOKENIZER_FAMILIES[family]
     settings = settings or {}
     _check_class(family, settings)
+    weights, _ = without_wrappers(weights)
     if not known.fits(weights):
         raise ForeignCheckpointError(
             f"These are not the weights of {known.title}: the first of their {len(weights)} keys are "
@@ -59,14 +66,34 @@ def convert_tokenizer(
             _hint(weights),
         )
     floats = {key: value.float() if value.is_floating_point() else value for key, value in weights.items()}
+    floats, notes = _of_kind(floats, known, settings, kind)
     converted = known.convert(floats, settings, pixel_range)
     config = VQModelConfig(
         backbone=asdict(converted.backbone),
         quantizer=asdict(converted.quantizer),
         preprocessing=asdict(Preprocessing(image_size=converted.backbone.resolution, smaller="upscale")),
-        provenance={"family": family, **converted.notes},
+        provenance={"family": family, **notes, **converted.notes},
     )
     return config, converted.weights
+
+
+def takes_averages(family: TokenizerFamily, settings: Mapping[str, Any] | None, kind: Kind) -> bool:
+    """Whether averages are taken where a file has them beside trained weights."""
+    if kind != "family":
+        return kind == "averaged"
+    return family.averages and find_setting(settings or {}, "use_ema") is not False
+
+
+def _of_kind(
+    weights: Weights, family: TokenizerFamily, settings: Mapping[str, Any], kind: Kind
+) -> tuple[Weights, dict[str, str]]:
+    """Averages among the weights (`model_ema.`) in the place of the trained ones, or gone; and a note on the choice."""
+    inside = of_submodule(weights, "first_stage_model.")
+    if not any(key.startswith("model_ema.") for key in inside):
+        return weights, {}
+    if takes_averages(family, settings, kind):
+        return averaged(inside), {"weights": "ema"}
+    return {key: value for key, value in inside.items() if not key.startswith("model_ema.")}, {"weights": "trained"}
 
 
 def fill(model: nn.Module, weights: Weights, family: str) -> None:
@@ -95,6 +122,15 @@ def fill(model: nn.Module, weights: Weights, family: str) -> None:
 def _first(names: list[str], limit: int = 12) -> str:
     more = f", ... ({len(names)} in all)" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def read_weights(path: str | Path) -> Weights:
+    """The tensors of a checkpoint (a file, shards with an index, or a folder; `locate`), by their names in it.
+
+    Raises:
+        ForeignCheckpointError: it is missing, damaged or not a checkpoint, or has objects other than weights.
+    """
+    return locate(path).read().weights
 
 
 def guess_tokenizer_family(keys: Mapping[str, Any]) -> str | None:
@@ -131,6 +167,8 @@ __all__ = [
     "convert_tokenizer",
     "fill",
     "guess_tokenizer_family",
+    "locate",
     "read_settings",
     "read_weights",
+    "takes_averages",
 ]

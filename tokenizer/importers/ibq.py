@@ -11,11 +11,11 @@ from codegrid.tokenizer.quantizers.index_backpropagation import IBQConfig
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
-    weights, notes = taming.trained_part(weights)
+    weights = taming.own_part(weights)
     backbone = taming.backbone_by(weights, settings, pixel_range)
     size, dim = shape_of(weights, "quantize.embedding.weight")
     check_settings(settings, {"n_embed": size, "embed_dim": dim})
-    return Converted(backbone, IBQConfig(codebook_size=size, code_dim=dim), weights, notes)
+    return Converted(backbone, IBQConfig(codebook_size=size, code_dim=dim), weights)
 
 
 FAMILY = TokenizerFamily(
@@ -25,4 +25,5 @@ FAMILY = TokenizerFamily(
     convert=convert,
     example="--checkpoint imagenet256_16384.ckpt",
     peer="TencentARC/SEED-Voken",
+    averages=True,  # its evaluation runs in `ema_scope` where the settings say use_ema
 )

@@ -42,6 +42,7 @@ class TokenizerFamily:
         convert: (weights, settings, pixel_range or None) -> `Converted`; weights are in float32.
         example: arguments of `codegrid import-checkpoint NAME` besides --output-dir, for its help.
         peer: the repository with the project's own code; `codegrid dev import-parity` compares with it.
+        averages: whether the family's own code takes averaged weights where a file has them beside trained ones.
     """
 
     title: str
@@ -50,6 +51,7 @@ class TokenizerFamily:
     convert: Callable[[Weights, Mapping[str, Any], tuple[float, float] | None], Converted]
     example: str
     peer: str
+    averages: bool = False
 
     def fits(self, keys: Iterable[str]) -> bool:
         keys = list(keys)
@@ -80,11 +82,13 @@ def of_submodule(weights: Weights, prefix: str) -> Weights:
 def averaged(weights: Weights) -> Weights:
     """Take the EMA weights under `model_ema.` instead of the trained ones. Their names are the same without dots."""
     live = {key.replace(".", ""): key for key in weights if not key.startswith("model_ema.")}
+    wraps = re.compile("_orig_mod|module")  # of a network that was wrapped: its averages' names keep the words
     chosen = {key: value for key, value in weights.items() if not key.startswith("model_ema.")}
     for key, value in weights.items():
         name = key.removeprefix("model_ema.")
-        if name != key and name in live:
-            chosen[live[name]] = value
+        if name != key:
+            name = name if name in live else wraps.sub("", name)
+            chosen |= {live[name]: value} if name in live else {}
     return chosen
 
 

@@ -41,4 +41,5 @@ FAMILY = TokenizerFamily(
     convert=convert,
     example="--checkpoint vq_ds16_c2i.pt",
     peer="FoundationVision/LlamaGen",
+    averages=True,  # its reconstruction takes "ema" before "model"
 )

@@ -26,7 +26,7 @@ _RULES = (
 
 
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
-    weights, notes = taming.trained_part(weights)
+    weights = taming.own_part(weights)
     weights = with_zero_biases(
         rename(weights, _RULES), r"\.conv[12]\.weight$", r"\.nin_shortcut\.weight$", r"^encoder\.conv_in\.weight$"
     )
@@ -37,7 +37,7 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
     )
     bits = backbone.z_channels
     check_settings(settings, {"n_embed": 2**bits, "embed_dim": bits})
-    return Converted(backbone, LookupFreeQuantizerConfig(num_bits=bits), weights, notes)
+    return Converted(backbone, LookupFreeQuantizerConfig(num_bits=bits), weights)
 
 
 def _channels_first(tensor: Tensor) -> Tensor:
@@ -52,4 +52,5 @@ FAMILY = TokenizerFamily(
     convert=convert,
     example="--checkpoint imagenet_256_L.ckpt",
     peer="TencentARC/SEED-Voken",
+    averages=True,  # its evaluation runs in `ema_scope` where the settings say use_ema
 )

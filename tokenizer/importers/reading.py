@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -18,7 +17,6 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from codegrid.errors import CodegridError
 
@@ -26,16 +24,14 @@ from codegrid.errors import CodegridError
 _LEFTOVERS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.", "argparse.", "typing.", "numpy.")
 _LEFTOVERS += ("collections.", "pathlib.", "torch.optim.", "transformers.", "functools.partial", "__builtin__.")
 _HARMLESS_BUILTINS = {f"builtins.{name}" for name in ("dict", "list", "set", "int", "float", "str", "bool", "tuple")}
-# Keys under which the families keep their weights, in the order of the search.
-_NESTED = ("state_dict", "model", "module", "ema")
 
 
 class ForeignCheckpointError(CodegridError):
     """A checkpoint of another project cannot be imported; the message says why and what to do."""
 
 
-def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file or a torch file (.ckpt, .pt, .pth, .bin), by their names in the file.
+def read_content(path: str | Path) -> Any:
+    """What a .safetensors file or a torch file (.ckpt, .pt, .pth, .bin) holds: tensors, and plain containers of them.
 
     Raises:
         ForeignCheckpointError: the file is missing, damaged or not a checkpoint, or has objects other than weights.
@@ -51,7 +47,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(path)
         except (SafetensorError, ValueError) as error:
             raise _damaged(path, error) from error
-    return _weights_within(_read_torch_file(path), path)
+    return _read_torch_file(path)
 
 
 def read_settings(path: str | Path) -> dict[str, Any]:
@@ -144,20 +140,3 @@ class _Leftover:
 
     def append(self, value: Any) -> None:
         pass
-
-
-def _weights_within(content: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict itself, or the one under a key that the families use."""
-    candidates = [content]
-    if isinstance(content, Mapping):
-        candidates = [content[name] for name in _NESTED if isinstance(content.get(name), Mapping)] + candidates
-    for candidate in candidates:
-        if isinstance(candidate, Mapping):
-            weights = {str(key): value for key, value in candidate.items() if isinstance(value, Tensor)}
-            if weights:
-                return weights
-    found = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else type(content).__name__
-    raise ForeignCheckpointError(
-        f"{path} holds no weights, neither directly nor under {', '.join(_NESTED)}: {found}.",
-        "Save the state dict alone as safetensors and import that.",
-    )

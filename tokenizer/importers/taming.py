@@ -14,7 +14,6 @@ from codegrid.tokenizer.importers.layout import (
     Converted,
     TokenizerFamily,
     Weights,
-    averaged,
     backbone_of,
     check_settings,
     drop,
@@ -30,7 +29,7 @@ from codegrid.tokenizer.quantizers.gumbel import GumbelConfig
 def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[float, float] | None) -> Converted:
     # Settings of a GPT or a diffusion model contain those of the first stage, and perhaps those of another network.
     settings = find_setting(settings, "first_stage_config") or settings
-    weights, notes = trained_part(weights)
+    weights, notes = own_part(weights), dict[str, Any]()
     backbone = backbone_by(weights, settings, pixel_range)
     if "quantize.proj.weight" in weights:
         weights["quantize.logits.weight"] = weights.pop("quantize.proj.weight").flatten(1)  # [K, D, 1, 1] -> [K, D]
@@ -56,13 +55,9 @@ def convert(weights: Weights, settings: Mapping[str, Any], pixel_range: tuple[fl
     return Converted(backbone, quantizer, weights, notes)
 
 
-def trained_part(weights: Weights) -> tuple[Weights, dict[str, Any]]:
-    """The tokenizer's own weights, or their EMA if the file has one, without weights that only training used."""
-    weights = drop(of_submodule(weights, "first_stage_model."), r"loss\.", r"colorize$", r"temperature_scheduler\.")
-    notes = {}
-    if any(key.startswith("model_ema.") for key in weights):
-        weights, notes["weights"] = averaged(weights), "ema"
-    return weights, notes
+def own_part(weights: Weights) -> Weights:
+    """The tokenizer's own weights, without those that only training used."""
+    return drop(of_submodule(weights, "first_stage_model."), r"loss\.", r"colorize$", r"temperature_scheduler\.")
 
 
 def backbone_by(
