@@ -7,7 +7,7 @@ import random
 import pytest
 
 from codegrid.errors import CodegridError
-from codegrid.names import encodable, hidden, shown
+from codegrid.names import encodable, hidden, printable, shown
 from codegrid.pipelines.system.files import write_json, write_text
 
 
@@ -58,3 +58,7 @@ def test_texts_and_files_with_such_names(tmp_path):
     assert "é" in (tmp_path / "b.json").read_text()
     write_text(tmp_path / "c.md", f"Trained on {name}.")
     assert (tmp_path / "c.md").read_text() == r"Trained on caf\xe9."
+
+
+def test_printable_text_has_no_line_ends_and_marks_and_keeps_what_was_escaped():
+    assert printable("A\n\u202eb\x1b[2J\udcff, \\x1b \u00e9\u732b") == "A\\x0a\\u202eb\\x1b[2J\\xff, \\x1b \u00e9\u732b"

@@ -43,6 +43,14 @@ def encodable(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: shown(found[0]), text)
 
 
+def printable(text: str) -> str:
+    """Escape line ends, control characters, bidi marks and lone surrogates in a text for a page, picture or terminal.
+
+    Unlike `shown` it leaves backslashes alone: names in the text may have passed `shown` already.
+    """
+    return "".join(letter if letter == "\\" else _escaped(letter, 0) for letter in text)
+
+
 def _escaped(name: str, place: int) -> str:
     letter = name[place]
     if letter == "\\":  # only if it would be read as the start of an escape

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from codegrid.errors import require
+from codegrid.names import printable
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer import VQModel
@@ -31,13 +32,13 @@ class Cell(NamedTuple):
 
 def generate(
     pipe: ImageGenerationPipeline,
-    class_name: str | None,
+    label: int | None,
     num_images: int,
     guidance_scale: float,
     temperature: float,
     seed: int,
 ) -> list[tuple[Image.Image, str]]:
-    """Enlarged samples, captioned with their class. `class_name` None takes all classes in turn.
+    """Enlarged samples, captioned with their class. `label` None takes all classes in turn.
 
     Raises:
         CodegridError: a number is out of range, or the class is unknown.
@@ -47,11 +48,11 @@ def generate(
         output = pipe(num_images=num_images, **settings)
         return [(enlarged(image, 128), "") for image in output.images or ()]
     settings["guidance_scale"] = guidance_scale
-    if class_name is None:
+    if label is None:
         output = pipe(num_images=num_images, **settings)
     else:
-        output = pipe(class_name, num_images_per_label=num_images, **settings)
-    captions = [pipe.class_names[label] for label in output.labels or ()]
+        output = pipe(label, num_images_per_label=num_images, **settings)
+    captions = [printable(pipe.class_names[label]) for label in output.labels or ()]
     return [(enlarged(image, 128), caption) for image, caption in zip(output.images or (), captions, strict=True)]
 
 
@@ -71,22 +72,28 @@ def encode(model: VQModel, image: Tensor) -> Tensor:
         return model.encode(image.to(model.device))[0].cpu()
 
 
-def decode(pipe: ImageGenerationPipeline, codes: Tensor, class_name: str | None = None) -> Tensor:
+def decode(pipe: ImageGenerationPipeline, codes: Tensor, label: int | None = None) -> Tensor:
     """Codes [h, w] or [h, w, depth] -> [1, C, H, W] in [-1, 1] on the CPU.
 
-    `class_name` is for a tokenizer with a class-conditional decoder; None is then the first class.
+    `label` is for a tokenizer with a class-conditional decoder; None is then the first class.
+
+    Raises:
+        CodegridError: there is no such class.
     """
-    labels = None if pipe.class_names is None else [class_name or pipe.class_names[0]]
-    return pipe.decode(codes[None], labels)
+    return pipe.decode(codes[None], None if pipe.class_names is None else [label or 0])
 
 
 def with_code(codes: Tensor, cell: Cell, code: int, codebook_size: int, level: int = 0) -> Tensor:
     """A copy of the codes with another code at `cell` (at `level`, if a position has several codes).
 
     Raises:
-        CodegridError: the codebook has no such code.
+        CodegridError: the codebook has no such code, or the position no such level.
     """
-    require(0 <= code < codebook_size, f"The code is {code}: this codebook's run from 0 to {codebook_size - 1}.")
+    last, depth = codebook_size - 1, codes.shape[2] if codes.dim() == 3 else 1
+    require(0 <= code <= last, f"The code is {code}: this codebook's run from 0 to {last}.", "Type one of those.")
+    require(
+        0 <= level < depth, f"The level is {level}: those of these codes run from 0 to {depth - 1}.", "Choose another."
+    )
     changed = codes.clone()
     changed[(*cell, level) if codes.dim() == 3 else cell] = code
     return changed

@@ -1,20 +1,22 @@
-"""The demo's page, made with Gradio (the extra `demo`). Its actions are in actions.py."""
+"""The demo's page, made with Gradio (the extra `demo`). What its controls do is in handlers.py."""
 
 from __future__ import annotations
 
+import errno
+import html
 import os
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from torch import Tensor
-
+from codegrid.errors import CodegridError, require
+from codegrid.names import printable
 from codegrid.pipelines.artifacts.loading import LoadingError
-from codegrid.pipelines.demo import actions as demo
+from codegrid.pipelines.demo.actions import DIFFERENCE_GAIN
+from codegrid.pipelines.demo.handlers import ALL_CLASSES, NUMBER_SHOWN, PICK, PUT, Handlers, answer, class_choices
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import make_accelerator
-from codegrid.tokenizer.images import BadImage, check_colours
-
-_ALL = "all classes"
-_PUT, _PICK = "put the code there", "pick up its code"
+from codegrid.tokenizer.images import check_colours
 
 
 def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
@@ -27,134 +29,157 @@ def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
 
     Raises:
         LoadingError: the pipeline cannot be loaded, or Gradio is not installed.
+        CodegridError: another program has the port, or this machine has no such address.
     """
     gradio = _gradio()
+    check_port(host, port)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(make_accelerator().device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "The demo")
     page = make_page(pipe, title=f"Codegrid: {pipeline}")
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no web fonts
-    print(f"The page is at http://{host}:{port} (Ctrl-C ends it).", flush=True)
-    page.launch(
-        server_name=host, server_port=port, quiet=True, ssr_mode=False, theme=gradio.themes.Default(**fonts), css=_CSS
-    )
+    look = {"theme": gradio.themes.Default(**fonts), "css": _CSS}
+    check_port(host, port)  # loading takes a while
+    try:
+        page.launch(server_name=host, server_port=port, quiet=True, ssr_mode=False, prevent_thread_lock=True, **look)
+    except OSError as error:  # Gradio asks for the port of 127.0.0.1 too, whatever the address
+        raise _taken(host, port) from error
+    print(f"The page is at http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C ends it).", flush=True)
+    page.block_thread()
 
 
-_CSS = "#samples img, #image img, #reconstruction img, #difference img { image-rendering: pixelated; }"
+def check_port(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on.
+
+    Raises:
+        CodegridError: another program has the port, it needs other rights, or this machine has no such address.
+    """
+    require(1 <= port <= 65_535, f"--port is {port}.", "Give one from 1024 to 65535.")
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            with socket.socket(family, kind, protocol) as found:
+                if os.name == "posix":  # as servers do: a port that was closed a moment ago is free
+                    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                found.bind(place)
+                found.listen(1)
+    except (OSError, UnicodeError) as error:
+        if isinstance(error, UnicodeError | socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            remedy = "Give an address of this machine, such as --host 127.0.0.1."
+            raise CodegridError(f"--host {printable(host)} is no address of this machine.", remedy) from error
+        if isinstance(error, PermissionError):
+            raise CodegridError(f"Port {port} is not for this user.", "Give another: --port 7860.") from error
+        raise _taken(host, port) from error
+
+
+def _taken(host: str, port: int) -> CodegridError:
+    other = port + 1 if port < 65_535 else 7860
+    return CodegridError(f"Port {port} of {host} is taken by another program.", f"Give another: --port {other}.")
+
+
+_CSS = """
+#samples img, #image img, #reconstruction img, #difference img { image-rendering: pixelated; }
+#image img, #map img, #reconstruction img, #difference img { max-width: 100%; }
+#samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(100px, 30%), 1fr)) !important; }
+#message textarea, #notice textarea { color: var(--error-text-color, #b91c1c); }
+"""
 
 
 def make_page(pipe: ImageGenerationPipeline, title: str = "Codegrid") -> Any:
     """The page as a `gradio.Blocks`."""
     gradio = _gradio()
+    title = printable(title)
     with gradio.Blocks(title=title, analytics_enabled=False) as page:
-        gradio.Markdown(f"# {title}")
+        gradio.HTML(f"<h1>{html.escape(title)}</h1>")
         with gradio.Tab("Generate"):
             _generation(gradio, pipe)
         with gradio.Tab("Codes"):
-            _Codes(gradio, pipe)
+            _codes(gradio, pipe)
     return page
 
 
 def _generation(gradio: Any, pipe: ImageGenerationPipeline) -> None:
-    names = [_ALL, *(pipe.class_names or ())]
+    choices = [("all classes", ALL_CLASSES), *class_choices(pipe)]
     conditional, guided, sampling = pipe.class_names is not None, pipe.sequence.can_be_guided, pipe.sampling
     with gradio.Row():
         with gradio.Column(scale=1, min_width=260):
-            chosen = gradio.Dropdown(names, value=_ALL, label="Class", visible=conditional, elem_id="class")
+            chosen = gradio.Dropdown(choices, value=ALL_CLASSES, label="Class", visible=conditional, elem_id="class")
             number = gradio.Slider(1, 64, 16, step=1, label="Images")
             guidance = gradio.Slider(1, 8, sampling.guidance_scale, step=0.1, label="Guidance", visible=guided)
             temperature = gradio.Slider(0, 2, sampling.temperature, step=0.05, label="Temperature")
-            seed = gradio.Number(0, precision=0, label="Seed", elem_id="seed")
+            seed = gradio.Number(0, label="Seed", elem_id="seed")
             button = gradio.Button("Generate", variant="primary", elem_id="generate")
         with gradio.Column(scale=3):
+            message = _message(gradio, "notice")
             gallery = gradio.Gallery(show_label=False, columns=6, height="auto", elem_id="samples", format="png")
-
-    def generate(name: str, *numbers: Any) -> list[Any]:
-        count, scale, heat, start = numbers
-        try:
-            return demo.generate(pipe, None if name == _ALL else name, int(count), scale, heat, int(start or 0))
-        except ValueError as error:
-            raise gradio.Error(str(error)) from error
-
-    button.click(generate, [chosen, number, guidance, temperature, seed], gallery)
+    inputs = [chosen, number, guidance, temperature, seed]
+    button.click(_answering(gradio, Handlers(pipe).generate, 1), inputs, [gallery, message])
 
 
-class _Codes:
-    """The tab that shows and changes an image's codes. A session's state is (image, its codes, changed codes)."""
+def _codes(gradio: Any, pipe: ImageGenerationPipeline) -> None:
+    """The tab that shows and changes an image's codes."""
+    handlers, depth = Handlers(pipe), pipe.tokenizer.config.quantizer_config.depth
+    names, conditional = class_choices(pipe), bool(pipe.tokenizer.config.num_classes)
+    state = gradio.State(None)
+    gradio.HTML("Upload an image. A click on the map changes the code there, and the image is decoded again.")
+    with gradio.Row():
+        # Any file: what is no picture is answered by this project's own sentence, and phones have formats of their own.
+        upload = gradio.File(label="Your image", elem_id="upload", height=190)
+        with gradio.Column():
+            code = gradio.Number(0, label="Code", elem_id="code")
+            action = gradio.Radio([PUT, PICK], value=PUT, label="A click on the map will", elem_id="action")
+            level = gradio.Slider(0, max(1, depth - 1), 0, step=1, label="Level", visible=depth > 1)
+            label = gradio.Dropdown(
+                names, value=0 if conditional else None, label="Its class, for the decoder", visible=conditional
+            )
+            back = gradio.Button("Back to the image's own codes", elem_id="back")
+    message = _message(gradio, "message")
+    with gradio.Row():
+        image = _picture(gradio, "As the tokenizer sees it", "image")
+        grid = _picture(gradio, "Its codes", "map")
+        result = _picture(gradio, "Decoded", "reconstruction")
+        apart = _picture(gradio, f"Difference x {DIFFERENCE_GAIN}", "difference")
+    view, shown = [level, label], [state, image, grid, result, apart]
+    upload.upload(_answering(gradio, handlers.read, NUMBER_SHOWN), [upload, *view], [*shown, message])
+    back.click(_answering(gradio, handlers.restore, NUMBER_SHOWN), [state, *view], [*shown, message])
+    again = _answering(gradio, handlers.again, NUMBER_SHOWN)
+    for choice in view:
+        choice.change(
+            lambda kept, *view: again(kept, *view) if kept else gradio.skip(), [state, *view], [*shown, message]
+        )
+    clicked = _answering(gradio, handlers.click, 1 + NUMBER_SHOWN)
+    grid.select(_with_event(gradio, clicked), [state, code, action, *view], [code, *shown, message])
 
-    def __init__(self, gradio: Any, pipe: ImageGenerationPipeline) -> None:
-        self.gradio, self.pipe, self.model = gradio, pipe, pipe.tokenizer
-        quantizer = self.model.config.quantizer_config
-        self.size, depth = quantizer.codebook_size, quantizer.depth
-        state = gradio.State(None)
-        gradio.Markdown("Upload an image. A click on the map changes the code there, and the image is decoded again.")
-        with gradio.Row():
-            upload = gradio.Image(type="filepath", sources=["upload"], label="Your image", elem_id="upload", height=190)
-            with gradio.Column() as settings:
-                code = gradio.Number(0, precision=0, minimum=0, maximum=self.size - 1, label="Code", elem_id="code")
-                action = gradio.Radio([_PUT, _PICK], value=_PUT, label="A click on the map will", elem_id="action")
-                level = gradio.Slider(0, max(1, depth - 1), 0, step=1, label="Level", visible=depth > 1)
-                back = gradio.Button("Back to the image's own codes", elem_id="back")
-        with gradio.Row():
-            image = self.picture("As the tokenizer sees it", "image")
-            grid = self.picture("Its codes", "map")
-            result = self.picture("Decoded", "reconstruction")
-            apart = self.picture(f"Difference x {demo.DIFFERENCE_GAIN}", "difference")
-        names, conditional = list(pipe.class_names or ()), bool(self.model.config.num_classes)
-        with settings:
-            class_name = gradio.Dropdown(names, label="Its class, for the decoder", visible=conditional)
-        view = [level, class_name]
-        shown = [state, image, grid, result, apart]
-        upload.upload(self.read, [upload, *view], shown)
-        # Gradio recognises `SelectData` by the annotation, which must be the class itself.
-        self.click.__func__.__annotations__["event"] = gradio.SelectData
-        grid.select(self.click, [state, code, action, *view], [code, *shown])
-        back.click(self.restore, [state, *view], shown)
-        for choice in view:
-            choice.change(self.again, [state, *view], shown)
 
-    def picture(self, title: str, name: str) -> Any:
-        """A picture below its title: Gradio's own label would cover a corner."""
-        with self.gradio.Column(min_width=200):
-            self.gradio.Markdown(f"**{title}**")
-            return self.gradio.Image(show_label=False, interactive=False, format="png", buttons=[], elem_id=name)
+def _answering(gradio: Any, handler: Callable[..., Sequence[Any]], number: int) -> Callable[..., list[Any]]:
+    """`handler` as Gradio calls it, with `number` values and the message; see `answer`."""
 
-    def read(self, file: str, *view: Any) -> list[Any]:
-        try:
-            image = demo.read_image(self.model, file)
-        except BadImage as error:
-            raise self.gradio.Error(str(error)) from error
-        codes = demo.encode(self.model, image)
-        return self.show(image, codes, codes, *view)
+    def called(*values: Any) -> list[Any]:
+        *changed, sentence = answer(handler, values, number, gradio.skip())
+        return [*changed, gradio.update(value=sentence, visible=bool(sentence))]
 
-    def restore(self, kept: Any, *view: Any) -> list[Any]:
-        return self.again(kept and (kept[0], kept[1], kept[1]), *view)
+    return called
 
-    def again(self, kept: Any, *view: Any) -> list[Any]:
-        return self.show(*kept, *view) if kept else [None] * 5
 
-    def click(self, kept: Any, code: int, action: str, level: int, class_name: str | None, event: Any) -> list[Any]:
-        if kept is None:
-            raise self.gradio.Error("Upload an image first.")
-        image, own, codes = kept
-        cell = demo.cell_at(*event.index, codes)
-        if action == _PICK:
-            code = demo.code_at(codes, cell, level)
-        else:
-            try:
-                codes = demo.with_code(codes, cell, int(code or 0), self.size, level)
-            except ValueError as error:
-                raise self.gradio.Error(str(error)) from error
-        return [code, *self.show(image, own, codes, level, class_name)]
+def _with_event(gradio: Any, called: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    """`called` with the place of a click as its last value."""
 
-    def show(self, image: Tensor, own: Tensor, codes: Tensor, level: int, class_name: str | None) -> list[Any]:
-        decoded = demo.decode(self.pipe, codes, class_name)
-        return [
-            (image, own, codes),
-            demo.picture(image),
-            demo.codes_map(codes, level, changed=own),
-            demo.picture(decoded),
-            demo.difference(image, decoded),
-        ]
+    def on_click(kept: Any, code: Any, action: Any, level: Any, label: Any, event: Any) -> list[Any]:
+        return called(kept, code, action, level, label, event.index)
+
+    # Gradio recognises `SelectData` by the annotation, which must be the class itself.
+    on_click.__annotations__["event"] = gradio.SelectData
+    return on_click
+
+
+def _message(gradio: Any, name: str) -> Any:
+    """The place of a sentence about what is to be mended: plain text, hidden while there is none."""
+    return gradio.Textbox(show_label=False, interactive=False, visible=False, lines=1, max_lines=6, elem_id=name)
+
+
+def _picture(gradio: Any, title: str, name: str) -> Any:
+    """A picture below its title: Gradio's own label would cover a corner."""
+    with gradio.Column(min_width=200):
+        gradio.HTML(f"<b>{html.escape(title)}</b>")
+        return gradio.Image(show_label=False, interactive=False, format="png", buttons=[], elem_id=name)
 
 
 def _gradio() -> Any:
@@ -162,5 +187,5 @@ def _gradio() -> Any:
     try:
         import gradio
     except ImportError as error:
-        raise LoadingError("The demo needs Gradio: pip install 'codegrid[demo]'.") from error
+        raise LoadingError("The demo needs Gradio.", "Install it: pip install 'codegrid[demo]'.") from error
     return gradio

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import socket
+import unicodedata
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +13,20 @@ import pytest
 import torch
 from PIL import Image
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.demo import actions as demo
 from codegrid.pipelines.demo import page as demo_page
 from codegrid.pipelines.demo.actions import Cell
+from codegrid.pipelines.demo.handlers import ALL_CLASSES, PICK, PUT, Handlers, answer, class_choices
 from codegrid.tokenizer.images import BadImage, to_pil
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +40,7 @@ def model(pipe):
 
 
 def test_samples_are_the_pipelines_with_their_class(pipe):
-    pictures = demo.generate(pipe, "noise", 3, guidance_scale=1.5, temperature=0.8, seed=4)
+    pictures = demo.generate(pipe, 1, 3, guidance_scale=1.5, temperature=0.8, seed=4)
     expected = pipe("noise", num_images_per_label=3, guidance_scale=1.5, temperature=0.8, seed=4, progress=False).images
     assert [caption for _, caption in pictures] == ["noise"] * 3
     for (picture, _), image in zip(pictures, expected, strict=True):
@@ -109,10 +121,10 @@ def test_the_page_computes_on_the_accelerator(pipeline_folder, monkeypatch):
     gradio = SimpleNamespace(themes=SimpleNamespace(Default=lambda **options: None))
     monkeypatch.setattr(demo_page, "_gradio", lambda: gradio)
     made = []
-    page = SimpleNamespace(launch=lambda **options: None)
+    page = SimpleNamespace(launch=lambda **options: None, block_thread=lambda: None)
     monkeypatch.setattr(demo_page, "make_accelerator", lambda: SimpleNamespace(device="meta"), raising=False)
     monkeypatch.setattr(demo_page, "make_page", lambda pipe, title: made.append(pipe) or page)
-    demo_page.run_demo(str(pipeline_folder))
+    demo_page.run_demo(str(pipeline_folder), port=free_port())
     assert made[0].prior.device.type == made[0].tokenizer.device.type == "meta"
 
 
@@ -120,3 +132,72 @@ def test_without_gradio_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     with pytest.raises(LoadingError, match=r"pip install 'codegrid\[demo\]'"):
         demo_page.run_demo("anything")
+
+
+UNCHANGED = object()
+
+
+def test_wrong_input_leaves_the_pictures_and_is_one_sentence(pipe, pictures, tmp_path):
+    """Of every handler of the page: what is not to be used changes nothing that is shown."""
+    handlers = Handlers(pipe)
+    files = {"broken.png": b"no picture", "empty.jpg": b"", "words.txt": b"words", "cut\u202e.png": b"\x89PNG\r\n"}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    good = handlers.read(str(pictures / "noise" / "0.png"), 0, None)
+    kept, place = good[0], (10.0, 10.0)
+    wrong = [(handlers.read, (file, 0, None)) for file in [None, str(tmp_path), *map(str, tmp_path.iterdir())]]
+    wrong += [(handlers.click, (kept, code, PUT, 0, None, place)) for code in (-1, 32, 1.5, None, float("nan"), 1e300)]
+    wrong += [(handlers.click, (kept, 3, PUT, level, None, place)) for level in (1, -1)]
+    wrong += [(handlers.click, (None, 3, PICK, 0, None, place)), (handlers.restore, (None, 0, None))]
+    numbers = [(0, 2.0, 1.0, 0), (4, 2.0, -1.0, 0), (4, 2.0, 1.0, None), (4, 2.0, 1.0, 0.5), (4, -3.0, 1.0, 0)]
+    wrong += [(handlers.generate, (ALL_CLASSES, *values)) for values in numbers]
+    wrong += [(handlers.generate, (9, 4, 2.0, 1.0, 0))]
+    for handler, values in wrong:
+        *rest, sentence = answer(handler, values, 3, UNCHANGED)
+        assert rest == [UNCHANGED] * 3, values
+        assert sentence.endswith("."), (values, sentence)
+        assert str(tmp_path) not in sentence or values[0] == str(tmp_path)
+        assert not any(unicodedata.category(letter) == "Cc" or letter == "\u202e" for letter in sentence), sentence
+    *shown, sentence = answer(handlers.click, (kept, 3, PUT, 0, None, place), 6, UNCHANGED)
+    assert (len(shown), sentence, demo.code_at(shown[1].codes, Cell(0, 0))) == (6, "", 3)
+    *shown, sentence = answer(handlers.restore, (shown[1], 0, None), 5, UNCHANGED)
+    assert torch.equal(shown[0].codes, kept.own)
+
+
+def test_a_bug_is_no_sentence():
+    with pytest.raises(ZeroDivisionError):
+        answer(lambda: 1 // 0, (), 1, UNCHANGED)
+
+
+def test_classes_are_chosen_by_number_whatever_their_names(pipeline_folder, tmp_path):
+    """A class may be called as the page's own choice, as another class's number, or be full of marks."""
+    folder = tmp_path / "pipeline"
+    names = ["all classes", "0", "\u202e<b>${1+1}\n"]
+    shutil.copytree(pipeline_folder, folder)
+    for path in folder.rglob("sequence_config.json"):
+        settings = json.loads(path.read_text())
+        settings["class_names"] = names
+        path.write_text(json.dumps(settings))
+    pipe = ImageGenerationPipeline.from_pretrained(folder)
+    assert class_choices(pipe) == [("all classes", 0), ("0", 1), ("\\u202e<b>${1+1}\\x0a", 2)]
+    (made,) = Handlers(pipe).generate(1, 2, 2.0, 1.0, 0)
+    assert [caption for _, caption in made] == ["0", "0"]
+    (made,) = Handlers(pipe).generate(ALL_CLASSES, 3, 2.0, 1.0, 0)
+    assert [caption for _, caption in made] == [name for name, _ in class_choices(pipe)]
+
+
+def test_a_taken_port_is_found_before_anything_is_loaded():
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        with pytest.raises(CodegridError, match=f"Port {port} of 127.0.0.1 is taken") as raised:
+            demo_page.check_port("127.0.0.1", port)
+        assert "--port" in raised.value.remedy
+    demo_page.check_port("127.0.0.1", port)
+    for host in ("192.0.2.1", "no.such.host.invalid", "x" * 300):
+        with pytest.raises(CodegridError, match="is no address of this machine"):
+            demo_page.check_port(host, port)
+    for number in (0, -1, 65_536):
+        with pytest.raises(CodegridError, match=f"--port is {number}"):
+            demo_page.check_port("127.0.0.1", number)

@@ -146,3 +146,50 @@ def test_an_uploaded_image_its_codes_and_a_click_on_one(page, pipeline_folder, p
 
     page.click("#back")
     becomes(own)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_wrong_input_is_one_sentence_and_all_pictures_lie_inside_of_the_page(address, page, pictures, tmp_path, width):
+    """Where nothing can be made of the input, what was shown stays, and no part of the page says "Error"."""
+    page = page.context.browser.new_page(viewport={"width": width, "height": 900})
+    page.set_default_timeout(1000 * PATIENCE)
+
+    def check_places() -> None:
+        beyond = page.evaluate(
+            "[...document.querySelectorAll('img')].filter(node => node.offsetParent)"
+            ".map(node => node.getBoundingClientRect()).filter(box => box.left < 0 || box.right > innerWidth).length"
+        )
+        assert (beyond, page.evaluate("document.documentElement.scrollWidth")) == (0, width)
+
+    def check_sentence(place: str, words: str) -> None:
+        page.wait_for_function(
+            "([place, words]) => document.querySelector(`${place} textarea`)?.value.includes(words)", arg=[place, words]
+        )
+        assert page.get_by_text("Error", exact=True).count() == 0
+
+    try:
+        page.goto(address, wait_until="domcontentloaded")
+        page.click("#generate")
+        page.wait_for_function("document.querySelectorAll('#samples img').length == 16")
+        check_places()
+        page.locator("#seed input").fill("")
+        page.click("#generate")
+        check_sentence("#notice", "The seed is empty.")
+        assert page.locator("#samples img").count() == 16
+
+        page.get_by_role("tab", name="Codes").click()
+        (tmp_path / "broken.png").write_bytes(b"no picture")
+        page.set_input_files("#upload input[type=file]", str(tmp_path / "broken.png"))
+        check_sentence("#message", "broken.png is no picture")
+        page.get_by_label("Remove this file").or_(page.get_by_label("Clear")).first.click()
+        page.set_input_files("#upload input[type=file]", str(pictures / "noise" / "1.png"))
+        page.wait_for_selector("#difference img")
+        check_places()
+        before = page.locator("#map img").get_attribute("src")
+        page.locator("#code input").fill("99")
+        page.locator("#code input").press("Tab")
+        page.locator("#map img").click(position={"x": 20, "y": 20})
+        check_sentence("#message", "The code is 99")
+        assert page.locator("#map img").get_attribute("src") == before
+    finally:
+        page.close()
