@@ -15,8 +15,9 @@ from codegrid.prior.sequence import to_tokens
 from codegrid.prior.sequence_config import SequenceConfig
 from codegrid.prior.teacher_forcing import check_checkpointing, hidden_states
 
-# Approximate number of logits that exist at once (32 MB); rows are processed in parts of this size.
-_LOGITS_AT_ONCE = 2**23
+# Approximate number of logits that exist at once (32 MB, on a GPU 256 MB: each part is many launches and adds to the
+# whole gradient of the head); rows are processed in parts of this size.
+_LOGITS_AT_ONCE, _LOGITS_AT_ONCE_ELSEWHERE = 2**23, 2**26
 
 
 def code_cross_entropy(logits: Tensor, codes: Tensor, num_codes: int, label_smoothing: float = 0.0) -> Tensor:
@@ -138,7 +139,8 @@ class _HeadCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if wanted else None
         grad_weight = torch.zeros_like(weight) if wanted else None
         total = hidden.new_zeros((), dtype=torch.float32)
-        at_once = max(1, _LOGITS_AT_ONCE // num_codes)
+        at_once = _LOGITS_AT_ONCE if hidden.device.type == "cpu" else _LOGITS_AT_ONCE_ELSEWHERE
+        at_once = max(1, at_once // num_codes)
         for first in range(0, len(hidden), at_once):
             mine = slice(first, first + at_once)
             states, target = hidden[mine].to(dtype), codes[mine, None]

@@ -61,8 +61,8 @@ def sample_codes(
         prefix_codes: the given first codes of each image, which are kept: [B, P] with P below `sequence.length`, or the
             grid's upper rows [B, r, w(, depth)] (only with the order "positions"). A position's random number does not
             depend on the given codes, so that an image's own first codes are completed to that image.
-        batch_size: images decoded at once (guidance doubles the rows). None is 16 on a CPU and 32 elsewhere, or fewer
-            if the free memory requires it.
+        batch_size: images decoded at once (guidance doubles the rows). None is 16 on a CPU, or fewer if the free memory
+            requires it, and 32 elsewhere, where codes depend on it.
         weights: "exact"; or "float16" or "int8" for rounded weights, on CPUs: faster, but with other codes.
         on_progress: called after every step with the number of finished codes and the total number.
         settings: fields of `SamplingConfig`.
@@ -124,9 +124,9 @@ def iterate_codes(
     positions = sequence.prefix_length + sequence.length - 1  # the model does not get the last code
     read = read_weights(model, sequence.codebook_size, positions, weights=weights)
     if batch_size is None:
-        most = _MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE
-        branches = 1 if scale == 1 else 2
-        batch_size = batch_that_fits(branches * Decoder.bytes_a_row(read), most, model.device)
+        batch_size, branches = _MOST_ELSEWHERE, 1 if scale == 1 else 2
+        if model.device.type == "cpu":
+            batch_size = batch_that_fits(branches * Decoder.bytes_a_row(read), _MOST_ON_A_CPU, model.device)
     return _batches(read, sequence, prefixes, given, generators, config, batch_size, on_progress)
 
 

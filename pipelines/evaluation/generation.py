@@ -37,7 +37,7 @@ from codegrid.pipelines.evaluation.sweep import (
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.pictures.charts import Chart, Series, png
-from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.devices import make_accelerator, wait_patiently
 from codegrid.pipelines.system.files import OutputError, write_atomically
 from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer.images import check_colours
@@ -117,7 +117,7 @@ def evaluate_generation(
     else:
         scored = _scored_pipeline(request, config, folder, accelerator, (feature_net, feature_weights, cache_dir))
     _run(scored, request, folder)
-    accelerator.wait_for_everyone()
+    wait_patiently(accelerator)
     return folder
 
 
@@ -257,7 +257,7 @@ def _row(samples: Samples, cache: FeatureCache, reference: Reference, judge: Jud
     """Make the samples on all ranks and score them on the main process; other ranks return an empty row."""
     samples.make()
     keys = gather_object([(shard, cache.key(samples.pixels(shard))) for shard in samples.mine])
-    samples.accelerator.wait_for_everyone()
+    wait_patiently(samples.accelerator)
     if not samples.accelerator.is_main_process:
         return {}
     samples.write_picture()

@@ -24,6 +24,7 @@ from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.features import FeatureCache
 from codegrid.pipelines.evaluation.left_out import describe_left_out, left_out
 from codegrid.pipelines.evaluation.npz_files import NpzFile
+from codegrid.pipelines.system.devices import wait_patiently
 from codegrid.tokenizer.images import FORMATS, Preprocessing
 
 _CHUNK = 250  # pictures per entry of the feature cache
@@ -144,7 +145,7 @@ def set_features(
     bar.close()
     keys = sorted(gather_object(keys))
     without = left_out(dict(gather_object(list(skipped.items()))))
-    accelerator.wait_for_everyone()
+    wait_patiently(accelerator)
     found = cache.load([key for _, key in keys]) if keys else (torch.empty(0, 1), torch.empty(0, 1))
     if len(found[0]) < least:
         raise DataError(

@@ -23,7 +23,7 @@ from codegrid.pipelines.evaluation.reconstruction import ReconstructionScores, e
 from codegrid.pipelines.evaluation.results import describe_data
 from codegrid.pipelines.evaluation.run_pictures import Part, choose_pictures
 from codegrid.pipelines.pictures.grids import labelled_rows
-from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.pipelines.system.devices import evaluating, make_accelerator, wait_patiently
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
 from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer import VQModel
@@ -96,7 +96,7 @@ def reconstruct(
         size, policy = model.config.preprocessing_config.size_text, accelerator.policy
         lines = [f"{values} ({size} pixels, {policy}).", *describe_left_out(without), *replaced]
         say("\n".join([*lines, f"The picture and the scores are in {folder}."]))
-    accelerator.wait_for_everyone()
+    wait_patiently(accelerator)
     return folder
 
 

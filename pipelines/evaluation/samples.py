@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zipfile
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,13 +17,15 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
+from codegrid.pipelines.generation.output import ImagePipelineOutput
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import claim_images, weights_fingerprint
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.system.console import resumable
+from codegrid.pipelines.system.devices import wait_patiently
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior.sampling import SamplingConfig, image_generator
-from codegrid.tokenizer.images import to_model, to_pil, to_uint8
+from codegrid.tokenizer.images import to_model, to_pil
 
 _IN_PICTURE = 100
 
@@ -64,7 +67,7 @@ class Samples:
                 "sampling": sampling,
             }
             claim_images(self.folder, settings)
-        accelerator.wait_for_everyone()
+        wait_patiently(accelerator)
 
     def indices(self, shard: int) -> range:
         return range(shard * self.batch_size, min((shard + 1) * self.batch_size, self.num_images))
@@ -82,23 +85,30 @@ class Samples:
             disable=not self.accelerator.is_main_process,
             dynamic_ncols=True,
         )
-        for shard in self.mine:
-            indices, labels = self.indices(shard), self.labels(shard)
-            if self._read(shard) is None:
-                output = self.pipe(
-                    labels,
-                    num_images=len(indices) if labels is None else None,
-                    generator=[image_generator(self.seed, index) for index in indices],
-                    batch_size=self.batch_size,
-                    output_type="pt",
-                    progress=False,
-                    **asdict(self.sampling),
-                )
-                pixels = {"images": to_uint8(output.images)}
-                write_atomically(self._path(shard), lambda aside, pixels=pixels: save_file(pixels, aside))
-            bar.update(len(indices))
+        missing = [shard for shard in self.mine if self._read(shard) is None]
+        bar.update(sum(len(self.indices(shard)) for shard in self.mine if shard not in missing))
+        for shard, output in zip(missing, self._stream(missing), strict=True):
+            pixels = {"images": torch.from_numpy(output.images)}
+            write_atomically(self._path(shard), lambda aside, pixels=pixels: save_file(pixels, aside))
+            bar.update(len(self.indices(shard)))
         bar.close()
-        self.accelerator.wait_for_everyone()
+        wait_patiently(self.accelerator)
+
+    def _stream(self, shards: list[int]) -> Iterator[ImagePipelineOutput]:
+        """The samples of these shards, a batch each. One call for all: each call lays out the prior's weights."""
+        if not shards:
+            return iter(())
+        indices = [index for shard in shards for index in self.indices(shard)]
+        classes = self.pipe.sequence.num_classes
+        return self.pipe.stream(
+            [index % classes for index in indices] if classes else None,
+            num_images=None if classes else len(indices),
+            generator=[image_generator(self.seed, index) for index in indices],
+            batch_size=self.batch_size,
+            output_type="np",
+            progress=False,
+            **asdict(self.sampling),
+        )
 
     def pixels(self, shard: int) -> Tensor:
         """uint8 [n, H, W, C] of a batch that `make` made."""

@@ -29,7 +29,7 @@ from codegrid.pipelines.evaluation.left_out import check_usable, describe_few, d
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_rows
 from codegrid.pipelines.evaluation.run_pictures import Chosen, Part, choose_pictures
-from codegrid.pipelines.system.devices import evaluating, make_accelerator
+from codegrid.pipelines.system.devices import evaluating, make_accelerator, wait_patiently
 from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.feature_nets.weights import WeightsError
@@ -99,7 +99,7 @@ def evaluate_tokenizer(
     )
     without = left_out(dict(gather_object(list(skipped.items()))))
     check_usable(scores["num_images"], len(source), data.source, without)
-    accelerator.wait_for_everyone()  # now all ranks' features are in the cache
+    wait_patiently(accelerator)  # now all ranks' features are in the cache
     keys = gather_object(keys)
     row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
     if accelerator.is_main_process:
@@ -116,7 +116,7 @@ def evaluate_tokenizer(
             **circumstances(accelerator),
         }
         _save(row, record, model, folder, accelerator.device.type)
-    accelerator.wait_for_everyone()
+    wait_patiently(accelerator)
     return folder
 
 

@@ -33,10 +33,13 @@ class ImagePipelineOutput:
 
 
 def as_output(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:
-    """Images [N, C, H, W] in [-1, 1] as PIL images, as uint8 [N, H, W, C], or as they are."""
+    """Images [N, C, H, W] in [-1, 1], on any device, as PIL images, as uint8 [N, H, W, C], or as they are on the CPU.
+
+    They leave the device as bytes where bytes are wanted.
+    """
     if output_type == "pt":
-        return images
-    return to_pil(images) if output_type == "pil" else to_uint8(images).numpy()
+        return images.cpu()
+    return to_pil(images) if output_type == "pil" else to_uint8(images).cpu().numpy()
 
 
 class CodesBar:

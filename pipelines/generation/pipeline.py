@@ -172,8 +172,8 @@ class ImageGenerationPipeline:
             generator: one CPU generator per image, or one for all (its next draw then starts each image's stream).
             prefix_codes: codes that the images start with, one row per image: [N, P], or the upper rows of the grid
                 [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`. The rest is sampled.
-            batch_size: images per batch; None for 64, or fewer if memory is short. On a CPU it changes no code, and
-                pixels only by the last bit of rounding; on an accelerator it may change codes.
+            batch_size: images per batch; None for 64, or on a CPU fewer if memory is short. On a CPU it changes no
+                code, and pixels only by the last bit of rounding; on an accelerator it may change codes.
             weights: "exact", or the prior's weights rounded to "float16" or "int8", on CPUs: faster, other images.
             progress: show a bar of the codes that are drawn, with their rate and the time left.
             callback: called after every code of a batch with the numbers of codes that are drawn and wanted. What it
@@ -212,14 +212,18 @@ class ImageGenerationPipeline:
         done = 0
         with bar:
             for batch in batches:
-                codes = to_codes(batch, self.sequence).cpu()
+                codes = to_codes(batch, self.sequence)
                 part = None if labels is None else labels[done : done + len(codes)]
-                images = None if output_type == "codes" else as_output(self.decode(codes, part), output_type)
+                images = None if output_type == "codes" else as_output(self._images_of(codes, part), output_type)
                 done += len(codes)
-                yield ImagePipelineOutput(images, codes, part)
+                yield ImagePipelineOutput(images, codes.cpu(), part)
 
     def default_batch_size(self, decodes: bool = True) -> int:
-        """The number of images per batch that fits into memory, at most 64."""
+        """The number of images per batch: 64 on an accelerator, where codes depend on it, and on a CPU at most 64, as
+        many as fit into memory.
+        """
+        if self.device.type != "cpu":
+            return _MOST_AT_ONCE
         width = cached_width(self.prior.config)
         positions = self.sequence.prefix_length + self.sequence.length - 1
         cache = 2 * 2 * width * positions * self.prior.dtype.itemsize  # keys and values, for two branches
@@ -250,12 +254,16 @@ class ImageGenerationPipeline:
         Raises:
             ValueError: the decoder needs labels and there are none, or a label is outside the prior's classes.
         """
+        return self._images_of(codes, labels).cpu()
+
+    def _images_of(self, codes: Tensor, labels: Sequence[int] | None) -> Tensor:
+        """`decode`, but on the tokenizer's device."""
         classes = None
         if self._decoder_classes is not None and labels is not None:
             labels = resolve_labels(labels, self.sequence)
             classes = torch.tensor([self._decoder_classes[label] for label in labels])
         with evaluating(self.tokenizer):
-            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1).cpu()
+            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1)
 
     def log_likelihood(
         self,

@@ -80,6 +80,7 @@ def make_accelerator(
     policy = Policy.decide(device, mixed_precision, training, deterministic)
     accelerator = policy.apply()
     accelerator.policy = policy
+    accelerator.patiently = patient_barrier(accelerator)
     return accelerator
 
 
@@ -116,6 +117,15 @@ def patient_barrier(accelerator: Accelerator) -> Callable[[], None]:
         return lambda: None
     group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
     return lambda: torch.distributed.barrier(group)
+
+
+def wait_patiently(accelerator: Accelerator) -> None:
+    """Wait until all ranks are here, wherever one of them may work alone for long: `patient_barrier`.
+
+    torch's own barrier, and a collective operation of NCCL that waits for a rank, end the job after ten minutes.
+    """
+    if accelerator.num_processes > 1:
+        accelerator.patiently()
 
 
 @contextlib.contextmanager

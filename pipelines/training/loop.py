@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from codegrid.names import shown
-from codegrid.pipelines.system.devices import looks
+from codegrid.pipelines.system.devices import looks, wait_patiently
 from codegrid.pipelines.system.numbers import duration, number
 from codegrid.pipelines.training.checkpoint import (
     Checkpoint,
@@ -131,12 +131,13 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
             stop_run(run, done)
         if evaluating:
             scores = stage.evaluate(done)
+            wait_patiently(run.accelerator)  # the main process alone draws pictures
     scores = scores or stage.evaluate(None)
     if run.is_main:
         stage.export(scores)
         if done := config.max_steps - start:
             run.log(f"{done:,} steps took {duration(time.monotonic() - began)}.")
-    run.accelerator.wait_for_everyone()
+    wait_patiently(run.accelerator)
 
 
 class BadSteps:
@@ -219,4 +220,4 @@ def _save(run: Run, stage: Stage, window: Window, done: int) -> None:
         made_from = {} if run.identity is None else {"made_from": run.identity.description, **run.identity.fixed}
         checkpoint = Checkpoint(done, groups, made_from)
         save_checkpoint(run.checkpoints, checkpoint, run.config.keep_last, run.config.keep_every)
-    run.accelerator.wait_for_everyone()
+    wait_patiently(run.accelerator)

@@ -30,6 +30,7 @@ class Muon(torch.optim.AdamW):
     """
 
     found_inf: Tensor | None = None
+    rounded = False  # whether the updates are orthogonalized in bfloat16
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
@@ -63,7 +64,7 @@ class Muon(torch.optim.AdamW):
         updates = torch._foreach_lerp(gradients, averages, momentum)  # Nesterov momentum
         torch._foreach_mul_(parameters, kept)
         for alike in _of_one_shape(updates):
-            matrices = orthogonalized(torch.stack([updates[index].flatten(1) for index in alike]))
+            matrices = orthogonalized(torch.stack([updates[index].flatten(1) for index in alike]), self.rounded)
             if skipped is not None:
                 matrices = matrices.masked_fill(skipped, 0.0)
             size = _ADAMW_RMS * max(matrices.shape[1:]) ** 0.5
@@ -81,14 +82,18 @@ def _of_one_shape(tensors: list[Tensor]) -> Iterator[list[int]]:
         yield from (indices[first : first + number] for first in range(0, len(indices), number))
 
 
-def orthogonalized(matrices: Tensor) -> Tensor:
-    """Approximate U V' of the singular value decomposition U S V' by Newton-Schulz: [B, M, N] -> [B, M, N]."""
+def orthogonalized(matrices: Tensor, rounded: bool = False) -> Tensor:
+    """Approximate U V' of the singular value decomposition U S V' by Newton-Schulz: [B, M, N] -> [B, M, N].
+
+    With `rounded` the products are computed in bfloat16, as Jordan et al. do; the norm before them is not.
+    """
     a, b, c = _COEFFICIENTS
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
+    x = x.bfloat16() if rounded else x
     tall = x.shape[1] > x.shape[2]
     if tall:
         x = x.mT
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+    return (x.mT if tall else x).to(matrices.dtype)

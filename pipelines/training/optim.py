@@ -11,6 +11,7 @@ from torch import nn
 
 from codegrid.errors import require
 from codegrid.pipelines.training.muon import Muon
+from codegrid.tokenizer.fields import younger
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class OptimizerConfig:
         beta1: decay of the first moment of AdamW.
         beta2: decay of the second moment of AdamW.
         momentum: decay of Muon's momentum.
+        muon_precision: precision of the products that orthogonalize Muon's updates. "bfloat16" is what its authors take
+            on GPUs that compute in it; nobody has measured it here.
         weight_decay: applies to matrices and convolutions only, not to biases, norms and codebooks.
         max_grad_norm: gradients with a larger norm are clipped to it; 0 for no clipping.
     """
@@ -44,6 +47,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
+    muon_precision: Literal["float32", "bfloat16"] = younger("float32")
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
@@ -89,12 +93,15 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         {"params": hidden, "weight_decay": config.weight_decay, "momentum": config.momentum},
     ]
     kind = Muon if config.type == "muon" else torch.optim.AdamW
-    return kind(
+    optimizer = kind(
         [group for group in groups if group["params"]],
         lr=config.learning_rate,
         betas=(config.beta1, config.beta2),
         fused=True,
     )
+    if isinstance(optimizer, Muon):
+        optimizer.rounded = config.muon_precision == "bfloat16"
+    return optimizer
 
 
 def _said_by_modules(model: nn.Module) -> tuple[set[int], set[int]]:

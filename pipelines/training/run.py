@@ -13,7 +13,7 @@ from typing import IO, Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor
 from torchvision.io import encode_png
 from tqdm import tqdm
@@ -68,6 +68,7 @@ class Run:
         self.accelerator: Accelerator = make_accelerator(
             config.device, config.mixed_precision, training=True, deterministic=config.deterministic
         )
+        check_distribution(self.accelerator)
         self.is_main = self.accelerator.is_main_process
         # An uneven split fails here, before any rank starts to compute.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)
@@ -259,6 +260,21 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
         except (ValueError, KeyError, TypeError):  # a torn line
             continue
     return lines
+
+
+def check_distribution(accelerator: Accelerator) -> None:
+    """Refuse wrappers that replace or shard the parameters: the optimizer is made of the bare ones.
+
+    Raises:
+        TrainingError: Accelerate's config says FSDP, DeepSpeed or another of these.
+    """
+    kind = accelerator.distributed_type
+    if kind not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+        raise TrainingError(
+            f"Accelerate's config says {kind.value}, and each rank here trains whole models, alone (NO) or as one of "
+            "several (MULTI_GPU).",
+            "Run `accelerate config` again without it, or start the ranks with torchrun.",
+        )
 
 
 def stop_run(run: Run, step: int) -> None:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
 import torch
+from accelerate.utils import DistributedType
 
-from codegrid.pipelines.system.devices import Policy, computes_bf16, make_accelerator, product_rate
+from codegrid.pipelines.system.devices import Policy, computes_bf16, make_accelerator, product_rate, wait_patiently
+from codegrid.pipelines.training.run import TrainingError, check_distribution
 from codegrid.prior.codes import read_manifest
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_cpu_has_bf16_where_it_computes_in_it():
@@ -38,3 +45,23 @@ def test_a_code_data_set_says_how_it_was_computed(codes):
 
 def test_the_rate_of_products_is_a_rate():
     assert 1e6 < product_rate(torch.device("cpu"), torch.float32, rows=64, width=64) < 1e15
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "XLA"])
+def test_wrappers_that_shard_parameters_are_refused(kind):
+    """The optimizer is made of the bare parameters, which they would replace."""
+    with pytest.raises(TrainingError, match=f"Accelerate's config says {kind}") as caught:
+        check_distribution(SimpleNamespace(distributed_type=DistributedType[kind]))
+    assert "torchrun" in caught.value.remedy
+    for known in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        check_distribution(SimpleNamespace(distributed_type=DistributedType[known]))
+
+
+def test_ranks_wait_patiently_where_one_may_work_alone():
+    waited = []
+    wait_patiently(SimpleNamespace(num_processes=1))
+    wait_patiently(SimpleNamespace(num_processes=2, patiently=lambda: waited.append(1)))
+    assert waited == [1]
+    assert make_accelerator("cpu").patiently() is None
+    hasty = [path for path in (ROOT / "pipelines").rglob("*.py") if "wait_for_everyone(" in path.read_text()]
+    assert hasty == []

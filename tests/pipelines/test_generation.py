@@ -128,8 +128,10 @@ def test_an_image_depends_on_the_seed_and_its_place_alone(pipe):
 def test_batches_come_while_later_ones_are_still_to_be_sampled(pipe, monkeypatch):
     whole = pipe([0, 1, 2, 0, 1], seed=7, batch_size=2, progress=False)
     decoded = []
-    original = pipe.decode
-    monkeypatch.setattr(pipe, "decode", lambda codes, labels: (decoded.append(len(codes)), original(codes, labels))[1])
+    original = pipe._images_of
+    monkeypatch.setattr(
+        pipe, "_images_of", lambda codes, labels: (decoded.append(len(codes)), original(codes, labels))[1]
+    )
     stream = pipe.stream([0, 1, 2, 0, 1], seed=7, batch_size=2, progress=False)
     first = next(stream)
     assert decoded == [2]

@@ -194,3 +194,13 @@ def test_a_checkpoint_of_a_parameter_that_changed_its_group_starts_anew_there():
     assert {"exp_avg", "exp_avg_sq", "step"} <= set(second.state[after.conv_in.weight])
     load_optimizer_tensors(make_optimizer(after, CONFIG), after, optimizer_tensors(second, after), lines.append)
     assert len(lines) == 1
+
+
+def test_updates_may_be_orthogonalized_in_bfloat16():
+    """Singular values stay where the iteration brings them, up to the rounding of bfloat16."""
+    given = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
+    exact, rounded = orthogonalized(given), orthogonalized(given, rounded=True)
+    assert exact.dtype == rounded.dtype == torch.float32
+    torch.testing.assert_close(torch.linalg.svdvals(rounded), torch.linalg.svdvals(exact), rtol=0.1, atol=0.1)
+    assert not make_optimizer(net(), CONFIG).rounded
+    assert make_optimizer(net(), replace(CONFIG, muon_precision="bfloat16")).rounded

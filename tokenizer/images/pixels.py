@@ -52,7 +52,10 @@ def to_model(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     pixels = torch.as_tensor(pixels)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise CodegridError(f"Pixels must be uint8 [B, H, W, C], not {pixels.dtype} {list(pixels.shape)}.")
-    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1.0)
+    # Bytes lie channels-last. A GPU's model wants them so; on a CPU the order of sums, and so their bits, are those of
+    # contiguous images.
+    layout = torch.contiguous_format if pixels.device.type == "cpu" else torch.preserve_format
+    return pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1.0)
 
 
 def to_uint8(images: torch.Tensor) -> torch.Tensor:

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Number of float32 scores held at once: 1 MB, which fits into a CPU core's own cache. A GPU needs larger products.
+# Number of float32 scores held at once: 1 MB, which fits into a CPU core's own cache. On a GPU it is 1 GiB: smaller
+# products would be many launches, and each reads the whole codebook.
 _SCORES_AT_ONCE = {"cpu": 262_144}
-_SCORES_AT_ONCE_ELSEWHERE = 4_194_304
+_SCORES_AT_ONCE_ELSEWHERE = 2**28
 # With wider codes, a product needs more rows to be worth reading the codebook: two rows per channel, as long as their
 # scores take at most 32 MB.
 _SCORES_AT_MOST = 8_388_608
@@ -34,10 +35,11 @@ def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Te
     step = min(len(rows), max(1, wide_enough, at_once // len(codebook)))
     scores = rows.new_empty(step, len(codebook))
     codes = torch.empty(len(rows), dtype=torch.int64, device=rows.device)
+    numbers = torch.arange(step, device=rows.device)
     for start in range(0, len(rows), max(1, step)):
         chunk = rows[start : start + step]  # [n, D]
         blocks = torch.addmm(offset, chunk, transposed, out=scores[: len(chunk)]).unflatten(1, (-1, _BLOCK))
         best = blocks.amax(2).argmax(1)  # [n]
-        within = blocks[torch.arange(len(chunk), device=rows.device), best].argmax(1)  # [n]
+        within = blocks[numbers[: len(chunk)], best].argmax(1)  # [n]
         codes[start : start + step] = best * _BLOCK + within
     return codes.clamp_(max=size - 1)  # a row of infinities has NaN scores beyond the codebook
