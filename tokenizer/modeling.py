@@ -21,7 +21,7 @@ from codegrid.tokenizer.backbone import Decoder, Encoder
 from codegrid.tokenizer.configuration import VQModelConfig
 from codegrid.tokenizer.fields import established
 from codegrid.tokenizer.hub.card import PLACEHOLDER, model_card
-from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
+from codegrid.tokenizer.hub.push import WEIGHT_FILES, check_login, in_subfolder, push_files
 from codegrid.tokenizer.hub.weight_files import check_weight_files
 from codegrid.tokenizer.images.pixels import check_images
 from codegrid.tokenizer.importers import (
@@ -303,8 +303,10 @@ class VQModel(PreTrainedModel):
         `codegrid push-to-hub` uploads a run's folder, with a card that describes the tokenizer's training data.
 
         Raises:
-            PublishingError: the Hub refuses, or cannot be reached.
+            PublishingError: there is no login, or the Hub refuses or cannot be reached.
         """
+        check_login(token)
+        in_subfolder({}, subfolder)
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             files: dict[str, Path | bytes] = {path.name: path for path in Path(folder).iterdir()}

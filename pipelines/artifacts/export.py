@@ -12,7 +12,9 @@ from typing import Any
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import prior_card, tokenizer_card
+from codegrid.pipelines.artifacts.replacing import set_evaluations_aside
 from codegrid.pipelines.system.files import GO_ON, OutputError, fsync
 from codegrid.prior import SequenceConfig, save_prior
 from codegrid.tokenizer import VQModel
@@ -53,6 +55,7 @@ def export(folder: Path, write: Callable[[Path], Any]) -> None:
     """Let `write` fill a temporary folder, flush it, then move its files into `folder`, `config.json` last.
 
     Weight files of an older model that the new one does not replace go: an index of its shards would be read first.
+    Evaluations of other weights are renamed, and a line says so; tables of the same weights stay in the card.
     """
     aside = folder / ".tmp-export"
     try:
@@ -61,6 +64,8 @@ def export(folder: Path, write: Callable[[Path], Any]) -> None:
         write(aside)
         files = list(aside.iterdir())
         names = {file.name for file in files}
+        for line in set_evaluations_aside(aside, folder):
+            print(line)
         for file in files:
             fsync(file)
         for name in sorted(names - {_CONFIG}):
@@ -72,6 +77,6 @@ def export(folder: Path, write: Callable[[Path], Any]) -> None:
             os.replace(aside / name, folder / name)
         fsync(folder)
     except (OSError, SafetensorError) as error:  # safetensors raises its own error on a full disk
-        raise OutputError(f"Could not write the model into {folder}: {error}. {GO_ON}") from error
+        raise OutputError(f"Could not write the model into {shown(folder)}: {error}.", GO_ON) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -9,6 +9,7 @@ import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, PIPELINE_CLASS
 from codegrid.pipelines.system.files import OutputError, replace_folder, sha256
 from codegrid.tokenizer.hub.push import WEIGHT_FILES
@@ -59,6 +60,30 @@ def replace_own(aside: Path, folder: Path) -> list[str]:
     return lines
 
 
+def set_evaluations_aside(aside: Path, folder: Path) -> list[str]:
+    """Rename evaluations of other weights before a model's new files in `aside` take the place of those in `folder`.
+
+    Where the weights are the same, the new card gets the old one's tables. Returns lines about what was renamed.
+    """
+    evaluations, card = folder / EVALUATION, folder / "README.md"
+    has_tables = card.is_file() and _TABLE.search(card.read_text(encoding="utf-8", errors="replace")) is not None
+    if not evaluations.is_dir() and not has_tables:
+        return []  # nothing is hashed
+    if _weight_files(folder, ".") == _weight_files(aside, "."):
+        if has_tables and (aside / card.name).is_file():
+            _keep_tables(card, aside / card.name)
+        return []
+    if not evaluations.is_dir():
+        return []
+    name = _free_name(folder)
+    evaluations.rename(folder / name)
+    return [_renamed(evaluations, name)]
+
+
+def _renamed(path: Path, name: str) -> str:
+    return f"The weights are others than before: {shown(path)} is of the older ones, and lies in {name} there."
+
+
 def _keep(old: Path, new: Path, same: bool, parts: tuple[str, ...]) -> list[str]:
     """Link all that is not ours from `old` into `new`."""
     lines, own = [], (*_OWN, *(("*.safetensors", "*.json") if old.name == "context" else ()))
@@ -72,7 +97,7 @@ def _keep(old: Path, new: Path, same: bool, parts: tuple[str, ...]) -> list[str]
             continue
         if name == EVALUATION and path.is_dir() and not same:
             name = _free_name(old)
-            lines.append(f"The weights are others than before: {path} is of the older ones, and lies in {name} there.")
+            lines.append(_renamed(path, name))
         new.mkdir(parents=True, exist_ok=True)
         if path.is_dir() and not path.is_symlink():
             shutil.copytree(path, new / name, symlinks=True, copy_function=_link)
@@ -90,7 +115,11 @@ def _keep_tables(old: Path, new: Path) -> None:
 
 
 def _weights(folder: Path) -> dict[str, str]:
-    found = (path for part in PARTS for pattern in WEIGHT_FILES for path in (folder / part).glob(pattern))
+    return _weight_files(folder, *PARTS)
+
+
+def _weight_files(folder: Path, *parts: str) -> dict[str, str]:
+    found = (path for part in parts for pattern in WEIGHT_FILES for path in (folder / part).glob(pattern))
     return {path.relative_to(folder).as_posix(): sha256(path) for path in found if path.is_file()}
 
 

@@ -132,3 +132,52 @@ def test_no_weight_file_of_an_older_model_is_read(tmp_path, before, after):
     read = LlamaForCausalLM.from_pretrained(tmp_path)
     assert all(torch.equal(a, b) for a, b in zip(read.parameters(), newer.parameters(), strict=True))
     assert (tmp_path / "notes.safetensors.txt").exists()
+
+
+def write_model(model, card: str):
+    def write(aside: Path) -> None:
+        model.save_pretrained(aside)
+        (aside / "README.md").write_text(card)
+
+    return write
+
+
+@pytest.mark.parametrize("seed", [2, 12])
+def test_a_model_exported_over_an_older_one_sets_its_evaluations_aside(tiny_vqmodel, tmp_path, capsys, seed):
+    draw, folder = random.Random(seed), tmp_path / "run"
+    folder.mkdir()
+    table = "<!-- codegrid evaluation: x -->\n## Evaluation\n<!-- codegrid evaluation: x, end -->"
+    export(folder, write_model(tiny_vqmodel, "# One\n"))
+    put(folder, {"evaluation/x.json": b"{}", "training_config.json": b"{}"})
+    (folder / "README.md").write_text(f"# One\n\n{table}\n")
+    renamed = 0
+    for number in range(5):
+        changes = draw.random() < 0.5
+        if changes:
+            with torch.no_grad():
+                tiny_vqmodel.decoder.conv_out.bias.add_(1.0)
+        export(folder, write_model(tiny_vqmodel, f"# {number}\n"))
+        said = capsys.readouterr().out
+        assert ("of the older ones" in said) == changes, (seed, number)
+        assert (table in (folder / "README.md").read_text()) != changes, (seed, number)
+        renamed += changes
+        aside = sorted(path.name for path in folder.glob("evaluation-of-older-weights-*"))
+        assert aside == [f"evaluation-of-older-weights-{each}" for each in range(1, renamed + 1)], (seed, number)
+        assert (folder / "evaluation").exists() == (not changes), (seed, number)
+        assert (folder / "training_config.json").is_file()
+        if changes:
+            put(folder, {"evaluation/x.json": b"{}"})
+            (folder / "README.md").write_text(f"# One\n\n{table}\n")
+
+
+def test_a_push_asks_for_the_login_before_it_writes(tiny_vqmodel, monkeypatch):
+    from codegrid.tokenizer.hub import push
+
+    monkeypatch.setattr(push, "get_token", lambda: None)
+    monkeypatch.setattr(type(tiny_vqmodel), "save_pretrained", lambda *_: pytest.fail("something was written"))
+    monkeypatch.setattr(push, "HfApi", lambda *_, **__: pytest.fail("the Hub was asked"))
+    for token in (None, False):
+        with pytest.raises(push.PublishingError, match="There is no login"):
+            tiny_vqmodel.push_to_hub("me/tokenizer", token=token)
+    with pytest.raises(push.PublishingError, match="not in the repository"):
+        tiny_vqmodel.push_to_hub("me/tokenizer", token="hf_x", subfolder="../x")
