@@ -16,7 +16,14 @@ from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName,
 from codegrid.pipelines.evaluation.judging import Judge, train_judge
 from codegrid.pipelines.evaluation.ledger import Ledger, Row
 from codegrid.pipelines.evaluation.left_out import describe_left_out
-from codegrid.pipelines.evaluation.picture_sets import Cut, check_number, open_samples, set_features, spread
+from codegrid.pipelines.evaluation.picture_sets import (
+    Cut,
+    FolderPictures,
+    check_number,
+    open_samples,
+    set_features,
+    spread,
+)
 from codegrid.pipelines.evaluation.reference import (
     OpenReference,
     Reference,
@@ -88,7 +95,8 @@ def evaluate_generation(
             settings, and the samples. None is a folder beside the pipeline's. The pipeline's card gets the table.
         reference_split: another name for data.split.
         num_reference: maximum number of reference images, spread evenly; 0 for all.
-        judge_images: maximum number of reference images to train the judge of class agreement; 0 for no judge.
+        judge_images: maximum number of reference images to fit the probes of class agreement to; 0 for none. They are
+            linear classifiers of the feature net's features. Samples of one class count as much as those of another.
         feature_net: inception gives FID and related scores; another net's distances carry its name.
         feature_weights: the net's weights file; by default it is looked for in torch hub's downloads.
         npz: also write each setting's samples as the file that ADM's evaluator reads (arr_0, uint8 [N, H, W, 3]).
@@ -189,7 +197,7 @@ def _scored_pipeline(
     ]
     _say(accelerator, f"{opened.said}\nSamples: {request.num_images:,} of each of {len(settings)} settings.")
     reference = _read(opened, request, cache, accelerator)
-    judge = train_judge(pipe, opened.data, request.judge_images, accelerator)
+    judge = train_judge(reference, pipe.class_names, request.judge_images, cache, accelerator, pipe)
     fingerprints = {
         "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
         "prior_fingerprint": weights_fingerprint(pipe.prior),
@@ -198,14 +206,16 @@ def _scored_pipeline(
         **fingerprints,
         "sampling": {name: value for name, value in asdict(settings[0]).items() if name not in VARIED},
         "seed": request.seed,
-        "judge": None if judge is None else judge.describe(),
+        "judge": None if judge is None else judge.identity(),
     }
+    record = {"pipeline": request.pipeline, **fixed, "batch_size": request.batch_size}
+    record |= {} if judge is None else {"judge": judge.describe()}
     return _Scored(
         accelerator,
         cache,
         reference,
         [lambda samples=samples: _row(samples, cache, reference, judge, request.npz) for samples in made],
-        {"pipeline": request.pipeline, **fixed, "batch_size": request.batch_size},
+        record,
         fixed,
         (*VARIED, "num_images"),
         [],
@@ -228,9 +238,13 @@ def _scored_samples(request: Request, data: Any, accelerator: Accelerator, net: 
     reference = _read(opened, request, cache, accelerator)
     rows = spread(len(pictures), 0)
     found = set_features(pictures, rows, cache, accelerator, "samples", LEAST_IMAGES)
+    names = pictures.source.class_names if isinstance(pictures, FolderPictures) else None
+    names = tuple(names) if names is not None and (found.labels >= 0).all() else None
+    judge = train_judge(reference, names, request.judge_images, cache, accelerator)
 
     def row() -> Row:
         scores = reference.scores(cache, found.features, found.logits, accelerator.device)
+        scores |= {} if judge is None else judge.scores(found.features, found.labels)
         return {"num_images": len(found.features), **scores}
 
     return _Scored(
@@ -238,8 +252,13 @@ def _scored_samples(request: Request, data: Any, accelerator: Accelerator, net: 
         cache,
         reference,
         [row],
-        {"samples": request.samples, "samples_fingerprint": pictures.fingerprint, "left_out": found.without},
-        {"samples_fingerprint": pictures.fingerprint},
+        {
+            "samples": request.samples,
+            "samples_fingerprint": pictures.fingerprint,
+            "left_out": found.without,
+            "judge": None if judge is None else judge.describe(),
+        },
+        {"samples_fingerprint": pictures.fingerprint, **({} if judge is None else {"judge": judge.identity()})},
         ("num_images",),
         [*["Samples and reference are the same pictures."] * same, *describe_left_out(found.without, "samples")],
         None,
@@ -265,7 +284,10 @@ def _row(samples: Samples, cache: FeatureCache, reference: Reference, judge: Jud
         tqdm.write(f"For ADM's evaluator: {samples.write_npz()}.")
     features, logits = cache.load([key for _, key in sorted(keys)])
     scores = reference.scores(cache, features, logits, samples.accelerator.device)
-    agreement = {} if judge is None else {"class_agreement": judge.agreement(samples)}
+    agreement = {}
+    if judge is not None:
+        labels = torch.tensor([label for shard in samples.shards for label in samples.labels(shard) or ()])
+        agreement = judge.scores(features, labels)
     sampling = {name: getattr(samples.sampling, name) for name in VARIED}
     return {**sampling, "num_images": samples.num_images, **scores, **agreement}
 

@@ -1,87 +1,163 @@
-"""The judge of a pipeline's class agreement, trained on the reference images."""
+"""The judge of a pipeline's class agreement: linear probes on the reference's features, which blur does not fool."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor
 from tqdm import tqdm
 
-from codegrid.pipelines.data.records import DataConfig, ImageSource
-from codegrid.pipelines.data.sources import split_images
-from codegrid.pipelines.evaluation.class_agreement import class_agreement, predicted_labels, train_classifier
-from codegrid.pipelines.evaluation.reconstruction import all_pixels
-from codegrid.pipelines.evaluation.samples import Samples
+from codegrid.errors import CodegridError
+from codegrid.pipelines.data.classes import decoder_classes
+from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.evaluation.features import FeatureCache
+from codegrid.pipelines.evaluation.picture_sets import FolderPictures, spread
+from codegrid.pipelines.evaluation.probe import SEEDS, Agreement, Probes, fit_probes
+from codegrid.pipelines.evaluation.reference import Reference
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.system.devices import evaluating
+from codegrid.tokenizer.images import to_model, to_uint8
 
-_HELD_OUT = 0.1  # share of the reference that is held out to test the judge
-_SEED = 0
-_LEAST_SIDE = 16  # of `SmallClassifier`
+_MOST_RECONSTRUCTED = 2000
+_CHUNK, _BATCH = 250, 32  # pictures per entry of the feature cache, and per batch of the tokenizer
 
 
 @dataclass
 class Judge:
-    """A classifier of real images, and its accuracy in [0, 1] on held-out ones."""
+    """Probes of the reference's features.
 
-    classifier: nn.Module
-    agreement_of_real_images: float
+    Attributes:
+        of_reconstructions: agreement on what the tokenizer makes of the real pictures: no sample can be clearer. None
+            where there is no tokenizer.
+        num_images, num_reconstructed: labelled reference pictures, and reconstructions among them.
+    """
+
+    probes: Probes
+    of_reconstructions: Agreement | None
     num_images: int
+    num_reconstructed: int
 
-    def agreement(self, samples: Samples) -> float:
-        """Share of the samples for which the judge predicts the requested class."""
-        right = [predicted_labels(self.classifier, samples.pixels(s)) == samples.labels(s) for s in samples.shards]
-        return float(np.concatenate(right).mean())
+    def scores(self, features: Tensor, labels: Tensor) -> dict[str, float]:
+        """Scores of samples with these features [N, D] and requested classes [N]."""
+        return _named("class_agreement", self.probes.agreement(features, labels))
+
+    def identity(self) -> dict[str, Any]:
+        """What tells the rows of one judge from those of another."""
+        return {"kind": "linear probe", "trained_on": self.num_images, "seeds": list(SEEDS)}
 
     def describe(self) -> dict[str, Any]:
-        return {
-            "trained_on": self.num_images,
-            "class_agreement_of_real_images": self.agreement_of_real_images,
-            "seed": _SEED,
-        }
+        found = self.identity() | _named("class_agreement_of_real_images", self.probes.of_real)
+        if self.of_reconstructions is not None:
+            found |= _named("class_agreement_of_reconstructions", self.of_reconstructions)
+            found["num_reconstructed"] = self.num_reconstructed
+        return found
+
+    def say(self) -> str:
+        """One line for people."""
+        parts = [f"real pictures {_share(self.probes.of_real)}"]
+        if self.of_reconstructions is not None:
+            parts.append(f"their reconstructions {_share(self.of_reconstructions)}")
+        return f"Class agreement by linear probes, mean over classes and {len(SEEDS)} splits: {', '.join(parts)}."
 
 
 def train_judge(
-    pipe: ImageGenerationPipeline, reference: DataConfig | None, most: int, accelerator: Accelerator
+    reference: Reference,
+    class_names: tuple[str, ...] | None,
+    most: int,
+    cache: FeatureCache,
+    accelerator: Accelerator,
+    pipe: ImageGenerationPipeline | None = None,
 ) -> Judge | None:
-    """A judge trained on at most `most` reference images on the main process; None if there is nothing to judge.
+    """A judge of at most `most` reference pictures on the main process; None if there is nothing to judge.
 
-    `reference` is None if its pictures have no labels.
+    Args:
+        class_names: the samples' classes, None without any. The reference must have the same.
+        pipe: its tokenizer's reconstructions of the reference are judged, too.
     """
-    if not most or pipe.class_names is None or not accelerator.is_main_process:
+    if not most or class_names is None or not accelerator.is_main_process:
         return None
-    reason, judge = None, None
-    if reference is None:
-        reason = "the reference is no source with labels"
-    elif min(pipe.tokenizer.config.preprocessing_config.size) < _LEAST_SIDE:
-        reason = f"the judge needs pictures of {_LEAST_SIDE} pixels a side"
-    else:
-        judge, reason = _trained(pipe, pipe.class_names, reference, most)
-    if reason:
-        tqdm.write(f"No class agreement: {reason}.")
+    judge, reason = None, _why_not(reference, class_names)
+    if not reason:
+        assert reference.features is not None
+        places = (reference.labels >= 0).nonzero().flatten()
+        places = places[torch.from_numpy(spread(len(places), most))]
+        labels = reference.labels[places]
+        try:
+            probes = fit_probes(reference.features[places], labels, len(class_names))
+            judge = _with_reconstructions(probes, reference, places, labels, cache, pipe)
+        except CodegridError as error:
+            reason = error.what.rstrip(".")
+    tqdm.write(f"No class agreement: {reason}." if judge is None else judge.say())
     return judge
 
 
-def _trained(
-    pipe: ImageGenerationPipeline, names: tuple[str, ...], reference: DataConfig, most: int
-) -> tuple[Judge | None, str | None]:
-    """(the judge, None), or (None, why there is none)."""
-    train, held_out = split_images(replace(reference, validation_fraction=_HELD_OUT))
-    if train.class_names is None or tuple(train.class_names) != names:
-        known = "no classes" if train.class_names is None else f"the classes {', '.join(train.class_names)}"
-        return None, f"the reference has {known}, the pipeline {', '.join(names)}"
-    images, labels = _labelled(pipe, train, most)
-    unseen, unseen_labels = _labelled(pipe, held_out, most)
-    if len(images) < 2 or not len(unseen):
-        return None, f"the reference has {len(images) + len(unseen)} labelled pictures"
-    classifier = train_classifier(images, labels, len(names), seed=_SEED)
-    return Judge(classifier, class_agreement(classifier, unseen, unseen_labels), len(images)), None
+def _why_not(reference: Reference, class_names: tuple[str, ...]) -> str | None:
+    pictures = reference.pictures
+    if not isinstance(pictures, FolderPictures) or reference.features is None:
+        return "the reference is no source with labels"
+    known = pictures.source.class_names
+    if known is None or tuple(known) != class_names:
+        has = "no classes" if known is None else f"the classes {', '.join(known)}"
+        return f"the reference has {has}, the samples {', '.join(class_names)}"
+    return None if (reference.labels >= 0).any() else "no reference picture has a label"
 
 
-def _labelled(pipe: ImageGenerationPipeline, source: ImageSource, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `most` images, spread evenly over the source, without unlabelled ones: uint8 [N, H, W, C], [N]."""
-    rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
-    images, labels = all_pixels(pipe.tokenizer, source.subset(rows, "for the judge"))
-    return images[labels >= 0], labels[labels >= 0]
+def _with_reconstructions(
+    probes: Probes,
+    reference: Reference,
+    places: Tensor,
+    labels: Tensor,
+    cache: FeatureCache,
+    pipe: ImageGenerationPipeline | None,
+) -> Judge:
+    """A judge that knows the agreement of reconstructions, if there is a tokenizer.
+
+    Args:
+        places: the judge's pictures as rows of the reference's features, int64 [N].
+        labels: their classes, int64 [N].
+    """
+    if pipe is None:
+        return Judge(probes, None, len(labels), 0)
+    chosen = torch.from_numpy(spread(len(places), _MOST_RECONSTRUCTED))
+    features = _reconstructed(pipe, reference, places[chosen], cache)
+    of_reconstructions = probes.agreement_of_versions(features, chosen, labels)
+    return Judge(probes, of_reconstructions, len(labels), len(chosen))
+
+
+@torch.no_grad()
+def _reconstructed(pipe: ImageGenerationPipeline, reference: Reference, places: Tensor, cache: FeatureCache) -> Tensor:
+    """Features of the reconstructions of the pictures at `places` of the reference: [M, D]."""
+    assert isinstance(reference.pictures, FolderPictures)
+    source, model = reference.pictures.source, pipe.tokenizer
+    classes = decoder_classes(model.config, source.class_names, source.description)
+    parts = places.split(_CHUNK)
+    bar = tqdm(total=len(places), desc="reconstructions", unit="image", dynamic_ncols=True)
+    keys = []
+    with evaluating(model):
+        for part, chunk in zip(
+            parts, reference.pictures.read([reference.rows[p].tolist() for p in parts]), strict=True
+        ):
+            if chunk.skipped:
+                name, reason = next(iter(chunk.skipped.items()))
+                raise DataError(f"{name} was read before, and now: {reason}.", "Run the same command again.")
+            conditions = None if classes is None else torch.tensor(classes)[torch.tensor(chunk.labels)]
+            made = []
+            for first in range(0, len(part), _BATCH):
+                images = to_model(chunk.pixels[first : first + _BATCH]).to(pipe.device)
+                condition = None if conditions is None else conditions[first : first + _BATCH]
+                made.append(to_uint8(model(images, condition).reconstruction).cpu())
+            keys.append(cache.key(torch.cat(made)))
+            bar.update(len(part))
+    bar.close()
+    return cache.load(keys)[0]
+
+
+def _named(name: str, agreement: Agreement) -> dict[str, float]:
+    return {name: agreement.mean, f"{name}_std": agreement.spread}
+
+
+def _share(agreement: Agreement) -> str:
+    return f"{agreement.mean:.1%} (± {agreement.spread:.1%})"

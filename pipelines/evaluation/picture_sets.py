@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -42,6 +42,22 @@ class Cut:
         return {**asdict(self.preprocessing), "channels": self.channels}
 
 
+class Chunk(NamedTuple):
+    """Some pictures of a set.
+
+    Attributes:
+        pixels: uint8 [n, H, W, C].
+        rows: of the pictures in the set, [n].
+        labels: their classes, -1 where it is not known, [n].
+        skipped: by name why others are left out.
+    """
+
+    pixels: Tensor
+    rows: list[int]
+    labels: list[int]
+    skipped: dict[str, str]
+
+
 class FolderPictures:
     """The pictures of a source; those that cannot be used are left out by name."""
 
@@ -52,17 +68,19 @@ class FolderPictures:
     def __len__(self) -> int:
         return len(self.source)
 
-    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, dict[str, str]]]:
-        """For each chunk of rows the pixels uint8 [n, H, W, C], and by name why pictures are left out."""
+    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[Chunk]:
         for chunk in chunks:
             found = (read_picture(self.source[int(row)], self.cut.preprocessing, self.cut.channels) for row in chunk)
-            kept, skipped = [], {}
-            for picture in whole_disk(found):
+            kept, rows, labels, skipped = [], [], [], {}
+            for row, picture in zip(chunk, whole_disk(found), strict=True):
                 if picture.pixels is None:
                     skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
                 else:
                     kept.append(picture.pixels[0])
-            yield torch.from_numpy(np.stack(kept)) if kept else torch.empty(0, 0, 0, 0, dtype=torch.uint8), skipped
+                    rows.append(int(row))
+                    labels.append(picture.label)
+            pixels = torch.from_numpy(np.stack(kept)) if kept else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+            yield Chunk(pixels, rows, labels, skipped)
 
 
 class ArrayPictures:
@@ -82,19 +100,27 @@ class ArrayPictures:
     def __len__(self) -> int:
         return self.file.shape[0] if self.file.shape else 0
 
-    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[tuple[Tensor, dict[str, str]]]:
-        """As `FolderPictures.read`; every chunk but the last has the same number of rows, which ascend."""
+    def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[Chunk]:
+        """Every chunk but the last has the same number of rows, which ascend."""
         rows = [int(row) for chunk in chunks for row in chunk]
         for pixels in self.file.pictures(rows, _CHUNK):
-            yield pixels, {}
+            mine, rows = rows[: len(pixels)], rows[len(pixels) :]
+            yield Chunk(pixels, mine, [-1] * len(pixels), {})
 
 
 @dataclass
 class SetFeatures:
-    """Features [N, D] and logits [N, classes] of a set, and the record of what was left out."""
+    """Features [N, D] and logits [N, classes] of a set, whose pictures they are, and what was left out.
+
+    Attributes:
+        rows: of the pictures in their set, int64 [N].
+        labels: their classes, -1 where it is not known, int64 [N].
+    """
 
     features: Tensor
     logits: Tensor
+    rows: Tensor
+    labels: Tensor
     without: dict[str, Any]
 
 
@@ -137,16 +163,17 @@ def set_features(
         dynamic_ncols=True,
     )
     keys, skipped = [], {}
-    for place, (pixels, bad) in zip(mine, pictures.read([chunks[place] for place in mine]), strict=True):
-        skipped.update(bad)
-        if len(pixels):
-            keys.append((place, cache.key(pixels)))
+    for place, chunk in zip(mine, pictures.read([chunks[place] for place in mine]), strict=True):
+        skipped.update(chunk.skipped)
+        if len(chunk.pixels):
+            keys.append((place, cache.key(chunk.pixels), chunk.rows, chunk.labels))
         bar.update(len(chunks[place]))
     bar.close()
     keys = sorted(gather_object(keys))
     without = left_out(dict(gather_object(list(skipped.items()))))
     wait_patiently(accelerator)
-    found = cache.load([key for _, key in keys]) if keys else (torch.empty(0, 1), torch.empty(0, 1))
+    found = cache.load([key for _, key, _, _ in keys]) if keys else (torch.empty(0, 1), torch.empty(0, 1))
+    whose = (torch.tensor([number for key in keys for number in key[part]], dtype=torch.int64) for part in (2, 3))
     if len(found[0]) < least:
         raise DataError(
             " ".join(
@@ -157,7 +184,7 @@ def set_features(
             ),
             "Give more pictures, of the size that is compared; `codegrid look` shows what is read.",
         )
-    return SetFeatures(*found, without)
+    return SetFeatures(*found, *whose, without)
 
 
 def is_npz(source: str) -> bool:

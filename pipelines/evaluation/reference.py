@@ -60,12 +60,16 @@ class Reference:
     Attributes:
         moments: mean [D] and covariance [D, D], float64.
         features: [N, D]; None of statistics alone, which then leave kernel distance, precision and recall out.
+        pictures, rows, labels: whose features they are: a set, rows in it and classes (-1: not known), int64 [N].
         notes: sentences for people.
         record: for the results; `record["fingerprint"]` is its identity.
     """
 
     moments: tuple[Tensor, Tensor]
     features: Tensor | None
+    pictures: FolderPictures | ArrayPictures | None
+    rows: Tensor
+    labels: Tensor
     notes: list[str]
     record: dict[str, Any]
 
@@ -140,6 +144,7 @@ def read_reference(
         DataError: the statistics are of another net, or too few pictures could be used.
     """
     moments = features = None
+    kept = labels = torch.empty(0, dtype=torch.int64)
     record, notes = dict(opened.record), []
     if opened.file is not None and opened.file.has_statistics:
         found = opened.file.read_statistics(dimensions, cache.net.describe())
@@ -149,13 +154,13 @@ def read_reference(
     if opened.pictures is not None:
         rows = spread(len(opened.pictures), most)
         computed = set_features(opened.pictures, rows, cache, accelerator, "reference pictures", _LEAST)
-        features = computed.features
+        features, kept, labels = computed.features, computed.rows, computed.labels
         record |= {"num_images": len(features), "asked_for": len(rows), "left_out": computed.without}
         notes = describe_left_out(computed.without, "reference pictures")
     if moments is None:
         assert features is not None  # an opened reference has one of them
         moments = mean_and_covariance(features)
-    return Reference(moments, features, notes, record)
+    return Reference(moments, features, opened.pictures, kept, labels, notes, record)
 
 
 def _check_noted(noted: dict[str, str], record: dict[str, Any], name: str) -> None:

@@ -72,7 +72,7 @@ def test_all_doors_give_the_same_codes(pipe, tmp_path, case):
     config = pipe.tokenizer.config
     preprocessing, channels = config.preprocessing_config, config.backbone_config.in_channels
     source = FolderPictures(open_images(DataConfig(str(tmp_path))), Cut(preprocessing, channels))
-    ((pixels, left_out),) = source.read([[0]])  # how training, tokenizing and evaluation read it
+    ((pixels, _, _, left_out),) = source.read([[0]])  # how training, tokenizing and evaluation read it
     assert left_out == {}
     wanted = pipe.tokenizer.encode(to_model(pixels))
     assert torch.equal(pipe.tokenizer.encode(read_image(pipe.tokenizer, tmp_path / name)), wanted), case

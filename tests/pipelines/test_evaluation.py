@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import shutil
 from dataclasses import asdict
@@ -18,8 +17,7 @@ from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import open_images
-from codegrid.pipelines.evaluation import generation, judging, tokenizer
-from codegrid.pipelines.evaluation.class_agreement import train_classifier
+from codegrid.pipelines.evaluation import generation, tokenizer
 from codegrid.pipelines.evaluation.distances import frechet_distance, precision_recall
 from codegrid.pipelines.evaluation.features import FeatureNet
 from codegrid.pipelines.evaluation.generation import evaluate_generation, sweep_charts
@@ -45,6 +43,19 @@ def small_net(monkeypatch, tmp_path) -> list[int]:
         monkeypatch.setattr(module, "load_feature_net", lambda *_: FeatureNet("small", forward, "2x2", "0"))
     monkeypatch.setenv("CODEGRID_CACHE", str(tmp_path / "cache"))
     return seen
+
+
+@pytest.fixture
+def edges_net(monkeypatch) -> None:
+    """A feature net that sees what tells the classes of `pictures` apart: how much neighbours differ, by direction."""
+
+    def forward(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        images = images.float() / 255
+        steps = [images.diff(dim=dim).abs().flatten(1) for dim in (2, 3)]
+        features = torch.stack([f(step) for step in steps for f in (lambda x: x.mean(1), lambda x: x.std(1))], 1)
+        return features, features
+
+    monkeypatch.setattr(generation, "load_feature_net", lambda *_: FeatureNet("edges", forward, "none", "0"))
 
 
 @pytest.fixture
@@ -263,17 +274,38 @@ def test_samples_are_made_once_and_others_are_refused(pipeline, pictures, at_ste
         evaluate_generation(str(pipeline), str(pictures), **OPTIONS, seed=1)
 
 
-def test_class_agreement_is_judged_where_the_classes_are_the_same(pipeline, pictures, capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr(judging, "train_classifier", functools.partial(train_classifier, steps=5))
+def test_class_agreement_is_judged_where_the_classes_are_the_same(pipeline, pictures, edges_net, capsys, tmp_path):
     options = {**OPTIONS, "judge_images": 100}
     record = result(evaluate_generation(str(pipeline), str(pictures), **options), "generation")
     assert 0 <= record["results"][0]["class_agreement"] <= 1
-    assert record["judge"]["trained_on"] == 16  # of 18; the others are held out
+    judge = record["judge"]
+    assert (judge["trained_on"], judge["num_reconstructed"], judge["seeds"]) == (18, 18, [0, 1, 2])
+    assert judge["class_agreement_of_real_images"] > 0.9  # noise, stripes and gradients are easy to tell apart
+    assert 0 <= judge["class_agreement_of_reconstructions"] < 0.9  # three steps of training do not paint them
+    assert "Class agreement by linear probes" in capsys.readouterr().out
     others = tmp_path / "others"
     shutil.copytree(pictures / "noise", others / "snow")
     record = result(evaluate_generation(str(pipeline), str(others), **options), "generation")
-    assert record["judge"] is None
+    assert record.get("judge") is None
     assert "No class agreement" in capsys.readouterr().out
+
+
+def test_finished_samples_are_judged_by_their_folders(pictures, edges_net, tmp_path):
+    """Real pictures as samples agree with their classes, and with these exchanged they do not."""
+    folders = sorted(folder.name for folder in pictures.iterdir())
+    turned = dict(zip(folders, [*folders[1:], folders[0]], strict=True))
+    found = {}
+    for name, of_class in {"same": {}, "turned": turned}.items():
+        for folder in folders:
+            for path in (pictures / folder).iterdir():
+                target = tmp_path / name / of_class.get(folder, folder) / path.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                Image.open(path).convert("RGB").resize((16, 16)).save(target.with_suffix(".png"))
+        output = tmp_path / f"{name}-scores"
+        evaluate_generation(samples=str(tmp_path / name), reference=str(pictures), output_dir=str(output))
+        (row,) = result(output, "generation")["results"]
+        found[name] = row["class_agreement"]
+    assert found["same"] > 0.9 > 0.3 > found["turned"]
 
 
 def test_numbers_out_of_range_are_refused(pipeline, pictures):
