@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from codegrid.errors import require
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import CardFacts, completed
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError
@@ -57,7 +58,8 @@ def upload(
     """
     require(
         license is None or re.fullmatch(r"[a-z0-9][a-z0-9.-]*", license) is not None,
-        f"license is {license!r}: it must be an identifier of the Hub, such as mit, apache-2.0 or other.",
+        f"license is {license!r}: it must be an identifier of the Hub.",
+        "Give one such as mit, apache-2.0 or other.",
     )
     files: dict[str, Path | bytes] = {**(pictures or {}), **published_files(folder, kind, content)}
     own = folder / "README.md"
@@ -119,8 +121,8 @@ def _plain_files(folder: Path) -> list[Path]:
             continue
         if path.suffix.lower() in _PICKLES:
             raise LoadingError(
-                f"{path} may be a pickle, which runs code where it is loaded: only safetensors are published. Move it "
-                "out of the folder."
+                f"{shown(path)} may be a pickle, which runs code where it is loaded: only safetensors are published.",
+                "Move it out of the folder.",
             )
         if any(fnmatchcase(path.name, pattern) for pattern in _PUBLISHED):
             found.append(path)
@@ -131,14 +133,20 @@ def _checked(folder: Path, files: list[Path]) -> dict[str, Path]:
     home = folder.resolve()
     for file in files:
         if not file.resolve().is_relative_to(home):
-            raise LoadingError(f"{file} leads out of its folder, to {file.resolve()}: put the file itself there.")
+            raise LoadingError(
+                f"{shown(file)} leads out of its folder, to {shown(file.resolve())}.", "Put the file itself there."
+            )
         if file.suffix in (".json", ".md"):
             text = file.read_text(encoding="utf-8", errors="replace")
             if _TOKEN.search(text):
-                raise LoadingError(f"{file} holds an access token of the Hub: take it out, and revoke it.")
+                raise LoadingError(
+                    f"{shown(file)} holds an access token of the Hub.", "Take it out, and revoke it on the Hub."
+                )
         if file.suffix == ".json":
             try:
                 json.loads(text)
             except ValueError as error:
-                raise LoadingError(f"{file} is damaged: {error}.") from error
+                raise LoadingError(
+                    f"{shown(file)} is damaged: {error}.", "Make it again, or move it out of the folder."
+                ) from error
     return {file.relative_to(folder).as_posix(): file for file in files}

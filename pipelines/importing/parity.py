@@ -23,6 +23,7 @@ from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.importers import TOKENIZER_FAMILIES
 
 # Pixels count as equal within this share of the output's range, in float32.
+_MEND = "Compare the importer with the clone's network, or take the commit that the importer was written for."
 PIXEL_TOLERANCE = 1e-5
 
 
@@ -59,7 +60,7 @@ def import_parity(name: str, /, repository: str = "", num_images: int = 64, gold
         CodegridError: `name` is unknown, or codes or pixels differ by more than rounding.
     """
     known = [*PEERS, *PRIOR_PEERS]
-    require(name in (*known, "all"), f"There is no comparison {name!r}: it is all, or one of {', '.join(known)}.")
+    require(name in (*known, "all"), f"There is no comparison {name!r}.", f"Name all, or one of {', '.join(known)}.")
     if name != "all":
         compare(name, Path(repository), num_images, golden)
         return
@@ -96,7 +97,9 @@ def compare(name: str, repository: Path, num_images: int = 64, golden: str | Non
     found = Parity(codes.numel(), int((ours == codes).sum()), float(difference))
     print(f"{name}: {found.equal_codes} of {found.codes} codes equal, pixels within {found.pixel_difference:.1e}.")
     require(
-        found.holds, f"The import of {name} differs from {TOKENIZER_FAMILIES[peer.family].peer} by more than rounding."
+        found.holds,
+        f"The import of {name} differs from {TOKENIZER_FAMILIES[peer.family].peer} by more than rounding.",
+        _MEND,
     )
     if golden:
         _write_golden(Path(golden), peer, weights, codes[:4], pixels[:1])
@@ -126,7 +129,11 @@ def _compare_prior(name: str, peer: PriorPeer, number: int, golden: str | None) 
     equal = greedy[:, 1:] == theirs[:, 1:]
     found = Parity(equal.numel(), int(equal.sum()), difference)
     print(f"{name}: {found.equal_codes} of {found.codes} greedy codes equal, logits within {difference:.1e}.")
-    require(found.holds, f"The import of {name} differs from {PRIOR_FAMILIES[peer.family].peer} by more than rounding.")
+    require(
+        found.holds,
+        f"The import of {name} differs from {PRIOR_FAMILIES[peer.family].peer} by more than rounding.",
+        _MEND,
+    )
     if golden:
         shapes = json.dumps({key: list(value.shape) for key, value in weights.items()})
         settings = json.dumps(peer.settings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError, load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -31,4 +32,7 @@ def open_folder(folder: Path) -> tuple[str, Any]:
         return "prior", load_prior_and_sequence(folder)
     if (folder / "config.json").is_file():
         return "tokenizer", load_tokenizer(folder)
-    raise LoadingError(f"{folder} holds no finished tokenizer, prior, pipeline or code data set.")
+    raise LoadingError(
+        f"{shown(folder)} holds no finished tokenizer, prior, pipeline or code data set.",
+        "Name a folder that train-tokenizer, train-prior, make-pipeline or tokenize-dataset finished.",
+    )
