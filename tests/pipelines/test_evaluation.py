@@ -256,7 +256,7 @@ def test_samples_are_made_once_and_others_are_refused(pipeline, pictures, at_ste
     from codegrid.pipelines.evaluation import samples as module
 
     calls = []
-    at_step(module, "image_generator", 6, lambda: (_ for _ in ()).throw(KeyboardInterrupt))  # in the second batch
+    at_step(module, "save_file", 1, lambda: (_ for _ in ()).throw(KeyboardInterrupt))  # the second batch
     with pytest.raises(KeyboardInterrupt):
         evaluate_generation(str(pipeline), str(pictures), **OPTIONS)
     folder = pipeline.with_name("pipe-evaluation")
