@@ -71,6 +71,9 @@ def reconstruct(
     channels = describe_channels(model.config.backbone_config.in_channels)
     said = [f"Reconstructing {source.description}.", *chosen.said, describe_reading(source) + channels]
     say("\n".join(said).rstrip("\n"))
+    overlap = chosen.overlap(model) if accelerator.is_main_process else None
+    if overlap is not None:
+        say(overlap.sentence())
     batch = next((b for b in prepared_batches(model, iter(source), num_pictures) if b.records), None)
     if batch is None:
         raise DataError(
@@ -87,6 +90,7 @@ def reconstruct(
             "tokenizer": tokenizer,
             "tokenizer_fingerprint": model.fingerprint(),
             "data": {**describe_data(source, data.source, data.split, model), "part": chosen.part, "seen": chosen.seen},
+            "duplicates": None if overlap is None else overlap.record(),
             "precision": accelerator.policy.precision,
             "device": accelerator.device.type,
         }

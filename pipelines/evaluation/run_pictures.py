@@ -17,9 +17,11 @@ from safetensors.numpy import load_file
 
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
+from codegrid.pipelines.data.duplicates import Overlap, find_overlap
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, picture_marks
 from codegrid.pipelines.data.sources import by_hash, limited, open_images, split_images
 from codegrid.pipelines.system.numbers import share
+from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import completed, from_dict
 
 Part = Literal["auto", "held_out", "training", "all"]
@@ -36,12 +38,21 @@ class Chosen:
         part: "held_out", "training" or "all" of the split that was asked for.
         seen: whether the tokenizer's training has seen them: "no", "yes", "some", or "unknown" without its run.
         said: sentences for people: which pictures these are.
+        training: where `part` is "held_out", the pictures that it was held out from.
     """
 
     source: ImageSource
     part: str
     seen: str
     said: tuple[str, ...]
+    training: ImageSource | None = None
+
+    def overlap(self, model: VQModel) -> Overlap | None:
+        """What held-out pictures share with the training part, as the model sees them; None of another part."""
+        if self.training is None:
+            return None
+        config = model.config
+        return find_overlap(self.training, self.source, config.preprocessing_config, config.backbone_config.in_channels)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ def _of_other_pictures(data: DataConfig, source: ImageSource, part: Part, run: _
             "data.validation_fraction is 0 and there is no data.validation_split, so that nothing is held out.",
             "Give one of them, or score all pictures: --part all.",
         )
-    return Chosen(chosen, part, seen, said)
+    return Chosen(chosen, part, seen, said, held_out[0] if part == "held_out" else None)
 
 
 def _refuse_split_options(data: DataConfig, because: str) -> None:
@@ -134,7 +145,8 @@ def _of_another_split(data: DataConfig, source: ImageSource, run: _Trained, part
     _refuse_split_options(replace(data, validation_split=None), f"all of the split {data.split!r} is scored")
     if not validation:
         return Chosen(source, "all", "no", (f"{run.folder} was not trained on this split.",))
-    return Chosen(source, "held_out", "no", (f"This is the split that {run.folder} held out.",))
+    trained_on = open_images(replace(data, split=run.data.split, validation_split=None, limit=run.data.limit))
+    return Chosen(source, "held_out", "no", (f"This is the split that {run.folder} held out.",), trained_on)
 
 
 def _of_own_pictures(data: DataConfig, source: ImageSource, run: _Trained, part: Part) -> Chosen:
@@ -163,7 +175,7 @@ def _of_own_pictures(data: DataConfig, source: ImageSource, run: _Trained, part:
         return Chosen(kept, "training", "yes", (f"{run.folder} was trained on these pictures.", *said))
     which = f"the split {split!r}" if split else f"{len(held_out):,} of {total}"
     said.insert(0, f"{run.folder} held these pictures out ({which}); --part all scores all pictures.")
-    return Chosen(held_out, "held_out", "no", tuple(said))
+    return Chosen(held_out, "held_out", "no", tuple(said), kept)
 
 
 def _check_held_out(data: DataConfig, run: _Trained) -> None:

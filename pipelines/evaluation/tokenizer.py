@@ -90,6 +90,9 @@ def evaluate_tokenizer(
     source = chosen.source
     say = tqdm.write if accelerator.is_main_process else lambda _: None
     say("\n".join([f"Reconstructing {source.description}.", *chosen.said, describe_reading(source)]).rstrip("\n"))
+    overlap = chosen.overlap(model) if accelerator.is_main_process else None
+    if overlap is not None:
+        say(overlap.sentence())
     keys, skipped = [], {}
     remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
     scores = asdict(
@@ -104,10 +107,13 @@ def evaluate_tokenizer(
     row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
     if accelerator.is_main_process:
         notes = describe_left_out(without)
+        if overlap is not None and overlap.identical + overlap.similar:
+            notes.append(overlap.sentence())
         if cache is not None and len(keys):
             notes += _add_distance(row, cache, keys)
         record = {
             **_made_with(tokenizer, model, chosen, data),
+            "duplicates": None if overlap is None else overlap.record(),
             "left_out": without,
             "notes": notes,
             "feature_net": None if cache is None else cache.net.describe(),

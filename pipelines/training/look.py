@@ -15,8 +15,9 @@ from PIL import Image
 from codegrid.errors import CodegridError, require
 from codegrid.pipelines.data.batches import read_picture
 from codegrid.pipelines.data.depth import DepthWatch
+from codegrid.pipelines.data.duplicates import find_overlap
 from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource
-from codegrid.pipelines.data.sources import open_images
+from codegrid.pipelines.data.sources import open_images, split_images
 from codegrid.pipelines.data.understood import describe_source
 from codegrid.pipelines.pictures.grids import grid
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
@@ -74,6 +75,8 @@ def look(config: LookConfig) -> Path:
     chosen = [config.preset] if config.preset else list(TOKENIZER_PRESETS)
     for name in chosen:
         print(f"{name}: {_describe_preset(_preset(config, name), sizes)}")
+    if sentence := _describe_overlap(config, source):
+        print(sentence)
     return _write_sheet(config, source, chosen[0])
 
 
@@ -82,6 +85,18 @@ def _preset(config: LookConfig, name: str) -> TokenizerTrainingConfig:
     if config.in_channels is None:
         return preset
     return replace(preset, backbone=replace(preset.backbone, in_channels=config.in_channels))
+
+
+def _describe_overlap(config: LookConfig, source: ImageSource) -> str:
+    """A line about pictures that training would have in both parts; "" where nothing is held out."""
+    if len(source) < 2 and not config.data.validation_split:
+        return ""
+    training, held_out = split_images(config.data)
+    if held_out is None:
+        return ""
+    # Without a preset, one of colour: of grey pictures more are alike.
+    preset = _preset(config, config.preset or "small64")
+    return find_overlap(training, held_out, preset.preprocessing, preset.backbone.in_channels).sentence()
 
 
 def sizes_of(source: ImageSource, most: int) -> tuple[list[tuple[int, int]], int]:

@@ -40,6 +40,7 @@ from codegrid.pipelines.training.run import Run, TrainingError
 from codegrid.pipelines.training.switches import check_compiler, compile_learners, not_compiled, prepare_learners
 from codegrid.pipelines.training.tokenizer.frozen import freeze, training_mode
 from codegrid.pipelines.training.tokenizer.guards import replay, watch
+from codegrid.pipelines.training.tokenizer.overlap import overlap_of_run, save_overlap
 from codegrid.pipelines.training.tokenizer.sizes import check_nets
 from codegrid.pipelines.training.tokenizer.smaller import describe_smaller
 from codegrid.pipelines.training.tokenizer.step import make_learners, train_step
@@ -73,11 +74,15 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
     check_stage(run, stage)
     if config.compile:
         check_compiler(run.accelerator.device)
+    overlap = overlap_of_run(run, config, train_images, validation_images)
     with run, resumable():  # claims the folder: whatever can fail without it has been tried
         run.listen_for_signals()
         start = resume(run, stage, window)
         stage.begin(start)
         notes = f"  {smaller}\n" if smaller else ""
+        if overlap is not None and validation_images is not None:
+            save_overlap(run, overlap, train_images, validation_images)
+            notes += f"  {overlap.sentence()}\n"
         stage.flops_a_sample = announce_tokenizer(
             run, config, stage.learners, train_images, validation_images, start, notes
         )
