@@ -16,12 +16,11 @@ from codegrid.names import shown
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
-from codegrid.pipelines.data.records import DataConfig, DataError
-from codegrid.pipelines.data.understood import describe_channels, describe_reading
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.evaluation.left_out import describe_left_out, left_out
 from codegrid.pipelines.evaluation.reconstruction import ReconstructionScores, evaluate_reconstruction
 from codegrid.pipelines.evaluation.results import describe_data
-from codegrid.pipelines.evaluation.run_pictures import Part, choose_pictures
+from codegrid.pipelines.evaluation.run_pictures import Part, announce_pictures, choose_pictures
 from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.devices import evaluating, make_accelerator, wait_patiently
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
@@ -67,21 +66,8 @@ def reconstruct(
     model = load_tokenizer(tokenizer).to(accelerator.device)
     chosen = choose_pictures(data, tokenizer, part)
     source = chosen.source
-    say = tqdm.write if accelerator.is_main_process else lambda _: None
-    channels = describe_channels(model.config.backbone_config.in_channels)
-    said = [f"Reconstructing {source.description}.", *chosen.said, describe_reading(source) + channels]
-    say("\n".join(said).rstrip("\n"))
-    overlap = chosen.overlap(model) if accelerator.is_main_process else None
-    if overlap is not None:
-        say(overlap.sentence())
-    batch = next((b for b in prepared_batches(model, iter(source), num_pictures) if b.records), None)
-    if batch is None:
-        raise DataError(
-            f"None of the {len(source):,} images of {shown(data.source)} could be used.",
-            "`codegrid look` shows what is read, and why pictures are left out.",
-        )
-    classes = decoder_classes(model.config, source.class_names, source.description)
-    picture = reconstruction_sheet(model, batch.images, record_labels(batch.records, classes))
+    overlap = announce_pictures(chosen, model, accelerator)
+    picture = _sheet(model, source, data.source, num_pictures)
     skipped: dict[str, str] = {}
     scores = evaluate_reconstruction(model, source, accelerator, batch_size, skipped=skipped, progress=True)
     without = left_out(dict(gather_object(list(skipped.items()))))
@@ -99,9 +85,25 @@ def reconstruct(
         values = ", ".join(f"{name} {number(value)}" for name, value in asdict(scores).items() if value is not None)
         size, policy = model.config.preprocessing_config.size_text, accelerator.policy
         lines = [f"{values} ({size} pixels, {policy}).", *describe_left_out(without), *replaced]
-        say("\n".join([*lines, f"The picture and the scores are in {folder}."]))
+        tqdm.write("\n".join([*lines, f"The picture and the scores are in {folder}."]))
     wait_patiently(accelerator)
     return folder
+
+
+def _sheet(model: VQModel, source: ImageSource, name: str, num_pictures: int) -> Image.Image:
+    """The sheet of the first pictures that can be used.
+
+    Raises:
+        DataError: none can.
+    """
+    batch = next((b for b in prepared_batches(model, iter(source), num_pictures) if b.records), None)
+    if batch is None:
+        raise DataError(
+            f"None of the {len(source):,} images of {shown(name)} could be used.",
+            "`codegrid look` shows what is read, and why pictures are left out.",
+        )
+    classes = decoder_classes(model.config, source.class_names, source.description)
+    return reconstruction_sheet(model, batch.images, record_labels(batch.records, classes))
 
 
 def _check_place(folder: Path) -> list[str]:

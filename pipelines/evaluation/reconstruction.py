@@ -85,48 +85,73 @@ def evaluate_reconstruction(
     Raises:
         DataError: the decoder is class-conditional and the data has no labels, or classes that it does not know.
     """
-    nets = list((distances or {}).items())
+    sums = _Sums(model, distances or {}, accelerator)
     classes = decoder_classes(model.config, source.class_names, source.description)
     mine = _pictures_of_rank(model, source, accelerator, num_workers, progress)
-    quantizer, device = model.config.quantizer_config, accelerator.device
-    tried = torch.zeros(2, dtype=torch.float64)  # images, skipped
-    # PSNR, SSIM, images with SSIM, then each net's distance; on the device, so that no batch is waited for
-    sums = torch.zeros(3 + len(nets), dtype=torch.float64, device=_sums_device(device))
-    counts = code_counts(torch.empty(0, dtype=torch.int64, device=device), quantizer.codebook_size, quantizer.depth)
     with evaluating(model):
         for batch in pixel_batches(mine, model, batch_size):
-            tried[1] += len(batch.skipped)
+            sums.num_skipped += len(batch.skipped)
             if skipped is not None:
                 skipped.update(batch.skipped)
             if not batch.records:
                 continue
-            images = to_model(to_device(batch.pixels, device))
+            images = to_model(to_device(batch.pixels, accelerator.device))
             with accelerator.autocast():
                 output = model(images, record_labels(batch.records, classes))
-            counts = add_counts(counts, code_counts(output.codes, quantizer.codebook_size, quantizer.depth))
             saved = to_uint8(output.reconstruction)
-            reconstruction = to_model(saved).to(device)  # rounded as in a saved file
             if on_batch is not None:
                 on_batch(batch.pixels, saved)
-            tried[0] += len(images)
-            sums[:3] += pixel_scores(images, reconstruction, batch.boxes)
-            for place, (_, net) in enumerate(nets, start=3):
-                sums[place] += _total(net(images, reconstruction))
-    sums = sum_over_ranks(torch.cat([tried, sums.cpu()]), accelerator)
-    counts = counts_of_all_ranks(counts, accelerator)
-    usage, perplexity = usage_and_perplexity(counts, quantizer.depth, quantizer.codebook_size)
-    number, skipped, psnr_sum, ssim_sum, number_ssim, *distance_sums = sums.tolist()
-    means = {name: total / number for (name, _), total in zip(nets, distance_sums, strict=True)} if number else {}
-    return ReconstructionScores(
-        int(number),
-        int(skipped),
-        psnr_sum / number if number else None,
-        ssim_sum / number_ssim if number_ssim else None,
-        means.get("perceptual"),
-        means.get("feature_distance"),
-        usage,
-        perplexity,
-    )
+            sums.add(images, saved, output.codes, batch.boxes)
+    return sums.scores()
+
+
+class _Sums:
+    """Sums over this rank's pictures, on the device, so that no batch is waited for; `scores` adds the ranks' up."""
+
+    def __init__(
+        self,
+        model: VQModel,
+        distances: Mapping[str, nn.Module],
+        accelerator: Accelerator,
+    ) -> None:
+        self.accelerator, self.quantizer = accelerator, model.config.quantizer_config
+        self.nets = list(distances.items())
+        self.num_images = self.num_skipped = 0
+        # PSNR, SSIM, images with SSIM, then each net's distance
+        device = accelerator.device
+        self.sums = torch.zeros(3 + len(self.nets), dtype=torch.float64, device=_sums_device(device))
+        self.counts = self._counted(torch.empty(0, dtype=torch.int64, device=device))
+
+    def add(self, images: Tensor, saved: Tensor, codes: Tensor, boxes: list[Box]) -> None:
+        """Add a batch: images [B, C, H, W] in [-1, 1], reconstructions as in a saved file, uint8 [B, H, W, C]."""
+        self.num_images += len(images)
+        self.counts = add_counts(self.counts, self._counted(codes))
+        reconstruction = to_model(saved).to(self.accelerator.device)
+        self.sums[:3] += pixel_scores(images, reconstruction, boxes)
+        for place, (_, net) in enumerate(self.nets, start=3):
+            self.sums[place] += _total(net(images, reconstruction))
+
+    def scores(self) -> ReconstructionScores:
+        """The scores of all ranks' pictures."""
+        tried = torch.tensor([self.num_images, self.num_skipped], dtype=torch.float64)
+        sums = sum_over_ranks(torch.cat([tried, self.sums.cpu()]), self.accelerator)
+        counts = counts_of_all_ranks(self.counts, self.accelerator)
+        usage, perplexity = usage_and_perplexity(counts, self.quantizer.depth, self.quantizer.codebook_size)
+        number, skipped, psnr_sum, ssim_sum, number_ssim, *distance_sums = sums.tolist()
+        means = {name: total / number for (name, _), total in zip(self.nets, distance_sums, strict=True) if number}
+        return ReconstructionScores(
+            int(number),
+            int(skipped),
+            psnr_sum / number if number else None,
+            ssim_sum / number_ssim if number_ssim else None,
+            means.get("perceptual"),
+            means.get("feature_distance"),
+            usage,
+            perplexity,
+        )
+
+    def _counted(self, codes: Tensor) -> Tensor:
+        return code_counts(codes, self.quantizer.codebook_size, self.quantizer.depth)
 
 
 def _pictures_of_rank(

@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
+from tqdm import tqdm
 
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
 from codegrid.pipelines.data.duplicates import Overlap, find_overlap
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, picture_marks
 from codegrid.pipelines.data.sources import by_hash, limited, open_images, split_images
+from codegrid.pipelines.data.understood import describe_channels, describe_reading
 from codegrid.pipelines.system.numbers import share
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import completed, from_dict
@@ -46,13 +49,6 @@ class Chosen:
     seen: str
     said: tuple[str, ...]
     training: ImageSource | None = None
-
-    def overlap(self, model: VQModel) -> Overlap | None:
-        """What held-out pictures share with the training part, as the model sees them; None of another part."""
-        if self.training is None:
-            return None
-        config = model.config
-        return find_overlap(self.training, self.source, config.preprocessing_config, config.backbone_config.in_channels)
 
 
 @dataclass(frozen=True)
@@ -86,6 +82,29 @@ def choose_pictures(data: DataConfig, tokenizer: str, part: Part = "auto") -> Ch
     else:
         chosen = _of_another_split(data, source, run, part)
     return chosen if data.limit is None else replace(chosen, source=limited(chosen.source, data.limit))
+
+
+def announce_pictures(chosen: Chosen, model: VQModel, accelerator: Accelerator) -> Overlap | None:
+    """Print on the main process which pictures are scored, how they are read, and duplicates in the training part.
+
+    Returns:
+        the duplicates; None of a part that is not held out, and on other ranks.
+    """
+    if not accelerator.is_main_process:
+        return None
+    source, backbone = chosen.source, model.config.backbone_config
+    read = f"{describe_reading(source)}{describe_channels(backbone.in_channels)}"
+    tqdm.write("\n".join([f"Reconstructing {source.description}.", *chosen.said, read]).rstrip("\n"))
+    if chosen.training is None:
+        return None
+    overlap = find_overlap(chosen.training, source, model.config.preprocessing_config, backbone.in_channels)
+    tqdm.write(overlap.sentence())
+    return overlap
+
+
+def describe_overlap(overlap: Overlap | None) -> list[str]:
+    """A sentence for a card, if duplicates were found."""
+    return [overlap.sentence()] if overlap is not None and overlap.identical + overlap.similar else []
 
 
 def _is_split(data: DataConfig, split: str | None, source: ImageSource) -> bool:

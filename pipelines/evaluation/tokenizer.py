@@ -20,15 +20,21 @@ from codegrid.errors import require
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.classes import decoder_classes, record_labels
-from codegrid.pipelines.data.records import DataConfig
-from codegrid.pipelines.data.understood import describe_reading
+from codegrid.pipelines.data.duplicates import Overlap
+from codegrid.pipelines.data.records import DataConfig, ImageSource
 from codegrid.pipelines.evaluation.distances import frechet_distance
 from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNetName, load_feature_net
 from codegrid.pipelines.evaluation.ledger import Ledger
 from codegrid.pipelines.evaluation.left_out import check_usable, describe_few, describe_left_out, left_out
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
 from codegrid.pipelines.evaluation.results import circumstances, describe_data, output_folder, save_rows
-from codegrid.pipelines.evaluation.run_pictures import Chosen, Part, choose_pictures
+from codegrid.pipelines.evaluation.run_pictures import (
+    Chosen,
+    Part,
+    announce_pictures,
+    choose_pictures,
+    describe_overlap,
+)
 from codegrid.pipelines.system.devices import evaluating, make_accelerator, wait_patiently
 from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer import VQModel
@@ -87,35 +93,13 @@ def evaluate_tokenizer(
     chosen = choose_pictures(data, tokenizer, part)
     cache = _cache(feature_net, feature_weights, cache_dir, model, len(chosen.source), accelerator)
     distances = _lpips(lpips, lpips_weights, model, accelerator)
-    source = chosen.source
-    say = tqdm.write if accelerator.is_main_process else lambda _: None
-    say("\n".join([f"Reconstructing {source.description}.", *chosen.said, describe_reading(source)]).rstrip("\n"))
-    overlap = chosen.overlap(model) if accelerator.is_main_process else None
-    if overlap is not None:
-        say(overlap.sentence())
-    keys, skipped = [], {}
-    remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
-    scores = asdict(
-        evaluate_reconstruction(
-            model, source, accelerator, batch_size, distances, remember, skipped=skipped, progress=True
-        )
-    )
-    without = left_out(dict(gather_object(list(skipped.items()))))
-    check_usable(scores["num_images"], len(source), data.source, without)
-    wait_patiently(accelerator)  # now all ranks' features are in the cache
-    keys = gather_object(keys)
-    row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
+    overlap = announce_pictures(chosen, model, accelerator)
+    row, notes, without = _score(model, chosen.source, data.source, accelerator, batch_size, distances, cache)
     if accelerator.is_main_process:
-        notes = describe_left_out(without)
-        if overlap is not None and overlap.identical + overlap.similar:
-            notes.append(overlap.sentence())
-        if cache is not None and len(keys):
-            notes += _add_distance(row, cache, keys)
         record = {
-            **_made_with(tokenizer, model, chosen, data),
-            "duplicates": None if overlap is None else overlap.record(),
+            **_made_with(tokenizer, model, chosen, data, overlap),
             "left_out": without,
-            "notes": notes,
+            "notes": [*describe_left_out(without), *describe_overlap(overlap), *notes],
             "feature_net": None if cache is None else cache.net.describe(),
             "lpips_net": lpips if distances else None,
             "batch_size": batch_size,
@@ -126,18 +110,48 @@ def evaluate_tokenizer(
     return folder
 
 
-def _made_with(tokenizer: str, model: VQModel, chosen: Chosen, data: DataConfig) -> dict[str, Any]:
+def _score(
+    model: VQModel,
+    source: ImageSource,
+    name: str,
+    accelerator: Accelerator,
+    batch_size: int,
+    distances: dict[str, LPIPS],
+    cache: FeatureCache | None,
+) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
+    """(scores, sentences of caution, record of what was left out), of all ranks; the distance on the main process."""
+    keys, skipped = [], {}
+    remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
+    scores = asdict(
+        evaluate_reconstruction(
+            model, source, accelerator, batch_size, distances, remember, skipped=skipped, progress=True
+        )
+    )
+    without = left_out(dict(gather_object(list(skipped.items()))))
+    check_usable(scores["num_images"], len(source), name, without)
+    wait_patiently(accelerator)  # now all ranks' features are in the cache
+    keys = gather_object(keys)
+    row = {**scores, "bits_per_pixel": bits_per_pixel(model), **_throughput(model, source, accelerator, batch_size)}
+    return row, _add_distance(row, cache, keys) if cache is not None and accelerator.is_main_process else [], without
+
+
+def _made_with(
+    tokenizer: str, model: VQModel, chosen: Chosen, data: DataConfig, overlap: Overlap | None
+) -> dict[str, Any]:
     """The record of the tokenizer and the pictures."""
     pictures = describe_data(chosen.source, data.source, data.split, model)
     return {
         "tokenizer": tokenizer,
         "tokenizer_fingerprint": model.fingerprint(),
         "data": {**pictures, "part": chosen.part, "seen": chosen.seen},
+        "duplicates": None if overlap is None else overlap.record(),
     }
 
 
 def _add_distance(row: dict[str, Any], cache: FeatureCache, keys: list[tuple[str, str]]) -> list[str]:
     """Put the Frechet distance into the row, if there are pictures enough; return sentences of caution."""
+    if not keys:
+        return []
     if row["num_images"] < 2:
         return ["The Frechet distance is left out: it needs at least two pictures."]
     real, made = (cache.load(list(side))[0] for side in zip(*keys, strict=True))
