@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class LayerWeights:
 class DecoderWeights:
     """A prior's weights, read once for any number of decoding runs. Later changes of the model have no effect."""
 
-    embed: Callable[[Tensor, int], Tensor]  # tokens [R] and their position -> [R, D]
+    embed: Callable[[Tensor, Any], Tensor]  # tokens [R] and their position -> [R, D]; or [R, N] and positions [N]
     turn: Callable[[Tensor, int], Tensor]  # queries and keys [R, H + Hkv, hd] and their position -> the same, rotated
     layers: tuple[LayerWeights, ...]
     norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
@@ -47,6 +48,8 @@ class DecoderWeights:
     length: int  # positions that can be decoded
     device: torch.device
     dtype: torch.dtype
+    # Own and target places -> what is added to `embed`, for a prior of any order; these have no `turn`.
+    embed_places: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @property
     def row_multiple(self) -> int:

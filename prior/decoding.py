@@ -74,10 +74,15 @@ class Decoder:
         """The next token of every row, [R] int64 -> logits of the code after it [R, num_codes] in the model's dtype."""
         return self.logits(self.advance(tokens))
 
-    def advance(self, tokens: Tensor) -> Tensor:
-        """The next token of every row, [R] int64 -> the input of `logits`, [R, D]. Enough if the next code is given."""
+    def advance(self, tokens: Tensor, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """The next token of every row, [R] int64 -> the input of `logits`, [R, D]. Enough if the next code is given.
+
+        A prior of any order needs `places`: the own and the target place of each row's token, each [R].
+        """
         weights = self.weights
         hidden = weights.embed(tokens, self.position)  # [R, D]
+        if places is not None and weights.embed_places is not None:
+            hidden = hidden + weights.embed_places(*places)
         for index, layer in enumerate(weights.layers):
             hidden = hidden + layer.output(
                 self._attend(index, layer.qkv(layer.attention_norm(hidden)), layer.head_norm)
@@ -85,6 +90,64 @@ class Decoder:
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += 1
         return hidden
+
+    def advance_many(self, tokens: Tensor, places: tuple[Tensor, Tensor], asked: int) -> Tensor:
+        """Several tokens of every row at once, of a prior of any order, and several questions after the last of them.
+
+        Each question is the last token with a target of its own: it sees the tokens before it and no other question,
+        and is not kept in the cache.
+
+        Args:
+            tokens: the next N tokens of every row, [R, N].
+            places: own and target places, each [R, N + asked - 1]; those behind N are of the further questions.
+            asked: number of questions, at least 1; the last token's own target is the first.
+
+        Returns:
+            The inputs of `logits` of the questions, [R, asked, D].
+        """
+        weights, kept = self.weights, tokens.shape[1]
+        steps = torch.arange(self.position, self.position + kept, device=tokens.device)
+        tokens = torch.cat([tokens, tokens[:, -1:].expand(-1, asked - 1)], 1)  # [R, M], M = N + asked - 1
+        steps = torch.cat([steps, steps[-1:].expand(asked - 1)])
+        assert weights.embed_places is not None
+        hidden = weights.embed(tokens, steps) + weights.embed_places(*places)  # [R, M, D]
+        rows, many, width = hidden.shape
+        seen = self._seen(kept, many, tokens.device)  # [M, T]
+        hidden = hidden.flatten(0, 1)
+        for index, layer in enumerate(weights.layers):
+            qkv = layer.qkv(layer.attention_norm(hidden)).view(rows, many, -1)
+            hidden = hidden + layer.output(self._attend_many(index, qkv, layer.head_norm, seen).flatten(0, 1))
+            hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
+        self.position += kept
+        return hidden.view(rows, many, width)[:, kept - 1 :]
+
+    def _seen(self, kept: int, many: int, device: torch.device) -> Tensor:
+        """Which positions of the cache each of the inputs of `advance_many` attends to: bool [many, T]."""
+        new = torch.ones(many, many, dtype=torch.bool, device=device).tril()
+        new[kept:, kept - 1 :] = False
+        new |= torch.eye(many, dtype=torch.bool, device=device)
+        return torch.cat([new.new_ones(many, self.position), new], 1)
+
+    def _attend_many(
+        self, index: int, qkv: Tensor, head_norm: Callable[[Tensor], Tensor] | None, seen: Tensor
+    ) -> Tensor:
+        """[R, M, (H + 2 * Hkv) * hd] -> [R, M, H * hd]; the new keys are written behind the cache's position."""
+        weights = self.weights
+        rows, many = qkv.shape[:2]
+        shared, end = weights.num_key_value_heads, self.position + many
+        heads = qkv.view(rows, many, weights.num_heads + 2 * shared, weights.head_dim)
+        query_key = heads[:, :, : weights.num_heads + shared]
+        if head_norm is not None:
+            query_key = head_norm(query_key)
+        self.keys[index, :rows, :, self.position : end] = query_key[:, :, weights.num_heads :].transpose(1, 2)
+        self.values[index, :rows, :, self.position : end] = heads[:, :, weights.num_heads + shared :].transpose(1, 2)
+        query = query_key[:, :, : weights.num_heads].unflatten(2, (shared, -1))  # [R, M, Hkv, G, hd]
+        query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [R, Hkv, G * M, hd]
+        groups = weights.num_heads // shared
+        read = _attention(
+            query, self.keys[index, :rows, :, :end], self.values[index, :rows, :, :end], seen.repeat(groups, 1)
+        )
+        return read.unflatten(2, (groups, many)).permute(0, 3, 1, 2, 4).flatten(2)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.weights.head(self.weights.norm(hidden))
@@ -107,10 +170,12 @@ class Decoder:
         return read.reshape(rows, -1)
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """query [R, Hkv, G, hd], keys and values [R, Hkv, T, hd] -> [R, Hkv, G, hd], without a mask."""
+def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> Tensor:
+    """query [R, Hkv, G, hd], keys and values [R, Hkv, T, hd] -> [R, Hkv, G, hd]; `seen` bool [G, T], None is all."""
     if query.device.type != "cpu":
-        return F.scaled_dot_product_attention(query, keys, values)
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
     # On CPUs the fused kernel splits its sums by the number of rows, and it is no faster for one query.
     scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2))  # [R, Hkv, G, T]
+    if seen is not None:
+        scores = scores.masked_fill(~seen, float("-inf"))
     return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
+from codegrid.prior.architectures import architecture_of
+from codegrid.prior.orders import given_orders, place_pairs
 from codegrid.prior.sequence import SequenceConfig, to_tokens
+from codegrid.prior.steps import in_evaluation
 from codegrid.prior.teacher_forcing import hidden_states
 
 # Logits at once, in numbers: 256 MB of float64.
@@ -27,6 +29,7 @@ def log_likelihood(
     *,
     batch_size: int | None = None,
     on_progress: Callable[[int], None] | None = None,
+    orders: Tensor | None = None,
 ) -> Tensor:
     """log p of the codes of each image, in nats.
 
@@ -40,24 +43,29 @@ def log_likelihood(
             the null class: log p(codes) as the prior learned it without a class.
         batch_size: images at once; None: as many as 256 MB of logits hold.
         on_progress: called with the number of images that are done.
+        orders: of a prior of any order, [L] or [M, L] int64 permutations of the tokens (`codegrid.prior.orders`): the
+            mean of the log p in each of them. None is raster order.
 
     Returns:
         float64 [N] on the CPU.
 
     Raises:
-        CodegridError: codes or labels do not fit the prior; no labels are given and it has no null class; or the logits
-            are not finite.
+        CodegridError: codes or labels do not fit the prior; no labels are given and it has no null class; orders are
+            given for a prior of raster order; it is a masked prior; or the logits are not finite.
     """
+    orders = _checked_orders(model, sequence, orders)
     require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     tokens = _tokens(codes, labels, sequence)
     size = batch_size or max(1, _AT_ONCE // (sequence.length * sequence.codebook_size))
     sums = torch.zeros(len(tokens), dtype=torch.float64)
-    with _in_evaluation(model), torch.autocast(model.device.type, enabled=False):
+    with in_evaluation(model), torch.autocast(model.device.type, enabled=False):
         for first in range(0, len(tokens), size):
             part = tokens[first : first + size]
-            logits = code_logits(model, part, sequence).cpu().double()  # [b, L, K]
-            chosen = logits.gather(-1, part[:, sequence.prefix_length :, None].cpu())[..., 0]
-            sums[first : first + size] = (chosen - logits.logsumexp(-1)).sum(1)
+            for order in orders:
+                logits = code_logits(model, part, sequence, order).cpu().double()  # [b, L, K]
+                target = part[:, sequence.prefix_length :, None].cpu()
+                chosen = logits.gather(-1, target if order is None else target[:, order])[..., 0]
+                sums[first : first + size] += (chosen - logits.logsumexp(-1)).sum(1) / len(orders)
             if on_progress is not None:
                 on_progress(first + len(part))
     require(
@@ -68,15 +76,45 @@ def log_likelihood(
     return sums
 
 
-def code_logits(model: PreTrainedModel, tokens: Tensor, sequence: SequenceConfig) -> Tensor:
+def code_logits(
+    model: PreTrainedModel, tokens: Tensor, sequence: SequenceConfig, order: Tensor | None = None
+) -> Tensor:
     """Logits of every code given those before it, in one pass: [B, n + L] int64 -> [B, L, K] in the model's dtype.
 
     `tokens` are `to_tokens`'. The last code predicts nothing, and the last token of the prefix predicts the first code.
+    With an `order` [L] of the tokens "before" goes by it, and so do the logits.
     """
-    hidden = hidden_states(model, tokens[:, :-1].to(model.device))[:, sequence.prefix_length - 1 :]  # [B, L, D]
+    places = None
+    if order is not None:
+        prefix = sequence.prefix_length
+        tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix:][:, order.to(tokens.device)]], 1)
+        own, target = place_pairs(order[None].to(model.device), prefix)
+        places = own.expand(len(tokens), -1), target.expand(len(tokens), -1)
+    fed = tokens[:, :-1].to(model.device)
+    hidden = hidden_states(model, fed, places=places)[:, sequence.prefix_length - 1 :]  # [B, L, D]
     head = model.get_output_embeddings()
     assert head is not None  # of a language model
     return head(hidden)[..., : sequence.codebook_size]
+
+
+def _checked_orders(model: PreTrainedModel, sequence: SequenceConfig, orders: Tensor | None) -> list[Tensor | None]:
+    record = architecture_of(model)
+    reads = "before" if record is None else record.reads
+    require(
+        reads != "around",
+        "A masked prior gives no likelihood in one pass: it predicts its unknown codes independently of each other.",
+        "Compare masked priors by their held-out loss, which training logs.",
+    )
+    if orders is None:
+        return [None]
+    require(
+        reads == "any order",
+        "orders are given, and this prior knows raster order only.",
+        "Leave them out, or train one with `codegrid train-prior ... --order annealed`.",
+    )
+    orders = orders if orders.dim() == 2 else orders[None]
+    require(len(orders) > 0, "orders is empty.", "Give at least one, or None.")
+    return list(given_orders(orders, len(orders), sequence))
 
 
 def _tokens(codes: Tensor, labels: Tensor | Sequence[int] | None, sequence: SequenceConfig) -> Tensor:
@@ -93,13 +131,3 @@ def _tokens(codes: Tensor, labels: Tensor | Sequence[int] | None, sequence: Sequ
     unconditional = replace(sequence, class_names=None, condition=None, null_class=True)
     plain = to_tokens(codes.cpu(), None, None, unconditional)[:, unconditional.prefix_length :]
     return torch.cat([sequence.null_prefix.expand(len(plain), -1), plain], dim=1)
-
-
-@contextlib.contextmanager
-def _in_evaluation(model: PreTrainedModel) -> Iterator[None]:
-    was = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was)

@@ -11,6 +11,8 @@ from torch.autograd.function import once_differentiable
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
+from codegrid.prior.architectures import architecture_of
+from codegrid.prior.orders import place_pairs
 from codegrid.prior.sequence import to_tokens
 from codegrid.prior.sequence_config import SequenceConfig
 from codegrid.prior.teacher_forcing import check_checkpointing, hidden_states
@@ -65,21 +67,58 @@ class PriorObjective(nn.Module):
             )
             check_checkpointing(model)
         self.model, self.num_codes, self.checkpointing, self.fast = model, num_codes, checkpointing, fast
+        record = architecture_of(model)
+        self.around = record is not None and record.reads == "around"
 
-    def forward(self, tokens: Tensor, label_smoothing: float = 0.0, prefix_length: int = 1) -> Tensor:
-        """Tokens [B, n + L] -> mean cross-entropy in nats per code. The first n = `prefix_length` are not predicted."""
+    def forward(
+        self,
+        tokens: Tensor,
+        label_smoothing: float = 0.0,
+        prefix_length: int = 1,
+        order: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens [B, n + L] -> mean cross-entropy in nats per code. The first n = `prefix_length` are not predicted.
+
+        Args:
+            order: orders of the codes [B, L], for a prior of any order; None is raster order.
+            known: of a masked prior, bool [B, L], the codes that it sees; None shows it none.
+        """
+        if self.around:
+            return self._around(tokens, label_smoothing, prefix_length, known)
+        places = None
+        if order is not None:
+            places = place_pairs(order, prefix_length)
+            tokens = torch.cat([tokens[:, :prefix_length], tokens[:, prefix_length:].gather(1, order)], 1)
         # The last code predicts nothing, so the model does not get it. The prefix's last token predicts the first code.
         # Every row of logits therefore counts in the loss.
         fed, codes, first = tokens[:, :-1], tokens[:, prefix_length:], prefix_length - 1
-        if not self.fast:
+        if not self.fast and places is None:
             logits = self.model(input_ids=fed, use_cache=False).logits[:, first:]  # [B, L, V]
             return code_cross_entropy(logits, codes, self.num_codes, label_smoothing)
-        hidden = hidden_states(self.model, fed, self.checkpointing)[:, first:]  # [B, L, D]
+        hidden = hidden_states(self.model, fed, self.checkpointing, places)[:, first:]  # [B, L, D]
         head = self.model.get_output_embeddings()
         assert head is not None  # of a language model
         if type(head) is not nn.Linear or head.bias is not None:
             return code_cross_entropy(head(hidden), codes, self.num_codes, label_smoothing)
         return head_cross_entropy(hidden, head.weight, codes, self.num_codes, label_smoothing)
+
+    def _around(self, tokens: Tensor, label_smoothing: float, prefix_length: int, known: Tensor | None) -> Tensor:
+        """The mean over the images of the mean over their unknown codes.
+
+        If the number of known codes is drawn evenly from 0 to L - 1, its expectation is the loss of one code after the
+        other, averaged over all orders (https://arxiv.org/abs/2110.02037).
+        """
+        codes = tokens[:, prefix_length:]
+        if known is None:
+            known = torch.zeros_like(codes, dtype=torch.bool)
+        shown = torch.cat([tokens[:, :prefix_length], codes.masked_fill(~known, self.model.config.vocab_size - 1)], 1)
+        logits = self.model(input_ids=shown).logits[:, prefix_length:, : self.num_codes].float()  # [B, L, K]
+        nats = F.cross_entropy(
+            logits.flatten(0, 1), codes.flatten(), label_smoothing=label_smoothing, reduction="none"
+        ).view_as(codes)
+        unknown = (~known).to(nats.dtype)
+        return ((nats * unknown).sum(1) / unknown.sum(1).clamp(min=1)).mean()
 
 
 def prior_loss(
@@ -91,6 +130,8 @@ def prior_loss(
     *,
     label_smoothing: float = 0.0,
     validate: bool = True,
+    order: Tensor | None = None,
+    known: Tensor | None = None,
 ) -> Tensor:
     """Teacher-forced loss of a batch, a scalar in nats per code.
 
@@ -101,11 +142,14 @@ def prior_loss(
             unconditional.
         drop: [B] bool; True replaces the class (the condition) by null. None drops none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
+        order, known: see `PriorObjective.forward`.
     """
     tokens = to_tokens(codes, labels, drop, sequence, validate=validate)  # [B, n + L]
     if isinstance(model, PreTrainedModel):
         model = PriorObjective(model, sequence.codebook_size)
-    return model(tokens, label_smoothing, sequence.prefix_length)
+    if order is None and known is None:
+        return model(tokens, label_smoothing, sequence.prefix_length)
+    return model(tokens, label_smoothing, sequence.prefix_length, order, known)
 
 
 @torch.compiler.disable

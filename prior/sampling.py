@@ -16,12 +16,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from codegrid.errors import CodegridError
+from codegrid.prior.architectures import architecture_of
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding import Decoder, read_weights
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
+from codegrid.prior.orders import place_pairs
 from codegrid.prior.sequence import SequenceConfig, flat_rows, prefix_tokens
+from codegrid.prior.steps import Part, draw_around, draw_in_steps, in_double, in_evaluation
+from codegrid.prior.way import Way, known_tokens, way_to_draw
 
 _MOST_ON_A_CPU, _MOST_ELSEWHERE = 16, 32  # images at once, by default
 
@@ -34,6 +38,11 @@ def sample_codes(
     seeds: Sequence[int] | None = None,
     generators: Sequence[torch.Generator] | None = None,
     prefix_codes: Tensor | None = None,
+    known_codes: Tensor | None = None,
+    redraw: Tensor | None = None,
+    order: str | Tensor | None = None,
+    num_steps: int | None = None,
+    choice_temperature: float = 4.5,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
     on_progress: Callable[[int, int], None] | None = None,
@@ -47,9 +56,7 @@ def sample_codes(
     an accelerator the matrix products choose their order of summation by the number of rows, so the rows are always
     padded to `batch_size`: an image is the same among any number of images, for one `batch_size`. On another kind of
     device, or with another version of torch, logits differ in their last bits, which changes about one image in
-    thousands.
-
-    The model's mode (training or evaluation) neither matters nor changes: dropout is never applied.
+    thousands. Dropout is never applied.
 
     Args:
         model: the bare model of `make_prior` or `load_prior`, float weights, any device and float dtype.
@@ -61,6 +68,12 @@ def sample_codes(
         prefix_codes: the given first codes of each image, which are kept: [B, P] with P below `sequence.length`, or the
             grid's upper rows [B, r, w(, depth)] (only with the order "positions"). A position's random number does not
             depend on the given codes, so that an image's own first codes are completed to that image.
+        known_codes, redraw: whole grids of codes, and the positions that are drawn again, bool [h, w] or [B, h, w]. As
+            the next three, for priors of any order and masked ones.
+        order: "raster", "random", "halton" (`prior/orders.py`) or a permutation of the tokens, [L] or [B, L]; of a
+            masked prior also "confidence" (arXiv:2202.04200). None is "raster", or "halton" with several codes a step.
+        num_steps: steps of several codes, which do not see each other; None is a code a step, of a masked prior 12.
+        choice_temperature: of the noise of "confidence".
         batch_size: images decoded at once (guidance doubles the rows). None is 16 on a CPU, or fewer if the free memory
             requires it, and 32 elsewhere, where codes depend on it.
         weights: "exact"; or "float16" or "int8" for rounded weights, on CPUs: faster, but with other codes.
@@ -73,7 +86,6 @@ def sample_codes(
     Raises:
         CodegridError: an argument is out of its range; labels or given codes do not fit the prior; guidance is used
             with an unconditional prior, a prior without a null class, or no labels; or the logits are not finite.
-        TypeError: a setting is unknown.
     """
     batches = list(
         iterate_codes(
@@ -83,6 +95,11 @@ def sample_codes(
             seeds=seeds,
             generators=generators,
             prefix_codes=prefix_codes,
+            known_codes=known_codes,
+            redraw=redraw,
+            order=order,
+            num_steps=num_steps,
+            choice_temperature=choice_temperature,
             batch_size=batch_size,
             weights=weights,
             on_progress=on_progress,
@@ -102,6 +119,11 @@ def iterate_codes(
     seeds: Sequence[int] | None = None,
     generators: Sequence[torch.Generator] | None = None,
     prefix_codes: Tensor | None = None,
+    known_codes: Tensor | None = None,
+    redraw: Tensor | None = None,
+    order: str | Tensor | None = None,
+    num_steps: int | None = None,
+    choice_temperature: float = 4.5,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
     on_progress: Callable[[int, int], None] | None = None,
@@ -113,21 +135,30 @@ def iterate_codes(
     """
     config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
-        raise CodegridError(f"batch_size is {batch_size}: it must be at least 1.")
+        raise CodegridError(f"batch_size is {batch_size}.", "Give at least 1.")
     scale = config.guidance_scale
     _check_null_class(scale, labels is not None, sequence)
     generators = _one_stream_an_image(labels, seeds, generators)
     prefixes = _prefixes(labels, len(generators), sequence)  # [B, n]
-    given = _given(prefix_codes, len(generators), sequence)  # [B, P]
+    record = architecture_of(model)
+    reads = "before" if record is None else record.reads
+    way = way_to_draw(reads, sequence, len(generators), order, num_steps, choice_temperature)
+    if known_codes is None and redraw is None:
+        given = _given(prefix_codes, len(generators), sequence)  # [B, P]
+    else:
+        given = known_tokens(reads, sequence, len(generators), known_codes, redraw, prefix_codes)  # [B, L]
     if not generators:
         return iter(())
+    if reads == "around":
+        size = batch_size or (_MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE)
+        return _batches(model, sequence, prefixes, given, generators, config, way, size, on_progress)
     positions = sequence.prefix_length + sequence.length - 1  # the model does not get the last code
     read = read_weights(model, sequence.codebook_size, positions, weights=weights)
     if batch_size is None:
         batch_size, branches = _MOST_ELSEWHERE, 1 if scale == 1 else 2
         if model.device.type == "cpu":
             batch_size = batch_that_fits(branches * Decoder.bytes_a_row(read), _MOST_ON_A_CPU, model.device)
-    return _batches(read, sequence, prefixes, given, generators, config, batch_size, on_progress)
+    return _batches(read, sequence, prefixes, given, generators, config, way, batch_size, on_progress)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -141,51 +172,82 @@ def image_generator(seed: int, index: int) -> torch.Generator:
 
 
 def _batches(
-    weights: DecoderWeights,
+    weights: DecoderWeights | PreTrainedModel,
     sequence: SequenceConfig,
     prefixes: Tensor,
     given: Tensor,
     generators: Sequence[torch.Generator],
     settings: SamplingConfig,
+    way: Way,
     batch_size: int,
     on_progress: Callable[[int, int], None] | None,
 ) -> Iterator[Tensor]:
     device = weights.device
     total = len(prefixes) * sequence.length
     decoder: Decoder | None = None
-    for start in range(0, len(prefixes), batch_size):
-        part = slice(start, start + batch_size)
+    for part in way.batches(given, batch_size):
         images = len(prefixes[part])
-        rows = _rows(images, settings.guidance_scale != 1, batch_size, weights)
-        after = _rows(images, False, batch_size, weights)
-        if decoder is None or decoder.rows != rows:
-            decoder = Decoder(weights, rows)
-        done = start * sequence.length
+        done = part.start * sequence.length
 
         def report(position: int, done: int = done, images: int = images) -> None:
             if on_progress is not None:
                 on_progress(done + position * images, total)
 
-        uniforms = None if settings.temperature == 0 else _uniforms(generators[part], sequence.length, device)
+        drawn = _uniforms(generators[part], way.numbers(sequence), device)
+        uniforms = None if settings.temperature == 0 else drawn[:, : sequence.length]
+        images_part = way.part(sequence, part, prefixes, given, drawn, uniforms, device)
+        guided = settings.guidance_scale != 1
         # Entered for one batch at a time: around a `yield` the modes would also apply to the caller's code.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            codes = _sample_batch(
-                decoder, sequence, prefixes[part].to(device), given[part].to(device), uniforms, settings, report, after
-            )
+            if isinstance(weights, PreTrainedModel):
+                codes, finite = _around(weights, sequence, images_part, settings, way, batch_size, report)
+            else:
+                rows = _rows(images, guided, batch_size, weights)
+                if decoder is None or decoder.rows != rows:
+                    decoder = Decoder(weights, rows)
+                if way.num_steps is not None:
+                    codes, finite = draw_in_steps(decoder, sequence, images_part, settings, way.num_steps, report)
+                else:
+                    after = _rows(images, False, batch_size, weights)
+                    codes, finite = _sample_batch(decoder, sequence, images_part, settings, report, after)
+            _check_finite(finite)  # once, at the end: a check at every step would be a CPU-GPU sync point
         yield codes.clone()  # outside of inference mode: autograd accepts the copy
+
+
+def _around(
+    model: PreTrainedModel,
+    sequence: SequenceConfig,
+    part: Part,
+    settings: SamplingConfig,
+    way: Way,
+    batch_size: int,
+    report: Callable[[int], None],
+) -> tuple[Tensor, Tensor]:
+    """Codes of a masked prior. On a CPU each image has a forward pass of its own, so that its bits depend on no other;
+    on an accelerator the batch is padded to `batch_size`."""
+    assert way.num_steps is not None
+    with in_evaluation(model):
+        if model.device.type != "cpu":
+            rest = (way.num_steps, way.choice_temperature, batch_size, report)
+            return draw_around(model, sequence, part, settings, *rest)
+        made = []
+        for index in range(len(part.prefixes)):
+            rest = (way.num_steps, way.choice_temperature, 1, lambda position: None)
+            made.append(draw_around(model, sequence, part.image(index), settings, *rest))
+        report(sequence.length)
+    return torch.cat([codes for codes, _ in made]), torch.stack([finite for _, finite in made]).all()
 
 
 def _sample_batch(
     decoder: Decoder,
     sequence: SequenceConfig,
-    prefixes: Tensor,
-    given: Tensor,
-    uniforms: Tensor | None,
+    part: Part,
     settings: SamplingConfig,
     report: Callable[[int], None],
     rows_unguided: int,
-) -> Tensor:
-    """prefixes [n, tokens], given [n, P], uniforms [n, L] (None: greedy) -> codes [n, L]."""
+) -> tuple[Tensor, Tensor]:
+    """Codes [n, L], a code a step, and whether all logits were finite. Without an order `given` has the first codes."""
+    prefixes, given, order, uniforms, known, _ = part
     images = len(prefixes)
     image = torch.arange(decoder.rows, device=prefixes.device) % images  # [R], the image of each row
     prefix = prefixes[image]  # [R, tokens]
@@ -195,35 +257,44 @@ def _sample_batch(
         prefix[images : 2 * images] = sequence.null_prefix.to(prefix.device, non_blocking=True)
     codes = torch.empty(images, sequence.length, dtype=torch.int64, device=prefixes.device)
     finite = torch.ones((), dtype=torch.bool, device=prefixes.device)
+    if order is not None:
+        own, target = place_pairs(order, sequence.prefix_length)  # [n, prefix + L - 1]
+        given = given.gather(1, order)
     decoder.restart()
     *before, tokens = prefix.unbind(1)
-    for one in before:
-        decoder.advance(one)
+    for step, one in enumerate(before):
+        decoder.advance(one, None if order is None else (own[image, step], target[image, step]))
     for position in range(sequence.length):
         if guided and position == guided[-1] + 1:  # the null branch is no longer needed
             image, tokens = image[:rows_unguided], tokens[:rows_unguided]
-        hidden = decoder.advance(tokens)
-        if position < given.shape[1]:
+        step = len(before) + position
+        hidden = decoder.advance(tokens, None if order is None else (own[image, step], target[image, step]))
+        count = known[position] if position < len(known) else 0
+        place = torch.full_like(image[:images], position) if order is None else order[:, position]  # [n]
+        if count == images:
             chosen = given[:, position]
         else:
-            logits = guided_logits(_in_double(decoder.logits(hidden)), images, scales[position])  # [n, K]
+            logits = guided_logits(in_double(decoder.logits(hidden)), images, scales[position])  # [n, K]
             finite &= torch.isfinite(logits.amax(-1)).all()
             if uniforms is None:
                 chosen = logits.argmax(-1)
             else:
                 kept = filter_logits(logits, settings.temperature, settings.top_k, settings.top_p, settings.min_p)
-                chosen = inverse_cdf(kept, uniforms[:, position])
-        codes[:, position] = chosen.to(codes.device)
-        tokens = codes[image, position]  # [R]
+                chosen = inverse_cdf(kept, uniforms.gather(1, place[:, None].to(uniforms.device))[:, 0])
+            if count:
+                chosen = torch.where(given[:, position] >= 0, given[:, position], chosen.to(given.device))
+        chosen = chosen.to(codes.device)
+        codes.scatter_(1, place[:, None], chosen[:, None])
+        tokens = chosen[image]  # [R]
         report(position + 1)
-    _check_finite(finite)  # once, at the end: a check at every step would be a CPU-GPU sync point
-    return codes
+    return codes, finite
 
 
 def _check_finite(finite: Tensor) -> None:
     if not finite:
         raise CodegridError(
-            "The prior's logits are not finite: its weights hold NaN or infinity, or its dtype overflows."
+            "The prior's logits are not finite: its weights hold NaN or infinity, or its dtype overflows.",
+            "Load it in float32, or train it again.",
         )
 
 
@@ -282,10 +353,6 @@ def _uniforms(generators: Sequence[torch.Generator], length: int, device: torch.
     """[n, L] float64 in [0, 1), drawn on each generator's device, so that they do not depend on the model's device."""
     drawn = [torch.rand(length, generator=one, dtype=torch.float64, device=one.device).cpu() for one in generators]
     return torch.stack(drawn).to("cpu" if device.type == "mps" else device)
-
-
-def _in_double(logits: Tensor) -> Tensor:
-    return (logits.cpu() if logits.device.type == "mps" else logits).double()  # mps has no float64
 
 
 def _rows(images: int, guided: bool, batch_size: int, weights: DecoderWeights) -> int:

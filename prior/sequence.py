@@ -39,9 +39,9 @@ def to_tokens(
         CodegridError: wrong shape, a code beyond the codebook, a label beyond the classes, missing or unexpected
             labels, or drop for a prior without a null class.
     """
-    codes = _flat_codes(codes, config)
+    codes = flat_codes(codes, config)
     if validate:
-        _check_codes(codes, config)
+        check_codes(codes, config)
     prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B, n]
     if drop is not None:
         require(config.null_class, "This prior has no null class, and drop is given.", "Leave drop out.")
@@ -97,7 +97,7 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
         f"Give integers of shape [B, {config.length}], without the prefix.",
     )
     tokens = tokens.long()
-    _check_codes(tokens, config)
+    check_codes(tokens, config)
     if config.order != "positions":
         tokens = torch.empty_like(tokens).index_copy_(1, config.code_of_token.to(tokens.device), tokens)
     shape = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
@@ -121,7 +121,7 @@ def resolve_labels(names_or_ids: Iterable[str | int], config: SequenceConfig) ->
     return config.conditioning.parse(names_or_ids)
 
 
-def _flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
+def flat_codes(codes: Tensor, config: SequenceConfig) -> Tensor:
     """[B, L] or [B, h, w(, depth)] -> [B, L] int64."""
     grid = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
     require(
@@ -158,11 +158,11 @@ def flat_rows(codes: Tensor, config: SequenceConfig) -> Tensor:
         f"prefix_codes gives {codes.shape[1]} codes of {config.length}, which leaves none to sample.",
         f"Give at most {config.length - 1}.",
     )
-    _check_codes(codes, config)
+    check_codes(codes, config)
     return codes
 
 
-def _check_codes(codes: Tensor, config: SequenceConfig) -> None:
+def check_codes(codes: Tensor, config: SequenceConfig) -> None:
     if not codes.numel():
         return
     low, high = (int(extreme) for extreme in codes.aminmax())

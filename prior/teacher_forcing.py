@@ -13,16 +13,25 @@ from codegrid.errors import require
 from codegrid.prior.architectures import Architecture, architecture_of
 
 
-def hidden_states(model: PreTrainedModel, tokens: Tensor, checkpointing: bool = False) -> Tensor:
+def hidden_states(
+    model: PreTrainedModel,
+    tokens: Tensor,
+    checkpointing: bool = False,
+    places: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Tokens [B, T] -> the input of the output layer, [B, T, D].
 
     Args:
+        places: the own and target places of the tokens, each [B, T], for a prior of any order; None is raster order.
         checkpointing: gradient checkpointing: store only the activations between the blocks, and compute the blocks
             again in the backward pass.
 
     Raises:
         CodegridError: checkpointing is set for a model that `check_checkpointing` refuses.
     """
+    if places is not None:
+        own, target = places
+        return model.base_model(input_ids=tokens, own=own, target=target, use_cache=False).last_hidden_state
     record = _with_forward(model)
     if record is not None and record.training_forward is not None:
         return record.training_forward(model, tokens, checkpointing)

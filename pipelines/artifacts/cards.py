@@ -72,6 +72,7 @@ def prior_card(
     `model_type` comes from the prior's config.
     """
     network = next(record for record in ARCHITECTURES.values() if record.model_type == model_type)
+    auto = "AutoModelForMaskedLM" if network.reads == "around" else "AutoModelForCausalLM"
     return _card(
         {
             "library_name": "codegrid",
@@ -93,7 +94,7 @@ sampled = sample_codes(model, sequence, seeds=[0])
 codes = to_codes(sampled, sequence)  # a grid for the tokenizer's decode
 ```
 
-`AutoModelForCausalLM.from_pretrained("{PLACEHOLDER}")` gives the same model; `sequence_config.json` says what its
+`{auto}.from_pretrained("{PLACEHOLDER}")` gives the same model; `sequence_config.json` says what its
 tokens mean.
 """,
     )

@@ -155,6 +155,8 @@ class ImageGenerationPipeline:
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         prefix_codes: Tensor | None = None,
+        order: str | Tensor | None = None,
+        num_steps: int | None = None,
         batch_size: int | None = None,
         weights: WeightFormat = "exact",
         output_type: OutputType = "pil",
@@ -172,6 +174,7 @@ class ImageGenerationPipeline:
             generator: one CPU generator per image, or one for all (its next draw then starts each image's stream).
             prefix_codes: codes that the images start with, one row per image: [N, P], or the upper rows of the grid
                 [N, r, w(, depth)], such as `pipe.encode(pictures)[:, :r]`. The rest is sampled.
+            order, num_steps: of priors of any order and masked ones, as in `codegrid.prior.sample_codes`.
             batch_size: images per batch; None for 64, or on a CPU fewer if memory is short. On a CPU it changes no
                 code, and pixels only by the last bit of rounding; on an accelerator it may change codes.
             weights: "exact", or the prior's weights rounded to "float16" or "int8", on CPUs: faster, other images.
@@ -199,6 +202,8 @@ class ImageGenerationPipeline:
             None if labels is None else torch.tensor(labels),
             generators=streams_of_images(seed, generator, number),
             prefix_codes=None if prefix_codes is None else torch.as_tensor(prefix_codes),
+            order=order,
+            num_steps=None if num_steps is None else whole_number("num_steps", num_steps),
             batch_size=batch_size or self.default_batch_size(output_type != "codes"),
             weights=weights,
             on_progress=bar,

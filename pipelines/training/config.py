@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from codegrid.errors import require
@@ -187,6 +187,11 @@ class PriorTrainingConfig(TrainingConfig):
             does not change, so these two may change when a run resumes.
         num_samples: images to sample at each evaluation, always with the same seeds; 0 for none. They need a tokenizer:
             `tokenizer`, or the folder that the codes name.
+        order: the order of an image's codes in training. "raster"; "random", another one for each sample; "annealed":
+            random in the first half of the steps, then a falling share, which after three quarters stays at
+            `random_share` (RAR, arXiv:2411.00776). A prior that learned random orders fills in any part of a picture.
+            With `model.architecture` "auto" it is an "any_order_gpt2". A masked prior ("bert") has no order.
+        random_share: share of the samples in random order at the end of an "annealed" run, in [0, 1].
     """
 
     codes: str = ""
@@ -201,9 +206,12 @@ class PriorTrainingConfig(TrainingConfig):
     num_samples: int = 20
     model: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    order: Literal["raster", "random", "annealed"] = younger("raster")
+    random_share: float = younger(0.5)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_order()
         require(
             self.fast_forward or not self.gradient_checkpointing,
             "gradient_checkpointing is part of fast_forward, and that is off.",
@@ -217,3 +225,26 @@ class PriorTrainingConfig(TrainingConfig):
         require(self.num_samples >= 0, f"num_samples is {self.num_samples}.", "It must not be negative.")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}.", "It must lie in [0, 1).")
+
+    def _check_order(self) -> None:
+        require(
+            self.order in ("raster", "random", "annealed"),
+            f"order is {self.order!r}.",
+            "Choose one of 'raster', 'random' and 'annealed'.",
+        )
+        require(0 <= self.random_share <= 1, f"random_share is {self.random_share}.", "It must lie in [0, 1].")
+        model = self.model
+        if self.order != "raster" and model == replace(model, architecture="auto", positions="rotary", qk_norm=False):
+            object.__setattr__(self, "model", replace(model, architecture="any_order_gpt2"))
+        reads = self.model.record.reads
+        require(
+            self.order == "raster" or reads == "any order" or self.init_from is not None,
+            f"order is {self.order!r}, and the architecture {self.model.record.name!r} has "
+            + ("no order." if reads == "around" else "raster order only."),
+            "Leave model.architecture out, or the order.",
+        )
+        require(
+            self.order != "raster" or reads != "any order" or self.init_from is not None,
+            f"The architecture {self.model.record.name!r} is for codes in any order, and order is 'raster'.",
+            "Set --order to 'annealed' or 'random', or choose the architecture 'gpt2'.",
+        )

@@ -8,7 +8,9 @@ from __future__ import annotations
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from codegrid.errors import CodegridError, require
+from codegrid.prior.architectures.any_order import ANY_ORDER
 from codegrid.prior.architectures.base import Architecture, num_positions, shared_values
+from codegrid.prior.architectures.bert import BERT
 from codegrid.prior.architectures.gpt2 import GPT2
 from codegrid.prior.architectures.grid_llama import GRID_LLAMA
 from codegrid.prior.architectures.llama import LLAMA
@@ -56,7 +58,7 @@ def register_architecture(record: Architecture) -> Architecture:
     return record
 
 
-for _record in (LLAMA, GRID_LLAMA, QWEN3, GPT2):
+for _record in (LLAMA, GRID_LLAMA, QWEN3, GPT2, ANY_ORDER, BERT):
     register_architecture(_record)
 
 

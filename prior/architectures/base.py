@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -43,6 +43,9 @@ class Architecture:
         checkpointing: whether `training_forward` supports gradient checkpointing of the blocks.
         matrix_layers: classes of the layers that are one matrix product each. Operations are counted by them.
         library: the package that `model_index.json` names beside the class.
+        reads: "before": a code follows from those before it in raster order. "any order": from those that were given,
+            in any order (the model's forward pass takes `own` and `target` places, see `any_order.py`). "around": from
+            all known ones around it; null stands for an unknown code (see `bert.py`).
     """
 
     name: str
@@ -57,6 +60,7 @@ class Architecture:
     checkpointing: bool = False
     matrix_layers: tuple[type[nn.Module], ...] = (nn.Linear,)
     library: str = "transformers"
+    reads: Literal["before", "any order", "around"] = "before"
 
     @property
     def model_type(self) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from codegrid.prior.sequence_config import SequenceConfig
 
 
-def _check(config: PriorConfig) -> None:
+def check_gpt2(config: PriorConfig) -> None:
     shared = config.num_key_value_heads
     require(
         shared in (None, config.num_attention_heads),
@@ -34,18 +34,18 @@ def _check(config: PriorConfig) -> None:
     )
 
 
-def _config(config: PriorConfig, sequence: SequenceConfig) -> GPT2Config:
-    return GPT2Config(
-        n_positions=num_positions(sequence),
-        n_embd=config.hidden_size,
-        n_layer=config.num_hidden_layers,
-        n_head=config.num_attention_heads,
-        n_inner=config.intermediate_size,
-        attn_pdrop=config.attention_dropout,
-        embd_pdrop=0.0,
-        resid_pdrop=0.0,
-        **shared_values(config, sequence),
-    )
+def gpt2_values(config: PriorConfig, sequence: SequenceConfig) -> dict[str, Any]:
+    """The fields of a GPT2Config and of configs derived from it."""
+    return shared_values(config, sequence) | {
+        "n_positions": num_positions(sequence),
+        "n_embd": config.hidden_size,
+        "n_layer": config.num_hidden_layers,
+        "n_head": config.num_attention_heads,
+        "n_inner": config.intermediate_size,
+        "attn_pdrop": config.attention_dropout,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
 
 
 def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap) -> DecoderWeights:
@@ -118,8 +118,8 @@ GPT2 = Architecture(
     title="GPT-2",
     config_class=GPT2Config,
     model_class=GPT2LMHeadModel,
-    config=_config,
+    config=lambda config, sequence: GPT2Config(**gpt2_values(config, sequence)),
     read_weights=read_gpt2,
-    check=_check,
+    check=check_gpt2,
     matrix_layers=(nn.Linear, Conv1D),
 )

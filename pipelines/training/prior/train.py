@@ -26,6 +26,7 @@ from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
+from codegrid.pipelines.training.prior.orders import RASTER, Orders, TrainingOrders, check_order
 from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
 from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.switches import check_compiler, compile_prior, not_compiled
@@ -119,6 +120,7 @@ def _make_model(config: PriorTrainingConfig, sequence: SequenceConfig, log: Call
     if not config.init_from:
         return make_prior(config.model, sequence)
     model, before = load_prior_and_sequence(config.init_from)
+    check_order(config, model)
     if before.tokenizer_fingerprint != sequence.tokenizer_fingerprint:
         log(f"{config.init_from} was trained on the codes of another tokenizer: its weights are a start, and no more.")
     return transferred(model, before, sequence)
@@ -146,6 +148,7 @@ class PriorStage(Stage):
             self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
         )
         optimizer = config.optimizer.for_batch(config.batch_size)
+        self.orders = TrainingOrders(config, self.sequence, self.model)
         self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
         self.ema = EMA(self.model, config.ema_decay)
         self.optimizers = {"learning_rate": self.learner.optimizer}
@@ -158,14 +161,14 @@ class PriorStage(Stage):
         accelerator, parts, size = self.run.accelerator, self.config.gradient_accumulation_steps, self.config.batch_size
         rank, ranks = accelerator.process_index, accelerator.num_processes
         rows = self.rows[self.order.indices(step * size, size)]  # [batch_size], the same on every rank
-        dropped = _dropped(self.config, step)
+        dropped, orders = _dropped(self.config, step), self.orders.of_step(step)
         seed_step(self.config.seed, step, rank)
         loss = torch.zeros((), device=self.device)
         for part in range(parts):
             mine = slice(part * ranks + rank, None, ranks * parts)  # every (ranks * parts)-th row of the global batch
             with self.learner.exchanging_gradients(accelerator, part == parts - 1):
                 with accelerator.autocast():
-                    part_loss = self._loss(self.learner.wrapped, rows[mine], dropped[mine])
+                    part_loss = self._loss(self.learner.wrapped, rows[mine], dropped[mine], orders.part(mine))
                 accelerator.backward(part_loss / parts)
             loss += part_loss.detach() / parts
         norms = update_together([self.learner], step, self.config.max_steps)
@@ -176,7 +179,9 @@ class PriorStage(Stage):
         self.last_batch = f"rows {rows[:8].tolist()}"
         return {"loss": loss, "grad_norm": norms[0], "skipped_steps": skipped}
 
-    def _loss(self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None) -> Tensor:
+    def _loss(
+        self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None, orders: Orders = RASTER
+    ) -> Tensor:
         """Mean cross-entropy of `rows` in nats per code. `dropped` is bool [B]: the rows that lose their class."""
         labels, unknown = self.codes.condition_values(rows)
         if labels is not None:  # unlabelled images among labelled ones train the null class
@@ -187,7 +192,8 @@ class PriorStage(Stage):
         if labels is not None and dropped is not None and self.sequence.null_class:
             drop = to_device(dropped, self.device)
         smoothing = self.config.label_smoothing if model.training else 0.0
-        return prior_loss(model, codes, labels, drop, self.sequence, label_smoothing=smoothing, validate=False)
+        options = {"label_smoothing": smoothing, "validate": False, **orders.to(self.device)._asdict()}
+        return prior_loss(model, codes, labels, drop, self.sequence, **options)
 
     def evaluate(self, done: int | None) -> Scores:
         """The held-out loss (cross-entropy), and a picture of samples."""
@@ -197,7 +203,10 @@ class PriorStage(Stage):
         if scores:
             self.run.metrics(done, "validation", scores)
             nats, bits = scores["cross_entropy"], scores["bits_per_code"]
-            self.run.log(f"step {done}: held-out cross-entropy {nats:.4f} nats a code, {bits:.3f} bits")
+            others = (
+                "" if (other := scores.get("cross_entropy_any_order")) is None else f"; {other:.4f} in random orders"
+            )
+            self.run.log(f"step {done}: held-out cross-entropy {nats:.4f} nats a code, {bits:.3f} bits{others}")
         if self.tokenizer is not None:
             with self.ema.applied():
                 picture = sample_picture(self.model, self.tokenizer, self.sequence, self.config.num_samples)
@@ -209,15 +218,20 @@ class PriorStage(Stage):
         if not len(self.held_out):
             return {}
         mine = self.held_out[accelerator.process_index :: accelerator.num_processes]
-        sums = torch.zeros(2, device=self.device)  # nats, rows
+        sums = torch.zeros(3, device=self.device)  # nats, nats in random orders, rows
+        places = np.arange(len(self.held_out))[accelerator.process_index :: accelerator.num_processes]
         with self.ema.applied(), evaluating(self.model), not_compiled(), accelerator.autocast():
             for first in range(0, len(mine), size):
                 rows = mine[first : first + size]
-                loss = self._loss(self.model, rows, None)
+                raster, random = self.orders.held_out(places[first : first + size])
+                loss = self._loss(self.model, rows, None, raster)
+                other = loss if random is None else self._loss(self.model, rows, None, random)
                 sums[0] += loss.float() * len(rows)
-                sums[1] += len(rows)
-        total, number = accelerator.reduce(sums, "sum").tolist()
-        return {"cross_entropy": total / number, "bits_per_code": bits_per_code(total / number)}
+                sums[1] += other.float() * len(rows)
+                sums[2] += len(rows)
+        total, other, number = accelerator.reduce(sums, "sum").tolist()
+        scores = {"cross_entropy": total / number, "bits_per_code": bits_per_code(total / number)}
+        return scores | ({"cross_entropy_any_order": other / number} if self.orders.reads == "any order" else {})
 
     def groups(self) -> dict[str, Tensors]:
         return {
