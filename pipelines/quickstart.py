@@ -142,7 +142,8 @@ def _pictures(
     assert pipe.class_names is not None  # the embedded images have classes
     per_class = len(labels) // len(pipe.class_names)
     shown = [first + index for first in range(0, len(labels), per_class) for index in range(10)]
-    sheet = class_sheet(to_pil(samples[shown]), [pipe.class_names[labels[index]] for index in shown])
+    chosen = [labels[index] for index in shown]
+    sheet = class_sheet(to_pil(samples[shown]), [pipe.class_names[label] for label in chosen], chosen)
     write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
     pairs = reconstruction_sheet(pipe.tokenizer, next(prepared_batches(pipe.tokenizer, iter(test), 32)).images)
     write_atomically(folder / "reconstructions.png", lambda aside: pairs.save(aside, format="PNG"))

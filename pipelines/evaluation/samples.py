@@ -119,8 +119,8 @@ class Samples:
         shards = range(-(-min(_IN_PICTURE, self.num_images) // self.batch_size))
         images = to_pil(to_model(torch.cat([self.pixels(shard) for shard in shards])[:_IN_PICTURE]))
         names = self.pipe.class_names
-        labels = None if names is None else [names[index % len(names)] for index in range(len(images))]
-        sheet = class_sheet(images, labels)
+        labels = None if names is None else [index % len(names) for index in range(len(images))]
+        sheet = class_sheet(images, None if names is None else [names[label] for label in labels or ()], labels)
         path = self.outer / f"{self.name}.png"
         write_atomically(path, lambda aside: sheet.save(aside, format="PNG"))
         return path

@@ -27,7 +27,7 @@ def sample_sheet(pipe: ImageGenerationPipeline) -> bytes:
     else:
         labels = list(range(min(_MOST_CLASSES, len(pipe.class_names))))
         output = pipe(labels, num_images_per_label=_PER_CLASS, seed=0, progress=False)
-        sheet = class_sheet(output.images, [pipe.class_names[label] for label in output.labels or ()])
+        sheet = class_sheet(output.images, [pipe.class_names[label] for label in output.labels or ()], output.labels)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     return buffer.getvalue()

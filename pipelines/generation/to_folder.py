@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from codegrid.tokenizer.images import check_colours
 
 _SETTINGS_NAME = "generation.json"
 _MOST_IN_PICTURE = 100
+_MOST_BYTES = 180  # of a class's name in a file's
 
 
 def generate_images(
@@ -102,7 +104,8 @@ def generate_images(
         tqdm.write(told)
     everyone()
     captions = None if labels is None else [pipe.sequence.conditioning.name(label) for label in labels]
-    names = [_file_name(index, None if captions is None else captions[index]) for index in range(num_images)]
+    names = _file_names(folder, captions, num_images)
+    everyone()  # no rank writes until all have looked for the files of an older version
     # All ranks use the same batch size, even if their free memory differs.
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
     with resumable():
@@ -110,7 +113,7 @@ def generate_images(
         _write_missing(pipe, accelerator, everyone, paths, labels, seed, batch_size, weights)
     everyone()
     if accelerator.is_main_process:
-        _write_sheet(folder, names, captions)
+        _write_sheet(folder, names, captions, labels)
         tqdm.write(f"{num_images} images and samples.png are in {folder}.")
     return folder
 
@@ -150,8 +153,8 @@ def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None) -> None:
-    sheet = class_sheet([Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]], class_names)
+def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None, labels: list[int] | None) -> None:
+    sheet = class_sheet([Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]], class_names, labels)
     write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
 
 
@@ -177,8 +180,28 @@ def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_im
 
 
 def _file_name(index: int, class_name: str | None) -> str:
-    plain = "" if class_name is None else "-" + re.sub(r"[^A-Za-z0-9]+", "_", class_name).strip("_")[:40]
-    return f"{index:06d}{plain}.png"
+    """Letters, marks and numbers of any script stay; the whole name has at most 200 bytes.
+
+    The index makes it unique, also where a disk folds cases, and no system reserves such a name.
+    """
+    letters = unicodedata.normalize("NFC", class_name or "")
+    plain = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in letters)
+    plain = "_".join(plain.split())
+    end = len(plain)
+    while len(plain[:end].encode()) > _MOST_BYTES or (end < len(plain) and unicodedata.category(plain[end])[0] == "M"):
+        end -= 1  # a mark is not cut off its letter
+    return f"{index:06d}{'-' if end else ''}{plain[:end]}.png"
+
+
+def _file_names(folder: Path, captions: list[str] | None, number: int) -> list[str]:
+    """The files' names. Pictures that version 0.1 wrote keep theirs, which had ASCII letters alone."""
+    names = []
+    for index in range(number):
+        caption = None if captions is None else captions[index]
+        before = "" if caption is None else "-" + re.sub(r"[^A-Za-z0-9]+", "_", caption).strip("_")[:40]
+        older = f"{index:06d}{before}.png"
+        names.append(older if (folder / older).is_file() else _file_name(index, caption))
+    return names
 
 
 def claim_images(folder: Path, settings: dict[str, Any]) -> str:

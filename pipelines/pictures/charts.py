@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from codegrid.names import printable
+from codegrid.pipelines.pictures.lettering import lettering
+from codegrid.pipelines.system.numbers import number
 
 COLOURS = ("#2563eb", "#dc2626", "#059669", "#d97706", "#7c3aed", "#0891b2", "#be185d", "#4b5563")
 _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 46, 38
 _INK, _PALE = "#374151", "#e5e7eb"
+_LETTER = 6.2  # the mean width of one in a legend
 _SHARPNESS = 2  # PNG pixels per unit of the layout
 
 
 class Series(NamedTuple):
-    """A line through points (x, y) in their order. Points that are not finite are left out."""
+    """A line through points (x, y) in their order. Points that are not finite are left out.
+
+    Names share the width of the chart and are cut to it. In a PNG, the number of the series (from 1) stands in the
+    place of a name that no font of the system can write.
+    """
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -52,6 +62,7 @@ class _Text(NamedTuple):
     anchor: str  # "start", "middle" or "end"
     size: int
     colour: str
+    stand_in: str | None = None  # in a PNG, where no font has the letters
 
 
 def svg(chart: Chart) -> str:
@@ -68,7 +79,7 @@ def svg(chart: Chart) -> str:
             place = f'x="{shape.x:.1f}" y="{shape.y:.1f}" text-anchor="{shape.anchor}" dominant-baseline="central"'
             text = html.escape(shape.text)
             parts.append(f'<text {place} font-size="{shape.size}" fill="{shape.colour}">{text}</text>')
-    label = html.escape(chart.title, quote=True)
+    label = html.escape(printable(chart.title), quote=True)
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{label}"'
     return f'{head} font-family="system-ui, sans-serif">{"".join(parts)}</svg>'
 
@@ -92,9 +103,11 @@ def png(charts: Sequence[Chart], columns: int = 3) -> Image.Image:
             elif isinstance(shape, _Dot):
                 draw.circle(place(shape.x, shape.y), 2.5 * _SHARPNESS, shape.colour)
             else:
-                font = ImageFont.load_default(size=_SHARPNESS * shape.size)
+                room = {"start": _WIDTH - shape.x, "middle": 2 * min(shape.x, _WIDTH - shape.x), "end": shape.x}
+                most = _SHARPNESS * room[shape.anchor]
+                written = lettering(shape.text, _SHARPNESS * shape.size, most, shape.stand_in)
                 anchor = {"start": "lm", "middle": "mm", "end": "rm"}[shape.anchor]
-                draw.text(place(shape.x, shape.y), shape.text, shape.colour, font=font, anchor=anchor)
+                draw.text(place(shape.x, shape.y), written.text, shape.colour, font=written.font, anchor=anchor)
     return sheet
 
 
@@ -112,7 +125,7 @@ def _layout(chart: Chart) -> list[_Line | _Dot | _Text]:
         [point for point in series.points if math.isfinite(point[0]) and math.isfinite(point[1])]
         for series in chart.series
     ]
-    shapes: list[_Line | _Dot | _Text] = [_Text(_LEFT, 12, chart.title, "start", 13, _INK)]
+    shapes: list[_Line | _Dot | _Text] = [_Text(_LEFT, 12, _within(chart.title, _WIDTH - _LEFT), "start", 13, _INK)]
     points = [point for line in lines for point in line]
     if not points:
         return [*shapes, _Text(_WIDTH / 2, _HEIGHT / 2, "nothing to show", "middle", 12, _INK)]
@@ -125,20 +138,46 @@ def _layout(chart: Chart) -> list[_Line | _Dot | _Text]:
     for value in ticks(y_low, y_high):
         _, y = place(x_low, value)
         shapes += [_Line([(_LEFT, y), (_WIDTH - _RIGHT, y)], _PALE, 1)]
-        shapes += [_Text(_LEFT - 6, y, _number(value), "end", 11, _INK)]
+        shapes += [_Text(_LEFT - 6, y, _tick(value), "end", 11, _INK)]
     for value in ticks(x_low, x_high):
-        shapes.append(_Text(place(value, y_low)[0], _HEIGHT - _BOTTOM + 12, _number(value), "middle", 11, _INK))
-    shapes.append(_Text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 10, chart.x_label, "middle", 11, _INK))
-    across = _LEFT
+        shapes.append(_Text(place(value, y_low)[0], _HEIGHT - _BOTTOM + 12, _tick(value), "middle", 11, _INK))
+    shapes.append(
+        _Text(
+            (_LEFT + _WIDTH - _RIGHT) / 2,
+            _HEIGHT - 10,
+            _within(chart.x_label, _WIDTH - _LEFT - _RIGHT),
+            "middle",
+            11,
+            _INK,
+        )
+    )
+    across, room = _LEFT, max(2 * _LETTER, (_WIDTH - _LEFT) / max(1, len(lines)) - 18)
+    if sum(18 + _length(series.name) for series in chart.series) < _WIDTH - _LEFT:
+        room = _WIDTH
     for index, (series, line) in enumerate(zip(chart.series, lines, strict=True)):
         colour = COLOURS[index % len(COLOURS)]
         placed = [place(*point) for point in line]
         shapes += [_Line(placed, colour, 1.5)] if len(placed) > 1 else []
         shapes += [_Dot(*point, colour) for point in placed] if len(placed) <= 12 else []
-        if len(chart.series) > 1:
-            shapes += [_Dot(across + 3, 31, colour), _Text(across + 10, 31, series.name, "start", 11, _INK)]
-            across += 24 + 6.2 * len(series.name)
+        if len(chart.series) > 1 and across + 18 < _WIDTH:
+            name = _within(series.name, room)
+            shapes += [_Dot(across + 3, 31, colour), _Text(across + 10, 31, name, "start", 11, _INK, str(index + 1))]
+            across += 18 + _length(name)
     return shapes
+
+
+def _length(text: str) -> float:
+    """About how wide a text is. Letters of East Asia take two places."""
+    return sum(_LETTER * (1 + (unicodedata.east_asian_width(letter) in "WF")) for letter in text)
+
+
+def _within(text: str, room: float) -> str:
+    text = printable(text)
+    if _length(text) <= room:
+        return text
+    while text and _length(text) > room - _LETTER:
+        text = text[: min(len(text) - 1, math.ceil(room / _LETTER))]
+    return f"{text}…"
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:
@@ -148,9 +187,8 @@ def _bounds(values: Sequence[float]) -> tuple[float, float]:
     return low - room, high + room
 
 
-def _number(value: float) -> str:
-    if value == 0:
-        return "0"
-    if abs(value) >= 1e5 or abs(value) < 1e-3:
-        return f"{value:.0e}".replace("e-0", "e-").replace("e+0", "e")
-    return f"{value:.6g}"
+def _tick(value: float) -> str:
+    """A number that fits beside the chart."""
+    if abs(value) >= 1e12:
+        return f"{value:.2e}".replace("e+", "e")
+    return f"{number(value / 1e6, 6)}M" if abs(value) >= 1e7 else number(float(value), 6)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any
 
 from PIL import Image
 
+from codegrid.names import printable
 from codegrid.pipelines.pictures.charts import Chart, svg
 from codegrid.pipelines.system.numbers import number
 
@@ -37,6 +38,11 @@ th, td { border-bottom: 1px solid #e5e7eb; padding: 3px 12px 3px 0; text-align: 
 th { overflow-wrap: anywhere; min-width: 5ch; } td { white-space: nowrap; } details td { white-space: normal; }
 details { margin: 6px 0; } summary { cursor: pointer; color: #374151; }
 """
+
+
+def escape(text: str, quote: bool = True) -> str:
+    """Text for HTML: no tags, no control characters, no marks that turn what follows. Line ends stay."""
+    return html.escape("\n".join(map(printable, text.split("\n"))), quote=quote)
 
 
 def page(title: str, subtitle: str, sections: Sequence[tuple[str, str]]) -> str:

@@ -177,7 +177,7 @@ def _samples(pipe: ImageGenerationPipeline) -> str:
     names = pipe.class_names
     labels = None if names is None else [label for label in range(len(names))[:_CLASSES] for _ in range(_PER_CLASS)]
     images = pipe(labels, num_images=None if labels else 4 * _PER_CLASS, seed=0, progress=False).images
-    sheet = class_sheet(images, None if names is None else [names[label] for label in labels or ()])
+    sheet = class_sheet(images, None if names is None else [names[label] for label in labels or ()], labels)
     settings = ", ".join(f"{name} {markup.show(value)}" for name, value in vars(pipe.sampling).items())
     return markup.paragraph(f"Seed 0; {settings}.") + markup.picture(sheet, "samples")
 

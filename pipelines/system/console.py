@@ -11,6 +11,7 @@ from typing import Any
 from tqdm import tqdm
 
 from codegrid.errors import CodegridError
+from codegrid.names import printable
 from codegrid.pipelines.system.files import describe
 from codegrid.pipelines.system.machine import handle_signals
 
@@ -50,7 +51,7 @@ def guarded(run: Callable[[], Any]) -> None:
         sentence = _sentence(error)
         if sentence is None or os.environ.get("CODEGRID_TRACEBACK"):
             raise
-        _say(f"error: {' '.join(sentence.splitlines())}")
+        _say(f"error: {printable(' '.join(sentence.splitlines()))}")
         raise SystemExit(getattr(error, "exit_status", 1)) from None
     finally:
         if restore is not None:

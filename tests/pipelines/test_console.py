@@ -114,3 +114,12 @@ def test_an_error_in_a_loading_process_is_the_one_that_was_raised(tmp_path):
         next(load(images, 1, batch_sampler=[[(0, 0)]]))
     assert str(error.value).startswith("100 images in a row could not be used; the last: ")
     assert "Check data.source and preprocessing" in error.value.remedy
+
+
+def test_an_error_line_has_no_marks_that_turn_the_terminal(capfd):
+    def run() -> None:
+        raise CodegridError("The class a\u202egnp\x1b[2J is unknown.", "Name\nanother.")
+
+    with pytest.raises(SystemExit):
+        guarded(run)
+    assert capfd.readouterr().err.rstrip("\r\n") == "error: The class a\\u202egnp\\x1b[2J is unknown. Name another."

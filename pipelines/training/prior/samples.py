@@ -54,4 +54,4 @@ def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: Sequenc
         output = pipe(num_images=number, seed=0, progress=False)
     known = sequence.class_names
     names = None if output.labels is None or known is None else [known[label] for label in output.labels]
-    return torch.from_numpy(np.array(class_sheet(output.images, names))).permute(2, 0, 1).contiguous()
+    return torch.from_numpy(np.array(class_sheet(output.images, names, output.labels))).permute(2, 0, 1).contiguous()
