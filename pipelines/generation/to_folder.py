@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -53,6 +53,7 @@ def generate_images(
     guidance_range: tuple[float, float] | None = None,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
 ) -> Path:
     """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
@@ -73,9 +74,10 @@ def generate_images(
         guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
         guidance_power: exponent of the schedule "power"; a higher one starts guidance later.
         guidance_range: the part of the positions with guidance, as fractions.
-        batch_size: images per batch. Each batch is written before the next is sampled. None for 64, or fewer if memory
-            is short.
+        batch_size: images per batch. Each batch is written before the next is sampled. None for 64, or on a CPU fewer
+            if memory is short.
         weights: the prior's exact weights, or rounded to 16 or 8 bits on a CPU: faster, but other images.
+        dtype: compute in this type, tokenizer and prior: half the memory, but other images. None is that of the files.
 
     Raises:
         LoadingError: the pipeline cannot be loaded.
@@ -84,8 +86,7 @@ def generate_images(
     """
     require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
     accelerator = make_accelerator()
-    everyone = patient_barrier(accelerator)
-    pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
     pipe.sampling = replace(
         pipe.sampling,
@@ -95,22 +96,31 @@ def generate_images(
     )
     labels = _labels(pipe, class_labels, num_images)
     folder = Path(output_dir)
+    # All ranks use the same batch size, even if their free memory differs.
+    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
     settings = {
         **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
-        **{"sampling": asdict(pipe.sampling), "weights": weights},
+        **{"sampling": asdict(pipe.sampling), "weights": weights, **_given(dtype=dtype)},
+        **_of_the_device(accelerator, batch_size),
     }
+    return _generate(pipe, accelerator, folder, settings, batch_size)
+
+
+def _generate(
+    pipe: ImageGenerationPipeline, accelerator: Accelerator, folder: Path, settings: dict[str, Any], batch_size: int
+) -> Path:
+    """Claim the folder, make what it lacks, and write the sheet of all."""
+    everyone, num_images, labels = patient_barrier(accelerator), settings["num_images"], settings["labels"]
     if accelerator.is_main_process and (told := claim_images(folder, settings)):
         tqdm.write(told)
     everyone()
     captions = None if labels is None else [pipe.sequence.conditioning.name(label) for label in labels]
     names = _file_names(folder, captions, num_images)
     everyone()  # no rank writes until all have looked for the files of an older version
-    # All ranks use the same batch size, even if their free memory differs.
-    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
     with resumable():
         paths = [folder / name for name in names]
-        _write_missing(pipe, accelerator, everyone, paths, labels, seed, batch_size, weights)
+        _write_missing(pipe, accelerator, everyone, paths, labels, settings["seed"], batch_size, settings["weights"])
     everyone()
     if accelerator.is_main_process:
         _write_sheet(folder, names, captions, labels)
@@ -147,6 +157,13 @@ def _write_missing(
     for index, image in zip(mine, (image for part in made for image in part.images or ()), strict=True):
         if not paths[index].is_file():
             write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
+
+
+def _of_the_device(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
+    """What images depend on beside the settings: on an accelerator, how it computes and how many at once."""
+    if accelerator.device.type == "cpu":
+        return {}
+    return {"batch_size": batch_size, "policy": asdict(accelerator.policy)}
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -42,7 +42,7 @@ def announce_tokenizer(
     """
     if not run.is_main:
         return 0.0
-    estimate = _estimate(run, config, learners)
+    estimate = estimate_of_tokenizer(run, config, learners)
     run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
     held_out = f"{len(validation_images)} held out" if validation_images is not None else "none held out"
     run.log(
@@ -68,8 +68,12 @@ def announce_prior(
     num_rows: int,
     num_held_out: int,
     start: int,
+    num_samples: int = 0,
 ) -> float:
     """Print the sizes, the data, the resolved values of the config, and the least time and memory that training takes.
+
+    Args:
+        num_samples: images that an evaluation samples.
 
     Returns:
         operations of one row's forward and backward pass; 0 on other ranks, which print nothing.
@@ -77,8 +81,7 @@ def announce_prior(
     if not run.is_main:
         return 0.0
     run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
-    tokens = (run.micro_batch_size, sequence.prefix_length + sequence.length)
-    estimate = estimate_prior_memory(objective, tokens, bool(config.ema_decay), run.accelerator.mixed_precision)
+    estimate = estimate_of_prior(run, config, objective, sequence, num_samples)
     run.log(
         f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
         f"{sequence.conditioning.describe()}.\n"
@@ -164,7 +167,17 @@ def _learning_rates(config: TokenizerTrainingConfig, learners: TokenizerLearners
     return text
 
 
-def _estimate(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearners) -> MemoryEstimate:
+def estimate_of_prior(
+    run: Run, config: PriorTrainingConfig, objective: PriorObjective, sequence: SequenceConfig, num_samples: int
+) -> MemoryEstimate:
+    """Memory of a micro-batch; `num_samples` images are sampled at an evaluation."""
+    tokens = (run.micro_batch_size, sequence.prefix_length + sequence.length)
+    precision = run.accelerator.mixed_precision
+    return estimate_prior_memory(objective, tokens, bool(config.ema_decay), precision, num_samples)
+
+
+def estimate_of_tokenizer(run: Run, config: TokenizerTrainingConfig, learners: TokenizerLearners) -> MemoryEstimate:
+    """Memory of a micro-batch."""
     return estimate_memory(
         learners.model.module,
         None if learners.discriminator is None else learners.discriminator.module,
@@ -202,7 +215,8 @@ def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig
 
 
 def _describe_memory(estimate: MemoryEstimate) -> str:
+    samples = f" or {memory(estimate.samples)} an evaluation's samples" if estimate.samples > estimate.step else ""
     return (
         f"Memory, an estimate: {memory(estimate.total)} a device ({memory(estimate.weights)} weights, "
-        f"{memory(estimate.kept)} optimizer and average, {memory(estimate.step)} the step)."
+        f"{memory(estimate.kept)} optimizer and average, {memory(estimate.step)} the step{samples})."
     )

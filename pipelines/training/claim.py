@@ -49,6 +49,7 @@ _MAY_CHANGE = {
     "gradient_checkpointing",
     "compile",
     "deterministic",
+    "profile",
 }
 # Fields that may change although the weights depend on them: the run reports the change.
 _MAY_BE_CHANGED_ALOUD = {"gradient_accumulation_steps"}

@@ -15,6 +15,8 @@ from codegrid.tokenizer.fields import younger
 from codegrid.tokenizer.losses import ObjectiveConfig
 from codegrid.tokenizer.quantizers import QuantizerConfig
 
+MOST_PROFILED = 100  # steps
+
 
 @dataclass(frozen=True)
 class TrainingConfig:
@@ -38,6 +40,8 @@ class TrainingConfig:
         save_every: steps between checkpoints; there is one before each evaluation and after the last step as well.
         keep_last: number of newest checkpoints to keep.
         keep_every: checkpoints at multiples of this step are kept as well; 0 for none.
+        profile: write a trace of this many steps, after the first three, into the run's folder; 0 for none. It opens at
+            https://ui.perfetto.dev.
         tracking: tracker that shows metrics and pictures, besides metrics.jsonl and pictures/.
     """
 
@@ -56,6 +60,7 @@ class TrainingConfig:
     save_every: int = 1_000
     keep_last: int = 2
     keep_every: int = 0
+    profile: int = younger(0)
     tracking: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
@@ -71,6 +76,11 @@ class TrainingConfig:
             require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}.", "It must be at least 1.")
         for name in ("seed", "num_workers", "keep_every"):
             require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}.", "It must not be negative.")
+        require(
+            0 <= self.profile <= MOST_PROFILED,
+            f"profile is {self.profile}.",
+            f"Give 0 to {MOST_PROFILED}: a step's trace takes megabytes.",
+        )
         require(0 <= self.ema_decay < 1, f"ema_decay is {self.ema_decay}.", "It must lie in [0, 1).")
 
     def micro_batch_size(self, ranks: int) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from abc import ABC, abstractmethod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 from tqdm import tqdm
@@ -20,6 +22,9 @@ from codegrid.pipelines.training.checkpoint import (
     load_newest_checkpoint,
     save_checkpoint,
 )
+from codegrid.pipelines.training.memory_estimate import MemoryEstimate
+from codegrid.pipelines.training.out_of_memory import is_out_of_memory, out_of_memory
+from codegrid.pipelines.training.profiling import profiling
 from codegrid.pipelines.training.run import Run, check_bad_steps, stop_run
 from codegrid.pipelines.training.window import Window, add_to_window, gather_windows, own_window, window_means
 
@@ -73,6 +78,10 @@ class Stage(ABC):
         """Scores computed from the counts of a window, and histograms [N] for the trackers."""
         return {}, {}
 
+    def memory(self) -> MemoryEstimate | None:
+        """An estimate of a micro-batch's memory, for the advice to a run that has none left."""
+        return None
+
     def watch(self, line: dict[str, Any]) -> list[str]:
         """Warnings about a line of metrics, which has its "step". Called on all ranks after each line."""
         return []
@@ -113,9 +122,11 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
     if start and _is_due(start, config.eval_every, config.max_steps) and not run.was_evaluated(start):
         scores = stage.evaluate(start)
     bar, began = run.progress(start), time.monotonic()
-    clock = Clock(config.max_steps)
+    clock, trace = Clock(config.max_steps), contextlib.ExitStack()
+    traced = trace.enter_context(profiling(run, config.profile))
     for step in range(start, config.max_steps):
-        metrics = stage.step(step)
+        metrics = _step(run, stage, step)
+        traced()
         bad_steps.add(metrics["skipped_steps"], step, stage.last_batch)
         add_to_window(window, metrics)
         done = step + 1
@@ -132,12 +143,27 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
         if evaluating:
             scores = stage.evaluate(done)
             wait_patiently(run.accelerator)  # the main process alone draws pictures
+    trace.close()
     scores = scores or stage.evaluate(None)
     if run.is_main:
         stage.export(scores)
         if done := config.max_steps - start:
             run.log(f"{done:,} steps took {duration(time.monotonic() - began)}.")
     wait_patiently(run.accelerator)
+
+
+def _step(run: Run, stage: Stage, step: int) -> dict[str, Tensor]:
+    """`stage.step`.
+
+    Raises:
+        TrainingError: it does not fit into memory; the remedy is the settings that fit.
+    """
+    try:
+        return stage.step(step)
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise out_of_memory(run, stage.memory(), step) from error
 
 
 class BadSteps:

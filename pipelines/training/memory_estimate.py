@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from codegrid.prior import PriorObjective
+from codegrid.prior.modeling import cached_width
 from codegrid.tokenizer import VQModel
 
 _MOMENTS = 2  # AdamW's moments per weight
@@ -26,17 +27,19 @@ _MOMENTS = 2  # AdamW's moments per weight
 class MemoryEstimate:
     """Bytes on one device. `weights` is the size of all nets, `kept` that of the moments and the EMA, `step` the peak
     of activations and gradients in one micro-batch. `flops` is the number of operations of a micro-batch's forward and
-    backward pass, as torch counts them; 0 if it was not counted.
+    backward pass, as torch counts them; 0 if it was not counted. `samples` is what an evaluation's samples take, when
+    activations and gradients are gone.
     """
 
     weights: int
     kept: int
     step: int
     flops: int = 0
+    samples: int = 0
 
     @property
     def total(self) -> int:
-        return self.weights + self.kept + self.step
+        return self.weights + self.kept + max(self.step, self.samples)
 
 
 def estimate_memory(
@@ -88,12 +91,13 @@ def estimate_memory(
 
 
 def estimate_prior_memory(
-    objective: PriorObjective, tokens: tuple[int, int], averaged: bool, mixed_precision: str
+    objective: PriorObjective, tokens: tuple[int, int], averaged: bool, mixed_precision: str, num_samples: int = 0
 ) -> MemoryEstimate:
     """The same estimate for a prior.
 
     Args:
         tokens: shape of a micro-batch, [B, 1 + L].
+        num_samples: images that an evaluation samples at once, with guidance.
     """
     model = objective.model
     fake = FakeTensorMode()
@@ -102,7 +106,11 @@ def estimate_prior_memory(
         with torch.autocast(model.device.type, torch.bfloat16, enabled=mixed_precision == "bf16"):
             loss = twin(torch.zeros(tokens, dtype=torch.int64, device=model.device))
         loss.backward()
-        return MemoryEstimate(_bytes(model), (_MOMENTS + averaged) * _bytes(model), live.peak)
+    samples = 0
+    if num_samples:  # a copy of the weights, laid out for decoding, and keys and values of two branches
+        cached = 2 * cached_width(model.config) * (tokens[1] - 1) * model.dtype.itemsize
+        samples = _bytes(model) + 2 * num_samples * cached
+    return MemoryEstimate(_bytes(model), (_MOMENTS + averaged) * _bytes(model), live.peak, samples=samples)
 
 
 def _twin(module: Any, fake: FakeTensorMode) -> Any:

@@ -336,3 +336,23 @@ def test_sheet_and_pictures_agree(folder, tmp_path):
     left = sheet.width - 64 - 2
     np.testing.assert_array_equal(np.asarray(sheet)[2:66, left : left + 64], enlarged)
     assert to_pil(torch.zeros(1, 3, 16, 16))[0].size == first.size
+
+
+def test_the_batch_of_an_accelerator_is_fixed(pipe, monkeypatch):
+    """Images depend on it there: what a neighbour leaves of the memory must not decide."""
+    monkeypatch.setattr("codegrid.prior.memory.free_memory", lambda device: 1)
+    assert pipe.default_batch_size() == 1
+    monkeypatch.setattr(type(pipe), "device", torch.device("cuda"))
+    assert pipe.default_batch_size() == 64
+
+
+def test_images_of_another_dtype_are_other_images(pipe, tmp_path):
+    folder = pipe.save_pretrained(tmp_path / "pipeline")
+    exact = generate_images(str(folder), str(tmp_path / "exact"), num_images=2)
+    rounded = generate_images(str(folder), str(tmp_path / "rounded"), num_images=2, dtype="bfloat16")
+    settings = [json.loads((images / "generation.json").read_text()) for images in (exact, rounded)]
+    assert "dtype" not in settings[0]
+    assert settings[1]["dtype"] == "bfloat16"
+    assert "batch_size" not in settings[0]  # on a CPU no code depends on it
+    with pytest.raises(OutputError, match="dtype"):
+        generate_images(str(folder), str(rounded), num_images=2)

@@ -51,7 +51,9 @@ def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: Sequenc
     """`number` samples, by class if there are classes, with the guidance of a pipeline: uint8 [3, H, W]."""
     with evaluating(prior):
         pipe = ImageGenerationPipeline(tokenizer.to(prior.device), prior, sequence)
-        output = pipe(num_images=number, seed=0, progress=False)
+        # An accelerator always computes whole batches: no rows more than there are images.
+        batch_size = None if prior.device.type == "cpu" else number
+        output = pipe(num_images=number, seed=0, batch_size=batch_size, progress=False)
     known = sequence.class_names
     names = None if output.labels is None or known is None else [known[label] for label in output.labels]
     return torch.from_numpy(np.array(class_sheet(output.images, names, output.labels))).permute(2, 0, 1).contiguous()

@@ -19,13 +19,14 @@ from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import evaluating, looks
 from codegrid.pipelines.system.randomness import SampleOrder, key, seed_step, torch_generator
-from codegrid.pipelines.training.announcement import announce_prior
+from codegrid.pipelines.training.announcement import announce_prior, estimate_of_prior
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
+from codegrid.pipelines.training.memory_estimate import MemoryEstimate
 from codegrid.pipelines.training.prior.orders import RASTER, Orders, TrainingOrders, check_order
 from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
 from codegrid.pipelines.training.run import Run
@@ -62,7 +63,9 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         run.listen_for_signals()
         start = resume(run, stage, window)
         rows, held_out = len(stage.rows), len(stage.held_out)
-        stage.flops_a_sample = announce_prior(run, config, stage.objective, stage.sequence, rows, held_out, start)
+        stage.flops_a_sample = announce_prior(
+            run, config, stage.objective, stage.sequence, rows, held_out, start, stage.num_samples
+        )
         if line := _never_seen(codes, stage.rows):
             run.log(line)
         if config.compile:
@@ -232,6 +235,14 @@ class PriorStage(Stage):
         total, other, number = accelerator.reduce(sums, "sum").tolist()
         scores = {"cross_entropy": total / number, "bits_per_code": bits_per_code(total / number)}
         return scores | ({"cross_entropy_any_order": other / number} if self.orders.reads == "any order" else {})
+
+    @property
+    def num_samples(self) -> int:
+        """Images that an evaluation samples at once, on the main process."""
+        return 0 if self.tokenizer is None else self.config.num_samples
+
+    def memory(self) -> MemoryEstimate:
+        return estimate_of_prior(self.run, self.config, self.objective, self.sequence, self.num_samples)
 
     def groups(self) -> dict[str, Tensors]:
         return {

@@ -31,11 +31,12 @@ from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import write_text
 from codegrid.pipelines.system.numbers import number
 from codegrid.pipelines.system.randomness import key, seed_step
-from codegrid.pipelines.training.announcement import announce_tokenizer
+from codegrid.pipelines.training.announcement import announce_tokenizer, estimate_of_tokenizer
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
+from codegrid.pipelines.training.memory_estimate import MemoryEstimate
 from codegrid.pipelines.training.run import Run, TrainingError
 from codegrid.pipelines.training.switches import check_compiler, compile_learners, not_compiled, prepare_learners
 from codegrid.pipelines.training.tokenizer.frozen import freeze, training_mode
@@ -176,6 +177,9 @@ class TokenizerStage(Stage):
             picture = reconstruction_grid(self.model, shown, self.config.num_pictures)
             if picture is not None:
                 self.run.picture("reconstructions", done, picture)
+
+    def memory(self) -> MemoryEstimate:
+        return estimate_of_tokenizer(self.run, self.config, self.learners)
 
     def groups(self) -> dict[str, Tensors]:
         model, discriminator = self.learners.model, self.learners.discriminator
