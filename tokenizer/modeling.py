@@ -36,6 +36,7 @@ from codegrid.tokenizer.importers.containers import Kind
 from codegrid.tokenizer.layers import lay_out, not_hidden
 from codegrid.tokenizer.moving import to_device
 from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
+from codegrid.tokenizer.tiling import decode_tiles, default_overlap, encode_tiles
 
 
 def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | None:
@@ -138,16 +139,31 @@ class VQModel(PreTrainedModel):
         )
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, tile: int | None = None, overlap: int | None = None) -> Tensor:
         """images [B, C, H, W] in [-1, 1] -> codes [B, h, w] or [B, h, w, depth] int64 in [0, codebook_size).
+
+        Args:
+            tile: side in pixels of the tiles in which larger images are encoded, for less memory; None: all at once.
+                Codes near a tile's edge may differ from those of the whole image.
+            overlap: pixels that neighbouring tiles share at least; None: a quarter of the tile.
 
         Raises:
             CodegridError: images are not floats or have another shape; on a CPU also: NaN, or far outside of [-1, 1].
+                Tile and overlap are no multiples of the downsampling factor.
         """
+        if tile is not None:
+            factor = self.config.pixels_per_position
+            shared = default_overlap(tile, factor) if overlap is None else overlap
+            return encode_tiles(self.encode, self._checked(images), factor, tile, shared)
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 
-    def decode(self, codes: Tensor, labels: Tensor | None = None) -> Tensor:
+    def decode(
+        self, codes: Tensor, labels: Tensor | None = None, tile: int | None = None, overlap: int | None = None
+    ) -> Tensor:
         """codes from `encode` -> images [B, C, H, W], about [-1, 1], not clamped; labels: see the class.
+
+        Args:
+            tile, overlap: in pixels, as in `encode`; tiles are blended where they overlap.
 
         Raises:
             ValueError: a code lies outside the codebook, or `codes` is not a batch of grids of integers; labels are
@@ -159,6 +175,10 @@ class VQModel(PreTrainedModel):
             shape, fits = f"[B, h, w, {depth}]", codes.dim() == 4 and codes.shape[3] == depth
         if not fits or codes.is_floating_point():
             raise CodegridError(f"codes are {codes.dtype} {list(codes.shape)}.", f"Give integers of shape {shape}.")
+        if tile is not None:
+            factor = self.config.pixels_per_position
+            shared = default_overlap(tile, factor) if overlap is None else overlap
+            return decode_tiles(lambda part: self.decode(part, labels), codes, factor, tile, shared)
         codes = codes.long()
         lowest, highest = torch.stack(codes.aminmax()).tolist() if codes.numel() else (0, 0)  # one look at the device
         if lowest < 0 or highest >= size:

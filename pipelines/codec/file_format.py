@@ -14,10 +14,10 @@ from codegrid.errors import CodegridError
 
 MAGIC, VERSION = b"\xcbG", 1
 MODELS = ("fixed", "context", "prior")
-_MODEL_BITS, _HAS_CLASS, _IS_ARCHIVE, _HAS_NAMES = 3, 4, 8, 16
-_KNOWN_FLAGS = _MODEL_BITS | _HAS_CLASS | _IS_ARCHIVE | _HAS_NAMES
+_MODEL_BITS, _HAS_CLASS, _IS_ARCHIVE, _HAS_NAMES, _IS_WHOLE = 3, 4, 8, 16, 32
+_KNOWN_FLAGS = _MODEL_BITS | _HAS_CLASS | _IS_ARCHIVE | _HAS_NAMES | _IS_WHOLE
 # Bounds of what a header may say. A code takes at least 1 / 1024 of a bit of payload, or the file is not ours.
-MOST_SIDE, MOST_CODES, MOST_CLASS, MOST_IMAGES = 2**16, 2**22, 2**24, 2**28
+MOST_SIDE, MOST_CODES, MOST_CLASS, MOST_IMAGES, MOST_ADDED = 2**16, 2**22, 2**24, 2**28, 2**12
 _CODES_A_BYTE = 8 * 1024
 _LONGEST_VARINT = 5
 
@@ -36,6 +36,8 @@ class Header:
         model_fingerprint: 4 bytes of the model's; none for "fixed".
         bound: of "prior": logits of writer and reader may differ by 2^-bound; else None.
         grid: rows and columns of codes.
+        added: of a picture that was not cut: rows of pixels below and columns at the right that are no part of it. None
+            of pictures that were cut as in training.
     """
 
     model: str
@@ -43,11 +45,18 @@ class Header:
     model_fingerprint: bytes
     bound: int | None
     grid: tuple[int, int]
+    added: tuple[int, int] | None = None
 
     def packed(self) -> bytes:
         """Everything behind the flags."""
         bound = b"" if self.bound is None else bytes([self.bound])
-        return self.tokenizer + self.model_fingerprint + bound + varint(self.grid[0]) + varint(self.grid[1])
+        numbers = b"".join(map(varint, (*self.grid, *(self.added or ()))))
+        return self.tokenizer + self.model_fingerprint + bound + numbers
+
+    @property
+    def flags(self) -> int:
+        """The bits of the flags that a header decides."""
+        return MODELS.index(self.model) | (0 if self.added is None else _IS_WHOLE)
 
 
 @dataclass(frozen=True)
@@ -78,13 +87,13 @@ class Archive:
 
 def checksum(header: Header, label: int | None, codes: np.ndarray) -> int:
     """CRC-32 of the header, the class and the codes [h, w, depth], each code as 4 bytes, the highest first."""
-    told = bytes([MODELS.index(header.model)]) + header.packed() + varint(0 if label is None else label + 1)
+    told = bytes([header.flags]) + header.packed() + varint(0 if label is None else label + 1)
     return zlib.crc32(np.ascontiguousarray(codes).astype(">u4").tobytes(), zlib.crc32(told))
 
 
 def pack(header: Header, entry: Entry) -> bytes:
     """A file of one image."""
-    flags = MODELS.index(header.model) | (0 if entry.label is None else _HAS_CLASS)
+    flags = header.flags | (0 if entry.label is None else _HAS_CLASS)
     label = b"" if entry.label is None else varint(entry.label)
     return MAGIC + bytes([VERSION, flags]) + header.packed() + label + entry.checksum.to_bytes(4, "big") + entry.payload
 
@@ -93,7 +102,7 @@ def pack_archive(archive: Archive) -> bytes:
     """A file of many images: header, an index of a few bytes an image, names, and the payloads."""
     header, entries = archive.header, archive.entries
     labelled = any(entry.label is not None for entry in entries)
-    flags = MODELS.index(header.model) | _IS_ARCHIVE | (_HAS_CLASS if labelled else 0)
+    flags = header.flags | _IS_ARCHIVE | (_HAS_CLASS if labelled else 0)
     flags |= 0 if archive.names is None else _HAS_NAMES
     index = [
         (varint(0 if entry.label is None else entry.label + 1) if labelled else b"")
@@ -127,7 +136,7 @@ def unpack(data: bytes) -> Archive:
         f"The file's flags are {flags:#04x}, which this version does not know.",
         "Update codegrid, or get the file again: it may be damaged.",
     )
-    header = _header(reader, MODELS[flags & _MODEL_BITS])
+    header = _header(reader, MODELS[flags & _MODEL_BITS], bool(flags & _IS_WHOLE))
     if flags & _IS_ARCHIVE:
         return _archive(reader, header, flags)
     require_format(not flags & _HAS_NAMES, "The file of one image says that it has names.")
@@ -137,7 +146,7 @@ def unpack(data: bytes) -> Archive:
     return Archive(header, "", (entry,), is_single=True)
 
 
-def _header(reader: _Reader, model: str) -> Header:
+def _header(reader: _Reader, model: str, is_whole: bool) -> Header:
     tokenizer = reader.take(4, "tokenizer")
     fingerprint = b"" if model == "fixed" else reader.take(4, "model")
     bound = reader.byte("bound") if model == "prior" else None
@@ -146,7 +155,10 @@ def _header(reader: _Reader, model: str) -> Header:
         min(grid) >= 1 and grid[0] * grid[1] <= MOST_CODES,
         f"The file says that its grid has {grid[0]} x {grid[1]} codes: that is nothing, or beyond {MOST_CODES}.",
     )
-    return Header(model, tokenizer, fingerprint, bound, grid)
+    added = None
+    if is_whole:
+        added = (reader.varint("added rows", MOST_ADDED), reader.varint("added columns", MOST_ADDED))
+    return Header(model, tokenizer, fingerprint, bound, grid, added)
 
 
 def _archive(reader: _Reader, header: Header, flags: int) -> Archive:

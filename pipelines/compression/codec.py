@@ -21,15 +21,21 @@ from codegrid.pipelines.codec.file_format import (
     checksum,
     pack,
     pack_archive,
+    require_format,
     unpack,
 )
 from codegrid.pipelines.codec.models import CodeModel, FixedModel
 from codegrid.pipelines.codec.prior import BOUND, MOST_BOUND, PriorModel
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
+from codegrid.pipelines.system.devices import evaluating
 from codegrid.prior import resolve_labels
-from codegrid.tokenizer.images import Picture, to_pil, to_uint8
+from codegrid.tokenizer.images import Picture, Whole, to_model, to_pil, to_uint8, to_whole
 
+# Pictures of more pixels are encoded and decoded in tiles of this side: memory grows with the pixels, and with the
+# square of the positions where a tokenizer has attention.
+_MOST_AT_ONCE, _TILE = 2**20, 1024
+_ONE_LABEL = "Give one an image."
 ModelName = Literal["prior", "context", "fixed"]
 
 
@@ -73,6 +79,7 @@ class ImageCodec:
         labels: Sequence[int | str] | int | str | None = None,
         model: ModelName = "prior",
         bound: int = BOUND,
+        whole: bool = False,
     ) -> list[bytes]:
         """Pictures -> a file each. They are prepared as in training: turned upright, cut, alpha over white.
 
@@ -82,11 +89,33 @@ class ImageCodec:
             model: "prior", the transformer's probabilities; "context", those of neighbouring codes; "fixed", log2 of
                 the codebook's size for every code.
             bound: of "prior": logits of writer and reader may differ by 2^-bound.
+            whole: keep each picture's own size: nothing is cut or scaled. Files of "prior" cannot be of another grid
+                than the prior's.
 
         Raises:
             BadImage, CodegridError: a picture or a label cannot be used, or the pipeline lacks the model.
         """
-        return self.compress_codes(self.pipe.encode(images), labels, model, bound)
+        if not whole:
+            return self.compress_codes(self.pipe.encode(images), labels, model, bound)
+        several = list(images) if isinstance(images, (list, tuple)) else [images]
+        given = [labels] if labels is None or isinstance(labels, (int, str)) else list(labels)
+        given = given * len(several) if len(given) == 1 else given
+        require(len(given) == len(several), f"There are {len(given)} labels for {len(several)} images.", _ONE_LABEL)
+        config = self.pipe.tokenizer.config
+        multiple, channels = config.pixels_per_position, config.backbone_config.in_channels
+        blobs = []
+        for picture, label in zip(several, given, strict=True):
+            found = to_whole(picture, config.preprocessing_config, multiple, channels)
+            blobs += self.compress_codes(self.encode_whole(found), label, model, bound, found.added)
+        return blobs
+
+    def encode_whole(self, picture: Whole) -> Tensor:
+        """A picture of any size -> codes [1, h, w(, depth)]; a large one in tiles."""
+        tokenizer = self.pipe.tokenizer
+        images = to_model(torch.from_numpy(picture.pixels)[None]).to(tokenizer.device)
+        tile = _tile(picture.pixels.shape[:2], tokenizer.config.pixels_per_position)
+        with evaluating(tokenizer), torch.inference_mode():
+            return tokenizer.encode(images, tile=tile).cpu()
 
     def compress_codes(
         self,
@@ -94,9 +123,14 @@ class ImageCodec:
         labels: Sequence[int | str] | int | str | None = None,
         model: ModelName = "prior",
         bound: int = BOUND,
+        added: tuple[int, int] | None = None,
     ) -> list[bytes]:
-        """Codes [N, h, w(, depth)] in [0, codebook_size) -> a file each."""
-        return [pack(header, entry) for header, entry in self._entries(codes, labels, model, bound)]
+        """Codes [N, h, w(, depth)] in [0, codebook_size) -> a file each.
+
+        Args:
+            added: of pictures that were not cut, pixels below and at the right that are no part of them; see `Whole`.
+        """
+        return [pack(header, entry) for header, entry in self._entries(codes, labels, model, bound, added)]
 
     def archive(
         self,
@@ -129,15 +163,24 @@ class ImageCodec:
     def decompress(
         self, blobs: Sequence[bytes] | bytes, output_type: Literal["pil", "np", "pt"] = "pil"
     ) -> list[Image.Image] | np.ndarray | Tensor:
-        """Files or archives -> images, all in one list: PIL, uint8 [N, H, W, C] ("np"), float [N, C, H, W] ("pt")."""
+        """Files or archives -> images, all in one list: PIL, uint8 [N, H, W, C] ("np"), float [N, C, H, W] ("pt").
+
+        Raises:
+            FileFormatError: see `codes`.
+            CodegridError: the images have several sizes, and one array is asked for.
+        """
         require(output_type in ("pil", "np", "pt"), f"output_type is {output_type!r}.", "Give pil, np or pt.")
         blobs = [blobs] if isinstance(blobs, bytes) else list(blobs)
         archives = [unpack(blob) for blob in blobs]
         parts = [self.decoded(archive, range(len(archive.entries))) for archive in archives]
+        sizes = sorted({tuple(part.shape[2:]) for part in parts})
+        if output_type == "pil":
+            return [image for part in parts for image in to_pil(part)]
+        require(
+            len(sizes) <= 1, f"The images have {len(sizes)} sizes.", 'Give output_type "pil", or files of one size.'
+        )
         images = torch.cat(parts) if parts else torch.empty(0, 3, 0, 0)
-        if output_type == "pt":
-            return images
-        return to_pil(images) if output_type == "pil" else to_uint8(images).numpy()
+        return images if output_type == "pt" else to_uint8(images).numpy()
 
     def model(self, name: ModelName, bound: int | None = None) -> CodeModel:
         """The model of a name; of "prior" for a bound."""
@@ -162,12 +205,17 @@ class ImageCodec:
         return self.pipe.context
 
     def _entries(
-        self, codes: Tensor, labels: Sequence[int | str] | int | str | None, model: ModelName, bound: int
+        self,
+        codes: Tensor,
+        labels: Sequence[int | str] | int | str | None,
+        model: ModelName,
+        bound: int,
+        added: tuple[int, int] | None = None,
     ) -> list[tuple[Header, Entry]]:
         whole = _with_depth(codes, self.pipe.sequence.depth)
         classes = self._classes(labels, len(whole), model)
         coder = self.model(model, bound)
-        header = Header(model, self._tokenizer, coder.fingerprint, coder.bound, (whole.shape[1], whole.shape[2]))
+        header = Header(model, self._tokenizer, coder.fingerprint, coder.bound, (whole.shape[1], whole.shape[2]), added)
         payloads = coder.write(whole, classes)
         return [
             (header, Entry(label, checksum(header, label, grid), payload))
@@ -188,14 +236,21 @@ class ImageCodec:
         require(self.pipe.sequence.num_classes > 0, "This pipeline has no classes.", "Leave labels out.")
         given = [labels] if isinstance(labels, (int, str)) else list(labels)
         given = given * number if len(given) == 1 else given
-        require(len(given) == number, f"There are {len(given)} labels for {number} images.", "Give one an image.")
+        require(len(given) == number, f"There are {len(given)} labels for {number} images.", _ONE_LABEL)
         return resolve_labels(given, self.pipe.sequence)
 
     def decoded(self, archive: Archive, places: Sequence[int]) -> Tensor:
         """Some images of an archive: float [n, C, H, W] in [-1, 1]. Raises FileFormatError as `codes` does."""
         codes = self._codes(archive, places)
         known = [label for place in places if (label := archive.entries[place].label) is not None]
-        return self.pipe.decode(codes, known if len(known) == len(places) and known else None)
+        labels, added = known if len(known) == len(places) and known else None, archive.header.added
+        if added is None:
+            return self.pipe.decode(codes, labels)
+        factor = self.pipe.tokenizer.config.pixels_per_position
+        require_format(max(added) < factor, f"The file says that {max(added)} pixels were added: at most {factor - 1}.")
+        height, width = (side * factor for side in codes.shape[1:3])
+        images = self.pipe.decode(codes, labels, tile=_tile((height, width), factor))
+        return images[:, :, : height - added[0], : width - added[1]]
 
     def _codes(self, archive: Archive, places: Sequence[int]) -> Tensor:
         """Codes int64 [n, h, w(, depth)] of some images, whose checksums are right."""
@@ -237,6 +292,11 @@ class ImageCodec:
         coder = self.model(header.model, header.bound)
         require_same(header.model_fingerprint, coder.fingerprint, f"model ({header.model})")
         return coder
+
+
+def _tile(size: tuple[int, int], factor: int) -> int | None:
+    """The tile in which a picture of this height and width is encoded and decoded; None: all at once."""
+    return None if size[0] * size[1] <= _MOST_AT_ONCE else max(1, _TILE // factor) * factor
 
 
 def require_same(found: bytes, own: bytes, what: str) -> None:

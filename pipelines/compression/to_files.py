@@ -23,7 +23,7 @@ from codegrid.pipelines.data.understood import describe_source
 from codegrid.pipelines.generation.to_folder import claim_images
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically
-from codegrid.tokenizer.images import to_model, to_pil
+from codegrid.tokenizer.images import BadImage, to_model, to_pil
 
 SUFFIX, ARCHIVE_SUFFIX = ".cgc", ".cga"
 _AT_ONCE = 64  # images
@@ -39,6 +39,7 @@ class _Settings:
     model: ModelName
     bound: int
     classes: dict[int, int] | None  # from the data's labels to the pipeline's
+    whole: bool
 
 
 def compress(
@@ -50,6 +51,7 @@ def compress(
     names: bool = False,
     bound: int = BOUND,
     batch_size: int = _AT_ONCE,
+    whole: bool = False,
 ) -> Path:
     """Compress pictures to files of codes: one file a picture, or one archive of all.
 
@@ -66,6 +68,8 @@ def compress(
         names: keep the pictures' names in the archive.
         bound: of "prior": a machine reads the files if its logits differ from this one's by at most 2^-bound.
         batch_size: pictures encoded at once.
+        whole: keep each picture's own size: nothing is cut or scaled. For a file a picture, and --model context or
+            fixed: the prior knows one size of grids.
 
     Raises:
         DataError: the pictures cannot be read as configured, or none could be used.
@@ -79,18 +83,22 @@ def compress(
         "Give --output-dir OUT for a file a picture, or --archive FILE for one file of all.",
     )
     require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
+    require(
+        not whole or (archive is None and model != "prior"),
+        f"whole is set, with {'an archive' if archive is not None else 'the model prior'}: the pictures of an archive "
+        "have one size, and so have those of a prior.",
+        "Give --output-dir, and --model context (or fixed).",
+    )
     codec = ImageCodec.from_pretrained(pipeline)
     codec.pipe.to(make_accelerator().device)
     codec.model(model, bound)
     records, total, known, identity = _opened(data)
-    settings = _Settings(codec, model, bound, _classes(codec, known))
+    settings = _Settings(codec, model, bound, _classes(codec, known), whole)
     claim = {"pipeline": codec.fingerprints, "model": model, "bound": bound, "source_fingerprint": identity}
+    claim |= {"whole": True} if whole else {}
     parts = Path(archive).with_name(f".{Path(archive).name}.parts") if archive else Path(output_dir or "")
     claim_images(parts, claim)
-    print(
-        f"Pictures are turned upright and cut to {_size(codec)} pixels, with transparency over white; EXIF, further "
-        "frames and their own sizes are not kept."
-    )
+    print(_say_kept(codec, whole))
     skipped: dict[str, str] = {}
     bar = tqdm(total=total, unit="image", dynamic_ncols=True)
     write = _write_part if archive else _write_each
@@ -168,7 +176,8 @@ def codec_info(file: str) -> None:
     print(f"{path}: {len(data):,} bytes, {'one image' if archive.is_single else f'an archive of {number:,} images'}.")
     if archive.source:
         print(f"Pipeline: {shown(archive.source)}.")
-    print(f"Grid: {header.grid[0]} x {header.grid[1]} codes. Model: {header.model}.")
+    size = "cut to the tokenizer's size" if header.added is None else "of the picture's own size"
+    print(f"Grid: {header.grid[0]} x {header.grid[1]} codes, {size}. Model: {header.model}.")
     print(
         f"Fingerprints begin with: tokenizer {header.tokenizer.hex()}, model {header.model_fingerprint.hex() or '-'}."
     )
@@ -246,6 +255,9 @@ def _compressed(
 ) -> Iterator[tuple[str, Archive]]:
     """The name of each picture that could be used, and its compressed form."""
     codec, tokenizer = settings.codec, settings.codec.pipe.tokenizer
+    if settings.whole:
+        yield from _compressed_whole(settings, records, skipped)
+        return
     for batch in prepared_batches(tokenizer, records, max(1, len(records))):
         skipped.update(batch.skipped)
         if not batch.records:
@@ -258,6 +270,22 @@ def _compressed(
         blobs = codec.compress_codes(codes, labels, settings.model, settings.bound)
         for record, blob in zip(batch.records, blobs, strict=True):
             yield record.source_id, unpack(blob)
+
+
+def _compressed_whole(
+    settings: _Settings, records: list[ImageRecord], skipped: dict[str, str]
+) -> Iterator[tuple[str, Archive]]:
+    """As `_compressed`, each picture in its own size."""
+    codec = settings.codec
+    for record in records:
+        known = settings.classes is not None and record.label is not None and record.label >= 0
+        label = settings.classes[record.label] if known else None
+        try:
+            (blob,) = codec.compress(record.data, label, settings.model, settings.bound, whole=True)
+        except (BadImage, FileNotFoundError) as error:
+            skipped[record.source_id] = str(error)
+            continue
+        yield record.source_id, unpack(blob)
 
 
 def _join(parts: Path, path: Path, source: str, keep_names: bool) -> None:
@@ -297,9 +325,17 @@ def _found(path: Path) -> list[Path]:
     return found
 
 
-def _size(codec: ImageCodec) -> str:
+def _say_kept(codec: ImageCodec, whole: bool) -> str:
     height, width = codec.pipe.tokenizer.config.preprocessing_config.size
-    return f"{width}x{height}"
+    if whole:
+        return (
+            "Pictures are turned upright and keep their size, with transparency over white; EXIF and further frames "
+            "are not kept."
+        )
+    return (
+        f"Pictures are turned upright and cut to {width}x{height} pixels, with transparency over white; EXIF, further "
+        "frames and their own sizes are not kept (--whole keeps the size)."
+    )
 
 
 def _say_skipped(skipped: dict[str, str]) -> None:

@@ -251,24 +251,24 @@ class ImageGenerationPipeline:
         with evaluating(self.tokenizer):
             return self.tokenizer.encode(images.to(self.tokenizer.device)).cpu()
 
-    def decode(self, codes: Tensor, labels: Sequence[int] | None = None) -> Tensor:
+    def decode(self, codes: Tensor, labels: Sequence[int] | None = None, tile: int | None = None) -> Tensor:
         """Codes and labels as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU.
 
-        Only a tokenizer with a class-conditional decoder needs and uses the labels.
+        Only a tokenizer with a class-conditional decoder needs and uses the labels. `tile` is `VQModel.decode`'s.
 
         Raises:
             ValueError: the decoder needs labels and there are none, or a label is outside the prior's classes.
         """
-        return self._images_of(codes, labels).cpu()
+        return self._images_of(codes, labels, tile).cpu()
 
-    def _images_of(self, codes: Tensor, labels: Sequence[int] | None) -> Tensor:
+    def _images_of(self, codes: Tensor, labels: Sequence[int] | None, tile: int | None = None) -> Tensor:
         """`decode`, but on the tokenizer's device."""
         classes = None
         if self._decoder_classes is not None and labels is not None:
             labels = resolve_labels(labels, self.sequence)
             classes = torch.tensor([self._decoder_classes[label] for label in labels])
         with evaluating(self.tokenizer):
-            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes).float().clamp(-1, 1)
+            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes, tile=tile).float().clamp(-1, 1)
 
     def log_likelihood(
         self,

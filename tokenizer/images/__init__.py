@@ -2,6 +2,7 @@
 
 to_images       any pictures         -> float32 [N, C, H, W] in [-1, 1]: the whole way, for `encode`
 to_square       any picture          -> uint8 [H, W, C]: open_picture, then prepare
+to_whole        any picture          -> uint8 [H, W, C] in its own size
 open_picture    any picture          -> PIL image, or `Bands` of other numbers of channels, as `Preprocessing` says
 load_image      bytes, file or PIL   -> PIL image, RGB, upright, first frame, clear parts on white
 prepare         PIL image            -> uint8 [H, W, C], H x W = preprocessing.image_size
@@ -30,6 +31,7 @@ from codegrid.tokenizer.images.squares import (
     prepare,
     valid_box,
 )
+from codegrid.tokenizer.images.whole import Whole, to_whole
 
 __all__ = [
     "ARRAY_EXTENSION",
@@ -43,6 +45,7 @@ __all__ = [
     "Picture",
     "Preprocessing",
     "TenCropVariant",
+    "Whole",
     "check_colours",
     "check_size",
     "for_people",
@@ -55,5 +58,6 @@ __all__ = [
     "to_pil",
     "to_square",
     "to_uint8",
+    "to_whole",
     "valid_box",
 ]

@@ -1,0 +1,106 @@
+"""Pictures of any size in files: they come back in their size, and cut to nothing."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codegrid.errors import CodegridError
+from codegrid.pipelines.codec.file_format import FileFormatError, pack, unpack
+from codegrid.pipelines.compression import codec as module
+from codegrid.pipelines.compression.codec import ImageCodec
+from codegrid.pipelines.compression.to_files import codec_info, compress, decompress
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.tokenizer.images import to_whole
+
+SAVED = Path(__file__).resolve().parents[1] / "saved_by_be0a219"
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "pipeline"
+    parts = {part: str(SAVED / "pipeline" / part) for part in ("tokenizer", "prior")}
+    make_pipeline(**parts, output_dir=str(folder), context=str(SAVED / "codes"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def codec(pipeline: Path) -> ImageCodec:
+    return ImageCodec.from_pretrained(pipeline)
+
+
+def picture(width: int, height: int) -> Image.Image:
+    draw = np.random.default_rng(width * height)
+    small = Image.fromarray(draw.integers(0, 256, (5, 7, 3), dtype=np.uint8))
+    return small.resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize("model", ["context", "fixed"])
+@pytest.mark.parametrize("size", [(37, 21), (16, 16), (5, 90), (64, 32)])
+def test_a_picture_comes_back_in_its_size(codec: ImageCodec, model, size: tuple[int, int]) -> None:
+    image = picture(*size)
+    (blob,) = codec.compress(image, model=model, whole=True)
+    config = codec.pipe.tokenizer.config
+    channels = config.backbone_config.in_channels
+    padded = to_whole(image, config.preprocessing_config, config.pixels_per_position, channels)
+    assert padded.size == (size[1], size[0])
+    codes = codec.encode_whole(padded)
+    assert torch.equal(codec.codes(blob), codes[0])
+    made = codec.decompress(blob, "pt")
+    assert torch.equal(made, codec.pipe.decode(codes)[:, :, : size[1], : size[0]])
+
+
+def test_a_large_picture_goes_in_tiles_both_ways(codec: ImageCodec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_MOST_AT_ONCE", 64 * 64)
+    monkeypatch.setattr(module, "_TILE", 32)
+    image = picture(100, 60)
+    (blob,) = codec.compress(image, model="context", whole=True)
+    (made,) = codec.decompress(blob)
+    assert made.size == (100, 60)
+
+
+def test_files_of_several_sizes_are_lists_of_pictures(codec: ImageCodec) -> None:
+    blobs = codec.compress([picture(20, 30), picture(30, 20)], model="fixed", whole=True)
+    assert [image.size for image in codec.decompress(blobs)] == [(20, 30), (30, 20)]
+    with pytest.raises(CodegridError, match="2 sizes"):
+        codec.decompress(blobs, "np")
+    with pytest.raises(CodegridError, match="Take --model context"):
+        codec.compress(picture(40, 20), 0, "prior", whole=True)
+
+
+def test_what_was_added_is_checked(codec: ImageCodec) -> None:
+    (blob,) = codec.compress(picture(21, 17), model="context", whole=True)
+    archive = unpack(blob)
+    assert archive.header.added is not None
+    other = replace(archive.header, added=(0, 0))
+    with pytest.raises(FileFormatError, match="checksum"):
+        codec.decompress(pack(other, archive.entries[0]))
+    plain = replace(archive.header, added=None)
+    with pytest.raises(FileFormatError, match="checksum"):
+        codec.decompress(pack(plain, archive.entries[0]))
+
+
+def test_the_command_keeps_sizes(pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "images").mkdir()
+    sizes = {"a.png": (33, 18), "b.jpg": (16, 50)}
+    for name, size in sizes.items():
+        picture(*size).save(tmp_path / "images" / name)
+    (tmp_path / "images" / "c.png").write_bytes(b"no picture")
+    data = DataConfig(str(tmp_path / "images"))
+    files = compress(str(pipeline), data, str(tmp_path / "files"), model="context", whole=True)
+    said = capsys.readouterr().out
+    assert "keep their size" in said
+    assert "1 pictures are left out: c.png" in said
+    folder = decompress(str(files), str(pipeline), str(tmp_path / "back"))
+    assert sorted(Image.open(path).size for path in folder.iterdir()) == sorted(sizes.values())
+    codec_info(str(sorted(files.glob("*.cgc"))[0]))
+    assert "of the picture's own size" in capsys.readouterr().out
+    for wrong in ({"model": "prior", "output_dir": "x"}, {"model": "context", "archive": "x.cga"}):
+        with pytest.raises(CodegridError, match="whole is set"):
+            compress(str(pipeline), data, whole=True, **wrong)
