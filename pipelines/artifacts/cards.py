@@ -17,6 +17,7 @@ import yaml
 
 from codegrid.names import shown
 from codegrid.pipelines.data.labels import numeric_order_note
+from codegrid.pipelines.system.numbers import number
 from codegrid.prior import ARCHITECTURES, SequenceConfig
 from codegrid.prior.codes import CodesManifest
 from codegrid.tokenizer.hub.card import PLACEHOLDER, description, usage
@@ -247,7 +248,7 @@ def with_evaluation(
 def wide_table(rows: Sequence[Mapping[str, float | None]]) -> str:
     """A Markdown table with a line per row. A column that is None in all rows is dropped."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    cells = [["-" if row[name] is None else f"{row[name]:.4g}" for name in names] for row in rows]
+    cells = [[number(row[name]) for name in names] for row in rows]
     lines = [names, ["---"] * len(names), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -302,7 +303,7 @@ def _with_metadata(metadata: dict[str, Any], text: str) -> str:
 
 
 def _table(scores: Mapping[str, float], title: str) -> str:
-    rows = [f"| {name} | {value:.4g} |" for name, value in scores.items() if math.isfinite(value)]
+    rows = [f"| {name} | {number(value)} |" for name, value in scores.items() if math.isfinite(value)]
     return "\n".join([f"| {title} | |", "|---|---|", *rows, ""]) if rows else ""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from codegrid.pipelines.system.files import write_json
+from codegrid.pipelines.system.numbers import number
 
 Row = dict[str, Any]
 
@@ -59,7 +60,7 @@ def print_row(row: Row, widths: Mapping[str, int], header: bool = False) -> None
 def _shown(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return number(value) if isinstance(value, float) else str(value)
 
 
 def write_report(path: str, machine: str, settings: Mapping[str, Any], rows: list[Row]) -> None:

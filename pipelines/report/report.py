@@ -23,6 +23,7 @@ from codegrid.pipelines.report.codes import code_sheet, codebook_atlas, coded_im
 from codegrid.pipelines.report.summary import summary
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import write_text
+from codegrid.pipelines.system.numbers import share
 from codegrid.pipelines.training.claim import CONFIG_NAME, IDENTITY_NAME
 from codegrid.pipelines.training.run import read_metrics
 from codegrid.prior import load_prior
@@ -133,7 +134,7 @@ def _tokenizer_sections(folder: Path, device: Any, alone: bool) -> list[Section]
 def _atlas_cell(entry: Any) -> str:
     images = markup.picture(enlarged(entry.mean), f"mean patch of code {entry.code}")
     images += markup.picture(entry.context, f"code {entry.code} in a reconstruction")
-    return f"<figure><div>{images}</div><figcaption>{entry.code} · {100 * entry.share:.2g}%</figcaption></figure>"
+    return f"<figure><div>{images}</div><figcaption>{entry.code} · {share(entry.share)}</figcaption></figure>"
 
 
 def _tokenizer_facts(model: VQModel, folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from codegrid.names import shown
 from codegrid.pipelines.data.records import ImageSource
 from codegrid.pipelines.data.understood import describe_channels, describe_reading
 from codegrid.pipelines.system.devices import product_rate
-from codegrid.pipelines.system.numbers import duration, memory
+from codegrid.pipelines.system.numbers import duration, memory, number
 from codegrid.pipelines.training.config import PriorTrainingConfig, TokenizerTrainingConfig
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate, estimate_memory, estimate_prior_memory
 from codegrid.pipelines.training.optim import OptimizerConfig
@@ -124,7 +124,7 @@ def describe_learning_rate(config: OptimizerConfig, batch_size: int) -> str:
     if used == config.learning_rate:
         return f"{used:g}"
     rule = config.batch_scaling.replace("_", " ")
-    return f"{used:.4g} ({config.learning_rate:g} at a batch of {config.base_batch_size}, {rule} rule)"
+    return f"{number(used)} ({config.learning_rate:g} at a batch of {config.base_batch_size}, {rule} rule)"
 
 
 def describe_codes(model: VQModel) -> str:
@@ -136,7 +136,7 @@ def describe_codes(model: VQModel) -> str:
     bits, shape = tokens * math.log2(size), "x".join(map(str, config.codes_shape))
     return (
         f"An image of {preprocessing.size_text} becomes {tokens} tokens ({shape}) of {size} codes: "
-        f"{bits / pixels:.3g} bits a pixel, {8 * channels * pixels / bits:.0f} times fewer than the pixels' "
+        f"{number(bits / pixels, 3)} bits a pixel, {8 * channels * pixels / bits:.0f} times fewer than the pixels' "
         f"{8 * channels}."
     )
 
@@ -156,8 +156,8 @@ def _parameters(learners: TokenizerLearners, config: TokenizerTrainingConfig) ->
 
 
 def _count(module: nn.Module) -> str:
-    number = sum(parameter.numel() for parameter in module.parameters())
-    return f"{number / 1e6:.2f}M" if number >= 1e5 else f"{number / 1e3:.1f}k"
+    count = sum(parameter.numel() for parameter in module.parameters())
+    return f"{count / 1e6:.2f}M" if count >= 1e5 else f"{count / 1e3:.1f}k"
 
 
 def _learning_rates(config: TokenizerTrainingConfig, learners: TokenizerLearners) -> str:
@@ -209,7 +209,8 @@ def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig
     width = objective.model.config.hidden_size
     rate = product_rate(run.accelerator.device, _dtype(run), rows, width)
     return (
-        f"Time, at least: {duration(flops / rate)} a step ({flops / 1e9:.2g} GFLOP at {rate / 1e9:.3g} a second). "
+        f"Time, at least: {duration(flops / rate)} a step ({number(flops / 1e9, 2)} GFLOP at {number(rate / 1e9, 3)} "
+        f"a second). "
         f"After the first steps a line says how long the {steps:,} steps take."
     )
 

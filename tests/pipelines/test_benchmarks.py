@@ -24,7 +24,7 @@ from codegrid.pipelines.benchmarks import (
 )
 from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
 from codegrid.pipelines.benchmarks.peers import taming_prior
-from codegrid.pipelines.benchmarks.report import in_turn
+from codegrid.pipelines.benchmarks.report import in_turn, print_row
 from codegrid.pipelines.commands import main
 from codegrid.prior import (
     PriorConfig,
@@ -263,3 +263,11 @@ def test_extra_memory_is_what_a_call_takes_at_its_peak():
         if taken is None:
             pytest.skip("this system does not tell a process's peak")
         assert taken == pytest.approx(4 * count, rel=0.2)
+
+
+def test_a_row_has_numbers_for_people(capsys):
+    print_row(
+        {"what": "x", "ms": 1270.4, "ratio": 0.1 + 0.2, "none": None, "size": 65536},
+        dict.fromkeys(("what", "ms", "ratio", "none", "size"), 0),
+    )
+    assert capsys.readouterr().out.split() == ["x", "1,270", "0.3", "-", "65536"]

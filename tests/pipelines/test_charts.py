@@ -56,3 +56,13 @@ def test_ticks_are_round_and_inside():
         assert 2 <= len(found) <= 6
         assert low - 1e-12 <= found[0]
         assert found[-1] <= high * (1 + 1e-9) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("high", "wanted"), [(127_000, "100,000"), (0.0004, "0.0003"), (3e8, "200M"), (0.7, "0.6"), (4e-9, "2e-09")]
+)
+def test_numbers_beside_a_chart_are_for_people(high, wanted):
+    root = ET.fromstring(svg(Chart("numbers", "step", [Series("a", [(0, 0.0), (1, high)])])))
+    texts = [node.text for node in root.iter(f"{SPACE}text")]
+    assert wanted in texts
+    assert all(len(text) <= 9 for text in texts), texts

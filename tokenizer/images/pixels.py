@@ -38,7 +38,7 @@ def check_images(images: torch.Tensor, values: bool = True) -> None:
     require(low == low and high == high, "Images must be floats in [-1, 1]: these hold NaN (0 / 0, or a bad file).")
     require(
         low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT,
-        f"Images must be floats in [-1, 1]: these run from {low:.4g} to {high:.4g}. From 0..255 it is x / 127.5 - 1, "
+        f"Images must be floats in [-1, 1]: these run from {low:.5g} to {high:.5g}. From 0..255 it is x / 127.5 - 1, "
         "from 0..1 it is x * 2 - 1; a decoder's overshoot goes by x.clamp(-1, 1).",
     )
 
