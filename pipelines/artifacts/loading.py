@@ -71,7 +71,8 @@ def local_folder(
             f"{folder_or_repo}: {reason}: {', '.join(missing)} not in {shown(inner)}.",
             "Load it with a connection and without local_files_only (force_download takes all files anew).",
         )
-    if gone := [name for name in missing if name.endswith("/")]:
+    gone = [name for name in missing if name.endswith("/")]
+    if gone and "model_index.json" not in missing:
         raise LoadingError(f"{shown(inner)} is no whole pipeline: it has no {', '.join(gone)}.", AGAIN)
     return inner
 

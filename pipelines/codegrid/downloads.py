@@ -51,7 +51,7 @@ def snapshot(
     )
     if repo.count("/") > 1 or repo.startswith((".", "/", "~")) or "\\" in repo:
         raise MissingFileError(
-            f"There is no folder {shown(repo)} to take the {what} from.",
+            f"There is no folder {shown(repo)}: the {what} is neither a folder here nor a repository of the Hub.",
             f"Name the folder of a {what}, or a repository of the Hub as OWNER/NAME.",
         )
     from huggingface_hub import snapshot_download  # a slow import that local folders do not need
@@ -140,7 +140,11 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CodegridError(
             f"{shown(path)} is not valid JSON ({error}): the download is not whole, or the file is damaged.", AGAIN
         ) from error
-    require(isinstance(values, dict), f"{shown(path)} holds no JSON object, but {type(values).__name__}.", AGAIN)
+    require(
+        isinstance(values, dict),
+        f"{shown(path)} holds no JSON object, but {type(values).__name__}: it is damaged.",
+        AGAIN,
+    )
     return values
 
 
