@@ -53,7 +53,7 @@ def log_likelihood(
         CodegridError: codes or labels do not fit the prior; no labels are given and it has no null class; orders are
             given for a prior of raster order; it is a masked prior; or the logits are not finite.
     """
-    orders = _checked_orders(model, sequence, orders)
+    walks = _checked_orders(model, sequence, orders)
     require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     tokens = _tokens(codes, labels, sequence)
     size = batch_size or max(1, _AT_ONCE // (sequence.length * sequence.codebook_size))
@@ -61,11 +61,11 @@ def log_likelihood(
     with in_evaluation(model), torch.autocast(model.device.type, enabled=False):
         for first in range(0, len(tokens), size):
             part = tokens[first : first + size]
-            for order in orders:
+            for order in walks:
                 logits = code_logits(model, part, sequence, order).cpu().double()  # [b, L, K]
                 target = part[:, sequence.prefix_length :, None].cpu()
                 chosen = logits.gather(-1, target if order is None else target[:, order])[..., 0]
-                sums[first : first + size] += (chosen - logits.logsumexp(-1)).sum(1) / len(orders)
+                sums[first : first + size] += (chosen - logits.logsumexp(-1)).sum(1) / len(walks)
             if on_progress is not None:
                 on_progress(first + len(part))
     require(

@@ -276,10 +276,9 @@ def _compressed_whole(
     settings: _Settings, records: list[ImageRecord], skipped: dict[str, str]
 ) -> Iterator[tuple[str, Archive]]:
     """As `_compressed`, each picture in its own size."""
-    codec = settings.codec
+    codec, classes = settings.codec, settings.classes or {}
     for record in records:
-        known = settings.classes is not None and record.label is not None and record.label >= 0
-        label = settings.classes[record.label] if known else None
+        label = classes.get(-1 if record.label is None else record.label)
         try:
             (blob,) = codec.compress(record.data, label, settings.model, settings.bound, whole=True)
         except (BadImage, FileNotFoundError) as error:

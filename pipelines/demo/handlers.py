@@ -123,4 +123,5 @@ class Handlers:
 
 def uploaded(kept: Kept | None) -> Kept:
     require(kept is not None, "There is no picture.", "Upload one first.")
+    assert kept is not None
     return Kept(*kept)

@@ -52,6 +52,7 @@ class AnyOrderGPT2Model(GPT2Model):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.wte(input_ids)
+        assert inputs_embeds is not None
         if own is None:
             own = position_ids
         if own is None:

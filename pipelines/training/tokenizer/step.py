@@ -180,7 +180,10 @@ def _finish_step(
 @contextlib.contextmanager
 def _kept(module: nn.Module, skipped: Tensor | None) -> Iterator[None]:
     """Context after which the module's buffers are as before if `skipped`, a scalar on the device, is 1."""
-    before = {} if skipped is None else {name: buffer.clone() for name, buffer in module.named_buffers()}
+    if skipped is None:
+        yield
+        return
+    before = {name: buffer.clone() for name, buffer in module.named_buffers()}
     yield
     for name, buffer in before.items():
         module.get_buffer(name).copy_(torch.where(skipped > 0, buffer, module.get_buffer(name)))
