@@ -18,7 +18,7 @@ PIP_OPTIONS := --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: docs help quickstart compare-quantizers test test-slow test-lower-bounds test-versions faults import-parity dist lint format clean check-python
+.PHONY: docs help quickstart compare-quantizers test test-slow test-gpu test-lower-bounds test-versions faults import-parity dist lint format clean check-python
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-26s %s\n", $$1, $$2 }'
@@ -34,6 +34,9 @@ test: $(DEV) ## the test suite, less what takes over a minute
 
 test-slow: $(DEV) ## the tests that take over a minute each
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-gpu: $(DEV) ## what only a CUDA GPU can tell, one process; skipped without one (docs/gpus.md)
+	$(BIN)/pytest -m gpu $(ARGS)
 
 test-lower-bounds: $(LOWER)/.installed ## the test suite on the oldest versions that pyproject.toml admits
 	$(LOWER)/bin/pytest $(TESTS) $(ARGS)

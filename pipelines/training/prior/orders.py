@@ -16,6 +16,7 @@ from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.prior import SequenceConfig
 from codegrid.prior.architectures import architecture_of
 from codegrid.prior.orders import random_orders, raster_order
+from codegrid.tokenizer.moving import to_device
 
 _FALLS = (0.5, 0.75)  # shares of an annealed run's steps: RAR's share of random orders falls between them
 
@@ -30,7 +31,7 @@ class Orders(NamedTuple):
         return Orders(*(None if value is None else value[mine] for value in self))
 
     def to(self, device: torch.device) -> Orders:
-        return Orders(*(None if value is None else value.to(device) for value in self))
+        return Orders(*(None if value is None else to_device(value, device) for value in self))
 
 
 RASTER = Orders()
