@@ -43,7 +43,7 @@ def read_weights(
     record = architecture_of(model)
     if record is None:
         kinds = " or ".join(known.class_name for known in ARCHITECTURES.values())
-        raise CodegridError(f"Sampling needs the {kinds} itself, not a {type(model).__name__}: unwrap it first.")
+        raise CodegridError(f"Sampling needs the {kinds} itself, not a {type(model).__name__}.", "Unwrap it first.")
     return record.read_weights(model, num_codes, length, functools.partial(linear_map, pack=pack, weights=weights))
 
 

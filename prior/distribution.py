@@ -49,24 +49,27 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "temperature"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value >= 0, f"{name} is {value}: it must be a number of at least 0.")
+            require(math.isfinite(value) and value >= 0, f"{name} is {value}.", "It must be a number of at least 0.")
         require(
             isinstance(self.top_k, int) and not isinstance(self.top_k, bool) and self.top_k >= 0,
-            f"top_k is {self.top_k!r}: it must be a whole number of at least 0 (0 keeps all codes).",
+            f"top_k is {self.top_k!r}.",
+            "It must be a whole number of at least 0 (0 keeps all codes).",
         )
-        require(0 < self.top_p <= 1, f"top_p is {self.top_p}: it must lie in (0, 1] (1 keeps all codes).")
-        require(0 <= self.min_p <= 1, f"min_p is {self.min_p}: it must lie in [0, 1] (0 keeps all codes).")
+        require(0 < self.top_p <= 1, f"top_p is {self.top_p}.", "It must lie in (0, 1] (1 keeps all codes).")
+        require(0 <= self.min_p <= 1, f"min_p is {self.min_p}.", "It must lie in [0, 1] (0 keeps all codes).")
         schedules = get_args(GuidanceSchedule)
         require(
             self.guidance_schedule in schedules,
-            f"guidance_schedule is {self.guidance_schedule!r}: it must be one of {', '.join(schedules)}.",
+            f"guidance_schedule is {self.guidance_schedule!r}.",
+            f"It must be one of {', '.join(schedules)}.",
         )
         power = self.guidance_power
-        require(math.isfinite(power) and power > 0, f"guidance_power is {power}: it must be a number above 0.")
+        require(math.isfinite(power) and power > 0, f"guidance_power is {power}.", "It must be a number above 0.")
         parts = tuple(self.guidance_range)
         require(
             len(parts) == 2 and 0 <= parts[0] < parts[1] <= 1,
-            f"guidance_range is {self.guidance_range}: it must be two fractions with 0 <= first < last <= 1.",
+            f"guidance_range is {self.guidance_range}.",
+            "It must be two fractions with 0 <= first < last <= 1.",
         )
         object.__setattr__(self, "guidance_range", parts)
 

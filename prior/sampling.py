@@ -302,11 +302,13 @@ def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) ->
     """Guidance needs labels and the null class; images without a class need a null class that the prior learned."""
     if scale != 1 and not sequence.can_be_guided:
         lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
-        raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}: leave it at 1.")
+        raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}.", "Leave it at 1.")
     if scale != 1 and not labelled:
-        raise CodegridError(f"guidance_scale is {scale}, but no labels are given: guidance leads towards a class.")
+        raise CodegridError(
+            f"guidance_scale is {scale}, but no labels are given.", "Give labels: guidance leads towards a class."
+        )
     if not labelled and not sequence.null_class:
-        raise CodegridError("This prior has no null class: give labels.")
+        raise CodegridError("This prior has no null class, and no labels are given.", "Give labels.")
 
 
 def _one_stream_an_image(
@@ -315,15 +317,15 @@ def _one_stream_an_image(
     generators: Sequence[torch.Generator] | None,
 ) -> Sequence[torch.Generator]:
     if seeds is not None and generators is not None:
-        raise CodegridError("Give seeds or generators, not both.")
+        raise CodegridError("Both seeds and generators are given.", "Give one of them.")
     streams = generators if generators is not None else seeds
     if streams is None:
         if labels is None:
-            raise CodegridError("How many images? Give labels, seeds or generators, one an image.")
+            raise CodegridError("It is not said how many images.", "Give labels, seeds or generators, one an image.")
         seeds = torch.randint(2**32, (len(labels),)).tolist()
     elif labels is not None and len(labels) != len(streams):
         raise CodegridError(
-            f"There are {len(labels)} labels, but {len(streams)} seeds or generators: give one an image."
+            f"There are {len(labels)} labels, but {len(streams)} seeds or generators.", "Give one an image."
         )
     if generators is not None:
         return generators
@@ -337,7 +339,7 @@ def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tenso
     codes = flat_rows(codes, sequence).cpu()
     if len(codes) != images:
         raise CodegridError(
-            f"There are prefix_codes of {len(codes)} images, but {images} are asked for: give one each."
+            f"There are prefix_codes of {len(codes)} images, but {images} are asked for.", "Give one each."
         )
     return codes
 

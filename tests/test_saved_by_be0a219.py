@@ -14,7 +14,7 @@ from PIL import Image
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.records import DataConfig, PicturesConfig
 from codegrid.pipelines.training.prior.presets import small64_prior
 from codegrid.pipelines.training.prior.train import train_prior
 from codegrid.pipelines.training.tokenizer.presets import small64_tokenizer
@@ -40,7 +40,11 @@ def test_a_tokenizer_and_its_codes(saved):
     assert (len(codes), codes.manifest.tokenizer_fingerprint) == (24, TOKENIZER_FINGERPRINT)
     assert codes.manifest.class_names == ("disc", "square")
     # Of another processor, codes that are equally near may be others.
-    verify_codes(VerificationConfig("codes", tokenizer="tokenizer", source="images", num_samples=0, max_differing=0.05))
+    verify_codes(
+        VerificationConfig(
+            "codes", tokenizer="tokenizer", data=PicturesConfig("images"), num_samples=0, max_differing=0.05
+        )
+    )
 
 
 def test_a_prior(saved):

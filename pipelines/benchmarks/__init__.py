@@ -28,5 +28,5 @@ def benchmark(name: str, **options: Any) -> None:
     Raises:
         CodegridError: `name` is none of them, or an option's value is out of its range.
     """
-    require(name in BENCHMARKS, f"There is no benchmark {name!r}: it is one of {', '.join(BENCHMARKS)}.")
+    require(name in BENCHMARKS, f"There is no benchmark {name!r}.", f"It is one of {', '.join(BENCHMARKS)}.")
     BENCHMARKS[name](**options).run()

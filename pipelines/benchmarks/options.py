@@ -30,7 +30,7 @@ class Benchmark:
     output: str | None = None
 
     def __post_init__(self) -> None:
-        require(self.threads >= 0, f"threads is {self.threads}: it must be at least 1, or 0 for torch's own choice.")
+        require(self.threads >= 0, f"threads is {self.threads}.", "It must be at least 1, or 0 for torch's own choice.")
 
     def measure(self) -> list[Row]:
         """The rows of the table, each printed as soon as it is there."""
@@ -67,7 +67,7 @@ class Timed(Benchmark):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.repeats >= 1, f"repeats is {self.repeats}: it must be at least 1.")
+        require(self.repeats >= 1, f"repeats is {self.repeats}.", "It must be at least 1.")
 
     def announcement(self) -> str:
         return f"{super().announcement()}\nmedians of {self.repeats} rounds"

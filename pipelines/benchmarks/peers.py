@@ -105,7 +105,7 @@ class _LightningModule(nn.Module):
 @contextmanager
 def _importing(folder: str, file: str, url: str) -> Iterator[None]:
     """Within, the modules of `folder` can be imported as themselves."""
-    require((Path(folder) / file).is_file(), f"{folder} holds no {file}: clone {url} and name that folder.")
+    require((Path(folder) / file).is_file(), f"{folder} holds no {file}.", f"Clone {url} and name that folder.")
     shims = {"pytorch_lightning": types.ModuleType("pytorch_lightning"), "main": types.ModuleType("main")}
     shims["pytorch_lightning"].LightningModule = _LightningModule
     shims["main"].instantiate_from_config = None

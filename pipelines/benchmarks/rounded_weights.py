@@ -40,9 +40,13 @@ class RoundedWeights(Benchmark):
     def measure(self) -> list[Row]:
         model, sequence = load_prior_and_sequence(local_folder(self.prior, "prior"))
         data = open_codes(self.codes)
-        require(data.manifest.sequence_config() == sequence, f"{self.codes} are not the codes of {self.prior}.")
+        require(
+            data.manifest.sequence_config() == sequence,
+            f"{self.codes} are not the codes of {self.prior}.",
+            "Give those that it was trained on.",
+        )
         rows = data.split(_FRACTION)[1][:_MOST_IMAGES]
-        require(len(rows) > 0, f"{self.codes} has too few images to hold any out.")
+        require(len(rows) > 0, f"{self.codes} has too few images to hold any out.", "Tokenize more of them.")
         labels, unknown = data.condition_values(rows)
         tokens = to_tokens(torch.as_tensor(data.codes(rows).astype("int64")), labels, unknown, sequence)
         print_row({}, _WIDTHS, header=True)

@@ -172,7 +172,9 @@ def _llamagen(
     folder: Path, shape: Shape, labels: torch.Tensor, device: torch.device, dtype: torch.dtype
 ) -> Callable[[], Any]:
     require(
-        (folder / "autoregressive/models/gpt.py").is_file(), f"llamagen is {folder}, which is no clone of LlamaGen."
+        (folder / "autoregressive/models/gpt.py").is_file(),
+        f"llamagen is {folder}, which is no clone of LlamaGen.",
+        "Clone it and name that folder.",
     )
     sys.path.insert(0, str(folder))
     try:

@@ -19,7 +19,7 @@ from codegrid.names import shown
 from codegrid.pipelines.codes.shards import changed_since, is_done, read_records, remove_shard, renew_mark, source_ids
 from codegrid.pipelines.data.records import ImageSource, ImageStream
 from codegrid.pipelines.system.console import resumable
-from codegrid.pipelines.system.files import OutputError, describe, lock_folder, remove_leftovers, write_json
+from codegrid.pipelines.system.files import OutputError, lock_folder, remove_leftovers, said_twice, write_json
 from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior.codes import MANIFEST_NAME
 
@@ -64,7 +64,7 @@ def claimed(folder: Path, plan: dict[str, Any], images: ImageStream, accelerator
         except OutputError as error:
             box[0] = error
         except OSError as error:
-            box[0] = OutputError(describe(error))
+            box[0] = OutputError(*said_twice(error))
     if accelerator.num_processes > 1:
         torch.distributed.broadcast_object_list(box)
     if isinstance(box[0], OutputError):
@@ -174,8 +174,8 @@ def _rest(folder: Path, images: ImageStream, first_shard: int, images_per_shard:
         for shard in (shard for shard in earlier if shard < first_shard):
             if not is_done(folder, shard):
                 raise OutputError(
-                    f"Shard {shard} of {folder} is damaged, and images were added since it was made: choose another "
-                    "--output-dir to make all codes anew."
+                    f"Shard {shard} of {folder} is damaged, and images were added since it was made.",
+                    "Choose another --output-dir to make all codes anew.",
                 )
             known.update(source_ids(folder, shard, earlier[shard]))
         names = images.names()

@@ -150,14 +150,16 @@ def renew_mark(folder: Path, shard: int, record: Record, images: ImageSource) ->
         write_json(record_path(folder, shard), {**record, "images_mark": mark})
 
 
-def contents_now(record: Record, names: list[str], images: ImageSource) -> str:
+def contents_now(record: Record, names: list[str], images: ImageSource, places: dict[str, int] | None = None) -> str:
     """The hash over the bytes of a shard's inputs as they are now, to be compared with `record["content"]`.
+
+    `places`: the row of each name of `images`, where it is known already.
 
     Raises:
         KeyError: one of them is not among `images`.
     """
     vanished = {entry["source_id"] for entry in record["skipped"] if entry["reason"] == "vanished"}
-    places = {name: index for index, name in enumerate(images.names())}
+    places = places or {name: index for index, name in enumerate(images.names())}
     return content_of(
         {
             name: "" if name in vanished and name not in places else content_hash(images[places[name]].data)

@@ -76,8 +76,12 @@ class TokenizationConfig:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "images_per_shard"):
-            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: it must be at least 1.")
-        require(not (self.flip and self.ten_crop), "ten_crop has the mirrored crops already: leave flip out.")
+            require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}.", "Give at least 1.")
+        require(
+            not (self.flip and self.ten_crop),
+            "ten_crop and flip are both set.",
+            "Leave flip out: ten_crop has mirrored crops.",
+        )
 
 
 def tokenize_dataset(config: TokenizationConfig) -> Path:
@@ -237,8 +241,11 @@ def _finish(
     skipped = [entry for record in records for entry in record["skipped"]]
     num_rows = sum(record["num_rows"] for record in records)
     if not num_rows:
-        first = f" The first: {skipped[0]['source_id']}, {skipped[0]['detail']}" if skipped else ""
-        raise DataError(f"None of the {len(skipped)} inputs could be tokenized.{first}")
+        which = f". The first: {skipped[0]['source_id']}, {skipped[0]['detail'].rstrip('.')}" if skipped else ""
+        raise DataError(
+            f"None of the {len(skipped)} inputs could be tokenized{which}.",
+            "`codegrid look` shows what is read, and why pictures are left out.",
+        )
     quantizer = model.config.quantizer_config
     manifest = CodesManifest(
         tokenizer=config.tokenizer,

@@ -12,7 +12,7 @@ from codegrid.names import shown
 from codegrid.pipelines.commands.nearest import did_you_mean
 
 # Names that one thing has had in one command or another; any of them is read as the name that a command has.
-_SYNONYMS = [
+SYNONYMS = [
     ("--data.source", "--reference.source", "--source", "--reference"),
     ("--data.split", "--reference.split", "--split", "--reference-split"),
 ]
@@ -137,7 +137,7 @@ def in_known_spelling(arguments: Sequence[str], options: list[Option]) -> list[s
     for argument in arguments:
         word, has_value, value = argument.partition("=")
         name = word.replace("_", "-")
-        others = next((group for group in _SYNONYMS if name in group and name not in known), ())
+        others = next((group for group in SYNONYMS if name in group and name not in known), ())
         spelt = next((other for other in others if other in known), word)
         words.append(f"{spelt}{has_value}{value}")
     return words

@@ -125,7 +125,7 @@ def check_channels(source: ImageStream, preprocessing: Preprocessing, channels: 
             return
     raise DataError(
         f"None of {len(places)} pictures of {source.description} that were looked at can be read with {channels} "
-        f"channels (backbone.in_channels). {picture.source_id}: {picture.detail}",
+        f"channels (backbone.in_channels). {picture.source_id}: {picture.detail.rstrip('.')}.",
         "Take other pictures, or another number of channels; docs/pictures.md says what is read.",
     )
 
@@ -141,7 +141,8 @@ def whole_disk(pictures: Iterable[Picture]) -> Iterator[Picture]:
         row = row + 1 if picture.reason in ("vanished", "unreadable") and not picture.content else 0
         if row == _MOST_UNREADABLE:
             raise DataError(
-                f"The files of {row} pictures in a row cannot be read, the last {picture.source_id}: {picture.detail}",
+                f"The files of {row} pictures in a row cannot be read, the last {picture.source_id}: "
+                f"{picture.detail.rstrip('.')}.",
                 "Look at the disk, then run the same command again.",
             )
         yield picture

@@ -29,14 +29,15 @@ def decoder_classes(config: VQModelConfig, class_names: Sequence[str] | None, wh
     known = {name: label for label, name in enumerate(config.class_names)}
     if class_names is None:
         raise DataError(
-            f"The tokenizer's decoder is class-conditional ({len(known)} classes), and {what} has no classes: use data "
-            "with its classes, or a tokenizer whose decoder is unconditional."
+            f"The tokenizer's decoder is class-conditional ({len(known)} classes), and {what} has no classes.",
+            "Use data with its classes, or a tokenizer whose decoder is unconditional.",
         )
     unknown = [name for name in class_names if name not in known]
     if unknown:
         raise DataError(
             f"The tokenizer's decoder is class-conditional and does not know {unknown[0]!r} of {what}; its classes are "
-            f"{', '.join(list(known)[:8])}{', ...' if len(known) > 8 else ''}."
+            f"{', '.join(list(known)[:8])}{', ...' if len(known) > 8 else ''}.",
+            "Use data of these classes, or a tokenizer that was trained on the others.",
         )
     return tuple(known[name] for name in class_names)
 
@@ -52,7 +53,10 @@ def record_labels(records: Iterable[ImageRecord], classes: Sequence[int] | None)
     labels = []
     for record in records:
         if record.label is None or record.label < 0:
-            raise DataError(f"{record.source_id} has no label, and the training or the tokenizer is class-conditional.")
+            raise DataError(
+                f"{record.source_id} has no label, and the training or the tokenizer is class-conditional.",
+                "Label it, leave it out, or take a training or a tokenizer that is not class-conditional.",
+            )
         labels.append(classes[record.label])
     return torch.tensor(labels, dtype=torch.int64)
 

@@ -46,7 +46,9 @@ def choose_columns(config: DataConfig, table: Any, known: list[str] | None, wher
     listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
     for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
         if column and column != NO_LABELS and column not in features:
-            raise DataError(f"{where} has no column {column!r} for data.{option}: its columns are {listed}.")
+            raise DataError(
+                f"{where} has no column {column!r} for data.{option}: its columns are {listed}.", "Choose one of these."
+            )
     image, images_left = _image(config, features, where, listed)
     label, labels, reasons = _label(config, table, image, known, where, listed)
     counts = None
@@ -77,10 +79,12 @@ def _image(config: DataConfig, features: Any, where: str, listed: str) -> tuple[
                 return chosen[0], [column for column in typed + named if column != chosen[0]]
             if chosen and names is None:
                 raise DataError(
-                    f"{where} has {len(chosen)} columns of images, {', '.join(chosen)}: say with data.image_column "
-                    "which one is meant."
+                    f"{where} has {len(chosen)} columns of images: {', '.join(chosen)}.",
+                    "Say with data.image_column which one is meant.",
                 )
-    raise DataError(f"{where} has no column of images that could be read; name one with data.image_column: {listed}.")
+    raise DataError(
+        f"{where} has no column of images that could be read: {listed}.", "Name one with data.image_column."
+    )
 
 
 def _label(
@@ -93,7 +97,8 @@ def _label(
     usable = [column for column, feature in features.items() if _may_be_label(feature) and column != image]
     if config.label_column and config.label_column not in usable:
         raise DataError(
-            f"Column {config.label_column} of {where} holds no classes (whole numbers, bools or names): {listed}."
+            f"Column {config.label_column} of {where} holds no classes (whole numbers, bools or names): {listed}.",
+            "Choose another with data.label_column, or leave it out.",
         )
     by_name = [column for column in LABEL_NAMES if column in usable]
     by_type = [column for column in usable if isinstance(features[column], datasets.ClassLabel)]
@@ -104,9 +109,10 @@ def _label(
         except NoClassesError as error:
             if config.label_column:
                 raise DataError(
-                    f"Column {column} of {where} holds no classes: {error}. Its columns: {listed}."
+                    f"Column {column} of {where} holds no classes: {error.reason}. Its columns: {listed}.",
+                    "Choose another with data.label_column, or leave it out.",
                 ) from error
-            reasons[column] = f"{_kind(features[column])}: {error}"
+            reasons[column] = f"{_kind(features[column])}: {error.reason}"
     for column in LABEL_NAMES:
         if column in features and column not in usable and column != image:
             reasons[column] = f"{_kind(features[column])}: no classes"
@@ -117,12 +123,15 @@ def _classes(table: Any, column: str, streaming: bool, known: list[str] | None, 
     feature = table.features[column]
     if isinstance(feature, datasets.ClassLabel):
         if known and known != feature.names:
-            raise DataError(f"{where} numbers its classes otherwise than in the training split.")
+            raise DataError(
+                f"{where} numbers its classes otherwise than in the training split.",
+                "Write both with the same ClassLabel.",
+            )
         return Labels(feature.names, None)
     if streaming:
         if "string" in feature.dtype:
             raise DataError(
-                f"Column {column} of {where} holds names, which a stream cannot number: set data.streaming off."
+                f"Column {column} of {where} holds names, which a stream cannot number.", "Leave data.streaming off."
             )
         return Labels(None, None)
     return labels_of(pc.unique(table.data.column(column)).to_pylist(), known, where, column)

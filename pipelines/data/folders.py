@@ -76,7 +76,7 @@ def walk(root: Path, follow_links: bool) -> Files:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
             raise DataError(
-                f"{shown(folder)} cannot be read ({error.strerror}): give it read permission, or move it."
+                f"{shown(folder)} cannot be read ({error.strerror}).", "Give it read permission, or move it."
             ) from error
         for entry in (entry for entry in entries if not entry.name.startswith(".")):
             relative = f"{below}{entry.name}"
@@ -183,8 +183,9 @@ def open_folder(config: DataConfig, root: Path, files: Files, class_names: list[
     if config.image_column or config.label_column not in (None, NO_LABELS, FOLDER_LABELS, *metadata.columns):
         columns = f"has the columns {', '.join(metadata.columns)}" if metadata.columns else "has no columns"
         raise DataError(
-            f"{where} is a folder of images and {columns}: leave data.image_column and label_column out, or name one "
-            "of its metadata files' with data.label_column."
+            f"{where} is a folder of images and {columns}.",
+            "Leave data.image_column and label_column out, or name a column of its metadata files with "
+            "data.label_column.",
         )
     split, prefix, splits = "train", "", {"train": len(files.images)}
     if top_folders_are_splits(config, root, files.images):
@@ -254,14 +255,14 @@ def _labels(
             return _labels(replace(config, label_column=FOLDER_LABELS), root, prefix, paths, metadata, class_names)
         raise DataError(
             f"{shown(root)} has labels twice, and not the same: column {column} of {metadata.files[0]}, and its "
-            f"subfolders ({', '.join(sorted(set(folders))[:6])}). Say with data.label_column which: "
-            f'"{column}", "{FOLDER_LABELS}", or "{NO_LABELS}".'
+            f"subfolders ({', '.join(sorted(set(folders))[:6])}).",
+            f'Say with data.label_column which: "{column}", "{FOLDER_LABELS}", or "{NO_LABELS}".',
         )
     found = sum(path in metadata.rows for path in paths)
     if not found:
         raise DataError(
-            f"{metadata.files[0]} in {shown(root)} names none of its pictures: file_name is their path from the folder "
-            f"that it lies in, such as {shown(paths[0])}."
+            f"{metadata.files[0]} in {shown(root)} names none of its pictures.",
+            f"Let file_name be their path from the folder that it lies in, such as {shown(paths[0])}.",
         )
     missing = len(paths) - found
     notes = (f"{missing:,} pictures have no row in {metadata.files[0]}: their label is unknown",) if missing else ()
@@ -274,8 +275,8 @@ def _folder_classes(folder: Path, paths: list[str], folders: list[str], class_na
     if "" in folders:
         raise DataError(
             f"{shown(folder)} holds {folders.count('')} images beside its class folders (such as "
-            f"{shown(paths[folders.index('')])}): move them into one, or set data.label_column to "
-            f'"{NO_LABELS}" to read no labels.'
+            f"{shown(paths[folders.index('')])}).",
+            f'Move them into one, or set data.label_column to "{NO_LABELS}" to read no labels.',
         )
     return class_names or sorted(set(folders))
 
@@ -283,4 +284,7 @@ def _folder_classes(folder: Path, paths: list[str], folders: list[str], class_na
 def _no_images(where: str, files: Files) -> DataError:
     found = ", ".join(f"{count} {shown(suffix)}" for suffix, count in files.others.most_common(8)) or "nothing"
     links = f" {files.links} links were left alone: --data.follow-links reads them." if files.links else ""
-    return DataError(f"No images in {where}: looked for {', '.join(IMAGE_EXTENSIONS)}, found {found}.{links}")
+    return DataError(
+        f"No images in {where}: looked for {', '.join(IMAGE_EXTENSIONS)}, found {found}.",
+        f"Give the folder that holds the pictures, or convert them to PNG.{links}",
+    )

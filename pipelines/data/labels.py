@@ -16,7 +16,17 @@ _MAX_CLASSES = 100_000
 
 
 class NoClassesError(DataError):
-    """Values that cannot be classes; the message says which value of them."""
+    """Values that cannot be classes; `reason` says which of them."""
+
+    reason = ""
+
+
+def no_classes(reason: str, where: str = "A column of labels") -> NoClassesError:
+    """The error for values of `where` that cannot be classes."""
+    remedy = "Choose another with data.label_column, or leave it out."
+    error = NoClassesError(f"{where} holds no classes: {reason}.", remedy)
+    error.reason = reason
+    return error
 
 
 class Labels:
@@ -73,7 +83,7 @@ def labels_of(values: Iterable[Any], known: list[str] | None, where: str, column
         count, is_text = max(whole, default=-1) + 1, False
     if count > _MAX_CLASSES:
         raise DataError(
-            f"Column {column} of {where} would make {count:,} classes: choose another with data.label_column."
+            f"Column {column} of {where} would make {count:,} classes.", "Choose another with data.label_column."
         )
     if not count:
         return Labels(known, None)
@@ -111,7 +121,7 @@ def _whole(value: Any) -> int:
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return int(value)
     text = repr(value)
-    raise NoClassesError(f"{text if len(text) <= 40 else text[:37] + '...'} is no class")
+    raise no_classes(f"{text if len(text) <= 40 else text[:37] + '...'} is no class")
 
 
 def numeric_order_note(names: Sequence[str] | None) -> str:

@@ -64,7 +64,7 @@ def find_split(split: str, splits: Iterable[str], where: str) -> str:
         return found[0]
     names = ", ".join(map(shown, splits))
     several = f" that is the only one of its kind ({', '.join(map(shown, found))})" if found else ""
-    raise DataError(f"{where} has no split {split!r}{several}: choose data.split among {names}.")
+    raise DataError(f"{where} has no split {split!r}{several}.", f"Choose data.split among {names}.")
 
 
 def top_folders_are_splits(config: DataConfig, root: Path, paths: Iterable[str]) -> bool:
@@ -80,7 +80,11 @@ def top_folders_are_splits(config: DataConfig, root: Path, paths: Iterable[str])
     counts = Counter(path.partition("/")[0] if "/" in path else "" for path in paths)
     loose, folders = counts.pop("", 0), sorted(counts)
     if config.top_folders == "splits":
-        require(bool(folders) and not loose, f"{shown(root)} holds {loose} pictures beside its folders: move them.")
+        require(
+            bool(folders) and not loose,
+            f"{shown(root)} holds {loose} pictures beside its folders, and data.top_folders is splits.",
+            "Move them into one of the folders.",
+        )
         return True
     alike = _like_splits(folders)
     if config.top_folders == "classes" or not alike:
@@ -93,7 +97,8 @@ def top_folders_are_splits(config: DataConfig, root: Path, paths: Iterable[str])
     raise DataError(
         f"{shown(root)} holds folders with names of splits ({_listed(map(shown, alike))}){beside}. As splits, "
         "the pictures of one folder are read (data.split says which); as classes, all are read, and the folders' names "
-        "are their labels. Say which: set data.top_folders to splits or to classes."
+        "are their labels.",
+        "Say which: set data.top_folders to splits or to classes.",
     )
 
 
@@ -127,8 +132,9 @@ def check_depth(config: DataConfig, root: Path, prefix: str, paths: Iterable[str
         if len({split_kind(name) for name in inner} - {None}) > 1:
             raise DataError(
                 f"The folders of {where} hold splits ({shown(folder)} holds {_listed(map(shown, inner))}), whose "
-                "pictures would all be read as one split. Move the splits to the top (train/CLASS/..., test/...), "
-                "give one folder as data.source, or set data.top_folders to classes to read all pictures."
+                "pictures would all be read as one split.",
+                "Move the splits to the top (train/CLASS/..., test/...), "
+                "give one folder as data.source, or set data.top_folders to classes to read all pictures.",
             )
 
 
@@ -147,11 +153,11 @@ def _check_wrapping(where: str, only: tuple[str, set[str]], are_labels: bool) ->
     if not splits and not are_labels:
         return
     listed = _listed([shown(name) or "loose pictures" for name in sorted(inner)])
+    unlabelled = f'; to read no labels, set data.label_column to "{NO_LABELS}"'
     raise DataError(
-        f"{where} holds one folder around all others: {shown(folder)}, with {listed} inside. As its classes"
-        f"{' or splits' if splits else ''}, give {where.rstrip('/')}/{shown(folder)} as data.source; as one class that "
-        f"holds all pictures, set data.top_folders to classes."
-        + ("" if splits else f' Or set data.label_column to "{NO_LABELS}" to read no labels.')
+        f"{where} holds one folder around all others: {shown(folder)}, with {listed} inside.",
+        f"As its classes{' or splits' if splits else ''}, give {where.rstrip('/')}/{shown(folder)} as data.source; as "
+        f"one class that holds all pictures, set data.top_folders to classes{'' if splits else unlabelled}.",
     )
 
 

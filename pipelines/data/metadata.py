@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from codegrid.names import shown
-from codegrid.pipelines.data.labels import LABEL_NAMES, NoClassesError, labels_of, typed
+from codegrid.pipelines.data.labels import LABEL_NAMES, NoClassesError, labels_of, no_classes, typed
 from codegrid.pipelines.data.records import DataConfig, DataError
 
 METADATA_NAMES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -51,7 +51,7 @@ class Metadata:
             found = labels_of(values, known, where, column)
             numbers = [found.number(value) for value in values]
         except NoClassesError as error:
-            raise NoClassesError(f"Column {column} of {self.files[0]} in {where} holds no classes: {error}.") from error
+            raise no_classes(error.reason, f"Column {column} of {self.files[0]} in {where}") from error
         return [numbers[self.rows[path]] if path in self.rows else None for path in paths], found.names
 
 
@@ -67,7 +67,7 @@ def read_metadata(root: Path, names: Iterable[str]) -> Metadata:
         try:
             columns = _READERS[posixpath.splitext(name)[1].lower()](root / name)
         except (ValueError, OSError, csv.Error, pa.ArrowException, AttributeError) as error:
-            raise DataError(f"{shown(root / name)} cannot be read: {error}. Mend it, or move it away.") from error
+            raise DataError(f"{shown(root / name)} cannot be read: {error}.", "Mend it, or move it away.") from error
         if _FILE_NAME not in columns:
             continue  # a file of another use
         files = [None if file is None else str(file) for file in columns.pop(_FILE_NAME)]

@@ -67,13 +67,30 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         if not self.source:
-            raise DataError("data.source is empty: give a folder, a Parquet or .tar file, or a Hub data set's name.")
+            raise DataError("data.source is empty.", "Give a folder, a Parquet or .tar file, or a Hub data set's name.")
         if not 0 <= self.validation_fraction < 1:
-            raise DataError(f"data.validation_fraction is {self.validation_fraction}: it must lie in [0, 1).")
+            raise DataError(f"data.validation_fraction is {self.validation_fraction}.", "It must lie in [0, 1).")
         if self.limit is not None and self.limit < 1:
-            raise DataError(f"data.limit is {self.limit}: it must be at least 1; leave it out to read all pictures.")
+            raise DataError(f"data.limit is {self.limit}.", "Give at least 1, or leave it out to read all pictures.")
         if self.top_folders not in ("auto", "splits", "classes"):
-            raise DataError(f"data.top_folders is {self.top_folders!r}: it must be auto, splits or classes.")
+            raise DataError(f"data.top_folders is {self.top_folders!r}.", "It must be auto, splits or classes.")
+
+
+@dataclass(frozen=True)
+class PicturesConfig(DataConfig):
+    """Pictures that need not be given: the fields of `DataConfig`, without a source until one is given.
+
+    Args:
+        validation_split: not used here.
+        validation_fraction: not used here.
+        streaming: not used here.
+    """
+
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.source:
+            super().__post_init__()
 
 
 class ImageRecord(NamedTuple):
@@ -244,13 +261,16 @@ def _edges(data: bytes | Path) -> str:
 
 def check_split(split: str, splits: list[str], where: Any) -> None:
     if split not in splits:
-        raise DataError(f"{where} has no split {split!r}: choose data.split among {', '.join(splits)}.")
+        raise DataError(f"{where} has no split {split!r}.", f"Choose data.split among {', '.join(splits)}.")
 
 
 def numbered(values: list[str], names: list[str], where: str) -> np.ndarray:
     numbers = {name: number for number, name in enumerate(names)}
     if unknown := sorted(set(values) - set(names)):
-        raise DataError(f"{where} has classes that the training split lacks: {', '.join(unknown[:8])}.")
+        raise DataError(
+            f"{where} has classes that the training split lacks: {', '.join(unknown[:8])}.",
+            "Move their pictures away, or add some to the training split.",
+        )
     return np.array([numbers[value] for value in values], dtype=np.int32)
 
 

@@ -32,7 +32,10 @@ def open_images(config: DataConfig) -> ImageSource:
         DataError: there is no such source, split or column, no picture in it, or `config.streaming` is set.
     """
     if config.streaming:
-        raise DataError("Streamed data cannot be read by index: leave data.streaming off (only tokenizing can use it).")
+        raise DataError(
+            "data.streaming is set, and streamed data cannot be read by index.",
+            "Leave data.streaming off: only tokenizing can use it.",
+        )
     return _open(config, None)
 
 
@@ -60,7 +63,9 @@ def split_images(config: DataConfig) -> tuple[ImageSource, ImageSource | None]:
     if config.validation_fraction == 0:
         return train, None
     if len(train) < 2:
-        raise DataError(f"{config.source} holds one picture only: set data.validation_fraction to 0 to hold none out.")
+        raise DataError(
+            f"{shown(config.source)} holds one picture only.", "Set data.validation_fraction to 0 to hold none out."
+        )
     count = min(len(train) - 1, max(1, round(len(train) * config.validation_fraction)))
     order = by_hash(train.names())
     held_out, kept = np.sort(order[:count]), np.sort(order[count:])
@@ -114,16 +119,19 @@ def _open_all(config: DataConfig, class_names: list[str] | None) -> Any:
         if ".parquet" in kinds or (kinds and not files.images):
             return open_table(config, root, ".parquet" if ".parquet" in kinds else ".tar", class_names)
         if kinds:
-            raise DataError(f"{shown(root)} holds both images and .tar files: move one of them, or name a subfolder.")
+            raise DataError(
+                f"{shown(root)} holds both images and .tar files.", "Move one of them, or name a subfolder."
+            )
         return open_folder(config, root, files, class_names)
     if path.is_file():
         if path.suffix.lower() not in TABLES:
             raise DataError(
-                f"{shown(path)} is neither a .parquet nor a .tar file: give one of those, or a folder of images."
+                f"{shown(path)} is neither a .parquet nor a .tar file.", "Give one of those, or a folder of images."
             )
         return open_table(config, path.resolve(), path.suffix.lower(), class_names)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", config.source) or path.suffix in TABLES:
         raise DataError(
-            f"{config.source} does not exist: data.source is a folder, a .parquet or .tar file, or a Hub name."
+            f"{shown(config.source)} does not exist.",
+            "Give a folder, a .parquet or .tar file, or a Hub name as data.source.",
         )
     return open_table(config, None, "", class_names)

@@ -103,7 +103,9 @@ def open_saved(config: DataConfig, root: Path, class_names: list[str] | None) ->
     try:
         table = datasets.load_from_disk(str(root))
     except Exception as error:  # the loader raises whatever its back ends raise
-        raise DataError(f"{name} cannot be read as a folder of `save_to_disk`: {error}.") from error
+        raise DataError(
+            f"{name} cannot be read as a folder of `save_to_disk`: {error}.", "Save it again with this `datasets`."
+        ) from error
     splits = table if isinstance(table, dict) else {"train": table}
     check_split(config.split, list(splits), name)
     folder = root / config.split if isinstance(table, dict) else root
@@ -141,7 +143,7 @@ def _source_of(
         source = ImageStream(reader, names, f"{name}: images as a stream{describe_classes(names)} ({what})", mark)
     else:
         if not len(table):
-            raise DataError(f"{name} has no rows in split {config.split}: choose another with data.split.")
+            raise DataError(f"{name} has no rows in split {config.split}.", "Choose another with data.split.")
         source = ImageSource(reader, names, f"{name}: {len(table):,} images{describe_classes(names)} ({what})", mark)
     source.understood = Understood(
         kind=kind,
@@ -165,7 +167,7 @@ def _open_tars(
     mark = sha256(config.split, marks, found.picture, found.label, names)
     what = f"split {config.split}, column {found.picture}" + (f", labels {found.label}" if found.label else "")
     if not len(found.reader):
-        raise DataError(f"{name} has no pictures in split {config.split}: choose another with data.split.")
+        raise DataError(f"{name} has no pictures in split {config.split}.", "Choose another with data.split.")
     if config.streaming:
         source = ImageStream(found.reader, names, f"{name}: images as a stream{describe_classes(names)} ({what})", mark)
     else:
@@ -205,13 +207,17 @@ def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
             return datasets.load_dataset_builder(where, description=_state_of_files(builder), **files)
     except Exception as error:  # the loader raises whatever its many back ends raise
         if path is not None:
-            raise DataError(f"{path} cannot be read as {TABLES[suffix]} data: {error}") from error
+            raise DataError(
+                f"{path} cannot be read as {TABLES[suffix]} data: {str(error).rstrip('.')}.",
+                "Check that its files are whole and of one kind.",
+            ) from error
         raise DataError(
             f"{config.source} is neither a file nor a folder here, and no data set of that name could be loaded from "
-            f"the Hugging Face Hub: {error}. Check the name, the network, and for private data sets `hf auth login`."
+            f"the Hugging Face Hub: {error}.",
+            "Check the name, the network, and for private data sets `hf auth login`.",
         ) from error
     raise DataError(
-        f"{path} mixes {suffix} with other data ({builder.name}): keep the {suffix} files in their own folder."
+        f"{path} mixes {suffix} with other data ({builder.name}).", f"Keep the {suffix} files in their own folder."
     )
 
 
@@ -244,7 +250,9 @@ def _load(builder: Any, config: DataConfig, name: str) -> Any:
         raise
     except Exception as error:
         cause = error.__cause__ or error
-        raise DataError(f"{name} cannot be read: {cause}. Check that its files are whole and of one kind.") from error
+        raise DataError(
+            f"{name} cannot be read: {cause}.", "Check that its files are whole and of one kind."
+        ) from error
 
 
 def _check_rows(builder: Any, split: str, name: str) -> None:
@@ -257,7 +265,8 @@ def _check_rows(builder: Any, split: str, name: str) -> None:
         if files and rows != cached:
             raise DataError(
                 f"The files of {name} hold {rows:,} rows in split {part}, and the cache of `datasets` holds "
-                f"{cached:,}: remove {builder.cache_dir}, and they are read again."
+                f"{cached:,}.",
+                f"Remove {builder.cache_dir}, and they are read again.",
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from codegrid.names import shown
-from codegrid.pipelines.data.labels import LABEL_NAMES, NoClassesError, labels_of, typed
+from codegrid.pipelines.data.labels import LABEL_NAMES, NoClassesError, labels_of, no_classes, typed
 from codegrid.pipelines.data.records import NO_LABELS, DataConfig, DataError, ImageRecord
 from codegrid.tokenizer.images import ARRAY_EXTENSION, IMAGE_EXTENSIONS
 
@@ -118,9 +118,15 @@ def open_webdataset(config: DataConfig, files: list[str], prefix: str, known: li
         keys.append(sample.key)
         values.append(value)
     if config.image_column and not taken:
-        raise DataError(f"{where} has no field {config.image_column!r} for data.image_column: {_listed(others)}.")
+        raise DataError(
+            f"{where} has no field {config.image_column!r} for data.image_column: {_listed(others)}.",
+            "Choose one of these.",
+        )
     if config.label_column not in (None, NO_LABELS) and not labels:
-        raise DataError(f"{where} has no field {config.label_column!r} for data.label_column: {_listed(others)}.")
+        raise DataError(
+            f"{where} has no field {config.label_column!r} for data.label_column: {_listed(others)}.",
+            "Choose one of these.",
+        )
     notes = [f"{without:,} samples without a picture are left out"] if without else []
     numbers, names, counts = _numbered(values, known, where, labels, config, notes)
     reader = WebDatasetReader(files, prefix, np.array(places, np.int64).reshape(-1, 4), keys, numbers)
@@ -139,8 +145,8 @@ def _numbered(
         numbers = [found.number(value) for value in values]
     except NoClassesError as error:
         if config.label_column:
-            raise DataError(f"Field {config.label_column} of {where} holds no classes: {error}.") from error
-        notes.append(f"field {_short(labels)} is not taken for the labels: {error}")
+            raise no_classes(error.reason, f"Field {config.label_column} of {where}") from error
+        notes.append(f"field {_short(labels)} is not taken for the labels: {error.reason}")
         return None, None, None
     array = np.array([-1 if number is None else number for number in numbers], np.int32)
     counts = None if found.names is None else np.bincount(array[array >= 0], minlength=len(found.names)).tolist()
@@ -159,13 +165,18 @@ def _samples(file: str, tar: int, label: str | None) -> Iterator[Sample]:
                     continue
                 key, name = found[1], found[2]
                 if member.offset_data + member.size > size:
-                    raise DataError(f"{shown(file)} stops in the middle of {shown(member.name)}: it is not whole.")
+                    raise DataError(
+                        f"{shown(file)} stops in the middle of {shown(member.name)}.", "Copy or download it again."
+                    )
                 if sample is None or sample.key != key:
                     if sample is not None:
                         yield sample
                     sample = Sample(key, tar)
                 if name in sample.fields:
-                    raise DataError(f"{shown(file)} has {shown(member.name)} twice in one sample.")
+                    raise DataError(
+                        f"{shown(file)} has {shown(member.name)} twice in one sample.",
+                        "Give each sample a name of its own.",
+                    )
                 sample.fields[name] = (member.offset_data, member.size)
                 small = member.size <= _MOST_LABEL_BYTES
                 if small and (name == label or name.rpartition(".")[2].lower() in (label, *LABEL_NAMES, *_JSON)):
@@ -174,7 +185,7 @@ def _samples(file: str, tar: int, label: str | None) -> Iterator[Sample]:
                     sample.texts[name] = opened.read()
     except (tarfile.TarError, EOFError) as error:
         raise DataError(
-            f"{shown(file)} cannot be read: {error}. Check that it is whole, and a tar that is not compressed."
+            f"{shown(file)} cannot be read: {error}.", "Check that it is whole, and a tar that is not compressed."
         ) from error
     if sample is not None:
         yield sample
@@ -201,8 +212,8 @@ def _picture(sample: Sample, config: DataConfig, where: str) -> tuple[str | None
             "own, rename them (frame_0.png instead of frame.0.png)."
         )
     raise DataError(
-        f"Sample {shown(sample.key)!r} of {where} has {len(found)} pictures: {', '.join(map(shown, found[:8]))}. Name "
-        f"the field that is meant with data.image_column.{dotted}"
+        f"Sample {shown(sample.key)!r} of {where} has {len(found)} pictures: {', '.join(map(shown, found[:8]))}.",
+        f"Name the field that is meant with data.image_column.{dotted}",
     )
 
 

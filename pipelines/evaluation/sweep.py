@@ -9,7 +9,7 @@ from pathlib import Path
 
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
-from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.records import DataConfig, PicturesConfig
 from codegrid.prior import SequenceConfig
 from codegrid.prior.sampling import SamplingConfig
 
@@ -21,8 +21,8 @@ _UNUSED = {"validation_split": None, "validation_fraction": 0.05, "streaming": F
 
 
 @dataclass(frozen=True)
-class ReferenceConfig(DataConfig):
-    """Where the real pictures come from: the fields of `DataConfig`, without a source until one is given.
+class ReferenceConfig(PicturesConfig):
+    """Where the real pictures come from.
 
     Args:
         source: the real pictures, as in the other commands; or an .npz file of statistics (mu and sigma) or pictures
@@ -33,10 +33,6 @@ class ReferenceConfig(DataConfig):
     """
 
     source: str = ""
-
-    def __post_init__(self) -> None:
-        if self.source:
-            super().__post_init__()
 
 
 @dataclass(frozen=True)

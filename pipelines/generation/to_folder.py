@@ -84,7 +84,8 @@ def generate_images(
         OutputError: the folder holds something else.
         CodegridError: a class is unknown, or a number is out of range.
     """
-    require(num_images >= 1 and (batch_size or 1) >= 1, "num_images and batch_size must be at least 1.")
+    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
+        require(value is None or value >= 1, f"{name} is {value}.", "Give at least 1.")
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
@@ -186,11 +187,14 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
 
 def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
     if pipe.sequence.conditioning.vocab_size == 0:
-        require(not class_labels, "This pipeline is unconditional: leave --class-labels out.")
+        require(
+            not class_labels, "This pipeline is unconditional, and class_labels are given.", "Leave --class-labels out."
+        )
         return None
     require(
         bool(class_labels) or pipe.class_names is not None,
-        f"This pipeline's images follow {pipe.sequence.conditioning.describe()}: say what by --class-labels.",
+        f"This pipeline's images follow {pipe.sequence.conditioning.describe()}.",
+        "Say what by --class-labels.",
     )
     chosen = resolve_labels(class_labels, pipe.sequence) if class_labels else list(range(len(pipe.class_names)))
     return (chosen * math.ceil(num_images / len(chosen)))[:num_images]

@@ -61,7 +61,8 @@ def report(run: str, /, output: str | None = None) -> Path:
         title = folder.resolve().name
     else:
         raise LoadingError(
-            f"{folder} holds no run: name a folder with {CONFIG_NAME} or {MODEL_INDEX_NAME}, or one of such folders."
+            f"{folder} holds no run.",
+            f"Name a folder with {CONFIG_NAME} or {MODEL_INDEX_NAME}, or one of such folders.",
         )
     sections: list[Section] = []
     if (folder / "report.json").is_file():
@@ -233,4 +234,4 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise LoadingError(f"{path} cannot be read: {error}") from error
+        raise LoadingError(f"{path} cannot be read: {str(error).rstrip('.')}.", "Mend it, or move it away.") from error

@@ -15,7 +15,7 @@ from codegrid.errors import CodegridError
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.records import DataConfig, PicturesConfig
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
 from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
@@ -97,7 +97,7 @@ def test_a_run_of_any_channels(tmp_path, case, capsys):
         assert picture.mode == "RGB"
     assert load_tokenizer(run).config.backbone_config.in_channels == channels
     codes = tokenize_dataset(TokenizationConfig(str(run), DataConfig(str(folder)), str(tmp_path / "codes")))
-    verify_codes(VerificationConfig(str(codes), str(run), str(folder)))
+    verify_codes(VerificationConfig(str(codes), str(run), PicturesConfig(str(folder))))
     said = capsys.readouterr().out
     assert f"  Channels: {channels}, of " in said
     assert "10 rows were encoded again: 0 of" in said

@@ -17,7 +17,7 @@ from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.records import DataConfig, PicturesConfig
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training.prior.train import train_prior
@@ -49,7 +49,11 @@ def test_codes_of_a_cast_tokenizer_say_so(tmp_path, capsys, dtype):
     assert (manifest.precision, manifest.policy["weights"]) == (dtype, dtype)
     assert manifest.tokenizer_fingerprint == load_tokenizer(SAVED / "tokenizer").fingerprint()
     for tokenizer in (half, SAVED / "tokenizer"):  # of the weights before the cast, too
-        verify_codes(VerificationConfig(str(codes), str(tokenizer), str(pictures), num_samples=0, max_differing=0))
+        verify_codes(
+            VerificationConfig(
+                str(codes), str(tokenizer), PicturesConfig(str(pictures)), num_samples=0, max_differing=0
+            )
+        )
     run = train_prior(prior_run(tmp_path / "prior", codes, tokenizer=str(SAVED / "tokenizer")))
     pipe = make_pipeline(str(half), str(run), str(tmp_path / "pipe"))
     assert ImageGenerationPipeline.from_pretrained(pipe).tokenizer.dtype == getattr(torch, dtype)
@@ -76,7 +80,9 @@ def test_a_cast_tokenizer_does_not_accuse_the_codes(tmp_path):
     codes = tokenize_dataset(config(SAVED / "tokenizer", pictures, tmp_path / "codes"))
     half = cast(tmp_path / "half", "bfloat16")
     with pytest.raises(CodesError, match=r"whose weights are bfloat16.*made in float32.*that it was cast from"):
-        verify_codes(VerificationConfig(str(codes), str(half), str(pictures), num_samples=0, max_differing=0))
+        verify_codes(
+            VerificationConfig(str(codes), str(half), PicturesConfig(str(pictures)), num_samples=0, max_differing=0)
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", f"{DRAWN}"])

@@ -63,7 +63,7 @@ def test_drawn_folders(tmp_path, seed):
         datasets.DatasetDict(parts).save_to_disk(folder)
         for split in splits:
             assert values_and_labels(folder, split=split) == wanted[split], f"seed {seed}: {splits}"
-        with pytest.raises(DataError, match="choose data"):
+        with pytest.raises(DataError, match="Choose data"):
             open_images(DataConfig(str(folder), split="nowhere"))
 
 

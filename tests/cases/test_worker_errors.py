@@ -21,7 +21,7 @@ from codegrid.pipelines.data.batches import (
     picture_reader,
     prepared_batches,
 )
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, PicturesConfig
 from codegrid.pipelines.data.sources import open_images
 from codegrid.prior.codes import read_manifest
 from codegrid.tokenizer.images import Preprocessing
@@ -153,5 +153,5 @@ def test_a_picture_that_vanishes_while_it_is_tokenized(tmp_path, tiny_vqmodel, m
     )
     assert read_manifest(codes).skipped_reasons == {"vanished": 1}
     assert "002.png" in (codes / "skipped.jsonl").read_text()
-    verify_codes(VerificationConfig(str(codes), str(tmp_path / "tokenizer"), str(root), num_samples=0))
+    verify_codes(VerificationConfig(str(codes), str(tmp_path / "tokenizer"), PicturesConfig(str(root)), num_samples=0))
     assert "The bytes of 5 images are those" in capsys.readouterr().out

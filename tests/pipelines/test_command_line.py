@@ -308,9 +308,12 @@ def _words(command: Command) -> list[str]:
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("tokenize-dataset --tokenizer T --data.source S --output-dir O --batch-size 0", "batch_size is 0: it must"),
+        (
+            "tokenize-dataset --tokenizer T --data.source S --output-dir O --batch-size 0",
+            "batch_size is 0. Give at",
+        ),
         ("train-tokenizer small64 --data.source S --output-dir O --max-steps 0", "max_steps is 0. It must"),
-        ("dev benchmark codes-reading --repeats 0", "repeats is 0: it must"),
+        ("dev benchmark codes-reading --repeats 0", "repeats is 0. It must"),
     ],
 )
 def test_a_value_that_a_command_refuses_is_one_sentence(line: str, said: str, capsys: pytest.CaptureFixture) -> None:

@@ -143,7 +143,7 @@ def test_folder_splits(tmp_path, image_folder):
     assert train.class_names == validation.class_names == ["disc", "ring", "square"]
     assert {record.label for record in validation} == {1}
     assert train[0].source_id == "train/disc/0.png"
-    assert "choose data.split among train, val." in error_of(root, split="test")
+    assert "Choose data.split among train, val." in error_of(root, split="test")
     shutil.copytree(image_folder / "ring", root / "val" / "newt")
     with pytest.raises(DataError, match="training split lacks: newt"):
         split_images(DataConfig(source=str(root), validation_split="val"))
@@ -336,10 +336,10 @@ def test_stream_without_streaming_has_a_length(image_folder):
 def test_streaming_refusals(tmp_path):
     path = write_plain_parquet(tmp_path / "a.parquet", image=[png(0)], label=["b"])
     config = DataConfig(source=str(path), streaming=True)
-    with pytest.raises(DataError, match=r"set data.streaming off"):
+    with pytest.raises(DataError, match=r"Leave data.streaming off"):
         open_image_stream(config)
     for function in (open_images, split_images):
-        with pytest.raises(DataError, match=r"leave data.streaming off"):
+        with pytest.raises(DataError, match=r"Leave data.streaming off"):
             function(config)
 
 
@@ -492,8 +492,8 @@ def test_columns_of_a_folder(image_folder):
 def test_unknown_split_of_a_file_and_of_a_folder(tmp_path, image_folder):
     path = write_parquet(tmp_path / "pets.parquet", range(3))
     for source in (path, image_folder):
-        assert "no split 'validation': choose data.split among train." in error_of(source, split="validation")
-    with pytest.raises(DataError, match=r"no split 'test': choose data.split among train"):
+        assert "no split 'validation'. Choose data.split among train." in error_of(source, split="validation")
+    with pytest.raises(DataError, match=r"no split 'test'. Choose data.split among train"):
         open_image_stream(DataConfig(source=str(path), split="test", streaming=True))
 
 

@@ -15,7 +15,7 @@ from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.data.records import DataConfig, PicturesConfig
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.demo import actions
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
@@ -56,7 +56,7 @@ def test_from_pictures_to_pictures(tokenizer_config, prior_config, tmp_path, cap
         TokenizationConfig(str(run), DataConfig(str(source)), str(tmp_path / "codes"), ten_crop=True, device="cpu")
     )
     assert open_codes(codes).manifest.grid_shape == (4, 8)
-    verify_codes(VerificationConfig(str(codes), tokenizer=str(run), source=str(source), num_samples=20))
+    verify_codes(VerificationConfig(str(codes), tokenizer=str(run), data=PicturesConfig(str(source)), num_samples=20))
 
     prior = train_prior(prior_config(tmp_path / "prior", codes=str(codes), model={"positions": "rotary_2d"}))
     pipe = ImageGenerationPipeline.from_pretrained(make_pipeline(str(run), str(prior), str(tmp_path / "pipe")))

@@ -119,7 +119,7 @@ def test_ten_crops(config, pictures):
         assert rows["codes"][row] == encoded(model, pictures / name, crop=row % 10).tolist()
     manifest = read_manifest(folder)
     assert (manifest.num_rows, manifest.num_images, manifest.ten_crop) == (180, 18, True)
-    with pytest.raises(ValueError, match="leave flip out"):
+    with pytest.raises(ValueError, match="Leave flip out"):
         replace(config, ten_crop=True, flip=True)
 
 

@@ -12,14 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
+from codegrid.pipelines.commands import main
+from codegrid.pipelines.data.records import PicturesConfig
 from codegrid.prior.codes import CodesError
 
 
 @pytest.fixture
 def config(codes, tokenizer_folder, pictures, tmp_path) -> VerificationConfig:
     copy = shutil.copytree(codes, tmp_path / "codes")
-    return VerificationConfig(str(copy), str(tokenizer_folder), str(pictures), num_samples=0)
+    return VerificationConfig(str(copy), str(tokenizer_folder), PicturesConfig(str(pictures)), num_samples=0)
 
 
 def rewrite(folder: Path, change, rows: int = 0) -> None:
@@ -72,3 +75,46 @@ def test_another_tokenizer(config, tiny_vqmodel, tmp_path):
     tiny_vqmodel.save_pretrained(tmp_path / "other")
     with pytest.raises(CodesError, match=r"^The tokenizer .* and the codes in .* do not fit each other: .*fingerprint"):
         verify_codes(replace(config, tokenizer=str(tmp_path / "other")))
+
+
+def test_what_is_read_of_the_pictures_is_said_and_the_options_are_those_of_tokenizing(
+    codes, pictures, tmp_path, capsys
+):
+    images = shutil.copytree(pictures, tmp_path / "images")
+    for line in (
+        ["--data.source", str(images), "--data.split", "train", "--data.follow-links"],
+        ["--source", str(images), "--split=train"],
+        ["--data.source", str(images), "--data.label-column", "none", "--data.validation-fraction", "0.2"],
+    ):
+        main(["verify-codes", "--codes", str(codes), *line])
+        said = capsys.readouterr().out
+        assert "Read as: folder of images, split train 18 (this one)." in said
+        assert "The bytes of 18 images are those that were tokenized." in said
+        assert said.index("Read as") < said.index("as the manifest says")
+    with pytest.raises(SystemExit):
+        main(["verify-codes", "--codes", str(codes), "--data.source", str(images), "--data.limit", "5"])
+    assert "Give the --data options of the tokenizing" in capsys.readouterr().err
+    (images / "noise" / "3.png").unlink()
+    with pytest.raises(CodesError, match=r"noise/3\.png, which shard 0 was made of, is not in"):
+        verify_codes(VerificationConfig(str(codes), data=PicturesConfig(str(images))))
+
+
+def test_impossible_numbers():
+    with pytest.raises(CodegridError, match="num_samples is -1"):
+        VerificationConfig("codes", num_samples=-1)
+    with pytest.raises(CodegridError, match=r"max_differing is 1\.5"):
+        VerificationConfig("codes", max_differing=1.5)
+
+
+def test_its_help_describes_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["verify-codes", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for text in (
+        "folder of the code data set",
+        "--data.source",
+        "--data.follow-links",
+        "rows to encode again",
+        "the first level",
+    ):
+        assert text in said

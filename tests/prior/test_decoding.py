@@ -213,7 +213,7 @@ def test_packing_is_left_where_it_is_missing_or_wrong(monkeypatch):
 
 def test_wrapped_and_adapted_models_are_refused():
     model = make_model()
-    with pytest.raises(ValueError, match="unwrap"):
+    with pytest.raises(ValueError, match="Unwrap"):
         read_weights(nn.DataParallel(model), 24, 16)
 
     class Adapted(nn.Linear):

@@ -221,9 +221,9 @@ def test_an_unconditional_prior_is_sampled_without_labels():
         ({"guidance_scale": math.nan}, "guidance_scale is nan"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"seeds": [1]}, "2 labels, but 1 seeds"),
-        ({"seeds": [1, 2], "generators": streams(2)}, "not both"),
+        ({"seeds": [1, 2], "generators": streams(2)}, "Both seeds and generators"),
         ({"labels": [0, 3]}, "no class 3"),
-        ({"labels": None}, "How many images"),
+        ({"labels": None}, "not said how many images"),
         ({"labels": None, "seeds": [1], "guidance_scale": 2.0}, "no labels are given"),
     ],
 )

@@ -138,7 +138,7 @@ def test_without_a_null_class_there_is_neither_guidance_nor_an_image_of_no_class
     assert sample_codes(model, sequence, [0, 4], seeds=[1, 2]).shape == (2, 16)
     with pytest.raises(ValueError, match=r"guidance_scale is 2\.0, but this prior has no null class"):
         sample_codes(model, sequence, [0], seeds=[1], guidance_scale=2.0)
-    with pytest.raises(ValueError, match="no null class: give labels"):
+    with pytest.raises(ValueError, match="no null class, and no labels are given"):
         sample_codes(model, sequence, seeds=[1])
     with pytest.raises(ValueError, match="no null class, and drop is given"):
         to_tokens(torch.zeros(1, 16, dtype=torch.int64), torch.tensor([1]), torch.tensor([True]), sequence)

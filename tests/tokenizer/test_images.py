@@ -429,7 +429,7 @@ def test_ten_crop():
         ({"crop": (0.5, 1.5)}, "two fractions"),
         ({"crop": "corner"}, "two fractions"),
         ({"channels": 4}, "backbone.in_channels"),
-        ({"crop": 0, "preprocessing": Preprocessing(32, "pad")}, 'needs preprocessing.fit "crop"'),
+        ({"crop": 0, "preprocessing": Preprocessing(32, "pad")}, 'Ten-crop needs "crop"'),
     ],
 )
 def test_prepare_refuses(arguments, message):

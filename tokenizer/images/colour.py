@@ -26,7 +26,11 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """
     if not profile:
         return image
-    require(features.check("littlecms2"), "This Pillow has no LittleCMS, which reads colour profiles: install another.")
+    require(
+        features.check("littlecms2"),
+        "This Pillow has no LittleCMS, which reads colour profiles.",
+        "Install Pillow from PyPI, whose wheels have it.",
+    )
     found = _transform(bytes(profile))
     if found is None:
         return image

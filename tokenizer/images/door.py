@@ -137,13 +137,17 @@ def to_images(pictures: Any, preprocessing: Preprocessing, channels: int = 3) ->
     if isinstance(pictures, (Tensor, np.ndarray)) and pictures.ndim == 4 and _is_float(pictures):
         return _checked(_floats(pictures), channels)
     entries = _entries(pictures)
-    require(bool(entries), f"There is no picture: give {_KINDS}.")
+    require(bool(entries), "There is no picture.", f"Give {_KINDS}.")
     images = [
         _to_image(entry, preprocessing, channels, f"Picture {number} of {len(entries)}")
         for number, entry in enumerate(entries, start=1)
     ]
     shapes = sorted({tuple(image.shape[1:]) for image in images})
-    require(len(shapes) == 1, f"The pictures have different sizes {shapes}: floats are taken as they are, so cut them.")
+    require(
+        len(shapes) == 1,
+        f"The pictures have different sizes {shapes}, and floats are taken as they are.",
+        "Cut them to one size.",
+    )
     return torch.stack(images)
 
 
@@ -155,7 +159,7 @@ def _entries(pictures: Any) -> list[Any]:
         pictures = pictures.reshape(-1).tolist()
     elif isinstance(pictures, (Tensor, np.ndarray)):
         pictures = list(pictures) if pictures.ndim == 4 else [pictures]
-    require(isinstance(pictures, Iterable), f"{_name(pictures)} is no picture: give {_KINDS}.")
+    require(isinstance(pictures, Iterable), f"{_name(pictures)} is no picture.", f"Give {_KINDS}.")
     return list(pictures)
 
 
@@ -168,17 +172,17 @@ def _to_image(entry: Any, preprocessing: Preprocessing, channels: int, where: st
     except BadImage as error:
         raise BadImage(error.reason, f"{where}: {error}") from error
     except FileNotFoundError as error:
-        raise CodegridError(f"{where}: there is no file {entry}.") from error
+        raise CodegridError(f"{where}: there is no file {shown(str(entry))}.", "Check the path.") from error
     except CodegridError as error:
-        raise CodegridError(f"{where}: {error}") from error
+        raise CodegridError(f"{where}: {error.what.rstrip('.')}.", error.remedy or "Leave it out.") from error
 
 
 def _checked(images: Tensor, channels: int) -> Tensor:
     """Floats [N, C, H, W] that are the model's own."""
     require(
         images.shape[1] == channels,
-        f"Floats {list(images.shape)} are no [N, {channels}, H, W], which this tokenizer takes: pictures as arrays "
-        "[H, W, C] are uint8.",
+        f"Floats {list(images.shape)} are no [N, {channels}, H, W], which this tokenizer takes.",
+        "Turn the axes; pictures as arrays [H, W, C] are uint8.",
     )
     check_images(images)
     if images.numel() and float(images.min()) >= 0:

@@ -29,17 +29,21 @@ def check_images(images: torch.Tensor, values: bool = True) -> None:
     )
     require(
         images.is_floating_point(),
-        f"Images must be floats in [-1, 1], not {images.dtype}: turn uint8 [B, H, W, C] into them by "
-        "codegrid.tokenizer.images.to_model, or x / 127.5 - 1.",
+        f"Images must be floats in [-1, 1], not {images.dtype}.",
+        "Turn uint8 [B, H, W, C] into them by codegrid.tokenizer.images.to_model, or x / 127.5 - 1.",
     )
     if not values or not images.numel():
         return
     low, high = (float(extreme) for extreme in images.detach().aminmax())  # NaN where there is one
-    require(low == low and high == high, "Images must be floats in [-1, 1]: these hold NaN (0 / 0, or a bad file).")
+    require(
+        low == low and high == high,
+        "Images must be floats in [-1, 1]: these hold NaN (0 / 0, or a bad file).",
+        "Leave these images out, or mend what made them.",
+    )
     require(
         low >= -1 - OVERSHOOT and high <= 1 + OVERSHOOT,
-        f"Images must be floats in [-1, 1]: these run from {low:.5g} to {high:.5g}. From 0..255 it is x / 127.5 - 1, "
-        "from 0..1 it is x * 2 - 1; a decoder's overshoot goes by x.clamp(-1, 1).",
+        f"Images must be floats in [-1, 1]: these run from {low:.5g} to {high:.5g}.",
+        "From 0..255 it is x / 127.5 - 1, from 0..1 it is x * 2 - 1; a decoder's overshoot goes by x.clamp(-1, 1).",
     )
 
 
@@ -51,7 +55,10 @@ def to_model(pixels: np.ndarray | torch.Tensor) -> torch.Tensor:
     """
     pixels = torch.as_tensor(pixels)
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
-        raise CodegridError(f"Pixels must be uint8 [B, H, W, C], not {pixels.dtype} {list(pixels.shape)}.")
+        raise CodegridError(
+            f"Pixels must be uint8 [B, H, W, C], not {pixels.dtype} {list(pixels.shape)}.",
+            "Turn them into it: `to_uint8` makes it of floats.",
+        )
     # Bytes lie channels-last. A GPU's model wants them so; on a CPU the order of sums, and so their bits, are those of
     # contiguous images.
     layout = torch.contiguous_format if pixels.device.type == "cpu" else torch.preserve_format
@@ -65,7 +72,10 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
         CodegridError: not a float tensor of four dimensions.
     """
     if not images.is_floating_point() or images.ndim != 4:
-        raise CodegridError(f"Images must be floats [B, C, H, W], not {images.dtype} {list(images.shape)}.")
+        raise CodegridError(
+            f"Images must be floats [B, C, H, W], not {images.dtype} {list(images.shape)}.",
+            "Turn them into it: `to_model` makes it of bytes.",
+        )
     pixels = images.detach().float().add(1.0).mul_(127.5).clamp_(0, 255).round_().to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
 
@@ -101,5 +111,7 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """
     pixels = to_uint8(images).cpu().numpy()
     if pixels.shape[-1] not in (1, 3):
-        raise CodegridError(f"Pictures have 1 or 3 channels, not {pixels.shape[-1]}.")
+        raise CodegridError(
+            f"Pictures have 1 or 3 channels, not {pixels.shape[-1]}.", "`for_people` keeps the first three."
+        )
     return [Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array) for array in pixels]

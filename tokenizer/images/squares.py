@@ -54,15 +54,16 @@ class Preprocessing:
         choices = {"fit": ("crop", "pad", "stretch"), "smaller": ("skip", "upscale"), "colour": ("stored", "srgb")}
         for name, allowed in choices.items():
             value = getattr(self, name)
-            require(value in allowed, f"preprocessing.{name} is {value!r}: it must be one of {', '.join(allowed)}.")
+            require(value in allowed, f"preprocessing.{name} is {value!r}.", f"It must be one of {', '.join(allowed)}.")
         for name, most in {"max_pixels": PIL_PIXEL_LIMIT, "max_aspect": 10_000}.items():
             value = getattr(self, name)
-            require(1 <= value <= most, f"preprocessing.{name} is {value}: it must lie in [1, {most}].")
+            require(1 <= value <= most, f"preprocessing.{name} is {value}.", f"It must lie in [1, {most}].")
 
         white = 1 if self.white is None else self.white
         require(
             math.isfinite(self.black) and math.isfinite(white) and (self.white is None or self.black < white),
-            f"preprocessing.black is {self.black} and white {self.white}: they must be numbers, black below white.",
+            f"preprocessing.black is {self.black} and white {self.white}.",
+            "They must be numbers, black below white.",
         )
 
     @property
@@ -77,8 +78,8 @@ class Preprocessing:
         )
         require(
             fits,
-            f"preprocessing.image_size is {self.image_size}: it must be a whole number in [1, {MAX_SIDE}], or two of "
-            "them, height and width.",
+            f"preprocessing.image_size is {self.image_size}.",
+            f"It must be a whole number in [1, {MAX_SIDE}], or two of them, height and width.",
         )
         # One number for a square: what is computed of a config stays as it was when sides were always alike.
         object.__setattr__(self, "image_size", sides[0] if sides[0] == sides[1] else tuple(sides))
@@ -196,13 +197,15 @@ def _position(crop: Literal["center"] | tuple[float, float]) -> tuple[float, flo
     if crop == "center":
         return 0.5, 0.5
     if isinstance(crop, str) or len(crop) != 2 or not all(0 <= fraction <= 1 for fraction in crop):
-        raise CodegridError(f'crop is {crop!r}: it must be "center", two fractions (y, x) in [0, 1], or 0 to 9.')
+        raise CodegridError(f"crop is {crop!r}.", 'It must be "center", two fractions (y, x) in [0, 1], or 0 to 9.')
     return crop
 
 
 def _ten_crop_variant(index: int, preprocessing: Preprocessing) -> TenCropVariant:
-    require(0 <= index < len(TEN_CROP), f"crop is {index}: ten-crop variants are numbered 0 to {len(TEN_CROP) - 1}.")
-    require(preprocessing.fit == "crop", f'Ten-crop needs preprocessing.fit "crop", not {preprocessing.fit!r}.')
+    require(
+        0 <= index < len(TEN_CROP), f"crop is {index}.", f"Ten-crop variants are numbered 0 to {len(TEN_CROP) - 1}."
+    )
+    require(preprocessing.fit == "crop", f"preprocessing.fit is {preprocessing.fit!r}.", 'Ten-crop needs "crop".')
     return TEN_CROP[index]
 
 

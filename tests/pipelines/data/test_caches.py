@@ -116,7 +116,7 @@ def test_rows_are_compared_with_the_footers(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "_state_of_files", lambda builder: "always the same")
     assert values_of(file.parent) == [1, 2]
     write(file, [1, 2, 3])
-    with pytest.raises(DataError, match=r"hold 3 rows in split train, and the cache of `datasets` holds 2: remove /"):
+    with pytest.raises(DataError, match=r"hold 3 rows in split train, and the cache of `datasets` holds 2. Remove /"):
         values_of(file.parent)
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from codegrid.pipelines.codes.shards import read_records
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.records import DataConfig, DataError, PicturesConfig
 from codegrid.pipelines.data.sources import open_image_stream, open_images, split_images
 from codegrid.prior.codes import CodesError, read_manifest
 
@@ -64,13 +64,13 @@ def test_a_first_try_is_gone_on_with(tokenized):
     assert read_manifest(tokenize_dataset(config)).num_images == 11
     codes = tokenize_dataset(replace(config, data=DataConfig(str(source))))
     assert read_manifest(codes).num_images == 18
-    verify_codes(VerificationConfig(str(codes), config.tokenizer, str(source), num_samples=1))
+    verify_codes(VerificationConfig(str(codes), config.tokenizer, PicturesConfig(str(source)), num_samples=1))
 
 
 def test_one_pixel_is_found(tokenized, capsys):
     """Of a file of the same size and time; drawn which."""
     config, source = tokenized
-    verify = VerificationConfig(config.output_dir, config.tokenizer, str(source), num_samples=1)
+    verify = VerificationConfig(config.output_dir, config.tokenizer, PicturesConfig(str(source)), num_samples=1)
     verify_codes(verify)
     assert "The bytes of 11 images are those that were tokenized." in capsys.readouterr().out
     random.seed(4)
@@ -96,4 +96,4 @@ def test_a_set_without_contents_is_verified_as_before(tokenized):
     folder = Path(config.output_dir)
     assert all(len(record["content"]) == 64 for record in read_records(folder).values())
     shutil.rmtree(folder / ".shards")
-    verify_codes(VerificationConfig(config.output_dir, config.tokenizer, str(source), num_samples=0))
+    verify_codes(VerificationConfig(config.output_dir, config.tokenizer, PicturesConfig(str(source)), num_samples=0))

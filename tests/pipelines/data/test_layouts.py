@@ -11,7 +11,7 @@ from PIL import Image
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
 from codegrid.pipelines.data.layouts import find_split, split_kind
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, PicturesConfig
 from codegrid.pipelines.data.sources import open_images, split_images
 from codegrid.prior.codes import open_codes
 from codegrid.tokenizer.images import HAS_HEIF, load_image
@@ -100,9 +100,9 @@ def test_drawn_splits(tmp_path):
 def test_a_split_is_found_by_its_kind_or_asked_for():
     assert find_split("val", ["Validation", "train"], "x") == "Validation"
     assert find_split("TRAIN", ["train", "train2"], "x") == "train"
-    with pytest.raises(DataError, match=r"only one of its kind \(train2014, train2017\): choose data.split among"):
+    with pytest.raises(DataError, match=r"only one of its kind \(train2014, train2017\). Choose data.split among"):
         find_split("train", ["train2014", "train2017", "val2017"], "x")
-    with pytest.raises(DataError, match=r"no split 'other': choose data.split among train."):
+    with pytest.raises(DataError, match=r"no split 'other'. Choose data.split among train."):
         find_split("other", ["train"], "x")
 
 
@@ -275,7 +275,7 @@ def test_names_of_any_bytes_are_tokenized(tmp_path, tokenizer_folder, kind, caps
     assert (manifest.num_images, manifest.num_skipped) == (2 * len(names), 2)
     assert manifest.class_names == (r"cl\xe4ss", "plain")
     assert r"bad \xff.png" in (codes / "skipped.jsonl").read_text().replace("\\\\", "\\")
-    verify_codes(VerificationConfig(str(codes), str(tokenizer_folder), str(root), num_samples=0))
+    verify_codes(VerificationConfig(str(codes), str(tokenizer_folder), PicturesConfig(str(root)), num_samples=0))
     tokenize_dataset(config)
     assert "finished already" in capsys.readouterr().out
 

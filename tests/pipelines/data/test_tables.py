@@ -214,7 +214,7 @@ def pictures_table(path: Path, *names: str, **plain: list) -> Path:
 def test_several_columns_of_pictures(tmp_path, names, taken):
     path = pictures_table(tmp_path / "x.parquet", *names)
     if taken is None:
-        assert f"has 2 columns of images, {', '.join(names)}: say with data.image_column" in error_of(path)
+        assert f"has 2 columns of images: {', '.join(names)}. Say with data.image_column" in error_of(path)
         taken = 0
     source = opened(
         path, image_column=None if len(names) == 1 or "image" in names or "conditioning" in names else names[0]
@@ -388,7 +388,7 @@ def test_folders_of_save_to_disk(tmp_path):
     assert (values_of(train), values_of(validation)) == ([1, 2], [3])
     assert train.fingerprint != validation.fingerprint
     assert train.understood.splits == {"train": 2, "validation": 1}
-    assert "choose data.split among train, validation" in error_of(tmp_path / "both", split="test")
+    assert "Choose data.split among train, validation" in error_of(tmp_path / "both", split="test")
     saved_table([4, 6]).save_to_disk(tmp_path / "two")
     assert values_of(opened(tmp_path / "two")) == [4, 6]
     stream = open_image_stream(DataConfig(str(tmp_path / "one"), streaming=True))
