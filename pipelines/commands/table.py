@@ -119,6 +119,10 @@ COMMANDS: dict[str, Command] = {
     "generate": Command(
         "sample images from a pipeline into a folder", Function("generation.to_folder:generate_images")
     ),
+    "edit": Command(
+        "draw a part of a picture again by a prior of any order, with a mask or without",
+        Function("generation.edit_files:edit_images"),
+    ),
     "evaluate": Command(
         "score a tokenizer's reconstructions, or a pipeline's samples against real images",
         Functions(

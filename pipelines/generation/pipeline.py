@@ -36,6 +36,7 @@ from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
 from codegrid.pipelines.generation.arguments import as_labels, labels_of_images, streams_of_images, whole_number
+from codegrid.pipelines.generation.editing import Editing
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
 from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
@@ -58,7 +59,7 @@ _KEPT = 8  # rough number of full-size feature maps in memory at the peak of dec
 _logger = logging.getLogger(__name__)
 
 
-class ImageGenerationPipeline:
+class ImageGenerationPipeline(Editing):
     """A tokenizer and a prior on its codes.
 
     `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts. `context`

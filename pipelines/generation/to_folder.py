@@ -32,7 +32,7 @@ from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
 from codegrid.tokenizer.images import check_colours
 
-_SETTINGS_NAME = "generation.json"
+SETTINGS_NAME = "generation.json"
 _MOST_IN_PICTURE = 100
 _MOST_BYTES = 180  # of a class's name in a file's
 
@@ -234,7 +234,7 @@ def claim_images(folder: Path, settings: dict[str, Any]) -> str:
     Raises:
         OutputError: the folder holds something else.
     """
-    path, where = folder / _SETTINGS_NAME, shown(folder)
+    path, where = folder / SETTINGS_NAME, shown(folder)
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"{where} is a file.", "Choose another --output-dir.")
     visible = [file.name for file in folder.iterdir() if not file.name.startswith(".")] if folder.exists() else []
@@ -249,7 +249,7 @@ def claim_images(folder: Path, settings: dict[str, Any]) -> str:
     before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(settings))
     if before == now:
         return ""
-    if visible == [_SETTINGS_NAME]:
+    if visible == [SETTINGS_NAME]:
         write_json(path, settings)
         return f"{where} was claimed by a command that made no image: this one takes its place."
     if not _are_first_of(before, now):

@@ -54,6 +54,7 @@ CASES = [
     Reads(["train-prior", "quickstart"], {"--init-from": "prior", "--codes": "codes"}, [*OUT, "--max-steps", "1"]),
     Reads(["make-pipeline"], {"--tokenizer": "tokenizer", "--prior": "prior"}, OUT),
     Reads(["generate"], {"--pipeline": "pipeline"}, [*OUT, "--num-images", "1"]),
+    Reads(["edit"], {"--pipeline": "pipeline"}, [*OUT, "--image", "picture.png", "--keep", "0.5"]),
     Reads(
         ["evaluate", "reconstruction"],
         {"--tokenizer": "tokenizer", "--data.source": "images"},

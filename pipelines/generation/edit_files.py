@@ -1,0 +1,150 @@
+"""`codegrid edit`: a picture and a mask (or a share of its codes) -> several results in a folder."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from codegrid.errors import CodegridError, require
+from codegrid.names import shown
+from codegrid.pipelines.generation.masks import read_masks
+from codegrid.pipelines.generation.output import ImagePipelineOutput
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.generation.to_folder import SETTINGS_NAME, claim_images, weights_fingerprint
+from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.system.files import OutputError, write_atomically
+from codegrid.pipelines.system.folders import what_it_holds
+from codegrid.tokenizer.images import check_colours, open_picture
+
+_CODES = "codes.safetensors"
+
+
+def edit_images(
+    pipeline: str,
+    image: str,
+    output_dir: str,
+    mask: str | None = None,
+    keep: float | None = None,
+    strength: float | None = None,
+    class_label: str | None = None,
+    num_images: int = 4,
+    seed: int = 0,
+    composite: bool = True,
+    guidance_scale: float | None = None,
+    temperature: float | None = None,
+    order: Literal["raster", "random", "halton"] | None = None,
+    num_steps: int | None = None,
+) -> Path:
+    """Edit a picture by its codes: one of mask, keep and strength says what is drawn again.
+
+    Writes one PNG a result, their codes and generation.json. A result of this command that is edited again starts from
+    its codes, not from its pixels.
+
+    Args:
+        pipeline: folder or Hub name of a pipeline; its prior was trained with --order annealed or random, or is masked.
+        image: the picture; or a result of this command.
+        output_dir: folder for the results.
+        mask: a picture of the same size; what is white is drawn again, and nothing else changes.
+        keep: share of the codes that are kept, in places of each result's own (variations).
+        strength: share of the codes that are drawn again as those of class_label.
+        class_label: class of the results, by name or number; None is the null class, without guidance.
+        num_images: number of results.
+        seed: result i depends on seed and i alone.
+        composite: keep the pixels outside of the mask; otherwise they are the tokenizer's reconstruction.
+        guidance_scale: scale of classifier-free guidance; needs class_label. None is the pipeline's.
+        temperature: divides the logits; 0 takes the likeliest code.
+        order: in which the codes are drawn; None is raster order, and halton with num_steps.
+        num_steps: draw several codes a step, in this many steps; None is a code a step (of a masked prior 12 steps).
+
+    Raises:
+        LoadingError: the pipeline cannot be loaded.
+        OutputError: the folder holds something else.
+        CodegridError: the prior knows raster order only, or an argument is out of its range.
+    """
+    ways = {"--mask": mask, "--keep": keep, "--strength": strength}
+    given = [name for name, value in ways.items() if value is not None]
+    require(
+        len(given) == 1, f"Given are {', '.join(given) or 'neither'} of {', '.join(ways)}.", "Give one of the three."
+    )
+    _check_folder(Path(output_dir))
+    accelerator = make_accelerator()
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
+    check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid edit`")
+    fingerprint = pipe.tokenizer.fingerprint()
+    start = _start(pipe, Path(image), fingerprint)
+    if mask is not None:
+        read_masks(mask, 1)
+    folder = Path(output_dir)
+    settings: dict[str, Any] = {
+        **{"tokenizer_fingerprint": fingerprint, "prior_fingerprint": weights_fingerprint(pipe.prior)},
+        **{"pipeline": pipeline, "image": image, "mask": mask, "keep": keep, "strength": strength},
+        **{"class_label": class_label, "num_images": num_images, "seed": seed, "composite": composite},
+        **{"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps},
+    }
+    options: dict[str, Any] = {"num_images_per_image": num_images, "seed": seed, "composite": composite}
+    options |= {"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps}
+    if mask is not None:
+        made = pipe.inpaint(start, mask, class_label, **options)
+    elif keep is not None:
+        made = pipe.variations(start, keep, class_label, **options)
+    else:
+        assert strength is not None
+        made = pipe.edit(start, class_label, strength, **options)
+    if told := claim_images(folder, settings):
+        tqdm.write(told)
+    names = [f"{index:06d}.png" for index in range(num_images)]
+    assert isinstance(made.images, list)
+    for name, picture in zip(names, made.images, strict=True):
+        write_atomically(folder / name, lambda aside, picture=picture: picture.save(aside, format="PNG"))
+    kept = {name: codes.clone() for name, codes in zip(names, made.codes, strict=True)}
+    about = {"tokenizer_fingerprint": fingerprint}
+    write_atomically(folder / _CODES, lambda aside: save_file(kept, aside, metadata=about))
+    tqdm.write(f"{num_images} results are in {shown(folder)}.")
+    return folder
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be written, before anything is computed; it is claimed when the results are there."""
+    nearest = folder
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK):
+        raise OutputError(
+            f"{shown(folder)} cannot be made: {shown(nearest)} is no folder, or not one to write to.",
+            "Choose another --output-dir.",
+        )
+    if nearest == folder and any(folder.iterdir()) and not (folder / SETTINGS_NAME).is_file():
+        raise OutputError(f"{shown(folder)} holds {what_it_holds(folder)}.", "Choose another --output-dir.")
+
+
+def _start(pipe: ImageGenerationPipeline, image: Path, fingerprint: str) -> Any:
+    """The picture; or, for a result of this command, the picture with its codes."""
+    path = image.with_name(_CODES)
+    if not path.is_file():
+        return image
+    try:
+        with safe_open(path, "pt") as file:
+            about = file.metadata() or {}
+        codes = load_file(path).get(image.name)
+    except (SafetensorError, OSError) as error:
+        raise CodegridError(
+            f"The codes beside the picture, {shown(path)}, cannot be read ({error}).",
+            "Move the picture elsewhere: then it is encoded.",
+        ) from error
+    if codes is None or about.get("tokenizer_fingerprint") != fingerprint:
+        return image
+    channels = pipe.tokenizer.config.backbone_config.in_channels
+    picture = open_picture(image, pipe.tokenizer.config.preprocessing_config, channels)
+    grid = pipe.sequence.grid_shape if pipe.sequence.depth == 1 else (*pipe.sequence.grid_shape, pipe.sequence.depth)
+    require(
+        codes.dtype == torch.int64 and tuple(codes.shape) == grid,
+        f"The codes of {image.name} in {shown(path)} are {codes.dtype} {list(codes.shape)}.",
+        "Move the picture elsewhere: then it is encoded.",
+    )
+    return ImagePipelineOutput([picture.convert("L" if channels == 1 else "RGB")], codes[None], None)
