@@ -98,15 +98,19 @@ def edit_images(
         made = pipe.edit(start, class_label, strength, **options)
     if told := claim_images(folder, settings):
         tqdm.write(told)
-    names = [f"{index:06d}.png" for index in range(num_images)]
+    _write(folder, made, fingerprint)
+    tqdm.write(f"{num_images} results are in {shown(folder)}.")
+    return folder
+
+
+def _write(folder: Path, made: ImagePipelineOutput, fingerprint: str) -> None:
+    names = [f"{index:06d}.png" for index in range(len(made.codes))]
     assert isinstance(made.images, list)
     for name, picture in zip(names, made.images, strict=True):
         write_atomically(folder / name, lambda aside, picture=picture: picture.save(aside, format="PNG"))
     kept = {name: codes.clone() for name, codes in zip(names, made.codes, strict=True)}
     about = {"tokenizer_fingerprint": fingerprint}
     write_atomically(folder / _CODES, lambda aside: save_file(kept, aside, metadata=about))
-    tqdm.write(f"{num_images} results are in {shown(folder)}.")
-    return folder
 
 
 def _check_folder(folder: Path) -> None:
