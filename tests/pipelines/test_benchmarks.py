@@ -77,7 +77,7 @@ def test_a_training_step_is_timed(monkeypatch, tmp_path):
     ("peer", "url"), [("taming", "CompVis/taming-transformers"), ("llamagen", "FoundationVision/LlamaGen")]
 )
 def test_a_folder_that_is_no_clone_of_a_peer_is_named(peer, url, tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path} holds no .*: clone https://github.com/{url}"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds no .*\. Clone https://github.com/{url}"):
         benchmark("encode", repeats=1, **{peer: str(tmp_path)})
 
 
@@ -201,7 +201,7 @@ def test_every_benchmark_can_be_asked_for_with_the_options_that_it_reads(capsys)
             main(["dev", "benchmark", *line.split()])
         assert end.value.code == 2
         assert said in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no benchmark 'encodee': it is one of nearest-codes"):
+    with pytest.raises(ValueError, match=r"no benchmark 'encodee'\. It is one of nearest-codes"):
         benchmark("encodee")
 
 
