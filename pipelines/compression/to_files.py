@@ -108,9 +108,9 @@ def compress(
     bar.close()
     _say_skipped(skipped)
     if archive is None:
-        return _said(parts, [*parts.glob(f"*{SUFFIX}")])
-    _join(parts, Path(archive), codec.source, names)
-    return _said(Path(archive), [Path(archive)])
+        return _said(data, parts, [*parts.glob(f"*{SUFFIX}")])
+    _join(data, parts, Path(archive), codec.source, names)
+    return _said(data, Path(archive), [Path(archive)])
 
 
 def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT_ONCE) -> Path:
@@ -287,10 +287,10 @@ def _compressed_whole(
         yield record.source_id, unpack(blob)
 
 
-def _join(parts: Path, path: Path, source: str, keep_names: bool) -> None:
+def _join(data: DataConfig, parts: Path, path: Path, source: str, keep_names: bool) -> None:
     """One archive of all parts; the parts go when it is there."""
     read = [unpack(part.read_bytes()) for part in sorted(parts.glob(f"*{ARCHIVE_SUFFIX}"))]
-    require(bool(read), "None of the pictures could be used.", "The reasons stand above.")
+    _check_any(bool(read), data)
     entries = tuple(entry for part in read for entry in part.entries)
     names = tuple(name for part in read for name in part.names or ()) if keep_names else None
     blob = pack_archive(Archive(read[0].header, source, entries, names))
@@ -344,8 +344,12 @@ def _say_skipped(skipped: dict[str, str]) -> None:
         print(f"{len(skipped)} pictures are left out: {shown_names}{more}.")
 
 
-def _said(result: Path, files: list[Path]) -> Path:
-    require(bool(files), "None of the pictures could be used.", "The reasons stand above.")
+def _check_any(found: bool, data: DataConfig) -> None:
+    require(found, f"None of the pictures of {shown(data.source)} could be used.", "The reasons stand above.")
+
+
+def _said(data: DataConfig, result: Path, files: list[Path]) -> Path:
+    _check_any(bool(files), data)
     size = sum(file.stat().st_size for file in files)
     number = len(files) if result.is_dir() else len(unpack(result.read_bytes()).entries)
     print(f"{number:,} pictures take {size:,} bytes, {size / number:.1f} each, in {result}.")

@@ -303,7 +303,7 @@ class AugmentedImages(Dataset):
             index = int(other * len(self.source))
         name, reason = list(skipped.items())[-1]
         raise DataError(
-            f"{_MOST_REPLACEMENTS} images in a row could not be used; the last: {name} ({reason}).",
+            f"{len(skipped)} images in a row could not be used; the last: {name} ({reason}).",
             "Check data.source and preprocessing.",
         )
 

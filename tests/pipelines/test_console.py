@@ -112,7 +112,7 @@ def test_an_error_in_a_loading_process_is_the_one_that_was_raised(tmp_path):
     )
     with pytest.raises(DataError) as error:
         next(load(images, 1, batch_sampler=[[(0, 0)]]))
-    assert str(error.value).startswith("100 images in a row could not be used; the last: ")
+    assert str(error.value).startswith("1 images in a row could not be used; the last: ")
     assert "Check data.source and preprocessing" in error.value.remedy
 
 
