@@ -17,10 +17,10 @@ from codegrid.pipelines.codec.file_format import Archive, FileFormatError, pack,
 from codegrid.pipelines.codec.prior import BOUND
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
 from codegrid.pipelines.data.batches import prepared_batches
-from codegrid.pipelines.data.records import DataConfig, ImageRecord, ImageSource, ImageStream
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.understood import describe_source
-from codegrid.pipelines.generation.to_folder import claim_images
+from codegrid.pipelines.generation.to_folder import SETTINGS_NAME, claim_images
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.tokenizer.images import BadImage, to_model, to_pil
@@ -107,10 +107,11 @@ def compress(
         bar.update(len(chunk))
     bar.close()
     _say_skipped(skipped)
+    _check_any(parts, data)
     if archive is None:
-        return _said(data, parts, [*parts.glob(f"*{SUFFIX}")])
-    _join(data, parts, Path(archive), codec.source, names)
-    return _said(data, Path(archive), [Path(archive)])
+        return _said(parts, [*parts.glob(f"*{SUFFIX}")])
+    _join(parts, Path(archive), codec.source, names)
+    return _said(Path(archive), [Path(archive)])
 
 
 def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT_ONCE) -> Path:
@@ -287,10 +288,9 @@ def _compressed_whole(
         yield record.source_id, unpack(blob)
 
 
-def _join(data: DataConfig, parts: Path, path: Path, source: str, keep_names: bool) -> None:
+def _join(parts: Path, path: Path, source: str, keep_names: bool) -> None:
     """One archive of all parts; the parts go when it is there."""
     read = [unpack(part.read_bytes()) for part in sorted(parts.glob(f"*{ARCHIVE_SUFFIX}"))]
-    _check_any(bool(read), data)
     entries = tuple(entry for part in read for entry in part.entries)
     names = tuple(name for part in read for name in part.names or ()) if keep_names else None
     blob = pack_archive(Archive(read[0].header, source, entries, names))
@@ -344,12 +344,16 @@ def _say_skipped(skipped: dict[str, str]) -> None:
         print(f"{len(skipped)} pictures are left out: {shown_names}{more}.")
 
 
-def _check_any(found: bool, data: DataConfig) -> None:
-    require(found, f"None of the pictures of {shown(data.source)} could be used.", "The reasons stand above.")
+def _check_any(folder: Path, data: DataConfig) -> None:
+    """Refuse a source without a usable picture, and leave no claim of a folder that holds nothing else."""
+    if any(file.suffix in (SUFFIX, ARCHIVE_SUFFIX) for file in folder.iterdir()):
+        return
+    if [file.name for file in folder.iterdir()] == [SETTINGS_NAME]:
+        shutil.rmtree(folder)
+    raise DataError(f"None of the pictures of {shown(data.source)} could be used.", "The reasons stand above.")
 
 
-def _said(data: DataConfig, result: Path, files: list[Path]) -> Path:
-    _check_any(bool(files), data)
+def _said(result: Path, files: list[Path]) -> Path:
     size = sum(file.stat().st_size for file in files)
     number = len(files) if result.is_dir() else len(unpack(result.read_bytes()).entries)
     print(f"{number:,} pictures take {size:,} bytes, {size / number:.1f} each, in {result}.")
