@@ -18,7 +18,7 @@ from codegrid.pipelines.generation.output import ImagePipelineOutput
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import SETTINGS_NAME, claim_images, weights_fingerprint
 from codegrid.pipelines.system.devices import make_accelerator
-from codegrid.pipelines.system.files import OutputError, write_atomically
+from codegrid.pipelines.system.files import OutputError, sha256, write_atomically
 from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.tokenizer.images import check_colours, open_picture
 
@@ -109,7 +109,7 @@ def _write(folder: Path, made: ImagePipelineOutput, fingerprint: str) -> None:
     for name, picture in zip(names, made.images, strict=True):
         write_atomically(folder / name, lambda aside, picture=picture: picture.save(aside, format="PNG"))
     kept = {name: codes.clone() for name, codes in zip(names, made.codes, strict=True)}
-    about = {"tokenizer_fingerprint": fingerprint}
+    about = {"tokenizer_fingerprint": fingerprint, **{name: sha256(folder / name) for name in names}}
     write_atomically(folder / _CODES, lambda aside: save_file(kept, aside, metadata=about))
 
 
@@ -143,6 +143,11 @@ def _start(pipe: ImageGenerationPipeline, image: Path, fingerprint: str) -> Any:
         ) from error
     if codes is None or about.get("tokenizer_fingerprint") != fingerprint:
         return image
+    require(
+        about.get(image.name) == sha256(image),
+        f"{shown(image)} was changed after its codes were written to {_CODES} beside it: they are two pictures.",
+        "Move it to another folder: then it is encoded.",
+    )
     channels = pipe.tokenizer.config.backbone_config.in_channels
     picture = open_picture(image, pipe.tokenizer.config.preprocessing_config, channels)
     grid = pipe.sequence.grid_shape if pipe.sequence.depth == 1 else (*pipe.sequence.grid_shape, pipe.sequence.depth)

@@ -218,4 +218,8 @@ def test_the_command_edits_and_goes_on_from_its_codes(pipe, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([*common, "--image", str(tmp_path / "picture.png"), "--output-dir", str(tmp_path / "third")])
     assert "Give one of the three" in capsys.readouterr().err
+    noise().save(first / "000001.png")  # a change by hand: the codes beside it are another picture's
+    with pytest.raises(SystemExit):
+        main([*line, "--image", str(first / "000001.png"), "--output-dir", str(tmp_path / "third")])
+    assert "changed after its codes were written" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
