@@ -98,7 +98,9 @@ def test_each_level_that_was_revived_starts_anew(tokenizer_config, tmp_path, mon
     )
     model.quantize.levels[1].usage[3:5] = -1  # dead, whatever the batch uses
     model.quantize.levels[2].usage[7] = -1
-    monkeypatch.setattr(learners.ema, "update", lambda step: None)  # or the average would move after the revival
+    monkeypatch.setattr(
+        learners.ema, "update", lambda step, skipped: None
+    )  # or the average would move after the revival
     values = train_step(learners, config, batch, 1, accelerator)
     assert values["code_counts"].shape == (3 * 16,)
     assert values["code_counts"].view(3, 16).sum(1).tolist() == [64, 64, 64]
