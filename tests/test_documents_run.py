@@ -79,7 +79,7 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ImageGenerationPipeline(tokenizer, prior, sequence).save_pretrained(run / "pipeline")
     config = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, architecture="any_order_gpt2")
     any_order = ImageGenerationPipeline(tokenizer, make_prior(config, sequence), sequence)
-    any_order.save_pretrained(tmp_path / "runs" / "any-order")
+    any_order.save_pretrained(tmp_path / "ANY_ORDER")
     for name, side in (("PICTURE", 16), ("MASK", 16), ("mask.png", 24)):
         Image.new("L", (side, side), "white").save(tmp_path / name, format="PNG")
     monkeypatch.chdir(tmp_path)
