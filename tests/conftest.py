@@ -44,6 +44,15 @@ def _seeded() -> None:
 
 
 @pytest.fixture
+def one_thread():
+    """Where products are tiny: on a busy machine a second thread is only waited for."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def tiny_vqmodel():
     """A VQModel in evaluation mode that encodes [B, 3, 16, 16] to codes [B, 4, 4] out of 32, in milliseconds."""
     from codegrid.tokenizer import BackboneConfig, VectorQuantizerConfig, VQModel, VQModelConfig

@@ -36,7 +36,7 @@ from codegrid.tokenizer.importers.containers import Kind
 from codegrid.tokenizer.layers import lay_out, not_hidden
 from codegrid.tokenizer.moving import to_device
 from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
-from codegrid.tokenizer.tiling import decode_tiles, default_overlap, encode_tiles
+from codegrid.tokenizer.tiling import decode_tiles, encode_tiles
 
 
 def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | None:
@@ -152,9 +152,7 @@ class VQModel(PreTrainedModel):
                 Tile and overlap are no multiples of the downsampling factor.
         """
         if tile is not None:
-            factor = self.config.pixels_per_position
-            shared = default_overlap(tile, factor) if overlap is None else overlap
-            return encode_tiles(self.encode, self._checked(images), factor, tile, shared)
+            return encode_tiles(self.encode, self._checked(images), self.config.pixels_per_position, tile, overlap)
         return self.quantize.encode(self.quant_conv(self.encoder(self._checked(images))))
 
     def decode(
@@ -177,8 +175,7 @@ class VQModel(PreTrainedModel):
             raise CodegridError(f"codes are {codes.dtype} {list(codes.shape)}.", f"Give integers of shape {shape}.")
         if tile is not None:
             factor = self.config.pixels_per_position
-            shared = default_overlap(tile, factor) if overlap is None else overlap
-            return decode_tiles(lambda part: self.decode(part, labels), codes, factor, tile, shared)
+            return decode_tiles(lambda part: self.decode(part, labels), codes, factor, tile, overlap)
         codes = codes.long()
         lowest, highest = torch.stack(codes.aminmax()).tolist() if codes.numel() else (0, 0)  # one look at the device
         if lowest < 0 or highest >= size:

@@ -15,12 +15,14 @@ from torch import Tensor
 from codegrid.errors import require
 
 
-def encode_tiles(encode: Callable[[Tensor], Tensor], images: Tensor, factor: int, tile: int, overlap: int) -> Tensor:
+def encode_tiles(
+    encode: Callable[[Tensor], Tensor], images: Tensor, factor: int, tile: int, overlap: int | None
+) -> Tensor:
     """Codes [B, h, w(, depth)] of images [B, C, H, W], which `encode` sees in tiles.
 
     Args:
         factor: pixels per code along a side.
-        tile, overlap: in pixels; see `places`.
+        tile, overlap: in pixels, multiples of `factor`; None is a quarter of the tile. See `places`.
     """
     size, shared = _in_codes(factor, tile, overlap)
     rows, columns = (places(side // factor, size, shared) for side in images.shape[2:])
@@ -35,7 +37,9 @@ def encode_tiles(encode: Callable[[Tensor], Tensor], images: Tensor, factor: int
     return torch.cat(parts, 1)
 
 
-def decode_tiles(decode: Callable[[Tensor], Tensor], codes: Tensor, factor: int, tile: int, overlap: int) -> Tensor:
+def decode_tiles(
+    decode: Callable[[Tensor], Tensor], codes: Tensor, factor: int, tile: int, overlap: int | None
+) -> Tensor:
     """Images [B, C, H, W] of codes [B, h, w(, depth)], which `decode` sees in tiles."""
     size, shared = _in_codes(factor, tile, overlap)
     height, width = codes.shape[1:3]
@@ -54,11 +58,6 @@ def decode_tiles(decode: Callable[[Tensor], Tensor], codes: Tensor, factor: int,
             total[where] += weight
     assert images is not None  # a grid has at least one tile
     return images / total.to(images.dtype)
-
-
-def default_overlap(tile: int, factor: int) -> int:
-    """A quarter of the tile, in pixels, as a multiple of `factor`."""
-    return tile // 4 // factor * factor
 
 
 def places(length: int, size: int, shared: int) -> list[int]:
@@ -83,7 +82,8 @@ def _ramps(length: int, shared: int, rises: bool, falls: bool, device: torch.dev
     return torch.minimum(weights, steps.flip(0)) if falls else weights
 
 
-def _in_codes(factor: int, tile: int, overlap: int) -> tuple[int, int]:
+def _in_codes(factor: int, tile: int, overlap: int | None) -> tuple[int, int]:
+    overlap = tile // 4 // factor * factor if overlap is None else overlap
     require(
         tile % factor == 0 and overlap % factor == 0 and 0 <= overlap <= tile // 2 and tile > 0,
         f"tile is {tile} and overlap {overlap} pixels.",

@@ -35,7 +35,6 @@ from codegrid.tokenizer.images import Picture, Whole, to_model, to_pil, to_uint8
 # Pictures of more pixels are encoded and decoded in tiles of this side: memory grows with the pixels, and with the
 # square of the positions where a tokenizer has attention.
 _MOST_AT_ONCE, _TILE = 2**20, 1024
-_ONE_LABEL = "Give one an image."
 ModelName = Literal["prior", "context", "fixed"]
 
 
@@ -98,9 +97,7 @@ class ImageCodec:
         if not whole:
             return self.compress_codes(self.pipe.encode(images), labels, model, bound)
         several = list(images) if isinstance(images, (list, tuple)) else [images]
-        given = [labels] if labels is None or isinstance(labels, (int, str)) else list(labels)
-        given = given * len(several) if len(given) == 1 else given
-        require(len(given) == len(several), f"There are {len(given)} labels for {len(several)} images.", _ONE_LABEL)
+        given = [None] * len(several) if labels is None else _one_each(labels, len(several))
         config = self.pipe.tokenizer.config
         multiple, channels = config.pixels_per_position, config.backbone_config.in_channels
         blobs = []
@@ -234,10 +231,7 @@ class ImageCodec:
             )
             return [None] * number
         require(self.pipe.sequence.num_classes > 0, "This pipeline has no classes.", "Leave labels out.")
-        given = [labels] if isinstance(labels, (int, str)) else list(labels)
-        given = given * number if len(given) == 1 else given
-        require(len(given) == number, f"There are {len(given)} labels for {number} images.", _ONE_LABEL)
-        return resolve_labels(given, self.pipe.sequence)
+        return resolve_labels(_one_each(labels, number), self.pipe.sequence)
 
     def decoded(self, archive: Archive, places: Sequence[int]) -> Tensor:
         """Some images of an archive: float [n, C, H, W] in [-1, 1]. Raises FileFormatError as `codes` does."""
@@ -297,6 +291,14 @@ class ImageCodec:
 def _tile(size: tuple[int, int], factor: int) -> int | None:
     """The tile in which a picture of this height and width is encoded and decoded; None: all at once."""
     return None if size[0] * size[1] <= _MOST_AT_ONCE else max(1, _TILE // factor) * factor
+
+
+def _one_each(labels: Sequence[int | str] | int | str, number: int) -> list[int | str]:
+    """A label an image, of as many labels or one for all."""
+    given = [labels] if isinstance(labels, (int, str)) else list(labels)
+    given = given * number if len(given) == 1 else given
+    require(len(given) == number, f"There are {len(given)} labels for {number} images.", "Give one an image.")
+    return given
 
 
 def require_same(found: bytes, own: bytes, what: str) -> None:

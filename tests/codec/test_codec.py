@@ -24,19 +24,6 @@ MODELS = ("fixed", "context", "prior")
 
 
 @pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("codec") / "pipeline"
-    parts = {part: str(SAVED / "pipeline" / part) for part in ("tokenizer", "prior")}
-    make_pipeline(**parts, output_dir=str(folder), context=str(SAVED / "codes"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def codec(pipeline: Path) -> ImageCodec:
-    return ImageCodec.from_pretrained(pipeline)
-
-
-@pytest.fixture(scope="module")
 def codes(codec: ImageCodec) -> torch.Tensor:
     data = open_codes(str(SAVED / "codes"))
     return torch.from_numpy(data.codes(np.arange(len(data)))).reshape(-1, *codec.pipe.sequence.grid_shape)

@@ -16,23 +16,9 @@ from codegrid.pipelines.compression import codec as module
 from codegrid.pipelines.compression.codec import ImageCodec
 from codegrid.pipelines.compression.to_files import codec_info, compress, decompress
 from codegrid.pipelines.data.records import DataConfig
-from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.tokenizer.images import to_whole
 
 SAVED = Path(__file__).resolve().parents[1] / "saved_by_be0a219"
-
-
-@pytest.fixture(scope="module")
-def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("whole") / "pipeline"
-    parts = {part: str(SAVED / "pipeline" / part) for part in ("tokenizer", "prior")}
-    make_pipeline(**parts, output_dir=str(folder), context=str(SAVED / "codes"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def codec(pipeline: Path) -> ImageCodec:
-    return ImageCodec.from_pretrained(pipeline)
 
 
 def picture(width: int, height: int) -> Image.Image:

@@ -16,12 +16,7 @@ SEQUENCE = SequenceConfig(24, (3, 4), class_names=("a", "b", "c"))
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(sequence=SEQUENCE, **changes):

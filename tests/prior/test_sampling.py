@@ -12,13 +12,7 @@ SEQUENCE = SequenceConfig(24, (3, 4), class_names=("a", "b", "c"))
 FREE = SequenceConfig(24, (3, 4))
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The products are tiny: on a busy machine a second thread is only waited for."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def make_model(sequence=SEQUENCE, **changes):
