@@ -82,14 +82,14 @@ def code_logits(
     """Logits of every code given those before it, in one pass: [B, n + L] int64 -> [B, L, K] in the model's dtype.
 
     `tokens` are `to_tokens`'. The last code predicts nothing, and the last token of the prefix predicts the first code.
-    With an `order` [L] of the tokens "before" goes by it, and so do the logits.
+    With an `order` of the tokens, [L] or one for each image [B, L], "before" goes by it, and so do the logits.
     """
     places = None
     if order is not None:
-        prefix = sequence.prefix_length
-        tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix:][:, order.to(tokens.device)]], 1)
-        own, target = place_pairs(order[None].to(model.device), prefix)
-        places = own.expand(len(tokens), -1), target.expand(len(tokens), -1)
+        prefix, order = sequence.prefix_length, order.expand(len(tokens), -1)
+        codes = tokens[:, prefix:].gather(1, order.to(tokens.device))
+        tokens = torch.cat([tokens[:, :prefix], codes], 1)
+        places = place_pairs(order.to(model.device), prefix)
     fed = tokens[:, :-1].to(model.device)
     hidden = hidden_states(model, fed, places=places)[:, sequence.prefix_length - 1 :]  # [B, L, D]
     head = model.get_output_embeddings()

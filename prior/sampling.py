@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_lo
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.orders import place_pairs
-from codegrid.prior.sequence import SequenceConfig, flat_rows, prefix_tokens
+from codegrid.prior.sequence import SequenceConfig, flat_rows
 from codegrid.prior.steps import Part, draw_around, draw_in_steps, in_double, in_evaluation
+from codegrid.prior.streams import prefixes_and_streams
 from codegrid.prior.way import Way, known_tokens, way_to_draw
 
 _MOST_ON_A_CPU, _MOST_ELSEWHERE = 16, 32  # images at once, by default
@@ -136,10 +137,7 @@ def iterate_codes(
     config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
         raise CodegridError(f"batch_size is {batch_size}.", "Give at least 1.")
-    scale = config.guidance_scale
-    _check_null_class(scale, labels is not None, sequence)
-    generators = _one_stream_an_image(labels, seeds, generators)
-    prefixes = _prefixes(labels, len(generators), sequence)  # [B, n]
+    prefixes, generators = prefixes_and_streams(config.guidance_scale, labels, seeds, generators, sequence)
     record = architecture_of(model)
     reads = "before" if record is None else record.reads
     way = way_to_draw(reads, sequence, len(generators), order, num_steps, choice_temperature)
@@ -149,16 +147,39 @@ def iterate_codes(
         given = known_tokens(reads, sequence, len(generators), known_codes, redraw, prefix_codes)  # [B, L]
     if not generators:
         return iter(())
-    if reads == "around":
+    drawing = prepared(model, sequence, config, way, batch_size, weights)
+    return draw_batches(drawing, prefixes, given, generators, on_progress)
+
+
+class Drawing(NamedTuple):
+    """What all batches of a call have in common; a masked prior is not laid out for decoding."""
+
+    weights: DecoderWeights | PreTrainedModel
+    sequence: SequenceConfig
+    settings: SamplingConfig
+    way: Way
+    batch_size: int
+
+
+def prepared(
+    model: PreTrainedModel,
+    sequence: SequenceConfig,
+    settings: SamplingConfig,
+    way: Way,
+    batch_size: int | None,
+    weights: WeightFormat,
+) -> Drawing:
+    """Lay out the weights and choose the batch size, once for any number of calls of `draw_batches`."""
+    if way.reads == "around":
         size = batch_size or (_MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE)
-        return _batches(model, sequence, prefixes, given, generators, config, way, size, on_progress)
+        return Drawing(model, sequence, settings, way, size)
     positions = sequence.prefix_length + sequence.length - 1  # the model does not get the last code
     read = read_weights(model, sequence.codebook_size, positions, weights=weights)
     if batch_size is None:
-        batch_size, branches = _MOST_ELSEWHERE, 1 if scale == 1 else 2
+        batch_size, branches = _MOST_ELSEWHERE, 1 if settings.guidance_scale == 1 else 2
         if model.device.type == "cpu":
             batch_size = batch_that_fits(branches * Decoder.bytes_a_row(read), _MOST_ON_A_CPU, model.device)
-    return _batches(read, sequence, prefixes, given, generators, config, way, batch_size, on_progress)
+    return Drawing(read, sequence, settings, way, batch_size)
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:
@@ -171,17 +192,22 @@ def image_generator(seed: int, index: int) -> torch.Generator:
     return torch.Generator().manual_seed((int.from_bytes(start, "big") + int(index)) % 2**32)
 
 
-def _batches(
-    weights: DecoderWeights | PreTrainedModel,
-    sequence: SequenceConfig,
+def draw_batches(
+    drawing: Drawing,
     prefixes: Tensor,
     given: Tensor,
     generators: Sequence[torch.Generator],
-    settings: SamplingConfig,
-    way: Way,
-    batch_size: int,
-    on_progress: Callable[[int, int], None] | None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Tensor]:
+    """Codes [n, L] of each batch.
+
+    Args:
+        prefixes: [B, prefix_length] int64 on the CPU.
+        given: the first codes [B, P], or codes by token [B, L], -1 where one is drawn. Where the order is raster, a
+            drawn code sees the codes before it and no given code behind it.
+        generators: one an image; the same one may stand in several places and then gives its next numbers.
+    """
+    weights, sequence, settings, way, batch_size = drawing
     device = weights.device
     total = len(prefixes) * sequence.length
     decoder: Decoder | None = None
@@ -298,40 +324,6 @@ def _check_finite(finite: Tensor) -> None:
         )
 
 
-def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) -> None:
-    """Guidance needs labels and the null class; images without a class need a null class that the prior learned."""
-    if scale != 1 and not sequence.can_be_guided:
-        lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
-        raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}.", "Leave it at 1.")
-    if scale != 1 and not labelled:
-        raise CodegridError(
-            f"guidance_scale is {scale}, but no labels are given.", "Give labels: guidance leads towards a class."
-        )
-    if not labelled and not sequence.null_class:
-        raise CodegridError("This prior has no null class, and no labels are given.", "Give labels.")
-
-
-def _one_stream_an_image(
-    labels: Tensor | Sequence[int] | None,
-    seeds: Sequence[int] | None,
-    generators: Sequence[torch.Generator] | None,
-) -> Sequence[torch.Generator]:
-    if seeds is not None and generators is not None:
-        raise CodegridError("Both seeds and generators are given.", "Give one of them.")
-    streams = generators if generators is not None else seeds
-    if streams is None:
-        if labels is None:
-            raise CodegridError("It is not said how many images.", "Give labels, seeds or generators, one an image.")
-        seeds = torch.randint(2**32, (len(labels),)).tolist()
-    elif labels is not None and len(labels) != len(streams):
-        raise CodegridError(
-            f"There are {len(labels)} labels, but {len(streams)} seeds or generators.", "Give one an image."
-        )
-    if generators is not None:
-        return generators
-    return [torch.Generator().manual_seed(int(seed)) for seed in seeds or ()]
-
-
 def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tensor:
     """Given first codes -> [B, P] int64; P is 0 if there are none."""
     if codes is None:
@@ -342,13 +334,6 @@ def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tenso
             f"There are prefix_codes of {len(codes)} images, but {images} are asked for.", "Give one each."
         )
     return codes
-
-
-def _prefixes(labels: Tensor | Sequence[int] | None, images: int, sequence: SequenceConfig) -> Tensor:
-    """First tokens [B, prefix_length] int64, on the CPU."""
-    if labels is None:
-        return sequence.null_prefix.expand(images, -1)
-    return prefix_tokens(torch.as_tensor(labels).cpu(), images, sequence)
 
 
 def _uniforms(generators: Sequence[torch.Generator], length: int, device: torch.device) -> Tensor:

@@ -67,7 +67,8 @@ class Way:
         the batch, [n, ...], and `uniforms` those that draw its codes."""
         prefixes, given = prefixes[batch], given[batch]
         if self.order is None:
-            return Part(prefixes.to(device), given.to(device), None, uniforms, (len(given),) * given.shape[1])
+            known = tuple((given >= 0).sum(0).tolist())
+            return Part(prefixes.to(device), given.to(device), None, uniforms, known)
         length = sequence.length
         whole = torch.full((len(given), length), -1)
         whole[:, : given.shape[1]] = given
