@@ -38,7 +38,7 @@ class DecoderWeights:
     """A prior's weights, read once for any number of decoding runs. Later changes of the model have no effect."""
 
     embed: Callable[[Tensor, Any], Tensor]  # tokens [R] and their position -> [R, D]; or [R, N] and positions [N]
-    turn: Callable[[Tensor, int], Tensor]  # queries and keys [R, H + Hkv, hd] and their position -> the same, rotated
+    turn: Callable[[Tensor, Any], Tensor]  # queries and keys [R, H + Hkv, hd] and their position -> the same, rotated
     layers: tuple[LayerWeights, ...]
     norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
     head: Linear  # D -> codes
@@ -48,8 +48,10 @@ class DecoderWeights:
     length: int  # positions that can be decoded
     device: torch.device
     dtype: torch.dtype
-    # Own and target places -> what is added to `embed`, for a prior of any order; these have no `turn`.
+    # Of a prior of any order: own and target places -> what is added to `embed`; and what turns queries and keys
+    # [..., H + Hkv, hd] by these places, in place of `turn` (None: nothing turns).
     embed_places: Callable[[Tensor, Tensor], Tensor] | None = None
+    turn_places: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
 
     @property
     def row_multiple(self) -> int:

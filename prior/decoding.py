@@ -77,16 +77,19 @@ class Decoder:
     def advance(self, tokens: Tensor, places: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The next token of every row, [R] int64 -> the input of `logits`, [R, D]. Enough if the next code is given.
 
-        A prior of any order needs `places`: the own and the target place of each row's token, each [R].
+        `places` are of a prior of any order, the own and the target place of each row's token, each [R]; None is raster
+        order.
         """
         weights = self.weights
         hidden = weights.embed(tokens, self.position)  # [R, D]
-        if places is not None and weights.embed_places is not None:
+        if weights.embed_places is not None:
+            if places is None:
+                own = torch.full_like(tokens, self.position)
+                places = own, own + 1
             hidden = hidden + weights.embed_places(*places)
         for index, layer in enumerate(weights.layers):
-            hidden = hidden + layer.output(
-                self._attend(index, layer.qkv(layer.attention_norm(hidden)), layer.head_norm)
-            )
+            qkv = layer.qkv(layer.attention_norm(hidden))
+            hidden = hidden + layer.output(self._attend(index, qkv, layer.head_norm, places))
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += 1
         return hidden
@@ -116,7 +119,8 @@ class Decoder:
         hidden = hidden.flatten(0, 1)
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden)).view(rows, many, -1)
-            hidden = hidden + layer.output(self._attend_many(index, qkv, layer.head_norm, seen).flatten(0, 1))
+            read = self._attend_many(index, qkv, layer.head_norm, seen, places)
+            hidden = hidden + layer.output(read.flatten(0, 1))
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += kept
         return hidden.view(rows, many, width)[:, kept - 1 :]
@@ -129,7 +133,12 @@ class Decoder:
         return torch.cat([new.new_ones(many, self.position), new], 1)
 
     def _attend_many(
-        self, index: int, qkv: Tensor, head_norm: Callable[[Tensor], Tensor] | None, seen: Tensor
+        self,
+        index: int,
+        qkv: Tensor,
+        head_norm: Callable[[Tensor], Tensor] | None,
+        seen: Tensor,
+        places: tuple[Tensor, Tensor],
     ) -> Tensor:
         """[R, M, (H + 2 * Hkv) * hd] -> [R, M, H * hd]; the new keys are written behind the cache's position."""
         weights = self.weights
@@ -139,6 +148,8 @@ class Decoder:
         query_key = heads[:, :, : weights.num_heads + shared]
         if head_norm is not None:
             query_key = head_norm(query_key)
+        if weights.turn_places is not None:
+            query_key = weights.turn_places(query_key, *places)
         self.keys[index, :rows, :, self.position : end] = query_key[:, :, weights.num_heads :].transpose(1, 2)
         self.values[index, :rows, :, self.position : end] = heads[:, :, weights.num_heads + shared :].transpose(1, 2)
         query = query_key[:, :, : weights.num_heads].unflatten(2, (shared, -1))  # [R, M, Hkv, G, hd]
@@ -152,14 +163,24 @@ class Decoder:
     def logits(self, hidden: Tensor) -> Tensor:
         return self.weights.head(self.weights.norm(hidden))
 
-    def _attend(self, index: int, qkv: Tensor, head_norm: Callable[[Tensor], Tensor] | None) -> Tensor:
+    def _attend(
+        self,
+        index: int,
+        qkv: Tensor,
+        head_norm: Callable[[Tensor], Tensor] | None,
+        places: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
         """[R, (H + 2 * Hkv) * hd] -> the heads' attention over the positions so far, [R, H * hd]."""
         weights, position = self.weights, self.position
         rows, shared = len(qkv), weights.num_key_value_heads
         turned = weights.num_heads + shared
         heads = qkv.view(rows, turned + shared, weights.head_dim)
         query_key = heads[:, :turned]  # [R, H + Hkv, hd]
-        query_key = weights.turn(query_key if head_norm is None else head_norm(query_key), position)
+        query_key = query_key if head_norm is None else head_norm(query_key)
+        if places is not None and weights.turn_places is not None:
+            query_key = weights.turn_places(query_key, *places)
+        else:
+            query_key = weights.turn(query_key, position)
         keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, position] = query_key[:, weights.num_heads :]
         values[:, :, position] = heads[:, turned:]

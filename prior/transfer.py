@@ -8,23 +8,33 @@ import torch
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
+from codegrid.prior.architectures import Architecture, architecture_named, architecture_of
 from codegrid.prior.modeling import generation_config
 from codegrid.prior.sequence_config import SequenceConfig
 
+# The architecture of any order that a prior of raster order becomes: it has the same weights and two embeddings more.
+_OF_ANY_ORDER = {"llama": "any_order_llama", "gpt2": "any_order_gpt2"}
 
-def transferred(model: PreTrainedModel, old: SequenceConfig, new: SequenceConfig) -> PreTrainedModel:
+
+def transferred(
+    model: PreTrainedModel, old: SequenceConfig, new: SequenceConfig, any_order: bool = False
+) -> PreTrainedModel:
     """A prior of `new` sequences with the weights of one of `old` sequences, in training mode.
 
-    Classes are matched by name. A class that is new starts as the null token: as an image of no class.
+    Classes are matched by name. A class that is new starts as the null token: as an image of no class. A prior of
+    raster order becomes one of any order whose embeddings of places start at 0: in raster order it is the prior that
+    it started from.
 
     Args:
         model: the prior to start from; it is left as it is.
         old, new: what the tokens of the two mean.
+        any_order: make a prior of any order of one of raster order.
 
     Raises:
         CodegridError: the codes are not of one kind (codebook, grid, depth, order), or another condition than classes
-            is among them.
+            is among them; or there is no architecture of any order with these weights.
     """
+    kind = _of_any_order(model) if any_order else None
     for name in ("codebook_size", "grid_shape", "depth", "order"):
         before, now = getattr(old, name), getattr(new, name)
         require(
@@ -40,17 +50,42 @@ def transferred(model: PreTrainedModel, old: SequenceConfig, new: SequenceConfig
         "Start without the other prior's weights.",
     )
     config = copy.deepcopy(model.config)
+    if kind is not None:
+        values = config.to_dict()
+        config = kind.config_class(
+            **{name: value for name, value in values.items() if name not in ("model_type", "architectures")}
+        )
+        config._attn_implementation = model.config._attn_implementation
     config.vocab_size = new.vocab_size
-    started = type(model)(config)
+    started = (type(model) if kind is None else kind.model_class)(config)
     sources = _sources(old, new)  # [V], the old token of each new one
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
     tables = {id(table.weight) for table in tables if table is not None}
     own = dict(started.named_parameters())
     with torch.no_grad():
+        for name in own.keys() - dict(model.named_parameters()).keys():
+            own[name].zero_()  # the embeddings of places
         for name, weight in model.named_parameters():
             own[name].copy_(weight[sources] if id(weight) in tables else weight)
     started.generation_config = generation_config(new)
     return started.train()
+
+
+def becomes_any_order(model: PreTrainedModel) -> bool:
+    """Whether `transferred` makes a prior of any order of this one."""
+    record = architecture_of(model)
+    return record is not None and record.name in _OF_ANY_ORDER
+
+
+def _of_any_order(model: PreTrainedModel) -> Architecture:
+    record = architecture_of(model)
+    require(
+        becomes_any_order(model),
+        f"A prior of any order cannot start from a {type(model).__name__}: none of that kind has its weights.",
+        f"Start from one of the architectures {', '.join(_OF_ANY_ORDER)}, or from fresh weights.",
+    )
+    assert record is not None
+    return architecture_named(_OF_ANY_ORDER[record.name])
 
 
 def _sources(old: SequenceConfig, new: SequenceConfig) -> torch.Tensor:

@@ -130,6 +130,7 @@ COMMANDS: dict[str, Command] = {
                 "reconstruction": "evaluation.tokenizer:evaluate_tokenizer",
                 "generation": "evaluation.generation:evaluate_generation",
                 "prior": "evaluation.prior:evaluate_prior",
+                "classification": "evaluation.classification:evaluate_classification",
                 "compression": "compression.evaluation:evaluate_compression",
             }
         ),

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
 from codegrid.pipelines.generation.masks import read_masks
+from codegrid.pipelines.generation.outpainting import SIDES
 from codegrid.pipelines.generation.output import ImagePipelineOutput
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import SETTINGS_NAME, claim_images, weights_fingerprint
@@ -32,6 +33,8 @@ def edit_images(
     mask: str | None = None,
     keep: float | None = None,
     strength: float | None = None,
+    outpaint: tuple[str, ...] = (),
+    size: tuple[int, int] | None = None,
     class_label: str | None = None,
     num_images: int = 4,
     seed: int = 0,
@@ -41,18 +44,22 @@ def edit_images(
     order: Literal["raster", "random", "halton"] | None = None,
     num_steps: int | None = None,
 ) -> Path:
-    """Edit a picture by its codes: one of mask, keep and strength says what is drawn again.
+    """Edit a picture by its codes: one of mask, keep, strength, outpaint and size says what is drawn.
 
     Writes one PNG a result, their codes and generation.json. A result of this command that is edited again starts from
     its codes, not from its pixels.
 
     Args:
         pipeline: folder or Hub name of a pipeline; its prior was trained with --order annealed or random, or is masked.
+            One of raster order goes on at the bottom and at the right (outpaint).
         image: the picture; or a result of this command.
         output_dir: folder for the results.
         mask: a picture of the same size; what is white is drawn again, and nothing else changes.
         keep: share of the codes that are kept, in places of each result's own (variations).
         strength: share of the codes that are drawn again as those of class_label.
+        outpaint: sides at which the picture is gone on with: top, bottom, left or right, each by half a picture, or by
+            so many pixels, such as right=32.
+        size: height and width of the results instead, with the picture in the middle.
         class_label: class of the results, by name or number; None is the null class, without guidance.
         num_images: number of results.
         seed: result i depends on seed and i alone.
@@ -67,11 +74,9 @@ def edit_images(
         OutputError: the folder holds something else.
         CodegridError: the prior knows raster order only, or an argument is out of its range.
     """
-    ways = {"--mask": mask, "--keep": keep, "--strength": strength}
+    ways = {"--mask": mask, "--keep": keep, "--strength": strength, "--outpaint": outpaint or None, "--size": size}
     given = [name for name, value in ways.items() if value is not None]
-    require(
-        len(given) == 1, f"Given are {', '.join(given) or 'neither'} of {', '.join(ways)}.", "Give one of the three."
-    )
+    require(len(given) == 1, f"Given are {', '.join(given) or 'neither'} of {', '.join(ways)}.", "Give one of them.")
     _check_folder(Path(output_dir))
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
@@ -84,6 +89,7 @@ def edit_images(
     settings: dict[str, Any] = {
         **{"tokenizer_fingerprint": fingerprint, "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "image": image, "mask": mask, "keep": keep, "strength": strength},
+        **({"outpaint": outpaint} if outpaint else {} if size is None else {"size": size}),
         **{"class_label": class_label, "num_images": num_images, "seed": seed, "composite": composite},
         **{"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps},
     }
@@ -93,14 +99,29 @@ def edit_images(
         made = pipe.inpaint(start, mask, class_label, **options)
     elif keep is not None:
         made = pipe.variations(start, keep, class_label, **options)
+    elif strength is None:
+        made = pipe.outpaint(start, class_label, sides=_sides(outpaint) or None, size=size, **options)
     else:
-        assert strength is not None
         made = pipe.edit(start, class_label, strength, **options)
     if told := claim_images(folder, settings):
         tqdm.write(told)
     _write(folder, made, fingerprint)
     tqdm.write(f"{num_images} results are in {shown(folder)}.")
     return folder
+
+
+def _sides(outpaint: tuple[str, ...]) -> list[str] | dict[str, int]:
+    """`right=32 bottom=16` -> pixels by side; names alone stay names."""
+    pixels: dict[str, int] = {}
+    for one in outpaint:
+        side, _, number = one.partition("=")
+        require(
+            bool(number.isdecimal()) == any("=" in other for other in outpaint) and side not in pixels,
+            f"--outpaint is {shown(' '.join(outpaint))}.",
+            f"Give each side once: names of {', '.join(SIDES)}, or all of them with pixels, as right=32.",
+        )
+        pixels[side] = int(number or 0)
+    return pixels if any("=" in one for one in outpaint) else list(pixels)
 
 
 def _write(folder: Path, made: ImagePipelineOutput, fingerprint: str) -> None:
@@ -150,9 +171,10 @@ def _start(pipe: ImageGenerationPipeline, image: Path, fingerprint: str) -> Any:
     )
     channels = pipe.tokenizer.config.backbone_config.in_channels
     picture = open_picture(image, pipe.tokenizer.config.preprocessing_config, channels)
-    grid = pipe.sequence.grid_shape if pipe.sequence.depth == 1 else (*pipe.sequence.grid_shape, pipe.sequence.depth)
+    factor, depth = pipe.tokenizer.config.pixels_per_position, pipe.sequence.depth
+    grid = (picture.height // factor, picture.width // factor)
     require(
-        codes.dtype == torch.int64 and tuple(codes.shape) == grid,
+        codes.dtype == torch.int64 and tuple(codes.shape) == (grid if depth == 1 else (*grid, depth)),
         f"The codes of {image.name} in {shown(path)} are {codes.dtype} {list(codes.shape)}.",
         "Move the picture elsewhere: then it is encoded.",
     )

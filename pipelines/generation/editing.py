@@ -13,12 +13,12 @@ from torch import Tensor
 
 from codegrid.errors import require
 from codegrid.pipelines.generation.arguments import as_labels, streams_of_images, whole_number
+from codegrid.pipelines.generation.larger import iterate_grids
 from codegrid.pipelines.generation.masks import cells_of, composite, filled, prepared_mask, read_masks
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
 from codegrid.pipelines.system.devices import evaluating
-from codegrid.prior import resolve_labels, to_codes
+from codegrid.prior import resolve_labels
 from codegrid.prior.architectures import architecture_of
-from codegrid.prior.sampling import iterate_codes
 from codegrid.tokenizer.images import check_colours, open_picture, to_images, to_model
 from codegrid.tokenizer.images.squares import prepare
 
@@ -70,7 +70,7 @@ class Editing:
         self._check_editing()
         start = self._start(images, mask_images)
         assert start.masks is not None
-        redraw = cells_of(start.masks, self.sequence.grid_shape)
+        redraw = cells_of(start.masks, tuple(start.codes.shape[1:3]))
         return self._drawn_again(start, redraw, class_labels, composite=composite, **options)
 
     def variations(
@@ -154,6 +154,12 @@ class Editing:
 
     def _start_of_codes(self: ImageGenerationPipeline, images: Any, mask_images: Any) -> _Start:
         codes = images.codes if isinstance(images, ImagePipelineOutput) else images
+        depth = self.sequence.depth
+        require(
+            codes.dim() == 3 + (depth > 1) and len(codes) > 0 and tuple(codes.shape[3:]) == (depth,) * (depth > 1),
+            f"codes are {codes.dtype} {list(codes.shape)}.",
+            f"Give integers of shape [N, h, w{f', {depth}' if depth > 1 else ''}].",
+        )
         pixels = None if not isinstance(images, ImagePipelineOutput) else images.images
         if pixels is None:
             labels = images.labels if isinstance(images, ImagePipelineOutput) else None
@@ -199,7 +205,7 @@ class Editing:
         if output_type == "pil":
             check_colours(start.pixels.shape[1], 'output_type "pil" (not "np", "pt", "codes")')
         codes = start.codes.repeat_interleave(per, 0)
-        number, grid = len(codes), self.sequence.grid_shape
+        number, grid = len(codes), tuple(codes.shape[1:3])
         labels = self._labels_of(class_labels, len(start.codes), per)
         given = {name: value for name, value in settings.items() if value is not None}
         if labels is None and "guidance_scale" not in given:
@@ -212,22 +218,23 @@ class Editing:
             again = (ranks.argsort(1).argsort(1) >= kept).view(number, *grid)
         else:
             again = redraw.repeat_interleave(per, 0)
-        bar = CodesBar(number * self.sequence.length, progress, callback)
+        bar = CodesBar(codes.numel(), progress, callback)
         with bar:
-            drawn = iterate_codes(
+            drawn = iterate_grids(
                 self.prior,
                 self.sequence,
+                grid,
                 None if labels is None else torch.tensor(labels),
                 generators=streams,
                 known_codes=codes,
                 redraw=again,
                 order=order,
                 num_steps=None if num_steps is None else whole_number("num_steps", num_steps),
-                batch_size=batch_size or self.default_batch_size(output_type != "codes"),
+                batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
                 on_progress=bar,
                 **asdict(replace(self.sampling, **given)),
             )
-            codes = to_codes(torch.cat(list(drawn)), self.sequence).cpu()
+            codes = torch.cat(list(drawn)).cpu()
         if output_type == "codes":
             return ImagePipelineOutput(None, codes, labels)
         return ImagePipelineOutput(
@@ -237,7 +244,7 @@ class Editing:
     def _pixels_of(
         self: ImageGenerationPipeline, start: _Start, codes: Tensor, labels: list[Any] | None, keeps: bool
     ) -> Tensor:
-        at_once, per = self.default_batch_size(), len(codes) // len(start.codes)
+        at_once, per = self.default_batch_size(grid_shape=tuple(codes.shape[1:3])), len(codes) // len(start.codes)
         parts = range(0, len(codes), at_once)
         after = torch.cat(
             [self.decode(codes[i : i + at_once], None if labels is None else labels[i : i + at_once]) for i in parts]

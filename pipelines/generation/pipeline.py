@@ -35,17 +35,19 @@ from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
-from codegrid.pipelines.generation.arguments import as_labels, labels_of_images, streams_of_images, whole_number
+from codegrid.pipelines.generation.arguments import labels_of_images, streams_of_images, whole_number
 from codegrid.pipelines.generation.editing import Editing
+from codegrid.pipelines.generation.larger import grid_of_size, iterate_grids
+from codegrid.pipelines.generation.outpainting import Outpainting
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
+from codegrid.pipelines.generation.scoring import Scoring
 from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import write_text
-from codegrid.prior import SamplingConfig, SequenceConfig, log_likelihood, resolve_labels, save_prior, to_codes
+from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
-from codegrid.prior.sampling import iterate_codes
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.hub.push import check_login
 from codegrid.tokenizer.images import Picture, check_colours, to_images
@@ -59,7 +61,7 @@ _KEPT = 8  # rough number of full-size feature maps in memory at the peak of dec
 _logger = logging.getLogger(__name__)
 
 
-class ImageGenerationPipeline(Editing):
+class ImageGenerationPipeline(Editing, Outpainting, Scoring):
     """A tokenizer and a prior on its codes.
 
     `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts. `context`
@@ -153,6 +155,8 @@ class ImageGenerationPipeline(Editing):
         *,
         num_images_per_label: int = 1,
         num_images: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         prefix_codes: Tensor | None = None,
@@ -170,6 +174,8 @@ class ImageGenerationPipeline(Editing):
         Args:
             class_labels, output_type: see `__call__`.
             num_images: total number of images, if `class_labels` is None.
+            height, width: in pixels, at least the trained size and multiples of the pixels of a code; None is the
+                trained size. Larger pictures are drawn by windows (`codegrid.prior.windows`) and decoded whole.
             seed: each image i has its own random stream, keyed by seed and i; None draws a seed from torch's generator.
                 A list has a seed an image, each that of the first image of a call with it.
             generator: one CPU generator per image, or one for all (its next draw then starts each image's stream).
@@ -196,16 +202,18 @@ class ImageGenerationPipeline(Editing):
         num_images = None if num_images is None else whole_number("num_images", num_images)
         labels = labels_of_images(self.sequence, class_labels, per_label, num_images)
         number = len(labels) if labels is not None else (num_images or per_label)
-        bar = CodesBar(number * self.sequence.length, progress, callback)
-        batches = iterate_codes(
+        grid = grid_of_size(self.tokenizer.config, height, width)
+        bar = CodesBar(number * grid[0] * grid[1] * self.sequence.depth, progress, callback)
+        batches = iterate_grids(
             self.prior,
             self.sequence,
+            grid,
             None if labels is None else torch.tensor(labels),
+            None if prefix_codes is None else torch.as_tensor(prefix_codes),
             generators=streams_of_images(seed, generator, number),
-            prefix_codes=None if prefix_codes is None else torch.as_tensor(prefix_codes),
             order=order,
             num_steps=None if num_steps is None else whole_number("num_steps", num_steps),
-            batch_size=batch_size or self.default_batch_size(output_type != "codes"),
+            batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
             weights=weights,
             on_progress=bar,
             **asdict(sampling),
@@ -217,24 +225,24 @@ class ImageGenerationPipeline(Editing):
     ) -> Iterator[ImagePipelineOutput]:
         done = 0
         with bar:
-            for batch in batches:
-                codes = to_codes(batch, self.sequence)
+            for codes in batches:
                 part = None if labels is None else labels[done : done + len(codes)]
                 images = None if output_type == "codes" else as_output(self._images_of(codes, part), output_type)
                 done += len(codes)
                 yield ImagePipelineOutput(images, codes.cpu(), part)
 
-    def default_batch_size(self, decodes: bool = True) -> int:
+    def default_batch_size(self, decodes: bool = True, grid_shape: tuple[int, int] | None = None) -> int:
         """The number of images per batch: 64 on an accelerator, where codes depend on it, and on a CPU at most 64, as
-        many as fit into memory.
+        many as fit into memory. `grid_shape` is that of larger pictures.
         """
         if self.device.type != "cpu":
             return _MOST_AT_ONCE
         width = cached_width(self.prior.config)
         positions = self.sequence.prefix_length + self.sequence.length - 1
         cache = 2 * 2 * width * positions * self.prior.dtype.itemsize  # keys and values, for two branches
-        backbone, size = self.tokenizer.config.backbone_config, self.tokenizer.config.preprocessing_config.size
-        pixels = math.prod(size) // backbone.patch_size**2 * backbone.ch * 4  # bytes, at the finest resolution
+        config = self.tokenizer.config
+        area = math.prod(grid_shape or config.grid_shape) * config.pixels_per_position**2
+        pixels = area // config.backbone_config.patch_size**2 * config.backbone_config.ch * 4  # bytes, at full size
         return batch_that_fits(cache + (_KEPT * pixels if decodes else 0), _MOST_AT_ONCE, self.device)
 
     def encode(self, images: Picture | Sequence[Picture] | Tensor) -> Tensor:
@@ -270,30 +278,6 @@ class ImageGenerationPipeline(Editing):
             classes = torch.tensor([self._decoder_classes[label] for label in labels])
         with evaluating(self.tokenizer):
             return self.tokenizer.decode(codes.to(self.tokenizer.device), classes, tile=tile).float().clamp(-1, 1)
-
-    def log_likelihood(
-        self,
-        images: Picture | Sequence[Picture] | Tensor,
-        class_labels: Sequence[int | str] | int | str | None = None,
-        *,
-        batch_size: int | None = None,
-    ) -> Tensor:
-        """log p(codes | class) of pictures or codes in nats, float64 [N]: `codegrid.prior.log_likelihood`.
-
-        Args:
-            images: pictures as in `encode`, or integer codes [N, h, w(, depth)].
-            class_labels: a class an image, or one for all. None with a conditional prior is the null class.
-
-        Raises:
-            BadImage, CodegridError: a picture, a code or a class cannot be used, or the prior has no null class.
-        """
-        is_codes = isinstance(images, Tensor) and not images.is_floating_point()
-        codes = images if is_codes else self.encode(images)
-        labels = None
-        if class_labels is not None:
-            given = as_labels(class_labels)
-            labels = torch.tensor(resolve_labels(given * (len(codes) if len(given) == 1 else 1), self.sequence))
-        return log_likelihood(self.prior, self.sequence, codes, labels, batch_size=batch_size)
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the pipeline's folder. It appears whole and replaces the files of an older pipeline there.

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from codegrid.errors import require
 from codegrid.names import shown
+from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.system.console import resumable
@@ -42,6 +43,8 @@ def generate_images(
     output_dir: str,
     class_labels: tuple[str, ...] = (),
     num_images: int = 16,
+    height: int | None = None,
+    width: int | None = None,
     seed: int = 0,
     guidance_scale: float | None = None,
     temperature: float | None = None,
@@ -63,6 +66,9 @@ def generate_images(
             num_images it adds to those that are there.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
         num_images: total number of images.
+        height: of the images, in pixels: the trained height or more, a multiple of the pixels of a code. Larger images
+            than the trained ones are drawn by overlapping windows. None is the trained height.
+        width: as height.
         seed: image i depends on seed and i alone, not on the number of processes nor, on a CPU, on the batch size
             (except for rounding of pixels). On an accelerator, also fix batch_size to reproduce the same images.
         guidance_scale: scale s of classifier-free guidance: u + s (c - u), logits with (c) and without (u) the class; 1
@@ -96,13 +102,15 @@ def generate_images(
         **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
     )
     labels = _labels(pipe, class_labels, num_images)
+    grid = grid_of_size(pipe.tokenizer.config, height, width)
     folder = Path(output_dir)
     # All ranks use the same batch size, even if their free memory differs.
-    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size()])[0]
+    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]
     settings = {
         **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
         **{"sampling": asdict(pipe.sampling), "weights": weights, **_given(dtype=dtype)},
+        **_given(height=height, width=width),
         **_of_the_device(accelerator, batch_size),
     }
     return _generate(pipe, accelerator, folder, settings, batch_size)
@@ -121,7 +129,7 @@ def _generate(
     everyone()  # no rank writes until all have looked for the files of an older version
     with resumable():
         paths = [folder / name for name in names]
-        _write_missing(pipe, accelerator, everyone, paths, labels, settings["seed"], batch_size, settings["weights"])
+        _write_missing(pipe, accelerator, everyone, paths, settings, batch_size)
     everyone()
     if accelerator.is_main_process:
         _write_sheet(folder, names, captions, labels)
@@ -134,12 +142,11 @@ def _write_missing(
     accelerator: Accelerator,
     everyone: Callable[[], None],
     paths: list[Path],
-    labels: list[int] | None,
-    seed: int,
+    settings: dict[str, Any],
     batch_size: int,
-    weights: WeightFormat,
 ) -> None:
     """Generate this rank's share of the missing images. Each batch is written before the next is sampled."""
+    labels, seed = settings["labels"], settings["seed"]
     # Decode whole batches, as an uninterrupted run does: rounding depends on the other images of the batch.
     batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
     unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
@@ -152,7 +159,9 @@ def _write_missing(
         num_images=len(mine) if labels is None else None,
         generator=[image_generator(seed, index) for index in mine],
         batch_size=batch_size,
-        weights=weights,
+        weights=settings["weights"],
+        height=settings.get("height"),
+        width=settings.get("width"),
         progress=accelerator.is_main_process,
     )
     for index, image in zip(mine, (image for part in made for image in part.images or ()), strict=True):

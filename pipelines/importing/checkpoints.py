@@ -23,7 +23,7 @@ from codegrid.pipelines.evaluation.reconstruct import reconstruct
 from codegrid.pipelines.system.files import OutputError, write_json
 from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior import SequenceConfig
-from codegrid.prior.importers import PRIOR_FAMILIES, convert_prior, guess_prior_family
+from codegrid.prior.importers import NO_REMEDY, PRIOR_FAMILIES, convert_prior, guess_prior_family, why_not_imported
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.importers import (
     TOKENIZER_FAMILIES,
@@ -203,6 +203,8 @@ def _check_kind(family: str, weights: Mapping[str, Tensor]) -> None:
         raise ForeignCheckpointError(
             f"These are not weights of the family {family}.", f"By their keys use {guess}: its example is in --help."
         )
+    if reason := why_not_imported(weights):
+        raise ForeignCheckpointError(reason, NO_REMEDY)
 
 
 def export_diffusers(tokenizer: str, output_dir: str) -> Path:
@@ -251,6 +253,8 @@ def _no_family(family: str, found: Found) -> tuple[str, str]:
     keys = found.read().weights
     guesses = [guess for guess in (guess_tokenizer_family(keys), guess_prior_family(keys)) if guess]
     known = ", ".join(TOKENIZER_FAMILIES | PRIOR_FAMILIES)
+    if not guesses and (reason := why_not_imported(keys)):
+        return reason, NO_REMEDY
     if guesses:
         return (
             f"There is no family {family!r}.",

@@ -184,7 +184,8 @@ class PriorTrainingConfig(TrainingConfig):
         codes: folder or Hub name of a code data set; vocabulary, length and classes are read from it.
         init_from: folder or Hub name of a prior whose weights training starts from, with its sizes (`model` is then not
             read); its codes must be of the same codebook and grid. Classes are matched by name; new ones start as an
-            image of no class does. None starts from fresh weights.
+            image of no class does. With an `order`, a Llama or GPT-2 of raster order becomes one of any order. None
+            starts from fresh weights.
         tokenizer: folder or Hub name of the tokenizer that must have made the codes; without it, this is not checked.
         class_dropout: share of the samples whose class is replaced by null, for classifier-free guidance.
         validation_fraction: share of the source images whose codes are held out, with all variants of an image.

@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from codegrid.errors import CodegridError, require
 from codegrid.prior.architectures.any_order import ANY_ORDER
+from codegrid.prior.architectures.any_order_llama import ANY_ORDER_LLAMA
 from codegrid.prior.architectures.base import Architecture, num_positions, shared_values
 from codegrid.prior.architectures.bert import BERT
 from codegrid.prior.architectures.gpt2 import GPT2
@@ -58,7 +59,7 @@ def register_architecture(record: Architecture) -> Architecture:
     return record
 
 
-for _record in (LLAMA, GRID_LLAMA, QWEN3, GPT2, ANY_ORDER, BERT):
+for _record in (LLAMA, GRID_LLAMA, QWEN3, GPT2, ANY_ORDER, ANY_ORDER_LLAMA, BERT):
     register_architecture(_record)
 
 

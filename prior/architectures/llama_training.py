@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from transformers import LlamaForCausalLM, Qwen3ForCausalLM
+from transformers import LlamaForCausalLM, LlamaModel, Qwen3ForCausalLM
 
 from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
 
@@ -21,7 +21,14 @@ def llama_forward(model: LlamaLike, tokens: Tensor, checkpointing: bool) -> Tens
     """See `Architecture.training_forward`."""
     inner = model.model
     hidden = inner.embed_tokens(tokens)  # [B, T, D]
-    cos, signed_sin = _rotation(model, hidden)
+    return llama_blocks(inner, hidden, *_rotation(model, hidden), checkpointing)
+
+
+def llama_blocks(inner: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tensor, checkpointing: bool) -> Tensor:
+    """The blocks and the last norm of `model.model`: embeddings [B, T, D] -> the input of the output layer [B, T, D].
+
+    `cos` and `signed_sin` turn queries and keys; their shapes broadcast to [B, T, H + Hkv, hd].
+    """
     for layer in inner.layers:
         if checkpointing and torch.is_grad_enabled():
             hidden = checkpoint(_block, layer, hidden, cos, signed_sin, use_reentrant=False)
@@ -30,7 +37,7 @@ def llama_forward(model: LlamaLike, tokens: Tensor, checkpointing: bool) -> Tens
     return rms_norm(hidden, inner.norm.weight, inner.norm.variance_epsilon)
 
 
-def is_plain_llama(model: LlamaLike) -> bool:
+def is_plain_llama(model: LlamaLike | LlamaModel) -> bool:
     """Whether `_block` computes this model's blocks: no adapters, no biases, SiLU as the activation."""
     config = model.config
     return (
@@ -44,12 +51,18 @@ def is_plain_llama(model: LlamaLike) -> bool:
 def _rotation(model: LlamaLike, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """cos and signed sin, each [T, 1, hd], in the dtype of the matrix products."""
     positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-    cos, sin = model.model.rotary_emb(hidden, positions)  # [1, T, hd]
+    cos, signed_sin = rotation_at(model.model, hidden, positions)  # [1, T, 1, hd]
+    return cos[0], signed_sin[0]
+
+
+def rotation_at(inner: nn.Module, hidden: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and signed sin of positions [B, T], each [B, T, 1, hd], in the dtype of the matrix products."""
+    cos, sin = inner.rotary_emb(hidden, positions)  # [B, T, hd]
     half = sin.shape[-1] // 2
     signed_sin = torch.cat([-sin[..., :half], sin[..., half:]], dim=-1)
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
-    return cos[0, :, None].to(dtype), signed_sin[0, :, None].to(dtype)
+    return cos[:, :, None].to(dtype), signed_sin[:, :, None].to(dtype)
 
 
 def _block(layer: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

@@ -22,7 +22,10 @@ PRIOR_FAMILIES: dict[str, PriorFamily] = {
     "llamagen-gpt": llamagen.FAMILY,
     "taming-gpt": taming_gpt.FAMILY,
 }
-NO_REMEDY = "It cannot be imported: take a prior of LlamaGen (class-conditional) or taming-transformers."
+NO_REMEDY = (
+    "It cannot be imported: take a prior of LlamaGen (class-conditional) or taming-transformers, or train one on codes "
+    "(`codegrid train-prior`)."
+)
 # Families that are recognised but not imported: their signs, and the reason.
 NOT_IMPORTED: tuple[tuple[str, str], ...] = (
     (
@@ -38,6 +41,16 @@ NOT_IMPORTED: tuple[tuple[str, str], ...] = (
     (
         r"transformer\.(class_emb|head_nm|blocks\.0\.ada_lin)",
         "This is IBQ's prior: every block is modulated by the class (adaptive norms). It is no Llama.",
+    ),
+    (
+        r"(^|\.)(target_aware_pos_embed$|adaln_before_head\.)",
+        "This is RAR's generator (codes in any order): every block is modulated by the class and the step (adaptive "
+        "norms). It is no Llama, and not this project's prior of any order.",
+    ),
+    (
+        r"(^|\.)(embeddings\.word_embeddings\.weight$|mlm_layer\.)",
+        "This is a masked transformer, as the generators of MaskGIT, MUSE and aMUSEd are: its tokens, its classes and "
+        "its guidance are not those of this project's masked prior.",
     ),
 )
 
@@ -62,9 +75,8 @@ def convert_prior(
     Raises:
         CodegridError: the weights are not of this family, or some are missing. The message lists the keys.
     """
-    for sign, reason in NOT_IMPORTED:
-        if any(re.search(sign, key) for key in weights):
-            raise CodegridError(reason, NO_REMEDY)
+    if reason := why_not_imported(weights):
+        raise CodegridError(reason, NO_REMEDY)
     known = PRIOR_FAMILIES[family]
     if not known.fits(weights):
         guess = guess_prior_family(weights)
@@ -75,6 +87,12 @@ def convert_prior(
             hint,
         )
     return known.convert(weights, grid_size, class_names, heads, settings)
+
+
+def why_not_imported(keys: Iterable[str]) -> str | None:
+    """What kind of prior the keys are of and why it is not imported; None if they are of no kind of `NOT_IMPORTED`."""
+    keys = list(keys)
+    return next((reason for sign, reason in NOT_IMPORTED if any(re.search(sign, key) for key in keys)), None)
 
 
 def guess_prior_family(keys: Iterable[str]) -> str | None:

@@ -217,9 +217,36 @@ def test_the_command_edits_and_goes_on_from_its_codes(pipe, tmp_path, capsys):
     assert json.loads((second / "generation.json").read_text())["seed"] == 7
     with pytest.raises(SystemExit):
         main([*common, "--image", str(tmp_path / "picture.png"), "--output-dir", str(tmp_path / "third")])
-    assert "Give one of the three" in capsys.readouterr().err
+    assert "Give one of them" in capsys.readouterr().err
     noise().save(first / "000001.png")  # a change by hand: the codes beside it are another picture's
     with pytest.raises(SystemExit):
         main([*line, "--image", str(first / "000001.png"), "--output-dir", str(tmp_path / "third")])
     assert "changed after its codes were written" in capsys.readouterr().err
     assert not (tmp_path / "third").exists()
+
+
+def codes_changed_outside(pipe, edits, seed):
+    """Codes outside of the mask that change in so many edits, each of the result before, with another mask."""
+    random = np.random.default_rng(seed)
+    now, changed = pipe([0] * 10, output_type="codes", progress=False, seed=seed), 0
+    for number in range(edits // 10):
+        masks = np.zeros((10, 32, 32), dtype=bool)
+        for mask in masks:
+            top, left = random.integers(0, 30, 2)
+            mask[top : top + random.integers(1, 20), left : left + random.integers(1, 20)] = True
+        before = now.codes
+        now = pipe.inpaint(
+            now, masks, int(random.integers(2)), seed=number, progress=False, output_type="codes", num_steps=4
+        )
+        outside = ~cells_of(torch.from_numpy(masks), (4, 4))
+        changed += int((now.codes != before)[outside].sum())
+    return changed
+
+
+def test_no_code_outside_of_the_mask_changes_in_forty_edits(pipe):
+    assert codes_changed_outside(pipe, 40, 16) == 0
+
+
+@pytest.mark.slow
+def test_no_code_outside_of_the_mask_changes_in_a_thousand_edits(pipe):
+    assert codes_changed_outside(pipe, 1000, 1000) == 0

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.importing.checkpoints import export_diffusers, import_checkpoint
@@ -146,3 +147,22 @@ def test_one_file_of_tamings_gives_a_tokenizer_and_a_prior_that_make_a_pipeline(
         import_checkpoint("llamagen-gpt", file, str(tmp_path / "new"))
     with pytest.raises(ForeignCheckpointError, match=r"family llamagen\. By their keys use taming:"):
         import_checkpoint("llamagen", file, str(tmp_path / "new"))
+
+
+# The first keys of other projects' generators of codes in any order.
+OTHERS = {
+    "RAR's generator": ["cls_token", "pos_embed", "target_aware_pos_embed", "blocks.0.attn.qkv.weight"],
+    "RAR": ["module.adaln_before_head.adaLN_modulation.1.weight", "module.embeddings.weight"],
+    "MaskGIT": ["model.embeddings.word_embeddings.weight", "model.encoder.layer.0.attention.self.query.weight"],
+    "masked transformer": ["mlm_layer.conv1.weight", "embed.embeddings.weight"],
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("family", ["taming-gpt", "maskgit", "rar"])
+def test_generators_of_codes_in_any_order_are_refused_by_name(name, family, tmp_path):
+    path = tmp_path / "generator.safetensors"
+    save_file({key: torch.zeros(4) for key in OTHERS[name]}, path)
+    with pytest.raises(CodegridError, match=f"(?s){name}.*cannot be imported.*train-prior"):
+        import_checkpoint(family, str(path), str(tmp_path / "imported"))
+    assert not (tmp_path / "imported").exists()

@@ -14,13 +14,14 @@ from codegrid.errors import CodegridError
 from codegrid.pipelines.evaluation.prior import evaluate_prior
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
-from codegrid.pipelines.training.config import PriorTrainingConfig
+from codegrid.pipelines.training.config import OptimizerConfig, PriorTrainingConfig
 from codegrid.pipelines.training.prior import train as train_prior
 from codegrid.pipelines.training.prior.orders import TrainingOrders
 from codegrid.prior import PriorConfig, SequenceConfig, load_prior, make_prior
 
 SEQUENCE = SequenceConfig(24, (3, 4))
 KINDS = [{"order": "annealed"}, {"order": "random"}, {"model": {"architecture": "bert"}}]
+KINDS += [{"order": "annealed", "model": {"architecture": "any_order_llama"}}]
 
 
 def orders_of(architecture, **fields):
@@ -101,9 +102,22 @@ def test_configs_say_the_architecture_and_older_ones_have_raster_order(prior_con
             prior_config(tmp_path, **fields)
 
 
+def test_a_prior_of_any_order_starts_from_one_of_raster_order(prior_config, prior_folder, tmp_path, read_metrics):
+    """Held out in raster order it begins where the other one ended."""
+    rate = OptimizerConfig(learning_rate=1e-9)
+    common = {"max_steps": 1, "optimizer": rate, "init_from": str(prior_folder)}
+    same = train_prior.train_prior(prior_config(tmp_path / "same", **common))
+    started = train_prior.train_prior(prior_config(tmp_path / "started", order="annealed", **common))
+    assert json.loads((started / "config.json").read_text())["architectures"] == ["AnyOrderLlamaForCausalLM"]
+    raster, any_order = (read_metrics(run)[-1] for run in (same, started))
+    assert any_order["cross_entropy"] == pytest.approx(raster["cross_entropy"], abs=1e-4)
+    assert "cross_entropy_any_order" in any_order
+
+
 def test_a_start_from_weights_of_another_kind_is_refused(prior_config, prior_folder, tmp_path):
-    with pytest.raises(CodegridError, match="not of codes in any order"):
-        train_prior.train_prior(prior_config(tmp_path / "run", order="annealed", init_from=str(prior_folder)))
+    other = train_prior.train_prior(prior_config(tmp_path / "qwen", model={"qk_norm": True}))
+    with pytest.raises(CodegridError, match="is a Qwen3ForCausalLM, which does not become one of codes in any order"):
+        train_prior.train_prior(prior_config(tmp_path / "run", order="annealed", init_from=str(other)))
     first = train_prior.train_prior(prior_config(tmp_path / "first", order="annealed"))
     with pytest.raises(CodegridError, match="is of codes in any order"):
         train_prior.train_prior(prior_config(tmp_path / "run", init_from=str(first)))

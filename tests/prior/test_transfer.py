@@ -7,6 +7,8 @@ import torch
 
 from codegrid.errors import CodegridError
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior, to_tokens
+from codegrid.prior.architectures import architecture_of
+from codegrid.prior.likelihood import code_logits
 from codegrid.prior.transfer import transferred
 
 CODES = torch.arange(12).view(3, 4) % 7
@@ -69,3 +71,30 @@ def test_other_codes_are_refused(sequence, name):
     old = SequenceConfig(7, (2, 2))
     with pytest.raises(CodegridError, match=name):
         transferred(make_prior(PriorConfig(16, 1, 2), old), old, sequence)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_raster_prior_becomes_one_of_any_order_with_the_same_logits(architecture, tied):
+    old, new = SequenceConfig(7, (2, 2), class_names=("cat", "dog")), SequenceConfig(7, (2, 2), class_names=("dog",))
+    config = PriorConfig(
+        16, 2, 2, architecture=architecture, tie_word_embeddings=tied, initializer_range=0.3, rope_theta=500.0
+    )
+    model = make_prior(config, old)
+    started = transferred(model, old, new, any_order=True)
+    assert architecture_of(started).name == f"any_order_{architecture}"
+    expected = logits(model, old, [1, 1, 1])
+    torch.testing.assert_close(logits(started, new, [0, 0, 0]), expected, rtol=1e-5, atol=1e-5)
+    tokens = to_tokens(CODES, torch.zeros(3, dtype=torch.int64), None, new)
+    walked = code_logits(started, tokens, new, torch.arange(4))
+    torch.testing.assert_close(walked, expected, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(code_logits(started, tokens, new, torch.tensor([3, 1, 0, 2])), expected)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3", "grid_llama", "bert", "any_order_gpt2"])
+def test_other_architectures_become_none_of_any_order(architecture):
+    sequence = SequenceConfig(7, (2, 2))
+    model = make_prior(PriorConfig(16, 1, 2, architecture=architecture), sequence)
+    with pytest.raises(CodegridError, match=f"cannot start from a {type(model).__name__}"):
+        transferred(model, sequence, sequence, any_order=True)

@@ -18,7 +18,7 @@ SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "in
 SEQUENCE = SequenceConfig(24, (3, 4), class_names=("a", "b", "c"))
 DEEP = SequenceConfig(11, (2, 3), depth=5, order="grids", class_names=("a", "b"))
 RESIDUAL = SequenceConfig(11, (2, 3), depth=2)
-ARCHITECTURES = ["llama", "grid_llama", "gpt2", "any_order_gpt2", "bert"]
+ARCHITECTURES = ["llama", "grid_llama", "gpt2", "any_order_gpt2", "any_order_llama", "bert"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,6 +16,7 @@ from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.prior import SequenceConfig
 from codegrid.prior.architectures import architecture_of
 from codegrid.prior.orders import random_orders, raster_order
+from codegrid.prior.transfer import becomes_any_order
 from codegrid.tokenizer.moving import to_device
 
 _FALLS = (0.5, 0.75)  # shares of an annealed run's steps: RAR's share of random orders falls between them
@@ -78,14 +79,18 @@ class TrainingOrders:
 
 
 def check_order(config: PriorTrainingConfig, model: PreTrainedModel) -> None:
-    """Refuse to go on from a prior that reads in another way than `config.order` trains."""
+    """Refuse to go on from a prior that reads in another way than `config.order` trains, and cannot become one."""
     record = architecture_of(model)
     any_order = record is not None and record.reads == "any order"
+    if config.order != "raster" and becomes_any_order(model):
+        return
     require(
         any_order == (config.order != "raster"),
-        f"order is {config.order!r}, and the prior {config.init_from} is "
-        + ("of codes in any order." if any_order else "not of codes in any order."),
-        "Set --order to 'annealed'." if any_order else "Leave --order out, or start from fresh weights.",
+        f"order is {config.order!r}, and the prior {config.init_from} is a {type(model).__name__}, "
+        + ("of codes in any order." if any_order else "which does not become one of codes in any order."),
+        "Set --order to 'annealed'."
+        if any_order
+        else "Leave --order out, start from a Llama or GPT-2 of raster order, or from fresh weights.",
     )
 
 

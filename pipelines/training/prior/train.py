@@ -33,6 +33,7 @@ from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.switches import check_compiler, compile_prior, not_compiled
 from codegrid.pipelines.training.window import Window
 from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
+from codegrid.prior.architectures import architecture_of
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
 from codegrid.prior.transfer import transferred
 from codegrid.tokenizer.moving import to_device
@@ -126,7 +127,9 @@ def _make_model(config: PriorTrainingConfig, sequence: SequenceConfig, log: Call
     check_order(config, model)
     if before.tokenizer_fingerprint != sequence.tokenizer_fingerprint:
         log(f"{config.init_from} was trained on the codes of another tokenizer: its weights are a start, and no more.")
-    return transferred(model, before, sequence)
+    record = architecture_of(model)
+    raster = record is None or record.reads == "before"
+    return transferred(model, before, sequence, any_order=raster and config.order != "raster")
 
 
 class PriorStage(Stage):

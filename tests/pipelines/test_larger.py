@@ -1,0 +1,212 @@
+"""Pictures larger than trained: sampled, gone on with at any side, edited. Which class makes a picture likeliest."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from codegrid.errors import CodegridError
+from codegrid.pipelines.commands import main
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.orders import random_orders
+from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def made(architecture="any_order_gpt2", classes=("a", "b")):
+    torch.manual_seed(0)
+    backbone = BackboneConfig(
+        resolution=16, ch=16, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(), z_channels=16, norm_groups=8
+    )
+    config = VQModelConfig(
+        backbone=backbone,
+        quantizer=VectorQuantizerConfig(codebook_size=32, code_dim=4),
+        preprocessing=Preprocessing(image_size=8, smaller="upscale"),
+    )
+    sequence = SequenceConfig(32, (4, 4), class_names=classes)
+    model = make_prior(PriorConfig(**SIZE, architecture=architecture), sequence)
+    return ImageGenerationPipeline(VQModel(config).eval(), model, sequence)
+
+
+@pytest.fixture(scope="module", params=["llama", "any_order_gpt2", "bert"])
+def pipe(request):
+    return made(request.param)
+
+
+def noise(size=8, seed=0):
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8))
+
+
+QUIET = {"progress": False, "seed": 0}
+
+
+def test_a_larger_picture_is_sampled_and_decoded(pipe):
+    made = pipe(["a", "b", "b"], height=12, width=20, **QUIET)
+    assert made.codes.shape == (3, 6, 10)
+    assert [image.size for image in made.images] == [(20, 12)] * 3
+    alone = pipe(["a", "b", "b"], height=12, width=20, batch_size=1, output_type="codes", **QUIET)
+    assert torch.equal(alone.codes, made.codes)
+    seen = []
+    pipe("a", width=12, callback=lambda *count: seen.append(count), output_type="codes", **QUIET)
+    assert seen[-1] == (24, 24)
+    assert torch.equal(pipe("a", height=8, width=8, **QUIET).codes, pipe("a", **QUIET).codes)
+
+
+def test_sizes_that_cannot_be_are_refused_with_the_next_ones(pipe):
+    with pytest.raises(CodegridError, match=r"(?s)height is 13 pixels.*12 or 14"):
+        pipe("a", height=13)
+    with pytest.raises(CodegridError, match=r"(?s)width is 6 pixels, and the prior was trained on 8.*8 or more"):
+        pipe("a", width=6)
+    with pytest.raises(CodegridError, match="height is 'tall'"):
+        pipe("a", height="tall")
+    with pytest.raises(CodegridError, match=r"(?s)prefix_codes is given.*outpaint"):
+        pipe("a", height=12, prefix_codes=torch.zeros(1, 4, dtype=torch.int64))
+
+
+def test_outpainting_keeps_the_picture_and_its_codes(pipe):
+    sides, place = {"right": 6, "bottom": 2}, (slice(0, 4), slice(0, 4))
+    if pipe.prior.config.architectures != ["LlamaForCausalLM"] and "Llama" not in type(pipe.prior).__name__:
+        sides, place = {"left": 4, "top": 2, "right": 6}, (slice(1, 5), slice(2, 6))
+    picture = noise()
+    wider = pipe.outpaint(picture, "a", sides=sides, num_images_per_image=2, **QUIET)
+    before = pipe.encode(picture)
+    assert wider.codes.shape == (2, 5, 7 if "left" not in sides else 9)
+    assert torch.equal(wider.codes[:, place[0], place[1]], before.expand(2, -1, -1))
+    assert not torch.equal(*wider.codes)
+    rows, columns = (slice(2 * part.start, 2 * part.stop) for part in place)
+    for image in wider.images:
+        assert np.array_equal(np.asarray(image)[rows, columns], np.asarray(picture))
+    decoded = pipe.outpaint(picture, "a", sides=sides, num_images_per_image=2, composite=False, **QUIET)
+    assert torch.equal(decoded.codes, wider.codes)
+    assert not np.array_equal(np.asarray(decoded.images[0])[rows, columns], np.asarray(picture))
+    again = pipe.outpaint(wider, "b", sides={"bottom": 4}, **QUIET)  # from the codes of the first
+    assert torch.equal(again.codes[:, :5], wider.codes)
+
+
+def test_raster_order_goes_on_at_two_sides():
+    raster = made("llama")
+    assert raster.outpaint(noise(), "a", sides=["right", "bottom"], **QUIET).codes.shape == (1, 6, 6)
+    for wrong in ("left", "top"):
+        with pytest.raises(CodegridError, match=f"at the bottom and at the right, not at the {wrong}"):
+            raster.outpaint(noise(), "a", sides=wrong, **QUIET)
+    with pytest.raises(CodegridError, match="not at the top and the left"):
+        raster.outpaint(noise(), "a", size=(12, 12), **QUIET)
+
+
+def test_a_size_has_the_picture_in_the_middle():
+    pipe, picture = made(), noise()
+    whole = pipe.outpaint(picture, "a", size=(10, 16), **QUIET)
+    assert whole.images[0].size == (16, 10)
+    assert torch.equal(whole.codes[:, 0:4, 2:6], pipe.encode(picture))
+
+
+def test_outpainting_refuses_by_name():
+    pipe = made()
+    cases = {
+        "Neither of sides and size is": {},
+        "Both of sides and size are": {"sides": "left", "size": (12, 12)},
+        "There is no side up": {"sides": "up"},
+        r"(?s)left is 3 pixels.*2 or 4": {"sides": {"left": 3}},
+        "left is -2": {"sides": {"left": -2}},
+        "No side gets any pixel": {"sides": {"left": 0}},
+        r"(?s)size is 6x8 pixels.*Give a larger size": {"size": (6, 8)},
+        r"(?s)The width of size is 9.*8 or 10": {"size": (8, 9)},
+        "size is 12": {"size": 12},
+    }
+    for said, options in cases.items():
+        with pytest.raises(CodegridError, match=said):
+            pipe.outpaint(noise(), "a", **options, **QUIET)
+    with pytest.raises(CodegridError, match="codes are"):
+        pipe.outpaint(torch.zeros(1, 16, dtype=torch.int64), "a", sides="left", **QUIET)
+
+
+def test_larger_results_are_edited_by_windows():
+    pipe = made()
+    large = pipe("a", height=12, width=16, **QUIET)
+    mask = np.zeros((12, 16), dtype=np.uint8)
+    mask[5:9, 6:13] = 255
+    done = pipe.inpaint(large, mask, "b", num_images_per_image=2, **QUIET)
+    cells = torch.zeros(6, 8, dtype=torch.bool)
+    cells[2:5, 3:7] = True
+    assert torch.equal(done.codes[:, ~cells], large.codes[:, ~cells].expand(2, -1))
+    assert (done.codes != large.codes)[:, cells].any()
+    kept = pipe.variations(large, 0.75, "a", **QUIET)
+    assert (kept.codes == large.codes).sum() >= 36
+    assert kept.codes.shape == (1, 6, 8)
+
+
+def test_generate_writes_larger_pictures(tmp_path, capsys):
+    pipe, out = made(), tmp_path / "wide"
+    pipe.save_pretrained(tmp_path / "pipe")
+    common = ["generate", "--pipeline", str(tmp_path / "pipe"), "--seed", "3", "--num-images", "2"]
+    main([*common, "--height", "12", "--width", "16", "--output-dir", str(out)])
+    settings = json.loads((out / "generation.json").read_text())
+    assert (settings["height"], settings["width"]) == (12, 16)
+    expected = pipe(["a", "b"], height=12, width=16, seed=3, progress=False).images
+    for name, picture in zip(sorted(out.glob("0*.png")), expected, strict=True):
+        assert np.array_equal(np.asarray(Image.open(name)), np.asarray(picture))
+    with pytest.raises(SystemExit):
+        main([*common, "--height", "11", "--output-dir", str(tmp_path / "odd")])
+    assert "10 or 12" in capsys.readouterr().err
+    assert not (tmp_path / "odd").exists()
+
+
+def test_edit_goes_on_at_sides_and_to_a_size(tmp_path, capsys):
+    made().save_pretrained(tmp_path / "pipe")
+    noise().save(tmp_path / "picture.png")
+    edit = ["edit", "--pipeline", str(tmp_path / "pipe"), "--class-label", "a", "--num-images", "1", "--image"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    main([*edit, str(tmp_path / "picture.png"), "--outpaint", "left=4", "top=2", "--output-dir", str(first)])
+    assert json.loads((first / "generation.json").read_text())["outpaint"] == ["left=4", "top=2"]
+    main([*edit, str(first / "000000.png"), "--size", "14", "16", "--output-dir", str(second)])
+    assert Image.open(second / "000000.png").size == (16, 14)
+    inner = np.asarray(Image.open(second / "000000.png"))[2:12, 2:14]
+    assert np.array_equal(inner, np.asarray(Image.open(first / "000000.png")))
+    for wrong in (["left", "top=2"], ["left=2", "left=4"], ["left=x"]):
+        with pytest.raises(SystemExit):
+            main([*edit, str(tmp_path / "picture.png"), "--outpaint", *wrong, "--output-dir", str(tmp_path / "third")])
+        assert "Give each side once" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists()
+
+
+def test_likelihood_in_nats_and_bits_over_orders():
+    pipe = made()
+    codes = pipe(["a", "b"], output_type="codes", **QUIET).codes
+    orders = random_orders(3, pipe.sequence)
+    each = torch.stack([pipe.log_likelihood(codes, ["a", "b"], orders=one) for one in orders])
+    assert not torch.allclose(each[0], each[1])
+    torch.testing.assert_close(pipe.log_likelihood(codes, ["a", "b"], orders=orders), each.mean(0))
+    nats = pipe.log_likelihood(codes, "a")
+    torch.testing.assert_close(pipe.log_likelihood(codes, "a", unit="bits_per_code"), -nats / math.log(2) / 16)
+    few = [pipe.log_likelihood(codes, "a", orders=4) for _ in range(2)]
+    assert torch.equal(*few)
+    with pytest.raises(CodegridError, match="unit is 'bits'"):
+        pipe.log_likelihood(codes, "a", unit="bits")
+    with pytest.raises(CodegridError, match="knows raster order only"):
+        made("llama").log_likelihood(codes, "a", orders=2)
+
+
+def test_classes_by_bayes_rule():
+    pipe = made("llama", ("a", "b", "c"))
+    codes = pipe(["a", "b", "c", "a"], output_type="codes", **QUIET).codes
+    joint = torch.stack([pipe.log_likelihood(codes, label) for label in range(3)], 1)
+    torch.testing.assert_close(pipe.classify(codes), joint.log_softmax(1))
+    shares = torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64)
+    torch.testing.assert_close(pipe.classify(codes, class_prior=[2, 1, 1]), (joint + shares.log()).log_softmax(1))
+    torch.testing.assert_close(pipe.classify(codes).exp().sum(1), torch.ones(4, dtype=torch.float64))
+    pictures = [noise(seed=seed) for seed in range(2)]
+    torch.testing.assert_close(pipe.classify(pictures), pipe.classify(pipe.encode(pictures)))
+    for wrong in ([1, 1], [1, 0, 1], [1, math.nan, 1]):
+        with pytest.raises(CodegridError, match="class_prior is"):
+            pipe.classify(codes, class_prior=wrong)
+    with pytest.raises(CodegridError, match="no classes to choose from"):
+        made("llama", None).classify(codes)
