@@ -74,9 +74,8 @@ def edit_images(
         OutputError: the folder holds something else.
         CodegridError: the prior knows raster order only, or an argument is out of its range.
     """
-    ways = {"--mask": mask, "--keep": keep, "--strength": strength, "--outpaint": outpaint or None, "--size": size}
-    given = [name for name, value in ways.items() if value is not None]
-    require(len(given) == 1, f"Given are {', '.join(given) or 'neither'} of {', '.join(ways)}.", "Give one of them.")
+    _check_one({"mask": mask, "keep": keep, "strength": strength, "outpaint": outpaint or None, "size": size})
+    sides = _sides(outpaint)
     _check_folder(Path(output_dir))
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
@@ -93,14 +92,14 @@ def edit_images(
         **{"class_label": class_label, "num_images": num_images, "seed": seed, "composite": composite},
         **{"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps},
     }
-    options: dict[str, Any] = {"num_images_per_image": num_images, "seed": seed, "composite": composite}
-    options |= {"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps}
+    names = ("seed", "composite", "guidance_scale", "temperature", "order", "num_steps")
+    options = {"num_images_per_image": num_images} | {name: settings[name] for name in names}
     if mask is not None:
         made = pipe.inpaint(start, mask, class_label, **options)
     elif keep is not None:
         made = pipe.variations(start, keep, class_label, **options)
     elif strength is None:
-        made = pipe.outpaint(start, class_label, sides=_sides(outpaint) or None, size=size, **options)
+        made = pipe.outpaint(start, class_label, sides=sides or None, size=size, **options)
     else:
         made = pipe.edit(start, class_label, strength, **options)
     if told := claim_images(folder, settings):
@@ -108,6 +107,12 @@ def edit_images(
     _write(folder, made, fingerprint)
     tqdm.write(f"{num_images} results are in {shown(folder)}.")
     return folder
+
+
+def _check_one(ways: dict[str, Any]) -> None:
+    given = [f"--{name}" for name, value in ways.items() if value is not None]
+    known = ", ".join(f"--{name}" for name in ways)
+    require(len(given) == 1, f"Given are {', '.join(given) or 'neither'} of {known}.", "Give one of them.")
 
 
 def _sides(outpaint: tuple[str, ...]) -> list[str] | dict[str, int]:
