@@ -76,7 +76,8 @@ def edit_images(
     """
     _check_one({"mask": mask, "keep": keep, "strength": strength, "outpaint": outpaint or None, "size": size})
     sides = _sides(outpaint)
-    _check_folder(Path(output_dir))
+    folder = Path(output_dir)
+    _check_folder(folder)
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid edit`")
@@ -84,7 +85,6 @@ def edit_images(
     start = _start(pipe, Path(image), fingerprint)
     if mask is not None:
         read_masks(mask, 1)
-    folder = Path(output_dir)
     settings: dict[str, Any] = {
         **{"tokenizer_fingerprint": fingerprint, "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "image": image, "mask": mask, "keep": keep, "strength": strength},
@@ -96,16 +96,15 @@ def edit_images(
     options = {"num_images_per_image": num_images} | {name: settings[name] for name in names}
     if mask is not None:
         made = pipe.inpaint(start, mask, class_label, **options)
+    elif sides or size is not None:
+        made = pipe.outpaint(start, class_label, sides=sides or None, size=size, **options)
     elif keep is not None:
         made = pipe.variations(start, keep, class_label, **options)
-    elif strength is None:
-        made = pipe.outpaint(start, class_label, sides=sides or None, size=size, **options)
     else:
-        made = pipe.edit(start, class_label, strength, **options)
+        made = pipe.edit(start, class_label, strength or 0.0, **options)
     if told := claim_images(folder, settings):
         tqdm.write(told)
     _write(folder, made, fingerprint)
-    tqdm.write(f"{num_images} results are in {shown(folder)}.")
     return folder
 
 
@@ -137,6 +136,7 @@ def _write(folder: Path, made: ImagePipelineOutput, fingerprint: str) -> None:
     kept = {name: codes.clone() for name, codes in zip(names, made.codes, strict=True)}
     about = {"tokenizer_fingerprint": fingerprint, **{name: sha256(folder / name) for name in names}}
     write_atomically(folder / _CODES, lambda aside: save_file(kept, aside, metadata=about))
+    tqdm.write(f"{len(names)} results are in {shown(folder)}.")
 
 
 def _check_folder(folder: Path) -> None:
