@@ -66,6 +66,8 @@ class CodesManifest:
             (skipped.jsonl names each).
         condition: the condition of the codes other than a class, as in `SequenceConfig.condition`. The rows have its
             columns.
+        axes: of codes that no tokenizer of this project made (`codegrid import-codes`), as in `SequenceConfig.axes`;
+            `tokenizer` then says what made them, and there are no pictures.
     """
 
     tokenizer: str
@@ -93,11 +95,12 @@ class CodesManifest:
     format: str = FORMAT
     version: int = VERSION
     condition: dict[str, Any] | None = None
+    axes: dict[str, int] | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """The values of manifest.json. Without a condition it has no `condition`, as in older files."""
+        """The values of manifest.json. Without a condition it has no `condition`, as in older files; nor `axes`."""
         values = asdict(self)
-        return values if self.condition is not None else {k: v for k, v in values.items() if k != "condition"}
+        return {k: v for k, v in values.items() if v is not None or k not in ("condition", "axes")}
 
     def fingerprint(self) -> str:
         """sha256 over the tokenizer's fingerprint, the classes and the shards. Equal codes have equal fingerprints."""
@@ -116,6 +119,7 @@ class CodesManifest:
             class_names=self.class_names,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
             condition=self.condition,
+            axes=self.axes,
         )
 
 

@@ -26,6 +26,7 @@ from codegrid.prior.conditioning import (
 SEQUENCE_CONFIG_NAME = "sequence_config.json"
 # Upper bounds: a file gives these sizes, and tables and lists of the sizes are made.
 MOST_CODES, MOST_POSITIONS = 2**31, 2**20
+AXES = ("l", "ld", "dl", "hw", "hwd", "dhw", "thw", "thwd")  # `SequenceConfig.axes`
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class SequenceConfig:
             class need. The vocabulary has the token in any case.
         condition: a condition of the codes other than a class, of a registered kind (`register_condition`). None if
             the condition is a class or there is none.
+        axes: of codes without pictures (`codegrid import-codes`), the axes of a row as it was imported with their
+            sizes, such as {"d": 8, "l": 75}: l positions, h rows, w columns, d codes a position, t frames (which lie
+            below each other in the grid). None of pictures.
 
     Raises:
         CodegridError: a field is of the wrong type or out of its range. The message names it.
@@ -58,6 +62,7 @@ class SequenceConfig:
     tokenizer_fingerprint: str | None = None
     null_class: bool = True
     condition: Condition | None = None
+    axes: dict[str, int] | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -84,6 +89,7 @@ class SequenceConfig:
         )
         self._check_order()
         self._check_condition()
+        self._check_axes()
         fingerprint = self.tokenizer_fingerprint
         require(
             fingerprint is None or isinstance(fingerprint, str),
@@ -104,6 +110,15 @@ class SequenceConfig:
             self.order == "positions" or (self.depth > 1 and math.isqrt(self.depth - 1) ** 2 == self.depth - 1),
             f"order is 'grids', but depth is {self.depth}.",
             "Give a depth of 1 and a square, as 5 = 1 + 2 x 2, or the order 'positions'.",
+        )
+
+    def _check_axes(self) -> None:
+        axes = self.axes
+        known = isinstance(axes, dict) and "".join(axes) in AXES and all(type(size) is int for size in axes.values())
+        require(
+            axes is None or (known and math.prod(axes.values()) == self.length),
+            f"axes is {axes!r}.",
+            f"Give the sizes of one of {', '.join(AXES)}, together {self.length} codes; or None.",
         )
 
     def _check_condition(self) -> None:
@@ -191,9 +206,11 @@ class SequenceConfig:
         return self.codebook_size + int(label)
 
     def to_dict(self) -> dict[str, Any]:
-        """The config as plain values. Without a condition it has no `condition`, as in older files."""
-        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "condition"}
-        return values if self.condition is None else values | {"condition": condition_to_dict(self.condition)}
+        """The config as plain values. Without a condition it has no `condition`, as in older files; nor `axes`."""
+        younger = ("condition", "axes")
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in younger}
+        values |= {} if self.condition is None else {"condition": condition_to_dict(self.condition)}
+        return values | ({} if self.axes is None else {"axes": self.axes})
 
     def save(self, folder: str | Path) -> Path:
         """Write `sequence_config.json` atomically into `folder`, which is made if missing. Returns its path."""
@@ -230,7 +247,7 @@ class SequenceConfig:
 
 def _config_from_json(values: dict[str, Any], path: Path) -> SequenceConfig:
     known = {field.name for field in fields(SequenceConfig)}
-    younger = {"order", "null_class", "condition"}  # than the first saved priors
+    younger = {"order", "null_class", "condition", "axes"}  # than the first saved priors
     unknown, missing = sorted(set(values) - known), sorted(known - set(values) - younger)
     require(
         not unknown,

@@ -157,6 +157,10 @@ def codes_card(manifest: CodesManifest) -> str:
         "description": f"fingerprint {manifest.fingerprint()}",
         "data_files": [{"split": "train", "path": "data/*.parquet"}],
     }
+    made = f"made by the tokenizer `{manifest.tokenizer}` with fingerprint\n`{manifest.tokenizer_fingerprint}`{changed}"
+    if manifest.axes is not None:
+        sizes = ", ".join(f"{axis} {size}" for axis, size in manifest.axes.items())
+        made = f"imported: `{manifest.tokenizer}` made them, and they have no pictures (axes of a row: {sizes})"
     return _card(
         {
             "configs": [entry],
@@ -165,8 +169,7 @@ def codes_card(manifest: CodesManifest) -> str:
         "Image codes",
         f"""{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`,
 {manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
-({manifest.depth} a position), made by the tokenizer `{manifest.tokenizer}` with fingerprint
-`{manifest.tokenizer_fingerprint}`{changed}.
+({manifest.depth} a position), {made}.
 `manifest.json` has the rest.{f" {note}" if note else ""}
 """,
         _ids(manifest.class_names),

@@ -26,6 +26,8 @@ def misfits(model: VQModel, other: SequenceConfig | CodesManifest, ours: str, th
         other: of a prior, or of a code data set.
         ours, theirs: what the two are called, for the sentence.
     """
+    if other.axes is not None:
+        return f"No tokenizer decodes {theirs}: they are of `codegrid import-codes`, codes without pictures."
     quantizer = model.config.quantizer_config
     made = {
         "codebook_size": quantizer.codebook_size,

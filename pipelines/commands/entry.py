@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import codegrid
 from codegrid.names import encodable
@@ -24,6 +26,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for any other error that the user can fix.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with _reader_may_leave() if not words or HELP & set(words) else contextlib.nullcontext():
+        _call(words)
+
+
+@contextlib.contextmanager
+def _reader_may_leave() -> Iterator[None]:
+    """Context whose output may be cut off without a traceback, as `--help | head` does."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        raise SystemExit(128 + 13) from None  # as a program that SIGPIPE has ended
+
+
+def _call(words: list[str]) -> None:
+    """Run the command named by the first word (after `dev`, the second) with the words after it."""
     if not words or words[0] in HELP or (words[0] == DEVELOPERS and not set(words[1:2]) - HELP):
         print(overview(developers=DEVELOPERS in words))
         return

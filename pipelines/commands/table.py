@@ -105,6 +105,11 @@ COMMANDS: dict[str, Command] = {
         "encode images into a code data set; the same command again goes on",
         Config("codes.tokenize:TokenizationConfig", "codes.tokenize:tokenize_dataset"),
     ),
+    "import-codes": Command(
+        "make a code data set of integer sequences that another program made",
+        Config("codes.bring:ImportCodesConfig", "codes.bring:import_codes"),
+        first="--source",
+    ),
     "verify-codes": Command(
         "check a code data set against its manifest and its tokenizer",
         Config("codes.verify:VerificationConfig", "codes.verify:verify_codes"),

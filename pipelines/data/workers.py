@@ -7,14 +7,22 @@ import contextlib
 import copy
 import multiprocessing
 import signal
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple
 
 from torch.utils.data import DataLoader, Dataset, default_collate, default_convert
 
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
+# Workers are forked from a process of their own that has imported what they need and done nothing else: the first
+# pool waits for that import once, later ones start at once, and the workers share its memory. Elsewhere than on Linux
+# a fork is not safe beside the system's libraries.
+_START_METHOD = "forkserver" if sys.platform == "linux" else "spawn"
+_IMPORTED = ["codegrid.pipelines.data.batches", "codegrid.pipelines.data.sources"]
 
 
 def load(dataset: Dataset, num_workers: int, **options: Any) -> Iterator[Any]:
@@ -27,14 +35,25 @@ def load(dataset: Dataset, num_workers: int, **options: Any) -> Iterator[Any]:
     if not num_workers:
         yield from DataLoader(dataset, **options)
         return
-    batches, end = _start(dataset, num_workers, options)
+    batches, workers, end = _start(dataset, num_workers, options)
     try:
-        for batch in batches:
+        for batch in _received(batches, workers):
             if isinstance(batch, _Failed):
                 raise batch.error from RuntimeError(batch.traceback)
             yield batch
     finally:
         end()
+
+
+def _received(batches: Iterator[Any], workers: set[BaseProcess]) -> Iterator[Any]:
+    """`batches`. Of a worker that was killed, torch says so only if it does not ask it for a batch's memory first."""
+    try:
+        yield from batches
+    except (OSError, EOFError) as error:
+        # Its end is told by another process, which may come later than the error.
+        if not wait([worker.sentinel for worker in workers], timeout=2):
+            raise
+        raise RuntimeError("A DataLoader worker was killed.") from error
 
 
 class _Failed(NamedTuple):
@@ -89,11 +108,21 @@ def _blocked_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _start(dataset: Dataset, num_workers: int, options: dict[str, Any]) -> tuple[Iterator[Any], Callable[[], None]]:
-    """The batches of new workers, and what ends these."""
+def _leave_signals(_worker: int) -> None:
+    """What a worker does first: other code may have started the process that it is forked from, with no mask."""
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+
+def _start(
+    dataset: Dataset, num_workers: int, options: dict[str, Any]
+) -> tuple[Iterator[Any], set[BaseProcess], Callable[[], None]]:
+    """The batches of new workers, these, and what ends them."""
     single = options.get("batch_size", 1) is None
     carrying = _Carrying(dataset, options.pop("collate_fn", default_convert if single else default_collate))
-    options |= {"collate_fn": carrying.collate, "multiprocessing_context": "spawn"}
+    context = multiprocessing.get_context(_START_METHOD)
+    context.set_forkserver_preload(_IMPORTED)
+    options |= {"collate_fn": carrying.collate, "multiprocessing_context": context, "worker_init_fn": _leave_signals}
     loader = DataLoader(carrying, num_workers=num_workers, **options)
     # Ctrl-C in a terminal, or SLURM, asks every process to stop; the main process needs its batches until it has
     # saved. The workers inherit what is blocked here, from their first instruction on.
@@ -115,4 +144,4 @@ def _start(dataset: Dataset, num_workers: int, options: dict[str, Any]) -> tuple
     # For an iterator that is left half-way and kept, as a traceback does: multiprocessing waits at the exit for every
     # process that it started, after asking with a signal that these do not take.
     atexit.register(end)
-    return batches, end
+    return batches, workers, end

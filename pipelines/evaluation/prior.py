@@ -102,10 +102,11 @@ def evaluate_prior(
         **circumstances(accelerator),
     }
     write_json(folder / "prior.json", record)
+    unit = "picture" if sequence.axes is None else "row"
     print(
         f"{number(scores.nats_per_code)} nats a code (standard error {number(scores.nats_per_code_error, 2)}), "
         f"{number(scores.bits_per_code)} bits of {number(math.log2(sequence.codebook_size))}; perplexity "
-        f"{number(scores.perplexity)}; {number(scores.bits_per_image)} bits a picture"
+        f"{number(scores.perplexity)}; {number(scores.bits_per_image)} bits a {unit}"
         + ("." if scores.bits_per_pixel is None else f", {number(scores.bits_per_pixel)} a pixel.")
     )
     print(f"The scores, by class as well, are in {folder / 'prior.json'}.")

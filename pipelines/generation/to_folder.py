@@ -20,6 +20,8 @@ from tqdm import tqdm
 
 from codegrid.errors import require
 from codegrid.names import shown
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
+from codegrid.pipelines.generation.codes_only import CODES_NAME, is_without_pictures, write_codes
 from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.pictures.grids import class_sheet
@@ -27,7 +29,7 @@ from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
 from codegrid.pipelines.system.folders import what_it_holds
-from codegrid.prior import resolve_labels
+from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
@@ -35,6 +37,7 @@ from codegrid.tokenizer.images import check_colours
 
 SETTINGS_NAME = "generation.json"
 _MOST_IN_PICTURE = 100
+_CODES_AT_ONCE = 64  # rows
 _MOST_BYTES = 180  # of a class's name in a file's
 
 
@@ -61,7 +64,7 @@ def generate_images(
     """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
     Args:
-        pipeline: folder or Hub name of a pipeline.
+        pipeline: folder or Hub name of a pipeline; or the folder of a prior of imported codes, which gives codes.npy.
         output_dir: folder for the images. To resume after a stop, run the same command again; with more
             num_images it adds to those that are there.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
@@ -92,16 +95,21 @@ def generate_images(
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         require(value is None or value >= 1, f"{name} is {value}.", "Give at least 1.")
-    accelerator = make_accelerator()
-    pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
-    check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
-    pipe.sampling = replace(
-        pipe.sampling,
+    chosen = {
         **_given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule),
         **_given(guidance_power=guidance_power, guidance_range=guidance_range),
         **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
-    )
-    labels = _labels(pipe, class_labels, num_images)
+    }
+    accelerator = make_accelerator()
+    if is_without_pictures(pipeline):
+        require(
+            (height, width) == (None, None), "height and width are of pictures.", "Leave them out: codes have none."
+        )
+        return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, weights)
+    pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
+    check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
+    pipe.sampling = replace(pipe.sampling, **chosen)
+    labels = _labels(pipe.sequence, class_labels, num_images)
     grid = grid_of_size(pipe.tokenizer.config, height, width)
     folder = Path(output_dir)
     # All ranks use the same batch size, even if their free memory differs.
@@ -114,6 +122,33 @@ def generate_images(
         **_of_the_device(accelerator, batch_size),
     }
     return _generate(pipe, accelerator, folder, settings, batch_size)
+
+
+def _generate_codes(
+    prior: str,
+    folder: Path,
+    class_labels: tuple[str, ...],
+    num_images: int,
+    seed: int,
+    sampling: dict[str, Any],
+    batch_size: int | None,
+    weights: WeightFormat,
+) -> Path:
+    """Rows of codes instead of images, by a prior of `codegrid import-codes`; on one process."""
+    accelerator = make_accelerator()
+    require(accelerator.num_processes == 1, "Codes are drawn by one process.", "Start the command without a launcher.")
+    model, sequence = load_prior_and_sequence(prior)
+    model.to(accelerator.device)
+    labels = _labels(sequence, class_labels, num_images)
+    batch_size = batch_size or _CODES_AT_ONCE
+    settings = {"prior_fingerprint": weights_fingerprint(model), "prior": prior, "labels": labels, "seed": seed}
+    settings |= {"num_images": num_images, "sampling": asdict(SamplingConfig(**sampling)), "weights": weights}
+    settings |= _of_the_device(accelerator, batch_size)
+    if told := claim_images(folder, settings):
+        tqdm.write(told)
+    write_codes(model, sequence, folder, labels, num_images, seed, batch_size, {**sampling, "weights": weights})
+    tqdm.write(f"{num_images} rows of codes are in {folder / CODES_NAME}.")
+    return folder
 
 
 def _generate(
@@ -194,18 +229,18 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _labels(pipe: ImageGenerationPipeline, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
-    if pipe.sequence.conditioning.vocab_size == 0:
+def _labels(sequence: SequenceConfig, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
+    if sequence.conditioning.vocab_size == 0:
         require(
             not class_labels, "This pipeline is unconditional, and class_labels are given.", "Leave --class-labels out."
         )
         return None
     require(
-        bool(class_labels) or pipe.class_names is not None,
-        f"This pipeline's images follow {pipe.sequence.conditioning.describe()}.",
+        bool(class_labels) or sequence.class_names is not None,
+        f"This pipeline's images follow {sequence.conditioning.describe()}.",
         "Say what by --class-labels.",
     )
-    chosen = resolve_labels(class_labels, pipe.sequence) if class_labels else list(range(len(pipe.class_names)))
+    chosen = resolve_labels(class_labels, sequence) if class_labels else list(range(sequence.num_classes))
     return (chosen * math.ceil(num_images / len(chosen)))[:num_images]
 
 

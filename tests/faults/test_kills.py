@@ -136,12 +136,22 @@ def test_tokenizing_survives_sigkill(number, clean, tmp_path, tally):
 
 
 def children(pid: int) -> list[int]:
-    """Processes of `pid` that load images (multiprocessing's, less its resource tracker)."""
+    """Processes that load images for `pid`: they are forked from a child of it that does nothing else.
+
+    What that one starts while it imports (a library asks the system's tools) is a fork of it for an instant, too.
+    """
+    found = [worker for server in _forked(pid) for worker in _forked(server)]
+    time.sleep(0.05)
+    return [worker for server in _forked(pid) for worker in _forked(server) if worker in found]
+
+
+def _forked(pid: int) -> list[int]:
+    """Children of `pid` that are, or were forked from, a server of forks."""
     found = []
     with contextlib.suppress(OSError):  # one has just ended
         for task in Path(f"/proc/{pid}/task").glob("*"):
             for child in (task / "children").read_text().split():
-                if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                if b"multiprocessing.forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
                     found.append(int(child))
     return found
 
@@ -150,7 +160,13 @@ def children(pid: int) -> list[int]:
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_tokenizing_survives_dead_workers(workers, clean, tmp_path, tally):
     """In rounds, 40% of the workers (at least one) are killed; the next round takes another number of them."""
-    arguments = [*tokenizing(clean), "--images-per-shard", 41]
+    # So many that the workers cannot have read all before they are killed.
+    for file in sorted((clean / "images").glob("*/*")):
+        for copy in range(12):
+            target = tmp_path / "images" / file.parent.name / f"{copy}-{file.name}"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    arguments = [*tokenizing(clean), "--data.source", tmp_path / "images", "--images-per-shard", 41]
     assert set(
         Ranks(1, "tokenize_dataset", *arguments, "--output-dir", tmp_path / "whole", folder=tmp_path).wait()
     ) == {0}
@@ -162,11 +178,13 @@ def test_tokenizing_survives_dead_workers(workers, clean, tmp_path, tally):
             ranks = Ranks(1, "tokenize_dataset", *arguments, "--num-workers", count, folder=tmp_path)
             pid = ranks.commands[0].pid
             assert wait_until(lambda pid=pid, count=count: len(children(pid)) == count, ranks.running), ranks.output
-            time.sleep(draw.uniform(0, 3))
+            time.sleep(draw.uniform(0, 0.3))
+            ranks.kill([0], signal.SIGSTOP)  # it takes no batch until they are dead
             workers_now = children(pid)
             for victim in draw.sample(workers_now, min(len(workers_now), max(1, round(0.4 * count)))):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(victim, signal.SIGKILL)
+            ranks.kill([0], signal.SIGCONT)
             row.tries += 1
             assert ranks.wait() == [1], ranks.output
             # (A worker that was just starting says in a traceback of Python's own that its parent is gone.)

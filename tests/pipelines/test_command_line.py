@@ -376,3 +376,17 @@ def test_a_preset_says_which_pictures_it_is_for_and_what_becomes_of_smaller_ones
         assert ("middle of a black square" in said) == kept, name
         upscaled = f"Smaller ones are scaled up to {preprocessing.image_size}" in said
         assert upscaled == (preprocessing.smaller == "upscale" and not kept), name
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no pipe that breaks")
+@pytest.mark.parametrize("line", ["", "--help", "generate --help"])
+def test_help_whose_reader_has_gone_ends_without_a_traceback(line):
+    """`codegrid NAME --help | head` where head is done before the text is."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        words = [sys.executable, "-m", "codegrid", *line.split()]
+        done = subprocess.run(words, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")

@@ -88,3 +88,62 @@ def test_an_error_comes_as_it_was_raised(num_workers, options, tmp_path, monkeyp
         list(batches)
     assert type(caught.value) is DataError
     assert str(caught.value) == dataset.message
+
+
+# Its batches are tensors, whose memory is asked for from the worker that made them.
+KILLED = """
+import multiprocessing
+import os
+import signal
+
+from codegrid.pipelines.data.workers import load
+
+if __name__ == "__main__":
+    batches = load(range(100_000), 2, batch_size=4)
+    next(batches)
+    for worker in multiprocessing.active_children():
+        os.kill(worker.pid, signal.SIGKILL)
+    try:
+        for _ in batches:
+            pass
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_a_killed_worker_is_named(tmp_path):
+    """`console` makes a sentence of "DataLoader worker"."""
+    script = tmp_path / "kills.py"
+    script.write_text(KILLED)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "DataLoader worker" in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every worker is a new interpreter")
+def test_workers_are_forked_from_one_process_that_has_imported_the_libraries(tmp_path):
+    script = tmp_path / "parents.py"
+    script.write_text(PARENTS)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    parents = done.stdout.split()
+    assert len(parents) == 4
+    assert len(set(parents)) == 1
+    assert done.stderr == ""
+
+
+PARENTS = """
+import multiprocessing
+import os
+from pathlib import Path
+
+from codegrid.pipelines.data.workers import load
+
+if __name__ == "__main__":
+    for _ in range(2):
+        batches = load(range(100), 2, batch_size=4)
+        next(batches)
+        for worker in multiprocessing.active_children():
+            print(Path(f"/proc/{worker.pid}/status").read_text().partition("PPid:")[2].split()[0])
+        batches.close()
+"""

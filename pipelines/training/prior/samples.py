@@ -29,6 +29,9 @@ def samples_tokenizer(
     if manifest.condition is not None:
         log(f"No samples while training: what should they follow (condition {manifest.condition.get('type')!r})?")
         return None
+    if manifest.axes is not None:
+        log(f"No samples while training: {manifest.tokenizer} gives no pictures. `codegrid generate` writes codes.")
+        return None
     name = config.tokenizer or manifest.tokenizer
     if config.tokenizer is None and not Path(name).is_dir():  # never download for pictures that nobody asked for
         log(f"No samples while training: the codes' tokenizer {name!r} is no folder here (name it with --tokenizer).")

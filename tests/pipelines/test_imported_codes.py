@@ -1,0 +1,183 @@
+"""Codes of others: what is read of arrays, tables and text, what is refused, and that a prior gives them back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from codegrid.pipelines.codes.bring import ImportCodesConfig, import_codes
+from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
+from codegrid.pipelines.evaluation.prior import evaluate_prior
+from codegrid.pipelines.generation.codes_only import as_imported
+from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.to_folder import generate_images
+from codegrid.pipelines.system.files import OutputError
+from codegrid.pipelines.training.prior.presets import quickstart_prior
+from codegrid.pipelines.training.prior.train import train_prior
+from codegrid.prior import SequenceConfig
+from codegrid.prior.codes import open_codes
+from codegrid.prior.sequence_config import AXES
+
+SIZES = {"l": 5, "h": 3, "w": 4, "d": 2, "t": 3}
+
+
+def imported(source: Path, folder: Path, **options) -> Path:
+    return import_codes(
+        ImportCodesConfig(str(source), "a test", options.pop("codebook_size", 50), str(folder), **options)
+    )
+
+
+def saved(folder: Path, array: np.ndarray, name: str = "codes.npy") -> Path:
+    np.save(folder / name, array)
+    return folder / name
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("dtype", ["int64", "uint8"])
+def test_every_shape_comes_back_as_it_was(axes, dtype, tmp_path):
+    codes = np.random.default_rng(0).integers(0, 50, (7, *(SIZES[axis] for axis in axes))).astype(dtype)
+    data = open_codes(imported(saved(tmp_path, codes), tmp_path / "codes", axes=axes))
+    sequence = data.manifest.sequence_config()
+    assert sequence.axes == {axis: SIZES[axis] for axis in axes}
+    assert SequenceConfig(**json.loads(json.dumps(sequence.to_dict()))) == sequence
+    assert np.array_equal(as_imported(data.codes(np.arange(7)), sequence), codes)
+
+
+@pytest.mark.parametrize("axes", AXES)
+def test_codes_of_a_position_lie_side_by_side(axes, tmp_path):
+    """A prior reads all codes of a position before the next: codes that count positions are sorted."""
+    places = {axis: SIZES[axis] for axis in ("t", "l", "h", "w") if axis in axes}
+    counted = np.arange(np.prod(list(places.values()))).reshape(*places.values())
+    if "d" in axes:
+        counted = np.repeat(counted[None] if axes[0] == "d" else counted[..., None], 2, 0 if axes[0] == "d" else -1)
+    data = open_codes(imported(saved(tmp_path, counted[None]), tmp_path / "codes", axes=axes))
+    assert data.codes(np.arange(1))[0].tolist() == sorted(counted.flatten().tolist())
+
+
+def test_a_stream_is_cut_and_its_end_is_counted(tmp_path, capsys):
+    stream = np.random.default_rng(0).integers(0, 50, (3, 1007))  # three levels, as EnCodec's
+    data = open_codes(imported(saved(tmp_path, stream), tmp_path / "codes", axes="dl", length=10))
+    assert (len(data), data.manifest.grid_shape, data.manifest.depth) == (100, (1, 10), 3)
+    assert "7 positions at the ends were left out" in capsys.readouterr().out
+    together = as_imported(data.codes(np.arange(100)), data.manifest.sequence_config())  # [100, 3, 10]
+    assert np.array_equal(np.concatenate(list(together), axis=1), stream[:, :1000])
+    training, held_out = data.split(0.2)
+    assert min(len(training), len(held_out)) > 0  # windows of one stream are held out one by one
+
+
+def test_text_is_its_bytes(tmp_path):
+    text = "Im Anfang schuf Gott Himmel und Erde. Und die Erde war wüst und leer. " * 3
+    (tmp_path / "book.txt").write_text(text, encoding="utf-8")
+    data = open_codes(imported(tmp_path / "book.txt", tmp_path / "codes", codebook_size=256, length=8))
+    assert data.codes(np.arange(len(data))).astype(np.uint8).tobytes() in text.encode()
+
+
+def test_tables_with_rows_of_any_length_and_classes(tmp_path, capsys):
+    draw = np.random.default_rng(0)
+    rows = [draw.integers(0, 9, int(length)).tolist() for length in draw.integers(3, 40, 200)]
+    labels = [["oboe", "harp", None][index % 3] for index in range(200)]
+    pq.write_table(pa.table({"tokens": rows, "what": labels}), tmp_path / "rows.parquet")
+    options = {"codes_column": "tokens", "label_column": "what", "length": 6, "codebook_size": 9}
+    folder = imported(tmp_path / "rows.parquet", tmp_path / "codes", **options)
+    data = open_codes(folder)
+    cut = [
+        (row[6 * part : 6 * part + 6], label)
+        for row, label in zip(rows, labels, strict=True)
+        for part in range(len(row) // 6)
+    ]
+    assert data.codes(np.arange(len(data))).tolist() == [codes for codes, _ in cut]
+    names = data.manifest.class_names
+    assert names == ("harp", "oboe")
+    assert [None if label < 0 else names[label] for label in data.labels] == [label for _, label in cut]
+    short = sum(len(row) < 6 for row in rows)
+    assert data.manifest.num_skipped == short > 0
+    assert f"{short} sequences left out" in capsys.readouterr().out
+    # Windows of a row are on one side of the split.
+    sides = [{data._table["source_id"][int(row)] for row in part} for part in data.split(0.3)]
+    assert not sides[0] & sides[1]
+    verify_codes(VerificationConfig(str(folder)))
+
+
+REFUSED = [
+    ("codes.npy", {}, "4 x 50.*--axes l reads 4 rows.*--axes dl reads a sequence"),
+    ("codes.npy", {"axes": "thw"}, "4 x 50, which is not --axes thw"),
+    ("codes.npy", {"axes": "l", "codebook_size": 20}, "holds the code .*, and the codebook has 20"),
+    ("codes.npy", {"axes": "hw", "length": 2}, "Only sequences and frames are cut"),
+    ("codes.npy", {"axes": "l", "length": 51}, "No row of 51 positions"),
+    ("codes.npy", {"axes": "l", "label_column": "x"}, "has no columns"),
+    ("floats.npy", {"axes": "l"}, "holds float64, not whole numbers"),
+    ("objects.npy", {"axes": "l"}, "cannot be read as an array"),
+    ("negative.npy", {}, "holds the code -1"),
+    ("nested.parquet", {}, "lists in lists, 2 deep.*hw .a grid"),
+    ("nested.parquet", {"codes_column": "x"}, "has no column x.*codes"),
+    ("ragged.parquet", {}, "has the shape .3,., the first row .2,."),
+    ("ragged.parquet", {"codes_column": "names"}, "names is string in lists"),
+    ("holes.parquet", {}, "has no codes"),
+    ("empty.txt", {}, "is empty"),
+    ("none/at-all", {}, "neither a file here nor a data set"),
+]
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sources")
+    saved(folder, np.random.default_rng(0).integers(0, 50, (4, 50)))
+    saved(folder, np.ones((2, 3)), "floats.npy")
+    np.save(folder / "objects.npy", np.array([{}, {}]), allow_pickle=True)
+    saved(folder, np.array([3, -1, 2]), "negative.npy")
+    pq.write_table(pa.table({"codes": [[[1, 2], [3, 4]]]}), folder / "nested.parquet")
+    pq.write_table(pa.table({"codes": [[1, 2], [1, 2, 3]], "names": [["a"], ["b"]]}), folder / "ragged.parquet")
+    pq.write_table(pa.table({"codes": [[1, 2], None]}), folder / "holes.parquet")
+    (folder / "empty.txt").write_text("")
+    return folder
+
+
+@pytest.mark.parametrize(("name", "options", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_what_is_ambiguous_or_wrong_is_refused_and_leaves_nothing(
+    name, options, message, sources, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    source = name if name.startswith("none/") else sources / name
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        imported(source, tmp_path / "codes", **options)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_same_command_again_does_nothing_and_another_source_is_refused(tmp_path, capsys):
+    source = saved(tmp_path, np.arange(40) % 7)
+    folder = imported(source, tmp_path / "codes", length=5)
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    imported(source, tmp_path / "codes", length=5)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(OutputError, match="another source or settings"):
+        imported(source, tmp_path / "codes", length=8)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def test_a_prior_learns_them_scores_them_and_gives_them_back(tmp_path, tokenizer_folder, capsys):
+    """Two steps of every command; what needs pictures says that there are none."""
+    draw = np.random.default_rng(0)
+    rows = {"codes": draw.integers(0, 16, (40, 2, 6)).tolist(), "label": [index % 2 for index in range(40)]}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    options = {"axes": "dl", "label_column": "label", "codebook_size": 16}
+    folder = imported(tmp_path / "rows.parquet", tmp_path / "codes", **options)
+    config = quickstart_prior(str(folder), str(tmp_path / "run"))
+    for name, value in {"max_steps": 2, "batch_size": 4, "validation_fraction": 0.2}.items():
+        object.__setattr__(config, name, value)
+    train_prior(config)
+    assert "a test gives no pictures" in capsys.readouterr().out
+    scores = json.loads((evaluate_prior(str(tmp_path / "run"), str(folder)) / "prior.json").read_text())
+    assert scores["results"][0]["bits_per_pixel"] is None
+    made = generate_images(str(tmp_path / "run"), str(tmp_path / "made"), num_images=5, batch_size=2, seed=3)
+    codes = np.load(made / "codes.npy", allow_pickle=False)
+    assert codes.shape == (5, 2, 6)
+    assert codes.max() < 16
+    fewer = generate_images(str(tmp_path / "run"), str(tmp_path / "fewer"), num_images=3, batch_size=3, seed=3)
+    assert np.array_equal(np.load(fewer / "codes.npy", allow_pickle=False), codes[:3])
+    with pytest.raises(ValueError, match="codes without pictures"):
+        make_pipeline(str(tokenizer_folder), str(tmp_path / "run"), str(tmp_path / "pipeline"))
