@@ -103,7 +103,7 @@ def generate_images(
     accelerator = make_accelerator()
     if is_without_pictures(pipeline):
         require(
-            (height, width) == (None, None), "height and width are of pictures.", "Leave them out: codes have none."
+            (height, width) == (None, None), "height and width are of pictures.", "Codes have none: leave them out."
         )
         return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, weights)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
@@ -117,8 +117,8 @@ def generate_images(
     settings = {
         **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
-        **{"sampling": asdict(pipe.sampling), "weights": weights, **_given(dtype=dtype)},
-        **_given(height=height, width=width),
+        **{"sampling": asdict(pipe.sampling), "weights": weights},
+        **_given(dtype=dtype, height=height, width=width),
         **_of_the_device(accelerator, batch_size),
     }
     return _generate(pipe, accelerator, folder, settings, batch_size)
