@@ -102,9 +102,7 @@ def generate_images(
     }
     accelerator = make_accelerator()
     if is_without_pictures(pipeline):
-        require(
-            (height, width) == (None, None), "height and width are of pictures.", "Codes have none: leave them out."
-        )
+        require(height is None and width is None, "Codes have no height and width.", "Leave them out.")
         return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, weights)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
