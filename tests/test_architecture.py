@@ -19,8 +19,18 @@ NEVER_IMPORTS = {
     "pipelines": {"scripts", "tests"},
 }
 # The rooms of pipelines/, from the bottom up: a room imports only rooms before it. At most 20.
-ROOMS = ["system", "pictures", "data", "artifacts", "codes", "codec", "generation", "evaluation", "training", "report"]
-ROOMS += ["compression", "benchmarks", "comparison", "importing", "publishing", "demo", "quickstart", "commands"]
+ROOMS = ["system", "pictures", "data", "artifacts", "codes", "codec", "generation", "evaluation", "training"]
+ROOMS += [
+    "compression",
+    "report",
+    "benchmarks",
+    "comparison",
+    "importing",
+    "publishing",
+    "demo",
+    "quickstart",
+    "commands",
+]
 FORBIDDEN_CODE = re.compile(r"weights_only\s*=\s*False|pickle\.loads?\b|trust_remote_code\s*=\s*True")
 
 

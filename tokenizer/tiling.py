@@ -24,7 +24,7 @@ def encode_tiles(
         factor: pixels per code along a side.
         tile, overlap: in pixels, multiples of `factor`; None is a quarter of the tile. See `places`.
     """
-    size, shared = _in_codes(factor, tile, overlap)
+    size, shared = in_codes(factor, tile, overlap)
     rows, columns = (places(side // factor, size, shared) for side in images.shape[2:])
     parts = []
     for top, (first_row, last_row) in zip(rows, owned(rows, size, images.shape[2] // factor), strict=True):
@@ -41,7 +41,7 @@ def decode_tiles(
     decode: Callable[[Tensor], Tensor], codes: Tensor, factor: int, tile: int, overlap: int | None
 ) -> Tensor:
     """Images [B, C, H, W] of codes [B, h, w(, depth)], which `decode` sees in tiles."""
-    size, shared = _in_codes(factor, tile, overlap)
+    size, shared = in_codes(factor, tile, overlap)
     height, width = codes.shape[1:3]
     rows, columns = places(height, size, shared), places(width, size, shared)
     images, total = None, torch.zeros(height * factor, width * factor, device=codes.device)
@@ -82,7 +82,8 @@ def _ramps(length: int, shared: int, rises: bool, falls: bool, device: torch.dev
     return torch.minimum(weights, steps.flip(0)) if falls else weights
 
 
-def _in_codes(factor: int, tile: int, overlap: int | None) -> tuple[int, int]:
+def in_codes(factor: int, tile: int, overlap: int | None) -> tuple[int, int]:
+    """Tile and overlap in codes instead of pixels, checked."""
     overlap = tile // 4 // factor * factor if overlap is None else overlap
     require(
         tile % factor == 0 and overlap % factor == 0 and 0 <= overlap <= tile // 2 and tile > 0,

@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +22,8 @@ from torch import Tensor
 
 from codegrid.errors import require
 from codegrid.pipelines.artifacts.loading import LoadingError
-from codegrid.pipelines.codec.decisions import bits_of, integer_weight, path, path_halves, tree_sums
-from codegrid.pipelines.codec.entropy import BitDecoder, encoded
-from codegrid.pipelines.codec.models import CodeModel, images_at_once, integer_weights, read_codes
+from codegrid.pipelines.codec.decisions import bits_of
+from codegrid.pipelines.codec.models import IntegerModel
 from codegrid.pipelines.system.files import write_atomically, write_json
 
 CONTEXT_FOLDER = "context"  # inside a pipeline's folder
@@ -79,7 +77,7 @@ class Table:
         logs[rows, self.codes[places]] += self.values[places]  # a pair of row and code occurs once
 
 
-class ContextModel(CodeModel):
+class ContextModel(IntegerModel):
     """Tables of neighbours, per level of the codes (`depth`).
 
     Args:
@@ -112,32 +110,7 @@ class ContextModel(CodeModel):
                 "Count it again: codegrid make-pipeline ... --context CODES.",
             )
 
-    def write(self, codes: np.ndarray, labels: Sequence[int | None]) -> list[bytes]:
-        flat = codes.reshape(len(codes), -1)
-        payloads: list[bytes] = []
-        at_once = images_at_once(self.codebook_size, flat.shape[1])
-        for part in (codes[first : first + at_once] for first in range(0, len(codes), at_once)):
-            target = part.reshape(len(part), -1)
-            leaves = np.stack([self._leaves(part, place) for place in range(target.shape[1])], axis=1)  # [b, L, K]
-            weights = integer_weight(*path_halves(tree_sums(leaves), target))
-            bits, decided = path(target, self.codebook_size)
-            payloads += [encoded(b[d], w[d]) for b, d, w in zip(bits, decided, weights, strict=True)]
-        return payloads
-
-    def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:
-        codes = np.zeros((len(payloads), *shape), dtype=np.int64)
-        at_once = images_at_once(self.codebook_size)
-        for first in range(0, len(payloads), at_once):
-            part = codes[first : first + at_once]
-            readers = [BitDecoder(payload) for payload in payloads[first : first + at_once]]
-            flat = part.reshape(len(part), -1)
-            for place in range(flat.shape[1]):
-                levels = tree_sums(self._leaves(part, place))
-                flat[:, place] = read_codes(readers, self.codebook_size, integer_weights(levels))
-        return codes
-
-    def _leaves(self, codes: np.ndarray, place: int) -> np.ndarray:
-        """Integer weights [B, K] of the code at a place in [0, h w depth), given those before it."""
+    def leaves(self, codes: np.ndarray, place: int) -> np.ndarray:
         _, width, depth = codes.shape[1:]
         row, column, level = place // (width * depth), place // depth % width, place % depth
         logs = np.repeat(self.logs[level][None], len(codes), axis=0)  # [B, K]
@@ -146,6 +119,11 @@ class ContextModel(CodeModel):
         ):
             table.add_to(logs, neighbours)
         return _powers(logs, bits_of(self.codebook_size))
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the tables."""
+        return sum(array.nbytes for array in self._arrays().values())
 
     def save(self, folder: Path) -> None:
         arrays = {name: np.ascontiguousarray(array) for name, array in self._arrays().items()}

@@ -66,6 +66,37 @@ def path_halves(levels: list[np.ndarray], codes: np.ndarray) -> tuple[np.ndarray
     return np.stack([lower for lower, _ in found], -1), np.stack([upper for _, upper in found], -1)
 
 
+def running_sums(leaves: np.ndarray) -> np.ndarray:
+    """Integer weights of codes [..., K] -> the sums of those before each code and of all, int64 [..., K + 1]."""
+    sums = np.zeros((*leaves.shape[:-1], leaves.shape[-1] + 1), dtype=np.int64)
+    np.cumsum(leaves, axis=-1, out=sums[..., 1:])
+    return sums
+
+
+def integer_halves(sums: np.ndarray, nodes: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
+    """`halves` of integer weights, by their `running_sums` [B, K + 1]: nodes [B] -> two of [B]."""
+    last, step = sums.shape[1] - 1, 1 << (bits_of(sums.shape[1] - 1) - 1 - depth)
+    rows, first = np.arange(len(sums)), 2 * step * nodes
+    ends = [sums[rows, np.minimum(first + parts * step, last)] for parts in range(3)]
+    return ends[1] - ends[0], ends[2] - ends[1]
+
+
+def integer_path_halves(sums: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`integer_halves` along the paths of codes [B]: each [B, D]."""
+    height = bits_of(sums.shape[1] - 1)
+    found = [integer_halves(sums, codes >> (height - depth), depth) for depth in range(height)]
+    return np.stack([lower for lower, _ in found], -1), np.stack([upper for _, upper in found], -1)
+
+
+def one_integer_weight(lower: int, upper: int) -> int:
+    """`integer_weight` of one node."""
+    weight = min(max((upper << PRECISION) // max(lower + upper, 1), 1), ONE - 1)
+    smaller = min(weight, ONE - weight)
+    dropped = max(smaller.bit_length() - _KEPT, 0)
+    smaller = smaller >> dropped << dropped
+    return smaller if weight < ONE // 2 else ONE - smaller
+
+
 def integer_weight(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """Weight of bit 1, int64 in [1, ONE), of nodes by the integer weights of their halves, whose sum is below 2^39.
 

@@ -10,17 +10,21 @@ import numpy as np
 
 from codegrid.pipelines.codec.decisions import (
     bits_of,
-    halves,
+    integer_halves,
+    integer_path_halves,
     integer_weight,
     is_decided,
+    one_integer_weight,
     path,
-    path_halves,
-    tree_sums,
+    running_sums,
 )
-from codegrid.pipelines.codec.entropy import BitDecoder, encoded
+from codegrid.pipelines.codec.entropy import BitDecoder, BitDecoders, encoded
 
 # The largest block of leaf weights in memory at once, in numbers.
 _AT_ONCE = 2**24
+# Images of an integer model that are coded in step: their weights should stay in a processor's cache. Of fewer than
+# `_WORTH_ARRAYS`, each is read alone by plain integers.
+_TOGETHER, _WORTH_ARRAYS = 64, 8
 
 
 class CodeModel(ABC):
@@ -45,51 +49,94 @@ class CodeModel(ABC):
         """Payloads of images of one shape (h, w, depth) -> codes int64 [B, h, w, depth], whatever the bytes are."""
 
 
-class FixedModel(CodeModel):
+class IntegerModel(CodeModel):
+    """A model whose codes have integer weights, given the codes before them: alike on every machine."""
+
+    codebook_size: int
+
+    @abstractmethod
+    def leaves(self, codes: np.ndarray, place: int) -> np.ndarray:
+        """Integer weights [B, K] of the code at a place in [0, h w depth), by those before it."""
+
+    def write(self, codes: np.ndarray, labels: Sequence[int | None]) -> list[bytes]:
+        payloads: list[bytes] = []
+        for part in (codes[first : first + _TOGETHER] for first in range(0, len(codes), _TOGETHER)):
+            target = part.reshape(len(part), -1)
+            weights = np.empty((*target.shape, bits_of(self.codebook_size)), dtype=np.int64)
+            for place in range(target.shape[1]):
+                sums = running_sums(self.leaves(part, place))
+                weights[:, place] = integer_weight(*integer_path_halves(sums, target[:, place]))
+            bits, decided = path(target, self.codebook_size)
+            payloads += [encoded(b[d], w[d]) for b, d, w in zip(bits, decided, weights, strict=True)]
+        return payloads
+
+    def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:
+        codes = np.zeros((len(payloads), *shape), dtype=np.int64)
+        for first in range(0, len(payloads), _TOGETHER):
+            some, part = payloads[first : first + _TOGETHER], codes[first : first + _TOGETHER]
+            if len(some) >= _WORTH_ARRAYS:
+                self._read_together(some, part)
+            else:
+                for payload, one in zip(some, part, strict=True):
+                    self._read_alone(payload, one)
+        return codes
+
+    def _read_together(self, payloads: Sequence[bytes], codes: np.ndarray) -> None:
+        readers, flat = BitDecoders(payloads), codes.reshape(len(codes), -1)
+        for place in range(flat.shape[1]):
+            weigh = integer_weights(running_sums(self.leaves(codes, place)))
+            flat[:, place] = read_codes(readers, self.codebook_size, weigh)
+
+    def _read_alone(self, payload: bytes, codes: np.ndarray) -> None:
+        reader, flat = BitDecoder(payload), codes.reshape(-1)
+        for place in range(len(flat)):
+            sums = running_sums(self.leaves(codes[None], place))[0]
+            flat[place] = _read_code(reader, self.codebook_size, sums)
+
+
+class FixedModel(IntegerModel):
     """Every code is as likely as any other: log2(codebook_size) bits a code."""
 
     number = 0
 
     def __init__(self, codebook_size: int) -> None:
         self.codebook_size = codebook_size
-        self._levels = tree_sums(np.ones(codebook_size, dtype=np.int64))
 
-    def write(self, codes: np.ndarray, labels: Sequence[int | None]) -> list[bytes]:
-        flat = codes.reshape(len(codes), -1)
-        bits, decided = path(flat, self.codebook_size)
-        weights = integer_weight(*path_halves(self._broadcast(flat.shape), flat))
-        return [encoded(b[d], w[d]) for b, d, w in zip(bits, decided, weights, strict=True)]
-
-    def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:
-        readers = [BitDecoder(payload) for payload in payloads]
-        codes = np.empty((len(payloads), int(np.prod(shape))), dtype=np.int64)
-        levels = self._broadcast((len(payloads),))
-        for position in range(codes.shape[1]):
-            codes[:, position] = read_codes(readers, self.codebook_size, integer_weights(levels))
-        return codes.reshape(-1, *shape)
-
-    def _broadcast(self, shape: tuple[int, ...]) -> list[np.ndarray]:
-        return [np.broadcast_to(level, (*shape, len(level))) for level in self._levels]
+    def leaves(self, codes: np.ndarray, place: int) -> np.ndarray:
+        return np.ones((len(codes), self.codebook_size), dtype=np.int64)
 
 
 Weigher = Callable[[np.ndarray, int], np.ndarray]
 
 
-def integer_weights(levels: list[np.ndarray]) -> Weigher:
-    """Nodes [B] and their depth -> the weights of bit 1, by the sums of integer leaves."""
-    return lambda nodes, depth: integer_weight(*halves(levels, nodes, depth))
+def integer_weights(sums: np.ndarray) -> Weigher:
+    """Nodes [B] and their depth -> the weights of bit 1, by the running sums [B, K + 1] of integer leaves."""
+    return lambda nodes, depth: integer_weight(*integer_halves(sums, nodes, depth))
 
 
-def read_codes(readers: Sequence[BitDecoder], codebook_size: int, weigh: Weigher) -> np.ndarray:
+def read_codes(readers: BitDecoders, codebook_size: int, weigh: Weigher) -> np.ndarray:
     """The next code of each of B images, int64 [B]; `weigh` gives the weights of bit 1 of nodes [B] at a depth."""
-    nodes = np.zeros(len(readers), dtype=np.int64)
+    nodes = np.zeros(readers.number, dtype=np.int64)
     for depth in range(bits_of(codebook_size)):
-        decided = is_decided(nodes, depth, codebook_size)
-        places, weights = np.flatnonzero(decided), weigh(nodes, depth)[decided]
-        nodes *= 2
-        pairs = zip(places.tolist(), weights.tolist(), strict=True)
-        nodes[places] += np.array([readers[place].read(weight) for place, weight in pairs], dtype=np.int64)
+        asked = is_decided(nodes, depth, codebook_size)
+        nodes = 2 * nodes + readers.read(weigh(nodes, depth), asked)
     return nodes
+
+
+def _read_code(reader: BitDecoder, codebook_size: int, sums: np.ndarray) -> int:
+    """The next code of one image by the running sums [K + 1] of its weights."""
+    first, step = 0, 1 << bits_of(codebook_size)
+    left, right = 0, sums.item(codebook_size)
+    while step > 1:
+        step >>= 1
+        if first + step >= codebook_size:  # the upper half holds no code
+            continue
+        middle = sums.item(first + step)
+        if reader.read(one_integer_weight(middle - left, right - middle)):
+            first, left = first + step, middle
+        else:
+            right = middle
+    return first
 
 
 def images_at_once(codebook_size: int, positions: int = 1) -> int:

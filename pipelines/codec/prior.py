@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,7 +21,7 @@ from transformers import PreTrainedModel
 from codegrid.errors import CodegridError, require
 from codegrid.pipelines.codec import angles
 from codegrid.pipelines.codec.decisions import ONE, halves, path, path_halves, tree_sums
-from codegrid.pipelines.codec.entropy import BitDecoder, encoded
+from codegrid.pipelines.codec.entropy import BitDecoders, encoded
 from codegrid.pipelines.codec.models import CodeModel, images_at_once, read_codes
 from codegrid.prior import SequenceConfig, to_codes, to_tokens
 from codegrid.prior.decoding import Decoder, read_weights
@@ -31,6 +32,7 @@ BLOCK = 64  # codes that share a shift of the cells
 BOUND = 13
 MOST_BOUND = 24
 _MOST_ROWS = 64  # images decoded at once
+_COMPARED = 4  # shifts of a block that a writer compares
 
 
 class PriorModel(CodeModel):
@@ -64,7 +66,7 @@ class PriorModel(CodeModel):
             tokens = self._tokens(codes[first : first + at_once], labels[first : first + at_once])
             logits = self.logits(tokens)
             target = tokens[:, self.sequence.prefix_length :].numpy()
-            payloads += [self._written(*image) for image in zip(logits, target, strict=True)]
+            payloads += [self.coded(self.path_angles(*image), image[1]) for image in zip(logits, target, strict=True)]
         return payloads
 
     @torch.inference_mode()
@@ -91,10 +93,9 @@ class PriorModel(CodeModel):
     @torch.inference_mode()
     def _read_batch(self, decoder: Decoder, payloads: Sequence[bytes], labels: Sequence[int | None]) -> np.ndarray:
         """Codes int64 [b, L] in the order of the sequence; b is at most the decoder's rows."""
-        readers = [BitDecoder(payload) for payload in payloads]
+        readers = BitDecoders(payloads)
         count, length = len(payloads), self.sequence.length
-        nothing = np.zeros((count, *self._shape), dtype=np.int64)
-        prefix = self._tokens(nothing, labels)[:, : self.sequence.prefix_length]
+        prefix = self.prefixes(labels)
         rows = torch.arange(decoder.rows) % count  # the rest of the rows repeats images
         codes = np.empty((count, length), dtype=np.int64)
         with exact_products(), torch.autocast(self.model.device.type, enabled=False):
@@ -105,13 +106,16 @@ class PriorModel(CodeModel):
             shifts = np.zeros(count, dtype=np.int64)
             for place in range(length):
                 if place % BLOCK == 0:
-                    shifts = np.array([self._read_shift(reader) for reader in readers])
+                    shifts = self.next_shifts(readers)
                 logits = decoder.step(tokens)[:count].cpu().numpy().astype(np.float64)
-                levels = tree_sums(_weights(logits))
-                weigh = functools.partial(self._weigh, levels, shifts)
-                codes[:, place] = read_codes(readers, self.sequence.codebook_size, weigh)
+                codes[:, place] = self.next_codes(readers, logits, shifts)
                 tokens = torch.from_numpy(codes[:, place])[rows].to(self.model.device)
         return codes
+
+    def next_codes(self, readers: BitDecoders, logits: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+        """The next code of each image, int64 [b], by its logits float64 [b, K] and the shift of its block [b]."""
+        weigh = functools.partial(self._weigh, tree_sums(_weights(logits)), shifts)
+        return read_codes(readers, self.sequence.codebook_size, weigh)
 
     def _weigh(self, levels: list[np.ndarray], shifts: np.ndarray, nodes: np.ndarray, depth: int) -> np.ndarray:
         """Weights of bit 1 of nodes [b] at a depth; a negative shift is that of a block that is not compressed."""
@@ -120,41 +124,66 @@ class PriorModel(CodeModel):
         weights = angles.cell_weight(angles.cell(theta, shifts, number), shifts, number)
         return np.where(shifts < 0, ONE // 2, weights)
 
-    def _read_shift(self, reader: BitDecoder) -> int:
-        """The shift of the next block; -1 if its codes are not compressed."""
-        vain = angles.fits_weight(self.bound)
+    def next_shifts(self, readers: BitDecoders) -> np.ndarray:
+        """The shifts of the next blocks, int64 [B]; -1 where a block's codes are not compressed."""
+        vain = np.full(readers.number, angles.fits_weight(self.bound))
+        found, asked = np.full(readers.number, -1), np.ones(readers.number, dtype=bool)
         for attempt in range(angles.TRIES):
-            if not reader.read(vain):
-                return angles.shift(attempt)
-        return -1
+            fits = asked & (readers.read(vain, asked) == 0)
+            found[fits] = angles.shift(attempt)
+            asked &= ~fits
+            if not asked.any():
+                break
+        return found
 
-    def _written(self, logits: np.ndarray, codes: np.ndarray) -> bytes:
-        """One image: logits [L, K], codes [L] in the order of the sequence."""
-        theta = angles.angles(*path_halves(tree_sums(_weights(logits)), codes))  # [L, D]
+    def path_angles(self, logits: np.ndarray, codes: np.ndarray) -> np.ndarray:
+        """Logits [L, K], codes [L] -> the angles of the decisions on the codes' paths, float64 [L, D]."""
+        return angles.angles(*path_halves(tree_sums(_weights(logits)), codes))
+
+    def coded(self, theta: np.ndarray, codes: np.ndarray) -> bytes:
+        """The payload of an image: its codes [L] in the order in which they are coded, and their `path_angles`."""
         bits, decided = path(codes, self.sequence.codebook_size)
-        number, vain = angles.cells(self.bound), angles.fits_weight(self.bound)
-        all_bits, all_weights = [], []
+        vain, all_bits, all_weights = angles.fits_weight(self.bound), [], []
         for first in range(0, len(codes), BLOCK):
             block = slice(first, first + BLOCK)
             on_path, asked = theta[block][decided[block]], bits[block][decided[block]]
-            attempt = self._first_safe(on_path)
+            attempt, weights = self.cheapest(on_path, asked)
             flags = np.ones(attempt + 1, dtype=np.int64)
             if attempt == angles.TRIES:  # no shift fits
-                flags, weights = flags[:-1], np.full(len(asked), ONE // 2)
+                flags = flags[:-1]
             else:
-                flags[-1], shift = 0, angles.shift(attempt)
-                weights = angles.cell_weight(angles.cell(on_path, shift, number), shift, number)
+                flags[-1] = 0
             all_bits += [flags, asked]
             all_weights += [np.full(len(flags), vain), weights]
         return encoded(np.concatenate(all_bits), np.concatenate(all_weights))
 
-    def _first_safe(self, theta: np.ndarray) -> int:
-        """The first try whose shift leaves all angles away from the borders; TRIES if there is none."""
-        number, epsilon = angles.cells(self.bound), self._epsilon
+    def cheapest(self, theta: np.ndarray, bits: np.ndarray) -> tuple[int, np.ndarray]:
+        """The shift of a block by its decisions: angles [n] and bits [n] -> the number of the try, and the weights [n].
+
+        A shift will do if it leaves all angles away from the borders: of the first few, the one of the fewest bits is
+        taken. If there is none, the number is TRIES and every decision weighs a half.
+        """
+        number, epsilon, found = angles.cells(self.bound), self._epsilon, 0
+        vain = angles.fits_weight(self.bound) / ONE
+        best = (math.inf, angles.TRIES, np.full(len(bits), ONE // 2))
         for attempt in range(angles.TRIES):
-            if angles.is_safe(theta, angles.shift(attempt), number, epsilon).all():
-                return attempt
-        return angles.TRIES
+            shift = angles.shift(attempt)
+            if not angles.is_safe(theta, shift, number, epsilon).all():
+                continue
+            weights = angles.cell_weight(angles.cell(theta, shift, number), shift, number)
+            # What tells the shift costs log2(vain) bits for each try in vain; the last flag costs the same in all.
+            cost = -attempt * math.log2(vain) - float(np.log2(np.where(bits == 1, weights, ONE - weights) / ONE).sum())
+            if cost < best[0]:
+                best = (cost, attempt, weights)
+            found += 1
+            if found == _COMPARED:
+                break
+        return best[1], best[2]
+
+    def prefixes(self, labels: Sequence[int | None]) -> Tensor:
+        """The tokens before the codes, [B, n] int64."""
+        nothing = np.zeros((len(labels), *self._shape), dtype=np.int64)
+        return self._tokens(nothing, labels)[:, : self.sequence.prefix_length]
 
     @property
     def _shape(self) -> tuple[int, int, int]:

@@ -19,6 +19,7 @@ from codegrid.pipelines.codec.file_format import (
     FileFormatError,
     Header,
     checksum,
+    is_short,
     pack,
     pack_archive,
     require_format,
@@ -211,8 +212,10 @@ class ImageCodec:
     ) -> list[tuple[Header, Entry]]:
         whole = _with_depth(codes, self.pipe.sequence.depth)
         classes = self._classes(labels, len(whole), model)
+        grid = (whole.shape[1], whole.shape[2])
         coder = self.model(model, bound)
-        header = Header(model, self._tokenizer, coder.fingerprint, coder.bound, (whole.shape[1], whole.shape[2]), added)
+        fingerprints = (self._tokenizer, coder.fingerprint)
+        header = Header(model, *fingerprints, coder.bound, grid, added, is_short(grid))
         payloads = coder.write(whole, classes)
         return [
             (header, Entry(label, checksum(header, label, grid), payload))

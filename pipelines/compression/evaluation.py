@@ -3,67 +3,50 @@
 from __future__ import annotations
 
 import io
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import torch
-from PIL import Image, features
+from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from codegrid.errors import require
+from codegrid.pipelines.codec.decisions import bits_of
 from codegrid.pipelines.codec.file_format import unpack
+from codegrid.pipelines.compression.beside import NAME, SHEET_NAME, Example, curves, markdown, notes, side_by_side
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
+from codegrid.pipelines.compression.others import OTHERS, coded_bytes
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.understood import describe_source
 from codegrid.pipelines.evaluation.reconstruction import all_pixels
-from codegrid.pipelines.evaluation.results import circumstances, describe_data
-from codegrid.pipelines.pictures.charts import Chart, Series, png
-from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.pipelines.evaluation.results import FOLDER_NAME, circumstances, describe_data, output_folder
+from codegrid.pipelines.pictures.charts import png
+from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically, write_json, write_text
-from codegrid.pipelines.system.numbers import number
+from codegrid.prior import log_likelihood
 from codegrid.tokenizer.images import to_model, to_uint8
 from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.metrics import psnr, ssim
 
 _BATCH = 64
 _SIDE_OF_SSIM = 11
-
-
-@dataclass(frozen=True)
-class _Other:
-    """Another codec: Pillow's format, the options of each setting, and the feature of Pillow that it needs."""
-
-    format: str
-    feature: str
-    settings: tuple[tuple[str, dict[str, Any]], ...]
-
-
-_OTHERS = {
-    "jpeg": _Other("JPEG", "jpg", tuple((f"q{q}", {"quality": q, "optimize": True}) for q in (1, 5, 15, 30, 60, 90))),
-    "webp": _Other("WEBP", "webp", tuple((f"q{q}", {"quality": q, "method": 6}) for q in (0, 10, 25, 50, 75, 95))),
-    "avif": _Other("AVIF", "avif", tuple((f"q{q}", {"quality": q, "speed": 4}) for q in (0, 10, 25, 50, 75, 90))),
-    "jpeg2000": _Other(
-        "JPEG2000",
-        "jpg_2000",
-        tuple(
-            (f"{rate}:1", {"quality_mode": "rates", "quality_layers": [rate]}) for rate in (400, 200, 100, 50, 20, 8)
-        ),
-    ),
-}
+_SHOWN = 8  # pictures side by side
+_ZSTD_LEVEL = 19
 
 
 def evaluate_compression(
     pipeline: str,
     data: DataConfig,
-    output_dir: str,
+    output_dir: str | None = None,
     models: tuple[ModelName, ...] = ("prior", "context", "fixed"),
-    others: tuple[str, ...] = tuple(_OTHERS),
+    others: tuple[str, ...] = tuple(OTHERS),
     num_images: int = 2000,
     feature_net: str | None = None,
     feature_weights: str | None = None,
@@ -75,7 +58,9 @@ def evaluate_compression(
     Args:
         pipeline: folder or Hub name.
         data: the pictures; they should be none that the pipeline was trained on.
-        output_dir: folder for compression.json, compression.md and compression.png, the curves.
+        output_dir: folder for compression.json, compression.md, compression.png (the curves) and
+            compression_pictures.png (some pictures by each codec, at the bytes nearest to ours). None is a folder
+            beside the pipeline's. A pipeline of this machine gets them, too, for its report.
         models: models of the pipeline; "context" is left out if it has none.
         others: other codecs, each at several settings: jpeg, webp, avif, jpeg2000.
         num_images: at most so many pictures, spread evenly over the data.
@@ -88,8 +73,8 @@ def evaluate_compression(
         CodegridError: a number is out of its range, or a codec is unknown.
     """
     require(num_images >= 1, f"num_images is {num_images}.", "Give at least 1.")
-    unknown = [name for name in others if name not in _OTHERS]
-    require(not unknown, f"others names {', '.join(unknown)}.", f"Choose of {', '.join(_OTHERS)}.")
+    unknown = [name for name in others if name not in OTHERS]
+    require(not unknown, f"others names {', '.join(unknown)}.", f"Choose of {', '.join(OTHERS)}.")
     distance = FeatureDistance(FeatureDistanceConfig(feature_net, feature_weights)) if feature_net else None
     codec = ImageCodec.from_pretrained(pipeline)
     accelerator = make_accelerator()
@@ -97,27 +82,41 @@ def evaluate_compression(
     source = open_images(data)
     print("\n".join(describe_source(source)))
     pixels, labels = _pictures(codec, source, num_images)
-    score = _Scorer(pixels, distance)
-    rows = [_own(codec, name, pixels, labels, score) for name in models if name != "context" or codec.pipe.context]
+    trial = _Trial(pixels, labels, distance)
+    rows = [_own(codec, name, trial) for name in models if name != "context" or codec.pipe.context]
+    rows += [_zstd(codec, trial, rows[0])] if rows else []
     for name in others:
-        rows += _others(name, pixels, score)
-    folder = Path(output_dir)
+        rows += _others(name, trial)
+    receiver = _receiver(codec)
+    said = notes(rows, receiver)
     record = {
-        "kind": "compression",
+        "kind": NAME,
         "results": rows,
+        "notes": said,
         "pipeline": pipeline,
         "fingerprints": codec.fingerprints,
+        "bytes_of_the_pipeline": receiver,
         "parameters": {part: _parameters(module) for part, module in _parts(codec).items()},
         "data": {**describe_data(source, data.source, data.split, codec.pipe.tokenizer), "num_images": len(pixels)},
         **circumstances(accelerator),
     }
-    write_json(folder / "compression.json", record)
-    table = markdown(rows)
-    write_text(folder / "compression.md", table)
-    picture = png(curves(rows))
-    write_atomically(folder / "compression.png", lambda aside: picture.save(aside, format="PNG"))
-    print(f"{table}\nThe table, its numbers and the curves are in {folder}.")
+    folder = output_folder(output_dir, pipeline)
+    sheet = side_by_side(pixels[trial.shown], trial.examples)
+    _write(folder, record, sheet)
+    inside = Path(pipeline)
+    if (inside / "README.md").is_file():  # the report shows what lies in the pipeline's folder
+        _write(inside / FOLDER_NAME, record, sheet)
+    print(f"{markdown(rows, said)}\nThe table, its numbers, the curves and the pictures are in {folder}.")
     return folder
+
+
+def _write(folder: Path, record: dict[str, Any], sheet: Image.Image) -> None:
+    rows, pictures = record["results"], {f"{NAME}.png": png(curves(record["results"]))}
+    pictures[SHEET_NAME] = sheet
+    write_json(folder / f"{NAME}.json", record)
+    write_text(folder / f"{NAME}.md", markdown(rows, record["notes"]))
+    for name, picture in pictures.items():
+        write_atomically(folder / name, lambda aside, picture=picture: picture.save(aside, format="PNG"))
 
 
 def _pictures(codec: ImageCodec, source: Any, most: int) -> tuple[np.ndarray, list[int] | None]:
@@ -134,14 +133,26 @@ def _pictures(codec: ImageCodec, source: Any, most: int) -> tuple[np.ndarray, li
     return pixels, [own.index(names[label]) for label in labels.tolist()]
 
 
-class _Scorer:
-    """Means of PSNR, SSIM and the feature distance of pictures that come back: uint8 [N, H, W, C]."""
+class _Trial:
+    """The pictures that all codecs get, and how what comes back is scored.
 
-    def __init__(self, pixels: np.ndarray, distance: FeatureDistance | None) -> None:
-        self.pixels, self.distance = pixels, distance
+    Attributes:
+        pixels: uint8 [N, H, W, C]; labels: the pipeline's classes, or None.
+        shown: places of the pictures that are shown side by side; `examples` collects what the codecs make of them.
+    """
+
+    def __init__(self, pixels: np.ndarray, labels: list[int] | None, distance: FeatureDistance | None) -> None:
+        self.pixels, self.labels, self.distance = pixels, labels, distance
+        self.shown = np.unique(np.linspace(0, len(pixels) - 1, _SHOWN).round().astype(np.int64))
+        self.examples: list[Example] = []
+
+    def show(self, codec: str, setting: str, returned: np.ndarray, files: Sequence[bytes]) -> None:
+        sizes = [len(files[place]) for place in self.shown]
+        self.examples.append(Example(codec, setting, returned[self.shown], sizes))
 
     @torch.inference_mode()
-    def __call__(self, returned: np.ndarray) -> dict[str, float]:
+    def score(self, returned: np.ndarray) -> dict[str, float]:
+        """Means of PSNR, SSIM and the feature distance of pictures that come back: uint8 [N, H, W, C]."""
         sums: dict[str, float] = {}
         for first in range(0, len(returned), _BATCH):
             pair = [to_model(torch.from_numpy(a[first : first + _BATCH])) for a in (self.pixels, returned)]
@@ -155,54 +166,89 @@ class _Scorer:
         return {name: total / len(returned) for name, total in sums.items()}
 
 
-def _own(
-    codec: ImageCodec, model: ModelName, pixels: np.ndarray, labels: list[int] | None, score: _Scorer
-) -> dict[str, Any]:
-    """A row of one of the pipeline's models, with the archive's bytes and those of a file a picture."""
+def _own(codec: ImageCodec, model: ModelName, trial: _Trial) -> dict[str, Any]:
+    """A row of one of the pipeline's models, with the archive's bytes and those of a file a picture.
+
+    Pictures are encoded and decoded a second by nets and coder; codes are written and read by the coder alone.
+    """
+    size, labels = len(trial.pixels), trial.labels
     start = time.perf_counter()
-    codes = torch.cat([codec.pipe.tokenizer.encode(part).cpu() for part in _batches(codec, pixels)])
+    codes = _encoded(codec, trial.pixels)
+    encoded = time.perf_counter()
     blobs = codec.compress_codes(codes, labels, model)
     written = time.perf_counter()
     archive = codec.archive(codes, labels, model)
-    read = unpack(archive)
     begun = time.perf_counter()
-    images = torch.cat(
-        [codec.decoded(read, range(f, min(f + _BATCH, len(codes)))) for f in range(0, len(codes), _BATCH)]
-    )
+    found = codec.codes(archive)
+    read = time.perf_counter()
+    images = torch.cat([_decoded(codec, found, labels, first) for first in range(0, size, _BATCH)])
     ended = time.perf_counter()
-    size = len(pixels)
-    return {
+    require(torch.equal(found, codes), f"The codes of {model} came back changed.", "Report it: this is an error.")
+    returned = to_uint8(images).numpy()
+    trial.show(model, "", returned, blobs)
+    row = {
         "codec": model,
         "setting": "archive",
         "bytes": len(archive) / size,
         "bytes_of_a_file": sum(map(len, blobs)) / size,
-        "bytes_without_headers": sum(len(entry.payload) for entry in read.entries) / size,
-        "bits_a_pixel": 8 * len(archive) / pixels[..., 0].size,
-        **score(to_uint8(images).numpy()),
+        "bytes_without_headers": sum(len(entry.payload) for entry in unpack(archive).entries) / size,
+        "bits_a_pixel": 8 * len(archive) / trial.pixels[..., 0].size,
+        **trial.score(returned),
         "encoded_a_second": size / (written - start),
         "decoded_a_second": size / (ended - begun),
+        "written_a_second": size / (written - encoded),
+        "read_a_second": size / (read - begun),
     }
+    if model == "prior":
+        nats = log_likelihood(codec.pipe.prior, codec.pipe.sequence, codes, labels).mean().item()
+        row["information"] = -nats / math.log(2) / 8
+    return row
 
 
-def _batches(codec: ImageCodec, pixels: np.ndarray) -> Iterator[Tensor]:
-    for first in range(0, len(pixels), _BATCH):
-        yield to_model(torch.from_numpy(pixels[first : first + _BATCH])).to(codec.pipe.tokenizer.device)
+def _encoded(codec: ImageCodec, pixels: np.ndarray) -> Tensor:
+    """Codes int64 [N, h, w(, depth)] on the CPU."""
+    tokenizer, parts = codec.pipe.tokenizer, []
+    with evaluating(tokenizer), torch.inference_mode():
+        for first in range(0, len(pixels), _BATCH):
+            images = to_model(torch.from_numpy(pixels[first : first + _BATCH])).to(tokenizer.device)
+            parts.append(tokenizer.encode(images).cpu())
+    return torch.cat(parts)
 
 
-def _others(name: str, pixels: np.ndarray, score: _Scorer) -> list[dict[str, Any]]:
+def _decoded(codec: ImageCodec, codes: Tensor, labels: list[int] | None, first: int) -> Tensor:
+    batch = slice(first, first + _BATCH)
+    return codec.pipe.decode(codes[batch], None if labels is None else labels[batch])
+
+
+def _zstd(codec: ImageCodec, trial: _Trial, own: dict[str, Any]) -> dict[str, Any]:
+    """A row of zstd over the fixed codes of all pictures together, each code in whole bytes or in its bits alone."""
+    codes = _encoded(codec, trial.pixels).numpy().ravel()
+    bits = bits_of(codec.pipe.sequence.codebook_size)
+    packed = np.packbits(codes[:, None] >> np.arange(bits)[::-1] & 1).tobytes()
+    zstd = pyarrow.Codec("zstd", compression_level=_ZSTD_LEVEL)
+    texts = (codes.astype("<u4" if bits > 16 else "<u2" if bits > 8 else "u1").tobytes(), packed)
+    size = min(len(zstd.compress(text, asbytes=True)) for text in texts) / len(trial.pixels)
+    scores = {name: own[name] for name in ("psnr", "ssim", "feature_distance") if name in own}
+    row = {"codec": "zstd", "setting": "fixed codes of all", "bytes": size, "bytes_without_headers": size}
+    return {**row, "bits_a_pixel": 8 * size * len(trial.pixels) / trial.pixels[..., 0].size, **scores}
+
+
+def _others(name: str, trial: _Trial) -> list[dict[str, Any]]:
     """Rows of another codec, one a setting; none if this Pillow lacks it."""
-    other = _OTHERS[name]
-    if not features.check(other.feature):
+    other, pixels = OTHERS[name], trial.pixels
+    if not other.is_there:
         print(f"Without {name}: this Pillow was built without it.")
         return []
     images = [Image.fromarray(one[..., 0] if one.shape[-1] == 1 else one) for one in pixels]
     rows = []
     for setting, options in tqdm(other.settings, desc=name, leave=False, dynamic_ncols=True):
         start = time.perf_counter()
-        files = [_saved(image, other.format, options) for image in images]
+        files = [other.saved(image, options) for image in images]
         written = time.perf_counter()
-        returned = [np.asarray(Image.open(io.BytesIO(file)).convert(images[0].mode)) for file in files]
+        read = [np.asarray(Image.open(io.BytesIO(file)).convert(images[0].mode)) for file in files]
         ended = time.perf_counter()
+        returned = np.stack(read).reshape(pixels.shape)
+        trial.show(name, setting, returned, files)
         size = sum(map(len, files)) / len(files)
         rows.append(
             {
@@ -210,9 +256,9 @@ def _others(name: str, pixels: np.ndarray, score: _Scorer) -> list[dict[str, Any
                 "setting": setting,
                 "bytes": size,
                 "bytes_of_a_file": size,
-                "bytes_without_headers": None,
+                "bytes_without_headers": sum(coded_bytes(name, file) for file in files) / len(files),
                 "bits_a_pixel": 8 * size * len(files) / pixels[..., 0].size,
-                **score(np.stack(returned).reshape(pixels.shape)),
+                **trial.score(returned),
                 "encoded_a_second": len(files) / (written - start),
                 "decoded_a_second": len(files) / (ended - written),
             }
@@ -220,46 +266,13 @@ def _others(name: str, pixels: np.ndarray, score: _Scorer) -> list[dict[str, Any
     return rows
 
 
-def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format=kind, **options)
-    return file.getvalue()
-
-
-_COLUMNS: dict[str, Callable[[Any], str]] = {
-    "codec": str,
-    "setting": str,
-    "bytes": number,
-    "bytes_of_a_file": number,
-    "bits_a_pixel": number,
-    "psnr": number,
-    "ssim": number,
-    "feature_distance": number,
-    "encoded_a_second": number,
-    "decoded_a_second": number,
-}
-
-
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
-    """The table: a row per codec and setting; bytes are means of a picture."""
-    names = [name for name in _COLUMNS if any(name in row for row in rows)]
-    lines = ["| " + " | ".join(name.replace("_", " ") for name in names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_COLUMNS[name](row.get(name)) for name in names) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
-
-
-def curves(rows: Sequence[dict[str, Any]]) -> list[Chart]:
-    """A chart per score over the bytes of a picture."""
-    charts = []
-    for name in ("psnr", "ssim", "feature_distance"):
-        series = [
-            Series(codec, sorted((row["bytes"], row[name]) for row in rows if row["codec"] == codec))
-            for codec in dict.fromkeys(row["codec"] for row in rows)
-            if any(name in row for row in rows)
-        ]
-        if series:
-            charts.append(Chart(name, "bytes a picture", series))
-    return charts
+def _receiver(codec: ImageCodec) -> dict[str, int]:
+    """Bytes of what reads the files: the weights of the pipeline's parts and the tables of its context."""
+    sizes = {
+        part: sum(value.numel() * value.element_size() for value in module.state_dict().values())
+        for part, module in _parts(codec).items()
+    }
+    return sizes | ({} if codec.pipe.context is None else {"context": codec.pipe.context.num_bytes})
 
 
 def _parts(codec: ImageCodec) -> dict[str, torch.nn.Module]:

@@ -27,6 +27,7 @@ from codegrid.pipelines.system.files import OutputError, write_atomically, write
 from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import for_people, to_pil
+from codegrid.tokenizer.tiling import in_codes
 
 _PICTURE_NAME, _SCORES_NAME = "reconstructions.png", "scores.json"
 
@@ -38,6 +39,8 @@ def reconstruct(
     num_pictures: int = 32,
     batch_size: int = 32,
     part: Part = "all",
+    tile: int | None = None,
+    overlap: int | None = None,
 ) -> Path:
     """Write `reconstructions.png` (originals above reconstructions) and `scores.json` (over all images).
 
@@ -51,6 +54,9 @@ def reconstruct(
         batch_size: images per batch.
         part: which of the images: what was held out, what was trained on, or all of the split. "auto" is what the
             tokenizer's own run held out if these are its images, else all.
+        tile: side of the tiles in pixels in which pictures go through the tokenizer, a multiple of its downsampling
+            factor: less memory for large pictures. None: whole.
+        overlap: pixels that neighbouring tiles have in common; None is a quarter of the tile.
 
     Raises:
         DataError: the images cannot be read as configured, or none of them could be used; or the tokenizer's decoder is
@@ -64,19 +70,23 @@ def reconstruct(
     folder = Path(output_dir)
     replaced = _check_place(folder)
     model = load_tokenizer(tokenizer).to(accelerator.device)
+    tiles = _checked_tiles(model, tile, overlap)
     chosen = choose_pictures(data, tokenizer, part)
     source = chosen.source
-    overlap = announce_pictures(chosen, model, accelerator)
-    picture = _sheet(model, source, data.source, num_pictures)
+    duplicates = announce_pictures(chosen, model, accelerator)
+    picture = _sheet(model, source, data.source, num_pictures, tiles)
     skipped: dict[str, str] = {}
-    scores = evaluate_reconstruction(model, source, accelerator, batch_size, skipped=skipped, progress=True)
+    scores = evaluate_reconstruction(
+        model, source, accelerator, batch_size, skipped=skipped, progress=True, tiles=tiles
+    )
     without = left_out(dict(gather_object(list(skipped.items()))))
     if accelerator.is_main_process:
         made_from = {
             "tokenizer": tokenizer,
             "tokenizer_fingerprint": model.fingerprint(),
             "data": {**describe_data(source, data.source, data.split, model), "part": chosen.part, "seen": chosen.seen},
-            "duplicates": None if overlap is None else overlap.record(),
+            "tiles": tiles,
+            "duplicates": None if duplicates is None else duplicates.record(),
             "precision": accelerator.policy.precision,
             "device": accelerator.device.type,
         }
@@ -90,7 +100,17 @@ def reconstruct(
     return folder
 
 
-def _sheet(model: VQModel, source: ImageSource, name: str, num_pictures: int) -> Image.Image:
+def _checked_tiles(model: VQModel, tile: int | None, overlap: int | None) -> tuple[int, int | None] | None:
+    if tile is None:
+        require(overlap is None, f"overlap is {overlap}, and no tile is given.", "Give --tile, too.")
+        return None
+    in_codes(model.config.pixels_per_position, tile, overlap)
+    return tile, overlap
+
+
+def _sheet(
+    model: VQModel, source: ImageSource, name: str, num_pictures: int, tiles: tuple[int, int | None] | None
+) -> Image.Image:
     """The sheet of the first pictures that can be used.
 
     Raises:
@@ -103,7 +123,7 @@ def _sheet(model: VQModel, source: ImageSource, name: str, num_pictures: int) ->
             "`codegrid look` shows what is read, and why pictures are left out.",
         )
     classes = decoder_classes(model.config, source.class_names, source.description)
-    return reconstruction_sheet(model, batch.images, record_labels(batch.records, classes))
+    return reconstruction_sheet(model, batch.images, record_labels(batch.records, classes), tiles=tiles)
 
 
 def _check_place(folder: Path) -> list[str]:
@@ -130,13 +150,21 @@ def _check_place(folder: Path) -> list[str]:
     return [f"The picture and the scores that were there{what} are replaced."]
 
 
-def reconstruction_sheet(model: VQModel, images: Tensor, labels: Tensor | None = None, columns: int = 8) -> Image.Image:
+def reconstruction_sheet(
+    model: VQModel,
+    images: Tensor,
+    labels: Tensor | None = None,
+    columns: int = 8,
+    tiles: tuple[int, int | None] | None = None,
+) -> Image.Image:
     """Images [N, C, H, W] in [-1, 1] in rows of `columns`, each row above its reconstructions; see `for_people`.
 
     `labels` are int64 [N], classes of the tokenizer, if its decoder is class-conditional.
     """
     with evaluating(model):
-        reconstruction = model.decode(model.encode(images.to(model.device)), labels).clamp(-1, 1).cpu()
+        given = tiles or (None, None)
+        codes = model.encode(images.to(model.device), *given)
+        reconstruction = model.decode(codes, labels, *given).clamp(-1, 1).cpu()
     rows = []
     for first in range(0, len(images), columns):
         for name, batch in (("image", images), ("reconstruction", reconstruction)):

@@ -71,6 +71,7 @@ def evaluate_reconstruction(
     num_workers: int = 0,
     skipped: dict[str, str] | None = None,
     progress: bool = False,
+    tiles: tuple[int, int | None] | None = None,
 ) -> ReconstructionScores:
     """Score `model` on all images of `source`. The ranks share the images, and all get the same result.
 
@@ -81,6 +82,7 @@ def evaluate_reconstruction(
         num_workers: processes that load images; 0 loads in the main process.
         skipped: gets the images that this rank left out, by name, with the reasons.
         progress: show a bar on the main process.
+        tiles: tile and overlap in pixels, as in `VQModel.encode`; None: whole pictures.
 
     Raises:
         DataError: the decoder is class-conditional and the data has no labels, or classes that it does not know.
@@ -97,12 +99,23 @@ def evaluate_reconstruction(
                 continue
             images = to_model(to_device(batch.pixels, accelerator.device))
             with accelerator.autocast():
-                output = model(images, record_labels(batch.records, classes))
-            saved = to_uint8(output.reconstruction)
+                codes, reconstruction = there_and_back(model, images, record_labels(batch.records, classes), tiles)
+            saved = to_uint8(reconstruction)
             if on_batch is not None:
                 on_batch(batch.pixels, saved)
-            sums.add(images, saved, output.codes, batch.boxes)
+            sums.add(images, saved, codes, batch.boxes)
     return sums.scores()
+
+
+def there_and_back(
+    model: VQModel, images: Tensor, labels: Tensor | None, tiles: tuple[int, int | None] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Images [B, C, H, W] -> their codes and reconstructions, in tiles if they are given (tile and overlap)."""
+    if tiles is None:
+        output = model(images, labels)
+        return output.codes, output.reconstruction
+    codes = model.encode(images, *tiles)
+    return codes, model.decode(codes, labels, *tiles)
 
 
 class _Sums:

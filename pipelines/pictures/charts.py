@@ -20,14 +20,16 @@ _WIDTH, _HEIGHT = 360, 230
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 46, 38
 _INK, _PALE = "#374151", "#e5e7eb"
 _LETTER = 6.2  # the mean width of one in a legend
+_GAP = 18  # of a legend's name, for its dot
+_LINE, _MOST_LINES = 15, 3  # height of a line of the legend, and the number of lines
 _SHARPNESS = 2  # PNG pixels per unit of the layout
 
 
 class Series(NamedTuple):
     """A line through points (x, y) in their order. Points that are not finite are left out.
 
-    Names share the width of the chart and are cut to it. In a PNG, the number of the series (from 1) stands in the
-    place of a name that no font of the system can write.
+    A legend that is too wide for one line takes up to three; names beyond that share the width and are cut to it. In a
+    PNG, the number of the series (from 1) stands in the place of a name that no font of the system can write.
     """
 
     name: str
@@ -130,10 +132,12 @@ def _layout(chart: Chart) -> list[_Line | _Dot | _Text]:
     if not points:
         return [*shapes, _Text(_WIDTH / 2, _HEIGHT / 2, "nothing to show", "middle", 12, _INK)]
     (x_low, x_high), (y_low, y_high) = (_bounds([point[axis] for point in points]) for axis in (0, 1))
+    legend = _legend([series.name for series in chart.series])
+    top = _TOP + max((line for line, _, _ in legend), default=0) * _LINE
 
     def place(x: float, y: float) -> tuple[float, float]:
         across, up = (x - x_low) / (x_high - x_low), (y - y_low) / (y_high - y_low)
-        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - _TOP - _BOTTOM)
+        return _LEFT + across * (_WIDTH - _LEFT - _RIGHT), _HEIGHT - _BOTTOM - up * (_HEIGHT - top - _BOTTOM)
 
     for value in ticks(y_low, y_high):
         _, y = place(x_low, value)
@@ -151,19 +155,32 @@ def _layout(chart: Chart) -> list[_Line | _Dot | _Text]:
             _INK,
         )
     )
-    across, room = _LEFT, max(2 * _LETTER, (_WIDTH - _LEFT) / max(1, len(lines)) - 18)
-    if sum(18 + _length(series.name) for series in chart.series) < _WIDTH - _LEFT:
-        room = _WIDTH
-    for index, (series, line) in enumerate(zip(chart.series, lines, strict=True)):
+    for index, line in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
         placed = [place(*point) for point in line]
         shapes += [_Line(placed, colour, 1.5)] if len(placed) > 1 else []
         shapes += [_Dot(*point, colour) for point in placed] if len(placed) <= 12 else []
-        if len(chart.series) > 1 and across + 18 < _WIDTH:
-            name = _within(series.name, room)
-            shapes += [_Dot(across + 3, 31, colour), _Text(across + 10, 31, name, "start", 11, _INK, str(index + 1))]
-            across += 18 + _length(name)
+    for index, (line, across, name) in enumerate(legend):
+        y, colour = 31 + line * _LINE, COLOURS[index % len(COLOURS)]
+        shapes += [_Dot(across + 3, y, colour), _Text(across + 10, y, name, "start", 11, _INK, str(index + 1))]
     return shapes
+
+
+def _legend(names: Sequence[str]) -> list[tuple[int, float, str]]:
+    """Line, left end and text of each name; none of a single series."""
+    if len(names) < 2:
+        return []
+    for room in (_WIDTH, max(2 * _LETTER, _MOST_LINES * (_WIDTH - _LEFT) / len(names) - _GAP)):
+        line, across, found = 0, float(_LEFT), []
+        for name in (_within(name, min(room, _WIDTH - _LEFT - _GAP)) for name in names):
+            width = _GAP + _length(name)
+            if across > _LEFT and across + width > _WIDTH:
+                line, across = line + 1, float(_LEFT)
+            found.append((line, across, name))
+            across += width
+        if line < _MOST_LINES:
+            return found
+    return [one for one in found if one[0] < _MOST_LINES]
 
 
 def _length(text: str) -> float:

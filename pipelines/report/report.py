@@ -10,6 +10,8 @@ from PIL import Image
 
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
+from codegrid.pipelines.compression.beside import NAME as COMPRESSION
+from codegrid.pipelines.compression.beside import SHEET_NAME, curves
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.generation import sweep_charts
@@ -219,13 +221,17 @@ def _evaluations(folder: Path) -> list[Section]:
     found = []
     for path in sorted((folder / FOLDER_NAME).glob("*.json")):
         result = _read(path)
-        rest = {name: value for name, value in result.items() if name not in ("kind", "results")}
+        rest = {name: value for name, value in result.items() if name not in ("kind", "results", "notes")}
         rows = result["results"]
         about = result.get("data", {}).get("description") or result.get("rows", "")
         body = markup.paragraph(f"On {about}.") if about else ""
         is_sweep = result["kind"] == "generation" and len(rows) > 1 and all(row.keys() >= _SWEPT for row in rows)
-        charts = sweep_charts(rows) if is_sweep else []
+        charts = sweep_charts(rows) if is_sweep else curves(rows) if result["kind"] == COMPRESSION else []
         body += (markup.charts(charts) if charts else "") + markup.table(rows)
+        body += "".join(map(markup.paragraph, result.get("notes", ())))
+        sheet = path.with_name(SHEET_NAME)
+        if result["kind"] == COMPRESSION and sheet.is_file():
+            body += markup.picture(Image.open(sheet), "pictures by each codec, at the bytes nearest to ours")
         found.append((f"Evaluation of {result['kind']}", body + markup.folded("How it was made", markup.pairs(rest))))
     return found
 

@@ -9,13 +9,17 @@ from codegrid.pipelines.codec import angles
 from codegrid.pipelines.codec.decisions import (
     ONE,
     bits_of,
+    integer_path_halves,
     integer_weight,
     is_decided,
+    one_integer_weight,
     path,
     path_halves,
+    running_sums,
     tree_sums,
 )
-from codegrid.pipelines.codec.entropy import BitDecoder, encoded
+from codegrid.pipelines.codec.entropy import BitDecoder, BitDecoders, encoded
+from codegrid.pipelines.codec.file_format import FileFormatError
 
 
 def reference_decoder(payload: bytes, weights: list[int]) -> list[int]:
@@ -54,6 +58,50 @@ def test_bits_come_back_in_few_bytes_and_by_another_implementation(seed):
     assert 8 * len(payload) < ideal + 0.001 * number + 10
     # One byte less is no file of these bits, whatever stands in it: the interval's shortest number was taken.
     assert not payload or reference_decoder(payload[:-1], weights.tolist()) != bits.tolist()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_payloads_are_read_in_step_as_each_alone(seed):
+    """Of damaged bytes, too: the same bits, or the same refusal."""
+    draw = np.random.default_rng(seed)
+    number, length = 40, int(draw.integers(1, 300))
+    weights = np.clip((draw.beta(0.2, 0.2, (number, length)) * ONE).astype(np.int64), 1, ONE - 1)
+    bits = (draw.random((number, length)) < weights / ONE).astype(np.int64)
+    asked = draw.random((number, length)) < 0.8
+    payloads = [encoded(b[a], w[a]) for b, a, w in zip(bits, asked, weights, strict=True)]
+    found = _in_step(payloads, weights, asked)
+    np.testing.assert_array_equal(found, np.where(asked, bits, 0))
+    for _ in range(60):
+        damaged = draw.bytes(int(draw.integers(0, 90)))
+        row = int(draw.integers(number))
+        try:
+            alone = read(damaged, weights[row][asked[row]])
+        except FileFormatError:
+            with pytest.raises(FileFormatError):
+                _in_step([damaged], weights[row : row + 1], asked[row : row + 1])
+            continue
+        assert _in_step([damaged], weights[row : row + 1], asked[row : row + 1])[0][asked[row]].tolist() == alone
+
+
+def _in_step(payloads: list[bytes], weights: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    readers = BitDecoders(payloads)
+    return np.stack([readers.read(w, a) for w, a in zip(weights.T, asked.T, strict=True)], 1)
+
+
+def test_the_weight_of_one_node_is_that_of_arrays():
+    draw = np.random.default_rng(0)
+    lower, upper = (draw.integers(0, 2 ** draw.integers(1, 38, 500)) for _ in range(2))
+    one = [one_integer_weight(*pair) for pair in zip(lower.tolist(), upper.tolist(), strict=True)]
+    assert one == integer_weight(lower, upper).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 5, 300, 1024])
+def test_running_sums_give_the_halves_of_the_tree(size):
+    draw = np.random.default_rng(size)
+    leaves, codes = draw.integers(1, 2**20, (50, size)), draw.integers(0, size, 50)
+    expected = path_halves(tree_sums(leaves), codes)
+    for found, wanted in zip(integer_path_halves(running_sums(leaves), codes), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_no_decisions_are_no_bytes():

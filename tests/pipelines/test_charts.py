@@ -66,3 +66,34 @@ def test_numbers_beside_a_chart_are_for_people(high, wanted):
     texts = [node.text for node in root.iter(f"{SPACE}text")]
     assert wanted in texts
     assert all(len(text) <= 9 for text in texts), texts
+
+
+def _legend_of(names: list[str]) -> list[tuple[float, float, str]]:
+    chart = Chart("many", "step", [Series(name, [(0, 0.0), (1, 1.0)]) for name in names])
+    root = ET.fromstring(svg(chart))
+    texts = [(float(node.get("x")), float(node.get("y")), node.text) for node in root.iter(f"{SPACE}text")]
+    lowest = min(float(y) for line in root.iter(f"{SPACE}polyline") for _, y in _pairs(line.get("points")))
+    legend = [text for text in texts if text[1] in (31, 46, 61) and text[0] > 60]
+    assert all(y + 7 < lowest for _, y, _ in legend), "the legend lies on the curves"
+    return legend
+
+
+def _pairs(points: str) -> list[list[str]]:
+    return [pair.split(",") for pair in points.split()]
+
+
+def test_a_legend_takes_as_many_lines_as_its_names_need():
+    names = ["prior", "context", "fixed", "jpeg", "webp", "avif", "jpeg2000"]
+    found = _legend_of(names)
+    assert [name for _, _, name in found] == names
+    assert len({y for _, y, _ in found}) == 2
+    assert all(x + 6.2 * len(name) <= 360 for x, _, name in found)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_drawn_legends_never_leave_the_chart(seed):
+    draw = np.random.default_rng(seed)
+    names = ["abcdefgh"[index % 8] * int(draw.integers(1, 90)) for index in range(draw.integers(2, 30))]
+    found = _legend_of(names)
+    assert found
+    assert all(x + 6.2 * (len(name) - 1) <= 360 for x, _, name in found), seed

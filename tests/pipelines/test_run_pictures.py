@@ -11,13 +11,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from codegrid.errors import CodegridError
+from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig, DataError, picture_marks
-from codegrid.pipelines.data.sources import split_images
+from codegrid.pipelines.data.sources import open_images, split_images
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
 from codegrid.pipelines.evaluation.run_pictures import choose_pictures
 from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
 from codegrid.pipelines.system.files import OutputError, write_json
 from codegrid.pipelines.training.claim import Identity
+from codegrid.tokenizer.images import to_model, to_uint8
+from codegrid.tokenizer.metrics import psnr
 
 OWN = {"feature_net": "none", "lpips": "none", "batch_size": 4}
 
@@ -176,3 +181,19 @@ def test_reconstruct_replaces_its_own_files_alone_and_says_it(tokenizer_folder, 
     (folder / "scores.json").unlink()
     with pytest.raises(OutputError, match=r"reconstructions\.png without"):
         reconstruct("no/tokenizer", data, str(folder))
+
+
+def test_reconstruct_in_tiles_is_the_model_in_tiles(tokenizer_folder, pictures, tmp_path):
+    whole = reconstruct(str(tokenizer_folder), DataConfig(str(pictures)), str(tmp_path / "whole"))
+    tiled = reconstruct(str(tokenizer_folder), DataConfig(str(pictures)), str(tmp_path / "t"), tile=8, overlap=4)
+    scores = [json.loads((folder / "scores.json").read_text()) for folder in (whole, tiled)]
+    assert [one["made_from"]["tiles"] for one in scores] == [None, [8, 4]]
+    assert scores[0]["num_images"] == scores[1]["num_images"]
+    model = load_tokenizer(tokenizer_folder)
+    batch = next(prepared_batches(model, iter(open_images(DataConfig(str(pictures)))), 99))
+    saved = to_model(to_uint8(model.decode(model.encode(batch.images, 8, 4), None, 8, 4)))
+    assert scores[1]["psnr"] == pytest.approx(psnr(batch.images, saved).mean().item(), abs=1e-3)
+    for wrong in ({"tile": 7}, {"overlap": 4}, {"tile": 8, "overlap": 6}, {"tile": 0}):
+        with pytest.raises(CodegridError, match="tile"):
+            reconstruct(str(tokenizer_folder), DataConfig(str(pictures)), str(tmp_path / "no"), **wrong)
+    assert not (tmp_path / "no").exists()
