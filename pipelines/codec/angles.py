@@ -11,6 +11,7 @@ may differ from its own takes, for each block of codes, a shift for which no ang
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 
@@ -79,6 +80,19 @@ def cell_weight(cell: np.ndarray, shift: np.ndarray | int, number: int) -> np.nd
     low = np.clip(FINE * cell - shift, 0, FINE * number)
     high = np.clip(FINE * (cell + 1) - shift, 0, FINE * number)
     return table(number)[(low + high) // 2]
+
+
+def one_weight(lower: float, upper: float, shift: int, number: int) -> int:
+    """`cell_weight` of one node's cell, by the weights of its halves."""
+    theta = 2 * math.atan2(math.sqrt(upper), math.sqrt(lower)) if lower or upper else math.pi / 2
+    found = math.floor(theta * (number / math.pi) + shift / FINE)
+    low, high = (min(max(FINE * (found + end) - shift, 0), FINE * number) for end in (0, 1))
+    return _listed(number)[(low + high) // 2]
+
+
+@functools.cache
+def _listed(number: int) -> list[int]:
+    return table(number).tolist()
 
 
 def is_safe(theta: np.ndarray, shift: np.ndarray | int, number: int, epsilon: float) -> np.ndarray:

@@ -197,11 +197,14 @@ def neighbours_of(codes: np.ndarray, row: int, column: int, level: int, none: in
 
 @functools.cache
 def _exponentials(bits: int) -> np.ndarray:
-    """floor(2^(bits + f / 256)) for f in 0 to 255, by integer roots: alike on every machine."""
+    """max(1, floor(2^(bits + f / 256)) >> n) of the logarithms x = f - 256 n from `_LEAST` to 0, int32 [1 - _LEAST].
+
+    By integer roots: alike on every machine.
+    """
     roots = [1 << (_UNIT * bits + f) for f in range(_UNIT)]
     for _ in range(_UNIT.bit_length() - 1):  # 2^8 is 256: the root of that degree is eight square roots
         roots = [math.isqrt(root) for root in roots]
-    return np.array(roots, dtype=np.int32)
+    return np.array([max(1, roots[x % _UNIT] >> -(x // _UNIT)) for x in range(_LEAST, 1)], dtype=np.int32)
 
 
 def _powers(logs: np.ndarray, height: int) -> np.ndarray:
@@ -211,11 +214,10 @@ def _powers(logs: np.ndarray, height: int) -> np.ndarray:
     """
     small = height <= 10
     bits = 30 - height if small else min(22, 38 - height)
-    below = logs - logs.max(axis=1, keepdims=True)  # at most 0
-    np.maximum(below, _LEAST, out=below)
-    weights = _exponentials(bits)[below & (_UNIT - 1)]  # of the fraction
-    weights >>= -(below >> 8)  # of the whole part
-    return np.maximum(weights, 1, dtype=np.int32 if small else np.int64)
+    # Places in the table: what lies below `_LEAST` takes its first entry.
+    places = logs - (logs.max(axis=1, keepdims=True) + _LEAST)
+    weights = np.take(_exponentials(bits), places, mode="clip")
+    return weights if small else weights.astype(np.int64)
 
 
 def count_contexts(codes: np.ndarray, codebook_size: int, tokenizer_fingerprint: str) -> ContextModel:

@@ -73,19 +73,14 @@ def running_sums(leaves: np.ndarray) -> np.ndarray:
     return sums
 
 
-def integer_halves(sums: np.ndarray, nodes: np.ndarray, depth: int) -> tuple[np.ndarray, np.ndarray]:
-    """`halves` of integer weights, by their `running_sums` [B, K + 1]: nodes [B] -> two of [B]."""
-    last, step = sums.shape[1] - 1, 1 << (bits_of(sums.shape[1] - 1) - 1 - depth)
-    rows, first = np.arange(len(sums)), 2 * step * nodes
+def integer_path_halves(sums: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`path_halves` of integer weights, by their `running_sums` [B, K + 1]: codes [B] -> each [B, D]."""
+    last, height = sums.shape[1] - 1, bits_of(sums.shape[1] - 1)
+    left = height - np.arange(height)  # bits from a decision on
+    first, step = codes[:, None] >> left << left, 1 << (left - 1)
+    rows = np.arange(len(sums))[:, None]
     ends = [sums[rows, np.minimum(first + parts * step, last)] for parts in range(3)]
     return ends[1] - ends[0], ends[2] - ends[1]
-
-
-def integer_path_halves(sums: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`integer_halves` along the paths of codes [B]: each [B, D]."""
-    height = bits_of(sums.shape[1] - 1)
-    found = [integer_halves(sums, codes >> (height - depth), depth) for depth in range(height)]
-    return np.stack([lower for lower, _ in found], -1), np.stack([upper for _, upper in found], -1)
 
 
 def one_integer_weight(lower: int, upper: int) -> int:
@@ -105,7 +100,7 @@ def integer_weight(lower: np.ndarray, upper: np.ndarray) -> np.ndarray:
     """
     upper = upper.astype(np.int64)
     total = np.maximum(lower + upper, 1)
-    weight = np.clip((upper << PRECISION) // total, 1, ONE - 1)
+    weight = np.minimum(np.maximum((upper << PRECISION) // total, 1), ONE - 1)  # np.clip takes longer
     smaller = np.minimum(weight, ONE - weight)
     dropped = np.maximum(np.frexp(smaller.astype(np.float64))[1] - _KEPT, 0)
     smaller = (smaller >> dropped) << dropped

@@ -98,12 +98,12 @@ class BitDecoders:
         self._offset |= self._word(everywhere)
         self._range = np.full(len(payloads), 2**64 - 1, dtype=np.uint64)
 
-    def read(self, weights: np.ndarray, asked: np.ndarray) -> np.ndarray:
+    def read(self, weights: np.ndarray, asked: np.ndarray | None = None) -> np.ndarray:
         """The next bit of each payload, int64 [B].
 
         Args:
             weights: integers [B] in [1, ONE), those of bit 1.
-            asked: bool [B]; where it is False nothing is read, and the bit is 0.
+            asked: bool [B]; where it is False nothing is read, and the bit is 0. None is everywhere.
 
         Raises:
             FileFormatError: no encoder writes such bytes for these weights.
@@ -111,12 +111,14 @@ class BitDecoders:
         weight = weights.astype(np.uint64)
         unit = self._range >> _PRECISION
         below = unit * (np.uint64(ONE) - weight)  # the part of the range that is bit 0
-        if bool(((self._offset >= unit << _PRECISION) & asked).any()):
+        beyond, bits = self._offset >= unit << _PRECISION, self._offset >= below
+        if asked is not None:
+            beyond, bits = beyond & asked, bits & asked
+        if beyond.any():
             raise _damaged()
-        bits = (self._offset >= below) & asked
         width = np.where(bits, unit * weight, below)
-        self._offset -= np.where(bits, below, np.uint64(0))
-        self._range = np.where(asked, width, self._range)
+        self._offset -= below * bits
+        self._range = width if asked is None else np.where(asked, width, self._range)
         low = np.flatnonzero(self._range < _LEAST_RANGE)
         if len(low):
             self._range[low] <<= _WORD_BITS

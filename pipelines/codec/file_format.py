@@ -20,6 +20,7 @@ MOST_SIDE, MOST_CODES, MOST_CLASS, MOST_IMAGES, MOST_ADDED = 2**16, 2**22, 2**24
 _CODES_A_BYTE = 8 * 1024
 _MOST_SHORT = 16  # rows and columns of a grid that one byte holds
 _CHECKSUM_BITS = 32
+_WINDOWS = 3  # in the place of a model: the prior over windows
 _LONGEST_VARINT = 5
 
 
@@ -39,6 +40,8 @@ class Header:
         grid: rows and columns of codes.
         added: of a picture that was not cut: rows of pixels below and columns at the right that are no part of it. None
             of pictures that were cut as in training.
+        overlap: of "prior" over windows of the trained grid's size (a larger grid): rows and columns that neighbouring
+            windows have in common; else None.
         is_short: whether one byte holds the grid, of at most 16 x 16; two numbers in files of earlier writers.
     """
 
@@ -49,18 +52,21 @@ class Header:
     grid: tuple[int, int]
     added: tuple[int, int] | None = None
     is_short: bool = False
+    overlap: tuple[int, int] | None = None
 
     def packed(self) -> bytes:
         """Everything behind the flags."""
         bound = b"" if self.bound is None else bytes([self.bound])
         rows, columns = self.grid
         grid = bytes([16 * (rows - 1) + columns - 1]) if self.is_short else varint(rows) + varint(columns)
-        return self.tokenizer + self.model_fingerprint + bound + grid + b"".join(map(varint, self.added or ()))
+        rest = (*(self.added or ()), *(self.overlap or ()))
+        return self.tokenizer + self.model_fingerprint + bound + grid + b"".join(map(varint, rest))
 
     @property
     def flags(self) -> int:
         """The bits of the flags that a header decides."""
-        return MODELS.index(self.model) | (0 if self.added is None else _IS_WHOLE) | _IS_SHORT * self.is_short
+        model = MODELS.index(self.model) if self.overlap is None else _WINDOWS
+        return model | (0 if self.added is None else _IS_WHOLE) | _IS_SHORT * self.is_short
 
 
 def is_short(grid: tuple[int, int]) -> bool:
@@ -154,11 +160,6 @@ def unpack(data: bytes) -> Archive:
         "Update codegrid.",
     )
     flags = reader.byte("flags")
-    require_format(
-        flags & _MODEL_BITS < len(MODELS),
-        f"The file's flags are {flags:#04x}, which this version does not know.",
-        "Update codegrid, or get the file again: it may be damaged.",
-    )
     header = _header(reader, flags)
     if flags & _IS_ARCHIVE:
         return _archive(reader, header, flags)
@@ -173,7 +174,8 @@ def unpack(data: bytes) -> Archive:
 
 
 def _header(reader: _Reader, flags: int) -> Header:
-    model = MODELS[flags & _MODEL_BITS]
+    windows = flags & _MODEL_BITS == _WINDOWS
+    model = "prior" if windows else MODELS[flags & _MODEL_BITS]
     tokenizer = reader.take(4, "tokenizer")
     fingerprint = b"" if model == "fixed" else reader.take(4, "model")
     bound = reader.byte("bound") if model == "prior" else None
@@ -189,7 +191,10 @@ def _header(reader: _Reader, flags: int) -> Header:
     added = None
     if flags & _IS_WHOLE:
         added = (reader.varint("added rows", MOST_ADDED), reader.varint("added columns", MOST_ADDED))
-    return Header(model, tokenizer, fingerprint, bound, grid, added, short)
+    overlap = None
+    if windows:
+        overlap = (reader.varint("overlap", MOST_SIDE), reader.varint("overlap", MOST_SIDE))
+    return Header(model, tokenizer, fingerprint, bound, grid, added, short, overlap)
 
 
 def _archive(reader: _Reader, header: Header, flags: int) -> Archive:

@@ -10,7 +10,6 @@ import numpy as np
 
 from codegrid.pipelines.codec.decisions import (
     bits_of,
-    integer_halves,
     integer_path_halves,
     integer_weight,
     is_decided,
@@ -22,9 +21,9 @@ from codegrid.pipelines.codec.entropy import BitDecoder, BitDecoders, encoded
 
 # The largest block of leaf weights in memory at once, in numbers.
 _AT_ONCE = 2**24
-# Images of an integer model that are coded in step: their weights should stay in a processor's cache. Of fewer than
-# `_WORTH_ARRAYS`, each is read alone by plain integers.
-_TOGETHER, _WORTH_ARRAYS = 64, 8
+# Images of an integer model that are coded in step, and numbers of leaf weights that are computed at once. Of fewer
+# images than `_WORTH_ARRAYS`, each is read alone by plain integers.
+_TOGETHER, _CACHED, _WORTH_ARRAYS = 512, 2**15, 8
 
 
 class CodeModel(ABC):
@@ -60,20 +59,22 @@ class IntegerModel(CodeModel):
 
     def write(self, codes: np.ndarray, labels: Sequence[int | None]) -> list[bytes]:
         payloads: list[bytes] = []
-        for part in (codes[first : first + _TOGETHER] for first in range(0, len(codes), _TOGETHER)):
+        size = self._together(codes.shape[1:])
+        for part in (codes[first : first + size] for first in range(0, len(codes), size)):
             target = part.reshape(len(part), -1)
-            weights = np.empty((*target.shape, bits_of(self.codebook_size)), dtype=np.int64)
+            lower, upper = (np.empty((*target.shape, bits_of(self.codebook_size)), dtype=np.int64) for _ in range(2))
             for place in range(target.shape[1]):
-                sums = running_sums(self.leaves(part, place))
-                weights[:, place] = integer_weight(*integer_path_halves(sums, target[:, place]))
+                lower[:, place], upper[:, place] = integer_path_halves(self._sums(part, place), target[:, place])
             bits, decided = path(target, self.codebook_size)
+            weights = integer_weight(lower, upper)
             payloads += [encoded(b[d], w[d]) for b, d, w in zip(bits, decided, weights, strict=True)]
         return payloads
 
     def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:
         codes = np.zeros((len(payloads), *shape), dtype=np.int64)
-        for first in range(0, len(payloads), _TOGETHER):
-            some, part = payloads[first : first + _TOGETHER], codes[first : first + _TOGETHER]
+        size = self._together(shape)
+        for first in range(0, len(payloads), size):
+            some, part = payloads[first : first + size], codes[first : first + size]
             if len(some) >= _WORTH_ARRAYS:
                 self._read_together(some, part)
             else:
@@ -81,11 +82,22 @@ class IntegerModel(CodeModel):
                     self._read_alone(payload, one)
         return codes
 
+    def _together(self, shape: Sequence[int]) -> int:
+        """Images of one shape (h, w, depth) that are coded in step."""
+        return min(_TOGETHER, images_at_once(self.codebook_size), max(1, _AT_ONCE // (32 * int(np.prod(shape)))))
+
+    def _sums(self, codes: np.ndarray, place: int) -> np.ndarray:
+        """`running_sums` [B, K + 1] of the leaves, made for a few images at a time: they stay in the cache."""
+        sums = np.empty((len(codes), self.codebook_size + 1), dtype=np.int64)
+        size = max(1, _CACHED // self.codebook_size)
+        for first in range(0, len(codes), size):
+            sums[first : first + size] = running_sums(self.leaves(codes[first : first + size], place))
+        return sums
+
     def _read_together(self, payloads: Sequence[bytes], codes: np.ndarray) -> None:
         readers, flat = BitDecoders(payloads), codes.reshape(len(codes), -1)
         for place in range(flat.shape[1]):
-            weigh = integer_weights(running_sums(self.leaves(codes, place)))
-            flat[:, place] = read_codes(readers, self.codebook_size, weigh)
+            flat[:, place] = _read_integer_codes(readers, self.codebook_size, self._sums(codes, place))
 
     def _read_alone(self, payload: bytes, codes: np.ndarray) -> None:
         reader, flat = BitDecoder(payload), codes.reshape(-1)
@@ -109,11 +121,6 @@ class FixedModel(IntegerModel):
 Weigher = Callable[[np.ndarray, int], np.ndarray]
 
 
-def integer_weights(sums: np.ndarray) -> Weigher:
-    """Nodes [B] and their depth -> the weights of bit 1, by the running sums [B, K + 1] of integer leaves."""
-    return lambda nodes, depth: integer_weight(*integer_halves(sums, nodes, depth))
-
-
 def read_codes(readers: BitDecoders, codebook_size: int, weigh: Weigher) -> np.ndarray:
     """The next code of each of B images, int64 [B]; `weigh` gives the weights of bit 1 of nodes [B] at a depth."""
     nodes = np.zeros(readers.number, dtype=np.int64)
@@ -121,6 +128,23 @@ def read_codes(readers: BitDecoders, codebook_size: int, weigh: Weigher) -> np.n
         asked = is_decided(nodes, depth, codebook_size)
         nodes = 2 * nodes + readers.read(weigh(nodes, depth), asked)
     return nodes
+
+
+def _read_integer_codes(readers: BitDecoders, codebook_size: int, sums: np.ndarray) -> np.ndarray:
+    """`read_codes` by the running sums [B, K + 1] of integer weights."""
+    first, step = np.zeros(len(sums), dtype=np.int64), 1 << bits_of(codebook_size)
+    rows, left, right = np.arange(len(sums)), sums[:, 0], sums[:, codebook_size]
+    every = step == codebook_size  # then each node has codes in both halves
+    while step > 1:
+        step >>= 1
+        middle = first + step
+        asked = None if every else middle < codebook_size
+        between = sums[rows, middle if every else np.minimum(middle, codebook_size)]
+        bits = readers.read(integer_weight(between - left, right - between), asked)
+        first += step * bits
+        upper = bits == 1
+        left, right = np.where(upper, between, left), np.where(upper, right, between)
+    return first
 
 
 def _read_code(reader: BitDecoder, codebook_size: int, sums: np.ndarray) -> int:

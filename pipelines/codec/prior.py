@@ -21,11 +21,13 @@ from transformers import PreTrainedModel
 from codegrid.errors import CodegridError, require
 from codegrid.pipelines.codec import angles
 from codegrid.pipelines.codec.decisions import ONE, halves, path, path_halves, tree_sums
-from codegrid.pipelines.codec.entropy import BitDecoders, encoded
+from codegrid.pipelines.codec.entropy import BitDecoder, BitDecoders, encoded
 from codegrid.pipelines.codec.models import CodeModel, images_at_once, read_codes
 from codegrid.prior import SequenceConfig, to_codes, to_tokens
 from codegrid.prior.decoding import Decoder, read_weights
 from codegrid.prior.likelihood import code_logits
+from codegrid.prior.orders import place_pairs
+from codegrid.prior.window_coding import checked_reads
 
 BLOCK = 64  # codes that share a shift of the cells
 # Ten times the largest difference of logits that was measured between two ways of computing them: docs/compression.md.
@@ -53,6 +55,9 @@ class PriorModel(CodeModel):
             f"bound is {bound}: the logits may differ by 2^-bound.",
             f"Give 1 to {MOST_BOUND}.",
         )
+        reads = checked_reads(model)
+        # A prior of any order codes in raster order, and is told so.
+        self._order = torch.arange(sequence.length) if reads == "any order" else None
         self.model = model if model.dtype == torch.float32 else _widened(model)
         self.sequence, self.bound = sequence, bound
         self._epsilon = 2.0**-bound
@@ -73,7 +78,7 @@ class PriorModel(CodeModel):
     def logits(self, tokens: Tensor) -> np.ndarray:
         """Token sequences [B, n + L] -> logits float64 [B, L, K] of every code, given those before it."""
         with exact_products():
-            logits = code_logits(self.model.eval(), tokens, self.sequence)
+            logits = code_logits(self.model.eval(), tokens, self.sequence, self._order)
         return logits.float().cpu().numpy().astype(np.float64)
 
     def read(self, payloads: Sequence[bytes], shape: tuple[int, int, int], labels: Sequence[int | None]) -> np.ndarray:
@@ -102,20 +107,48 @@ class PriorModel(CodeModel):
             decoder.restart()
             *before, tokens = prefix[rows].to(self.model.device).unbind(1)
             for token in before:
-                decoder.advance(token)
+                decoder.advance(token, self._places(decoder))
             shifts = np.zeros(count, dtype=np.int64)
             for place in range(length):
                 if place % BLOCK == 0:
                     shifts = self.next_shifts(readers)
-                logits = decoder.step(tokens)[:count].cpu().numpy().astype(np.float64)
+                hidden = decoder.advance(tokens, self._places(decoder))
+                logits = decoder.logits(hidden)[:count].cpu().numpy().astype(np.float64)
                 codes[:, place] = self.next_codes(readers, logits, shifts)
                 tokens = torch.from_numpy(codes[:, place])[rows].to(self.model.device)
         return codes
+
+    def _places(self, decoder: Decoder) -> tuple[Tensor, Tensor] | None:
+        """Own and target place of the next token of each row; None for a prior of raster order."""
+        if self._order is None:
+            return None
+        pairs = place_pairs(self._order[None], self.sequence.prefix_length)
+        return tuple(part[:, decoder.position].expand(decoder.rows).to(self.model.device) for part in pairs)
 
     def next_codes(self, readers: BitDecoders, logits: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         """The next code of each image, int64 [b], by its logits float64 [b, K] and the shift of its block [b]."""
         weigh = functools.partial(self._weigh, tree_sums(_weights(logits)), shifts)
         return read_codes(readers, self.sequence.codebook_size, weigh)
+
+    def next_code(self, reader: BitDecoder, logits: np.ndarray, shift: int) -> int:
+        """`next_codes` of one image, by plain numbers: logits float64 [K]."""
+        levels, number = tree_sums(_weights(logits)), angles.cells(self.bound)
+        node, size = 0, self.sequence.codebook_size
+        for depth, below in enumerate(levels[1:]):
+            node *= 2
+            if (node + 1) << (len(levels) - 2 - depth) < size:  # the upper half holds a code
+                halves_of_node = below.item(node), below.item(node + 1)
+                weight = ONE // 2 if shift < 0 else angles.one_weight(*halves_of_node, shift, number)
+                node += reader.read(weight)
+        return node
+
+    def next_shift(self, reader: BitDecoder) -> int:
+        """`next_shifts` of one image."""
+        vain = angles.fits_weight(self.bound)
+        for attempt in range(angles.TRIES):
+            if not reader.read(vain):
+                return angles.shift(attempt)
+        return -1
 
     def _weigh(self, levels: list[np.ndarray], shifts: np.ndarray, nodes: np.ndarray, depth: int) -> np.ndarray:
         """Weights of bit 1 of nodes [b] at a depth; a negative shift is that of a block that is not compressed."""

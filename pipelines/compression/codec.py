@@ -27,11 +27,12 @@ from codegrid.pipelines.codec.file_format import (
 )
 from codegrid.pipelines.codec.models import CodeModel, FixedModel
 from codegrid.pipelines.codec.prior import BOUND, MOST_BOUND, PriorModel
+from codegrid.pipelines.codec.windows import WindowedModel
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.prior import resolve_labels
-from codegrid.tokenizer.images import Picture, Whole, to_model, to_pil, to_uint8, to_whole
+from codegrid.tokenizer.images import BadImage, Picture, Whole, to_model, to_pil, to_uint8, to_whole
 
 # Pictures of more pixels are encoded and decoded in tiles of this side: memory grows with the pixels, and with the
 # square of the positions where a tokenizer has attention.
@@ -89,8 +90,8 @@ class ImageCodec:
             model: "prior", the transformer's probabilities; "context", those of neighbouring codes; "fixed", log2 of
                 the codebook's size for every code.
             bound: of "prior": logits of writer and reader may differ by 2^-bound.
-            whole: keep each picture's own size: nothing is cut or scaled. Files of "prior" cannot be of another grid
-                than the prior's.
+            whole: keep each picture's own size: nothing is cut or scaled. "prior" codes a larger grid than its own
+                window by window, and cannot code one with fewer rows or columns.
 
         Raises:
             BadImage, CodegridError: a picture or a label cannot be used, or the pipeline lacks the model.
@@ -104,8 +105,16 @@ class ImageCodec:
         blobs = []
         for picture, label in zip(several, given, strict=True):
             found = to_whole(picture, config.preprocessing_config, multiple, channels)
+            self._check_windows(model, [side // multiple for side in found.pixels.shape[:2]])
             blobs += self.compress_codes(self.encode_whole(found), label, model, bound, found.added)
         return blobs
+
+    def _check_windows(self, model: ModelName, grid: Sequence[int]) -> None:
+        """Leave out a picture with fewer codes than the prior's windows have."""
+        windows = self.pipe.sequence.grid_shape
+        if model == "prior" and any(side < least for side, least in zip(grid, windows, strict=True)):
+            have = "its codes are {} x {}, and the prior's windows {} x {}".format(*grid, *windows)
+            raise BadImage("too_small", f"{have}: take --model context")
 
     def encode_whole(self, picture: Whole) -> Tensor:
         """A picture of any size -> codes [1, h, w(, depth)]; a large one in tiles."""
@@ -214,8 +223,11 @@ class ImageCodec:
         classes = self._classes(labels, len(whole), model)
         grid = (whole.shape[1], whole.shape[2])
         coder = self.model(model, bound)
+        if isinstance(coder, PriorModel) and grid != self.pipe.sequence.grid_shape:
+            coder = WindowedModel(coder)
+        overlap = coder.overlap if isinstance(coder, WindowedModel) else None
         fingerprints = (self._tokenizer, coder.fingerprint)
-        header = Header(model, *fingerprints, coder.bound, grid, added, is_short(grid))
+        header = Header(model, *fingerprints, coder.bound, grid, added, is_short(grid), overlap)
         payloads = coder.write(whole, classes)
         return [
             (header, Entry(label, checksum(header, label, grid), payload))
@@ -288,7 +300,12 @@ class ImageCodec:
             )
         coder = self.model(header.model, header.bound)
         require_same(header.model_fingerprint, coder.fingerprint, f"model ({header.model})")
-        return coder
+        if header.overlap is None or not isinstance(coder, PriorModel):
+            return coder
+        trained = self.pipe.sequence.grid_shape
+        fits = all(own < most <= size for own, most, size in zip(header.overlap, trained, header.grid, strict=True))
+        require_format(fits, f"The file says that windows of {trained} codes have {header.overlap} in common.")
+        return WindowedModel(coder, header.overlap)
 
 
 def _tile(size: tuple[int, int], factor: int) -> int | None:

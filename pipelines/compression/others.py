@@ -59,8 +59,8 @@ def coded_bytes(name: str, file: bytes) -> int:
     Raises:
         CodegridError: the file has no such part.
     """
-    found = sum(last - first for first, last in _PARTS[name](file))
-    if not found:
+    found = sum(last - first for first, last in _PARTS[name](file) if last <= len(file))
+    if found <= 0:
         raise CodegridError(f"A file of {name} holds no coded picture.", "Report it, with the version of Pillow.")
     return found
 
@@ -70,7 +70,7 @@ def _jpeg(file: bytes) -> Iterator[tuple[int, int]]:
     place = 2
     while place + 4 <= len(file) and file[place] == 0xFF:
         kind, length = file[place + 1], int.from_bytes(file[place + 2 : place + 4], "big")
-        if kind == 0xD9:  # EOI
+        if kind == 0xD9 or length < 2:  # EOI, or damage
             return
         place += 2 + length
         if kind == 0xDA:  # SOS: bytes up to the next marker, which neither is stuffed nor restarts

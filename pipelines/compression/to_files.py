@@ -68,8 +68,8 @@ def compress(
         names: keep the pictures' names in the archive.
         bound: of "prior": a machine reads the files if its logits differ from this one's by at most 2^-bound.
         batch_size: pictures encoded at once.
-        whole: keep each picture's own size: nothing is cut or scaled. For a file a picture, and --model context or
-            fixed: the prior knows one size of grids.
+        whole: keep each picture's own size: nothing is cut or scaled. For a file a picture. "prior" codes grids larger
+            than it was trained on window by window; pictures with fewer codes a side are left out.
 
     Raises:
         DataError: the pictures cannot be read as configured, or none could be used.
@@ -84,10 +84,9 @@ def compress(
     )
     require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     require(
-        not whole or (archive is None and model != "prior"),
-        f"whole is set, with {'an archive' if archive is not None else 'the model prior'}: the pictures of an archive "
-        "have one size, and so have those of a prior.",
-        "Give --output-dir, and --model context (or fixed).",
+        not whole or archive is None,
+        "whole is set, with an archive: the pictures of an archive have one size.",
+        "Give --output-dir for a file a picture.",
     )
     codec = ImageCodec.from_pretrained(pipeline)
     codec.pipe.to(make_accelerator().device)
@@ -178,7 +177,8 @@ def codec_info(file: str) -> None:
     if archive.source:
         print(f"Pipeline: {shown(archive.source)}.")
     size = "cut to the tokenizer's size" if header.added is None else "of the picture's own size"
-    print(f"Grid: {header.grid[0]} x {header.grid[1]} codes, {size}. Model: {header.model}.")
+    windows = "" if header.overlap is None else ", window by window"
+    print(f"Grid: {header.grid[0]} x {header.grid[1]} codes, {size}. Model: {header.model}{windows}.")
     print(
         f"Fingerprints begin with: tokenizer {header.tokenizer.hex()}, model {header.model_fingerprint.hex() or '-'}."
     )

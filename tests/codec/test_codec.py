@@ -60,12 +60,19 @@ def test_files_of_version_1_are_read(codec, codes, model):
     for kind, expected in (("cgc", codes[0]), ("cga", codes[:3])):
         for name in (f"{model}.{kind}", f"short-{model}.{kind}"):
             assert torch.equal(codec.codes((FILES / name).read_bytes()), expected)
+    assert torch.equal(codec.codes((FILES / f"whole-{model}.cgc").read_bytes()), a_larger_grid()[0])
+
+
+def a_larger_grid() -> torch.Tensor:
+    return torch.arange(35).reshape(1, 5, 7) * 7 % 32
 
 
 def write_files(codec: ImageCodec, codes: torch.Tensor) -> None:
-    """Those without "short-" were written before a byte held the grid and bits the index; this writes the others."""
+    """Those without a prefix were written before a byte held the grid and bits the index; this writes the others."""
     for model in MODELS:
         (FILES / f"short-{model}.cgc").write_bytes(codec.compress_codes(codes[:1], 1, model)[0])
+        (blob,) = codec.compress_codes(a_larger_grid(), 1, model, added=(3, 1))
+        (FILES / f"whole-{model}.cgc").write_bytes(blob)
         (FILES / f"short-{model}.cga").write_bytes(codec.archive(codes[:3], [0, 1, 0], model, names=["a", "b", "c"]))
 
 

@@ -85,7 +85,7 @@ def test_many_payloads_are_read_in_step_as_each_alone(seed):
 
 def _in_step(payloads: list[bytes], weights: np.ndarray, asked: np.ndarray) -> np.ndarray:
     readers = BitDecoders(payloads)
-    return np.stack([readers.read(w, a) for w, a in zip(weights.T, asked.T, strict=True)], 1)
+    return np.stack([readers.read(w, None if a.all() else a) for w, a in zip(weights.T, asked.T, strict=True)], 1)
 
 
 def test_the_weight_of_one_node_is_that_of_arrays():
@@ -137,6 +137,17 @@ def test_integer_weights_are_near_the_share_and_never_certain():
     smaller = np.minimum(share, 1 - share)
     assert (np.abs(weight / ONE - share) <= smaller / 64 + 2 / ONE).all()
     assert integer_weight(np.array([1]), np.array([1]))[0] == ONE // 2
+
+
+@pytest.mark.parametrize("number", [16, 32])
+def test_the_weight_of_one_angle_is_that_of_arrays(number):
+    draw = np.random.default_rng(number)
+    lower, upper = np.exp(draw.normal(0, 6, (2, 300)))
+    lower[:3], upper[2:5] = 0, 0
+    shift = int(draw.integers(0, 256))
+    cells = angles.cell(angles.angles(lower, upper), shift, number)
+    one = [angles.one_weight(*pair, shift, number) for pair in zip(lower.tolist(), upper.tolist(), strict=True)]
+    assert one == angles.cell_weight(cells, shift, number).tolist()
 
 
 @pytest.mark.parametrize("number", [16, 32])

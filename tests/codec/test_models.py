@@ -12,6 +12,7 @@ from codegrid.pipelines.codec.context import ContextModel, count_contexts
 from codegrid.pipelines.codec.file_format import FileFormatError
 from codegrid.pipelines.codec.models import FixedModel
 from codegrid.pipelines.codec.prior import PriorModel
+from codegrid.pipelines.codec.windows import WindowedModel
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.prior.decoding import Decoder
 
@@ -66,10 +67,11 @@ def test_a_context_model_is_saved_whole_or_refused(tmp_path: Path):
         count_contexts(waves(19, 20), 20, "ab" * 32)
 
 
-def _prior(seed: int = 0, **sequence) -> tuple[torch.nn.Module, SequenceConfig]:
+def _prior(seed: int = 0, architecture: str = "llama", **sequence) -> tuple[torch.nn.Module, SequenceConfig]:
     torch.manual_seed(seed)
     config = SequenceConfig(codebook_size=300, grid_shape=(6, 5), **sequence)
-    model = make_prior(PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2), config).eval()
+    sizes = PriorConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, architecture=architecture)
+    model = make_prior(sizes, config).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # far from even: decisions from 1e-6 to sure
             parameter.mul_(3)
@@ -77,13 +79,14 @@ def _prior(seed: int = 0, **sequence) -> tuple[torch.nn.Module, SequenceConfig]:
 
 
 CASES = [{}, {"class_names": ("a", "b")}, {"depth": 5, "order": "grids"}, {"depth": 2}]
+CASES += [{"architecture": "any_order_gpt2", "class_names": ("a",)}]
 
 
 @pytest.mark.parametrize("sequence", CASES, ids=str)
 def test_codes_come_back_from_a_prior(sequence):
     model, config = _prior(**sequence)
     codes = waves(10, 300, config.depth)
-    labels = [0, 1, None, 1, 0, None, 1, 0, 1, 0] if config.num_classes else [None] * 10
+    labels = [0, 1, None, 1, 0, None, 1, 0, 1, 0] if config.num_classes > 1 else [None] * 10
     coder = PriorModel(model, config, "cd" * 32)
     payloads = coder.write(codes, labels)
     np.testing.assert_array_equal(coder.read(payloads, codes.shape[1:], labels), codes)
@@ -101,8 +104,8 @@ class _Disturbed(Decoder):
     by = 0.0
     draw = torch.Generator().manual_seed(0)
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        logits = super().step(tokens).double()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().logits(hidden).double()
         signs = torch.randint(0, 2, logits.shape, generator=self.draw) * 2 - 1
         return logits + self.by * signs
 
@@ -123,11 +126,43 @@ def test_logits_may_move_by_the_bound(bound, monkeypatch):
         np.testing.assert_array_equal(coder.read(payloads, codes.shape[1:], labels), codes)
 
 
+WINDOWED = [((9, 13), {}), ((6, 6), {"class_names": ("a",)}), ((7, 5), {"depth": 2})]
+WINDOWED += [((8, 8), {"architecture": "any_order_gpt2"}), ((6, 6), {"depth": 5, "order": "grids"})]
+
+
+@pytest.mark.parametrize(("grid", "sequence"), WINDOWED, ids=str)
+@pytest.mark.parametrize("overlap", [None, (5, 1)])
+def test_larger_grids_come_back_window_by_window(grid, sequence, overlap):
+    model, config = _prior(**sequence)
+    coder = WindowedModel(PriorModel(model, config, "cd" * 32), overlap)
+    draw = np.random.default_rng(0)
+    codes = draw.integers(0, 300, (2, *grid, config.depth))
+    payloads = coder.write(codes, [None, None])
+    np.testing.assert_array_equal(coder.read(payloads, codes.shape[1:], [None, None]), codes)
+    np.testing.assert_array_equal(coder.read(payloads[1:], codes.shape[1:], [None]), codes[1:])
+
+
+def test_one_window_costs_what_the_prior_does():
+    model, config = _prior()
+    prior = PriorModel(model, config, "cd" * 32)
+    codes = waves(4, 300)
+    alone, windowed = (sum(map(len, one.write(codes, [None] * 4))) for one in (prior, WindowedModel(prior)))
+    assert alone == pytest.approx(windowed, abs=4)
+
+
+def test_a_masked_prior_codes_nothing():
+    model, config = _prior(architecture="bert")
+    with pytest.raises(CodegridError, match="masked prior"):
+        PriorModel(model, config, "cd" * 32)
+
+
 def test_other_grids_and_absurd_bounds_are_refused():
     model, config = _prior()
     coder = PriorModel(model, config, "cd" * 32)
     with pytest.raises(CodegridError, match="context"):
         coder.write(waves(1, 300)[:, :4], [None])
+    with pytest.raises(CodegridError, match="6 x 5"):
+        WindowedModel(coder).write(waves(1, 300)[:, :4], [None])
     with pytest.raises(CodegridError, match="6 x 5"):
         coder.read([b""], (9, 9, 1), [None])
     with pytest.raises(CodegridError, match="bound"):

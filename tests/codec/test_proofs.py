@@ -62,8 +62,8 @@ class Worst(Decoder):
         type(self).first += 0 if self.position == 0 else self.rows
         super().restart()
 
-    def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        logits = super().step(tokens)
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        logits = super().logits(hidden)
         length = self.written.shape[1]
         place = self.position - (self.weights.length - length) - 1
         images = slice(self.first, self.first + self.rows)

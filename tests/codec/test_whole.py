@@ -16,7 +16,7 @@ from codegrid.pipelines.compression import codec as module
 from codegrid.pipelines.compression.codec import ImageCodec
 from codegrid.pipelines.compression.to_files import codec_info, compress, decompress
 from codegrid.pipelines.data.records import DataConfig
-from codegrid.tokenizer.images import to_whole
+from codegrid.tokenizer.images import BadImage, to_whole
 
 SAVED = Path(__file__).resolve().parents[1] / "saved_by_be0a219"
 
@@ -27,10 +27,14 @@ def picture(width: int, height: int) -> Image.Image:
     return small.resize((width, height), Image.Resampling.BICUBIC)
 
 
-@pytest.mark.parametrize("model", ["context", "fixed"])
-@pytest.mark.parametrize("size", [(37, 21), (16, 16), (5, 90), (64, 32)])
+@pytest.mark.parametrize("model", ["context", "fixed", "prior"])
+@pytest.mark.parametrize("size", [(37, 21), (16, 16), (5, 90), (64, 32), (250, 170)])
 def test_a_picture_comes_back_in_its_size(codec: ImageCodec, model, size: tuple[int, int]) -> None:
     image = picture(*size)
+    if model == "prior" and min(size) <= 8:  # fewer codes than a window
+        with pytest.raises(BadImage, match="windows 2 x 2"):
+            codec.compress(image, model=model, whole=True)
+        return
     (blob,) = codec.compress(image, model=model, whole=True)
     config = codec.pipe.tokenizer.config
     channels = config.backbone_config.in_channels
@@ -56,8 +60,8 @@ def test_files_of_several_sizes_are_lists_of_pictures(codec: ImageCodec) -> None
     assert [image.size for image in codec.decompress(blobs)] == [(20, 30), (30, 20)]
     with pytest.raises(CodegridError, match="2 sizes"):
         codec.decompress(blobs, "np")
-    with pytest.raises(CodegridError, match="Take --model context"):
-        codec.compress(picture(40, 20), 0, "prior", whole=True)
+    with pytest.raises(BadImage, match="take --model context"):
+        codec.compress(picture(40, 5), 0, "prior", whole=True)
 
 
 def test_what_was_added_is_checked(codec: ImageCodec) -> None:
@@ -87,6 +91,28 @@ def test_the_command_keeps_sizes(pipeline: Path, tmp_path: Path, capsys: pytest.
     assert sorted(Image.open(path).size for path in folder.iterdir()) == sorted(sizes.values())
     codec_info(str(sorted(files.glob("*.cgc"))[0]))
     assert "of the picture's own size" in capsys.readouterr().out
-    for wrong in ({"model": "prior", "output_dir": "x"}, {"model": "context", "archive": "x.cga"}):
-        with pytest.raises(CodegridError, match="whole is set"):
-            compress(str(pipeline), data, whole=True, **wrong)
+    with pytest.raises(CodegridError, match="whole is set"):
+        compress(str(pipeline), data, whole=True, archive="x.cga")
+    # The prior takes what has at least a window of codes, and says what it leaves out.
+    picture(40, 7).save(tmp_path / "images" / "d.png")
+    files = compress(str(pipeline), data, str(tmp_path / "by-prior"), whole=True)
+    assert "its codes are 1 x 5, and the prior's windows 2 x 2" in capsys.readouterr().out
+    folder = decompress(str(files), str(pipeline), str(tmp_path / "back-again"))
+    assert sorted(Image.open(path).size for path in folder.iterdir()) == sorted(sizes.values())
+    codec_info(str(sorted(files.glob("*.cgc"))[0]))
+    assert "window by window" in capsys.readouterr().out
+
+
+def test_windows_that_no_writer_makes_are_refused(codec: ImageCodec) -> None:
+    (blob,) = codec.compress(picture(50, 40), model="prior", whole=True)
+    archive = unpack(blob)
+    assert archive.header.overlap == (1, 1)
+    for header in (
+        replace(archive.header, overlap=(2, 1)),
+        replace(archive.header, overlap=(1, 500)),
+        replace(archive.header, grid=(1, 7)),
+        replace(archive.header, overlap=None),
+        replace(archive.header, overlap=(0, 0)),
+    ):
+        with pytest.raises(CodegridError):
+            codec.codes(pack(header, archive.entries[0]))
