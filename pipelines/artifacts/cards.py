@@ -227,7 +227,7 @@ def completed(card: str, facts: CardFacts) -> str:
 
 
 def with_evaluation(
-    card: str, name: str, rows: Sequence[Mapping[str, float | None]], data: str, notes: Sequence[str] = ()
+    card: str, name: str, rows: Sequence[Mapping[str, Any]], data: str, notes: Sequence[str] = ()
 ) -> str:
     """The card with an evaluation's table at its end; it replaces an older table of that name.
 
@@ -248,10 +248,10 @@ def with_evaluation(
     return f"{older.sub('', card).rstrip()}\n\n{section}"
 
 
-def wide_table(rows: Sequence[Mapping[str, float | None]]) -> str:
-    """A Markdown table with a line per row. A column that is None in all rows is dropped."""
+def wide_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """A Markdown table with a line per row, of numbers and words. A column that is None in all rows is dropped."""
     names = [name for name in rows[0] if any(row[name] is not None for row in rows)]
-    cells = [[number(row[name]) for name in names] for row in rows]
+    cells = [[_cell(row[name]) for name in names] for row in rows]
     lines = [names, ["---"] * len(names), *cells]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -305,8 +305,13 @@ def _with_metadata(metadata: dict[str, Any], text: str) -> str:
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False, allow_unicode=True)}---\n\n{text}"
 
 
-def _table(scores: Mapping[str, float], title: str) -> str:
-    rows = [f"| {name} | {number(value)} |" for name, value in scores.items() if math.isfinite(value)]
+def _cell(value: Any) -> str:
+    return value if isinstance(value, str) else number(value)
+
+
+def _table(scores: Mapping[str, Any], title: str) -> str:
+    kept = {name: value for name, value in scores.items() if isinstance(value, str) or math.isfinite(value)}
+    rows = [f"| {name} | {_cell(value)} |" for name, value in kept.items()]
     return "\n".join([f"| {title} | |", "|---|---|", *rows, ""]) if rows else ""
 
 

@@ -129,11 +129,12 @@ COMMANDS: dict[str, Command] = {
         Function("generation.edit_files:edit_images"),
     ),
     "evaluate": Command(
-        "score a tokenizer's reconstructions, or a pipeline's samples against real images",
+        "score a tokenizer's reconstructions, or a pipeline's samples and edits against real images",
         Functions(
             {
                 "reconstruction": "evaluation.tokenizer:evaluate_tokenizer",
                 "generation": "evaluation.generation:evaluate_generation",
+                "inpainting": "evaluation.inpainting:evaluate_inpainting",
                 "prior": "evaluation.prior:evaluate_prior",
                 "classification": "evaluation.classification:evaluate_classification",
                 "compression": "compression.evaluation:evaluate_compression",

@@ -14,6 +14,7 @@ from codegrid.errors import CodegridError, require
 from codegrid.names import printable, shown
 from codegrid.pipelines.demo import actions
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import BadImage
 
 PUT, PICK = "put the code there", "pick up its code"
@@ -75,12 +76,7 @@ class Handlers:
         return (actions.generate(self.pipe, wanted, *numbers),)
 
     def read(self, file: str | None, level: float, label: int | None) -> Shown:
-        require(file is not None, "There is no picture.", "Upload one.")
-        try:
-            image = actions.read_image(self.model, file)
-        except BadImage as error:  # the server's folder is nothing to the browser
-            message = str(error).replace(shown(file), shown(Path(file).name))
-            raise BadImage(error.reason, message) from error
+        image = read_uploaded(self.model, file)
         codes = actions.encode(self.model, image)
         return self.show(Kept(image, codes, codes), level, label)
 
@@ -119,6 +115,21 @@ class Handlers:
             actions.picture(decoded),
             actions.difference(kept.image, decoded),
         )
+
+
+def read_uploaded(model: VQModel, file: str | None) -> Tensor:
+    """An uploaded picture as the tokenizer sees it: [1, C, H, W] in [-1, 1].
+
+    Raises:
+        BadImage, CodegridError: there is none, or it cannot be used.
+    """
+    require(file is not None, "There is no picture.", "Upload one.")
+    assert file is not None
+    try:
+        return actions.read_image(model, file)
+    except BadImage as error:  # the server's folder is nothing to the browser
+        message = str(error).replace(shown(file), shown(Path(file).name))
+        raise BadImage(error.reason, message) from error
 
 
 def uploaded(kept: Kept | None) -> Kept:

@@ -13,6 +13,7 @@ from codegrid.errors import CodegridError, require
 from codegrid.names import printable
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.demo.actions import DIFFERENCE_GAIN
+from codegrid.pipelines.demo.edit_page import edit_tab
 from codegrid.pipelines.demo.handlers import ALL_CLASSES, NUMBER_SHOWN, PICK, PUT, Handlers, answer, class_choices
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import make_accelerator
@@ -76,10 +77,10 @@ def _taken(host: str, port: int) -> CodegridError:
 
 
 _CSS = """
-#samples img, #image img, #reconstruction img, #difference img { image-rendering: pixelated; }
+#samples img, #results img, #image img, #reconstruction img, #difference img { image-rendering: pixelated; }
 #image img, #map img, #reconstruction img, #difference img { max-width: 100%; }
 #samples .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(100px, 30%), 1fr)) !important; }
-#message textarea, #notice textarea { color: var(--error-text-color, #b91c1c); }
+#message textarea, #notice textarea, #edit_message textarea { color: var(--error-text-color, #b91c1c); }
 """
 
 
@@ -91,6 +92,8 @@ def make_page(pipe: ImageGenerationPipeline, title: str = "Codegrid") -> Any:
         gradio.HTML(f"<h1>{html.escape(title)}</h1>")
         with gradio.Tab("Generate"):
             _generation(gradio, pipe)
+        with gradio.Tab("Edit"):
+            edit_tab(gradio, pipe, answering, message_place)
         with gradio.Tab("Codes"):
             _codes(gradio, pipe)
     return page
@@ -108,10 +111,10 @@ def _generation(gradio: Any, pipe: ImageGenerationPipeline) -> None:
             seed = gradio.Number(0, label="Seed", elem_id="seed")
             button = gradio.Button("Generate", variant="primary", elem_id="generate")
         with gradio.Column(scale=3):
-            message = _message(gradio, "notice")
+            message = message_place(gradio, "notice")
             gallery = gradio.Gallery(show_label=False, columns=6, height="auto", elem_id="samples", format="png")
     inputs = [chosen, number, guidance, temperature, seed]
-    button.click(_answering(gradio, Handlers(pipe).generate, 1), inputs, [gallery, message])
+    button.click(answering(gradio, Handlers(pipe).generate, 1), inputs, [gallery, message])
 
 
 def _codes(gradio: Any, pipe: ImageGenerationPipeline) -> None:
@@ -131,25 +134,25 @@ def _codes(gradio: Any, pipe: ImageGenerationPipeline) -> None:
                 names, value=0 if conditional else None, label="Its class, for the decoder", visible=conditional
             )
             back = gradio.Button("Back to the image's own codes", elem_id="back")
-    message = _message(gradio, "message")
+    message = message_place(gradio, "message")
     with gradio.Row():
         image = _picture(gradio, "As the tokenizer sees it", "image")
         grid = _picture(gradio, "Its codes", "map")
         result = _picture(gradio, "Decoded", "reconstruction")
         apart = _picture(gradio, f"Difference x {DIFFERENCE_GAIN}", "difference")
     view, shown = [level, label], [state, image, grid, result, apart]
-    upload.upload(_answering(gradio, handlers.read, NUMBER_SHOWN), [upload, *view], [*shown, message])
-    back.click(_answering(gradio, handlers.restore, NUMBER_SHOWN), [state, *view], [*shown, message])
-    again = _answering(gradio, handlers.again, NUMBER_SHOWN)
+    upload.upload(answering(gradio, handlers.read, NUMBER_SHOWN), [upload, *view], [*shown, message])
+    back.click(answering(gradio, handlers.restore, NUMBER_SHOWN), [state, *view], [*shown, message])
+    again = answering(gradio, handlers.again, NUMBER_SHOWN)
     for choice in view:
         choice.change(
             lambda kept, *view: again(kept, *view) if kept else gradio.skip(), [state, *view], [*shown, message]
         )
-    clicked = _answering(gradio, handlers.click, 1 + NUMBER_SHOWN)
+    clicked = answering(gradio, handlers.click, 1 + NUMBER_SHOWN)
     grid.select(_with_event(gradio, clicked), [state, code, action, *view], [code, *shown, message])
 
 
-def _answering(gradio: Any, handler: Callable[..., Sequence[Any]], number: int) -> Callable[..., list[Any]]:
+def answering(gradio: Any, handler: Callable[..., Sequence[Any]], number: int) -> Callable[..., list[Any]]:
     """`handler` as Gradio calls it, with `number` values and the message; see `answer`."""
 
     def called(*values: Any) -> list[Any]:
@@ -170,7 +173,7 @@ def _with_event(gradio: Any, called: Callable[..., list[Any]]) -> Callable[..., 
     return on_click
 
 
-def _message(gradio: Any, name: str) -> Any:
+def message_place(gradio: Any, name: str) -> Any:
     """The place of a sentence about what is to be mended: plain text, hidden while there is none."""
     return gradio.Textbox(show_label=False, interactive=False, visible=False, lines=1, max_lines=6, elem_id=name)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -61,6 +62,7 @@ def evaluate_generation(
     temperatures: tuple[float, ...] = (),
     top_k: int | None = None,
     top_p: float | None = None,
+    num_steps: tuple[int, ...] = (),
     seed: int = 0,
     batch_size: int = 64,
     output_dir: str | None = None,
@@ -89,6 +91,7 @@ def evaluate_generation(
         temperatures: temperatures to compare, each with each guidance scale.
         top_k: sample from the k likeliest codes only.
         top_p: sample from the likeliest codes that together reach this probability.
+        num_steps: numbers of steps to compare, of a prior of any order or a masked one.
         seed: seed of the samples.
         batch_size: samples per batch.
         output_dir: folder for generation.json, a picture of samples per setting, sweep.png if there are several
@@ -114,7 +117,7 @@ def evaluate_generation(
     """
     request = Request(
         *(pipeline, samples, num_images, batch_size, seed, num_reference, judge_images),
-        *(tuple(guidance_scales), tuple(temperatures), top_k, top_p, npz, save_statistics),
+        *(tuple(guidance_scales), tuple(temperatures), top_k, top_p, npz, save_statistics, tuple(num_steps)),
     )
     config = reference_config(data, reference, reference_split)
     folder = output_folder(output_dir, pipeline or samples or "")
@@ -188,14 +191,14 @@ def _scored_pipeline(
     config = pipe.tokenizer.config
     check_colours(config.backbone_config.in_channels, "`codegrid evaluate generation`")
     settings = request.settings(pipe.sampling)
-    check_settings(settings, pipe.sequence)
+    check_settings(settings, pipe.sequence, pipe.prior, request.num_steps)
     opened = open_reference(data, Cut(config.preprocessing_config, config.backbone_config.in_channels))
     cache = FeatureCache(load_feature_net(*net[:2], accelerator.device), net[2])
     made = [
-        Samples(pipe, setting, folder, request.num_images, request.seed, request.batch_size, accelerator)
-        for setting in settings
+        Samples(pipe, setting, steps, folder, request.num_images, request.seed, request.batch_size, accelerator)
+        for setting, steps in itertools.product(settings, request.num_steps or (None,))
     ]
-    _say(accelerator, f"{opened.said}\nSamples: {request.num_images:,} of each of {len(settings)} settings.")
+    _say(accelerator, f"{opened.said}\nSamples: {request.num_images:,} of each of {len(made)} settings.")
     reference = _read(opened, request, cache, accelerator)
     judge = train_judge(reference, pipe.class_names, request.judge_images, cache, accelerator, pipe)
     fingerprints = {
@@ -217,7 +220,7 @@ def _scored_pipeline(
         [lambda samples=samples: _row(samples, cache, reference, judge, request.npz) for samples in made],
         record,
         fixed,
-        (*VARIED, "num_images"),
+        (*VARIED, "num_steps", "num_images"),
         [],
         request.pipeline,
     )
@@ -289,7 +292,8 @@ def _row(samples: Samples, cache: FeatureCache, reference: Reference, judge: Jud
         labels = torch.tensor([label for shard in samples.shards for label in samples.labels(shard) or ()])
         agreement = judge.scores(features, labels)
     sampling = {name: getattr(samples.sampling, name) for name in VARIED}
-    return {**sampling, "num_images": samples.num_images, **scores, **agreement}
+    row = {**sampling, "num_steps": samples.num_steps, "num_images": samples.num_images, **scores, **agreement}
+    return {**row, "images_per_second": samples.images_per_second()}
 
 
 def _check_place(folder: Path) -> None:
@@ -303,17 +307,20 @@ def _check_place(folder: Path) -> None:
 
 
 def sweep_charts(rows: Sequence[Row]) -> list[Chart]:
-    """A chart per score over guidance, a line per temperature; over temperature if only that varies.
+    """A chart per score over guidance, a line per temperature; over temperature or the steps if only these vary.
 
     Rows without both (of finished samples) are drawn over the number of samples.
     """
     axis, lines = "guidance_scale", "temperature"
+    if len({row.get("num_steps") for row in rows}) > 1 and len({(row[axis], row[lines]) for row in rows}) == 1:
+        axis, lines = "num_steps", "guidance_scale"
+        rows = [row for row in rows if row["num_steps"] is not None]
     if any(row.get(axis) is None for row in rows):
         rows = [{"set": 0, **row} for row in rows]
         axis, lines = "num_images", "set"
     if len({row[axis] for row in rows}) == 1:
         axis, lines = lines, axis
-    ignored = {*VARIED, "num_images", "set"}
+    ignored = {*VARIED, "num_steps", "num_images", "set"}
     names = [name for name in rows[0] if name not in ignored and not name.endswith("_std")]
     charts = []
     for name in names:

@@ -18,7 +18,7 @@ from typing import Any
 
 from codegrid.pipelines.system.files import OutputError, lock_folder, write_json
 
-Row = Mapping[str, float | int | None]
+Row = Mapping[str, Any]  # numbers, None, and words that name a row
 _WEIGHTS = ("tokenizer_fingerprint", "prior_fingerprint")
 _PATIENCE = 30  # seconds to wait for another process that writes its rows
 _OTHER_FOLDER = "Choose another --output-dir, or move the file."

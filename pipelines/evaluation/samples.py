@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -28,10 +29,11 @@ from codegrid.prior.sampling import SamplingConfig, image_generator
 from codegrid.tokenizer.images import to_model, to_pil
 
 _IN_PICTURE = 100
+_SECONDS = "seconds"  # of a batch, in its file
 
 
 class Samples:
-    """`num_images` samples with one setting, a file per batch, under `folder`/samples/SETTING/.
+    """`num_images` samples with one setting, a file a batch, under `folder`/samples/SETTING/.
 
     Image i depends on seed and i alone. Its class is i modulo the number of classes.
 
@@ -43,6 +45,7 @@ class Samples:
         self,
         pipe: ImageGenerationPipeline,
         sampling: SamplingConfig,
+        num_steps: int | None,
         folder: Path,
         num_images: int,
         seed: int,
@@ -50,10 +53,11 @@ class Samples:
         accelerator: Accelerator,
     ) -> None:
         self.pipe, self.num_images, self.seed, self.batch_size = pipe, num_images, seed, batch_size
-        self.accelerator, self.sampling = accelerator, sampling
-        sampling = asdict(sampling)
+        self.accelerator, self.sampling, self.num_steps = accelerator, sampling, num_steps
+        sampling = asdict(sampling) | ({} if num_steps is None else {"num_steps": num_steps})
         mark = hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()[:8]
-        self.name = f"guidance-{sampling['guidance_scale']:g}_temperature-{sampling['temperature']:g}_{mark}"
+        steps = "" if num_steps is None else f"_steps-{num_steps}"
+        self.name = f"guidance-{sampling['guidance_scale']:g}_temperature-{sampling['temperature']:g}{steps}_{mark}"
         self.outer, self.folder = folder, folder / "samples" / self.name
         number = -(-num_images // batch_size)
         self.mine = range(number)[accelerator.process_index :: accelerator.num_processes]
@@ -87,9 +91,12 @@ class Samples:
         )
         missing = [shard for shard in self.mine if self._read(shard) is None]
         bar.update(sum(len(self.indices(shard)) for shard in self.mine if shard not in missing))
-        for shard, output in zip(missing, self._stream(missing), strict=True):
-            pixels = {"images": torch.from_numpy(output.images)}
-            write_atomically(self._path(shard), lambda aside, pixels=pixels: save_file(pixels, aside))
+        stream = self._stream(missing)
+        for shard in missing:
+            began = time.perf_counter()
+            pixels = {"images": torch.from_numpy(next(stream).images)}
+            noted = {_SECONDS: str(time.perf_counter() - began)}
+            write_atomically(self._path(shard), lambda aside, made=pixels, noted=noted: save_file(made, aside, noted))
             bar.update(len(self.indices(shard)))
         bar.close()
         wait_patiently(self.accelerator)
@@ -107,12 +114,21 @@ class Samples:
             batch_size=self.batch_size,
             output_type="np",
             progress=False,
+            num_steps=self.num_steps,
             **asdict(self.sampling),
         )
 
     def pixels(self, shard: int) -> Tensor:
         """uint8 [n, H, W, C] of a batch that `make` made."""
         return self._read(shard)
+
+    def images_per_second(self) -> float | None:
+        """Of one process, sampled and decoded; None where a batch is of a version that did not note the time."""
+        seconds = []
+        for shard in self.shards:
+            with safe_open(self._path(shard), "pt") as file:
+                seconds.append((file.metadata() or {}).get(_SECONDS))
+        return None if None in seconds else self.num_images / sum(map(float, seconds))
 
     def write_picture(self) -> Path:
         """The first samples by class, as SETTING.png."""

@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
 from codegrid.pipelines.data.records import DataConfig, PicturesConfig
 from codegrid.prior import SequenceConfig
+from codegrid.prior.architectures import architecture_of
 from codegrid.prior.sampling import SamplingConfig
+from codegrid.prior.way import way_to_draw
 
 VARIED = ("guidance_scale", "temperature", "top_k", "top_p")  # set by the options; other settings are the pipeline's
-_SAMPLING = ("guidance_scales", "temperatures", "top_k", "top_p")
+_SAMPLING = ("guidance_scales", "temperatures", "top_k", "top_p", "num_steps")
 LEAST_IMAGES = 10  # the classifier's score is a mean over ten parts
 # As in `DataConfig`: what a reference cannot use is refused if it differs.
 _UNUSED = {"validation_split": None, "validation_fraction": 0.05, "streaming": False}
@@ -56,6 +60,7 @@ class Request:
     top_p: float | None = None
     npz: bool = False
     save_statistics: str | None = None
+    num_steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name, least in {"num_images": LEAST_IMAGES, "batch_size": 1, "seed": 0, "judge_images": 0}.items():
@@ -74,6 +79,8 @@ class Request:
             "Give --pipeline, or --samples with a folder of pictures or an .npz file of them.",
         )
         self.settings(SamplingConfig())  # their ranges
+        for steps in self.num_steps:
+            require(steps >= 1, f"num_steps has {steps}.", "Give at least 1.")
         if self.samples is not None:
             named = [name for name in _SAMPLING if getattr(self, name) not in ((), None)]
             named += ["npz"] * self.npz
@@ -103,12 +110,18 @@ class Request:
         ]
 
 
-def check_settings(settings: Sequence[SamplingConfig], sequence: SequenceConfig) -> None:
+def check_settings(
+    settings: Sequence[SamplingConfig], sequence: SequenceConfig, prior: PreTrainedModel, steps: Sequence[int] = ()
+) -> None:
     """Refuse what this prior cannot be sampled with.
 
     Raises:
-        CodegridError: guidance of a prior without classes or a null class, or a condition other than classes.
+        CodegridError: guidance of a prior without classes or a null class, a condition other than classes, or several
+            codes a step of a prior of raster order.
     """
+    record = architecture_of(prior)
+    for number in steps:
+        way_to_draw("before" if record is None else record.reads, sequence, 1, None, number, 0.0)
     require(
         sequence.condition is None,
         "Samples are evaluated of priors with classes or none, and this one's follow "

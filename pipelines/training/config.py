@@ -200,9 +200,11 @@ class PriorTrainingConfig(TrainingConfig):
             `tokenizer`, or the folder that the codes name.
         order: the order of an image's codes in training. "raster"; "random", another one for each sample; "annealed":
             random in the first half of the steps, then a falling share, which after three quarters stays at
-            `random_share` (RAR, arXiv:2411.00776). A prior that learned random orders fills in any part of a picture.
+            `random_share` (RAR, arXiv:2411.00776); "mixed": `random_share` from the first step. A prior that learned
+            random orders fills in any part of a picture.
             With `model.architecture` "auto" it is an "any_order_gpt2". A masked prior ("bert") has no order.
-        random_share: share of the samples in random order at the end of an "annealed" run, in [0, 1].
+        random_share: share of the samples in random order at the end of an "annealed" run, and all along a "mixed" one,
+            in [0, 1].
     """
 
     codes: str = ""
@@ -217,7 +219,7 @@ class PriorTrainingConfig(TrainingConfig):
     num_samples: int = 20
     model: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    order: Literal["raster", "random", "annealed"] = younger("raster")
+    order: Literal["raster", "random", "annealed", "mixed"] = younger("raster")
     random_share: float = younger(0.5)
 
     def __post_init__(self) -> None:
@@ -239,9 +241,9 @@ class PriorTrainingConfig(TrainingConfig):
 
     def _check_order(self) -> None:
         require(
-            self.order in ("raster", "random", "annealed"),
+            self.order in ("raster", "random", "annealed", "mixed"),
             f"order is {self.order!r}.",
-            "Choose one of 'raster', 'random' and 'annealed'.",
+            "Choose one of 'raster', 'random', 'annealed' and 'mixed'.",
         )
         require(0 <= self.random_share <= 1, f"random_share is {self.random_share}.", "It must lie in [0, 1].")
         model = self.model
@@ -257,5 +259,5 @@ class PriorTrainingConfig(TrainingConfig):
         require(
             self.order != "raster" or reads != "any order" or self.init_from is not None,
             f"The architecture {self.model.record.name!r} is for codes in any order, and order is 'raster'.",
-            "Set --order to 'annealed' or 'random', or choose the architecture 'gpt2'.",
+            "Set --order to 'annealed', 'mixed' or 'random', or choose the architecture 'gpt2'.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import shutil
@@ -19,6 +20,8 @@ from PIL import Image
 
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.demo import actions as demo
+from codegrid.prior import PriorConfig, make_prior
+from codegrid.tokenizer.images import to_pil
 
 pytest.importorskip("gradio", reason="needs the extra demo")
 playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser-tests")
@@ -33,11 +36,16 @@ PATIENCE = 90  # seconds; a loaded machine is slow
 @pytest.fixture(scope="module")
 def address(pipeline_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The page of scripts/demo.py, served by a process of its own."""
+    with served(pipeline_folder, tmp_path_factory.mktemp("demo") / "log.txt") as url:
+        yield url
+
+
+@contextlib.contextmanager
+def served(pipeline: Path, log: Path) -> Iterator[str]:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port = found.getsockname()[1]
-    log = tmp_path_factory.mktemp("demo") / "log.txt"
-    arguments = ["--pipeline", str(pipeline_folder), "--port", str(port)]
+    arguments = ["--pipeline", str(pipeline), "--port", str(port)]
     environment = {**os.environ, "GRADIO_TEMP_DIR": str(log.parent / "files"), "NO_PROXY": "127.0.0.1"}
     with log.open("wb") as output:
         server = subprocess.Popen(
@@ -193,3 +201,57 @@ def test_wrong_input_is_one_sentence_and_all_pictures_lie_inside_of_the_page(add
         assert page.locator("#map img").get_attribute("src") == before
     finally:
         page.close()
+
+
+def test_what_the_mouse_paints_is_drawn_again_and_a_result_goes_on(page, pipeline_folder, pictures, tmp_path):
+    """A stroke of the brush, four results, a click on one of them, and a second stroke elsewhere."""
+    raster = ImageGenerationPipeline.from_pretrained(pipeline_folder)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.3}
+    prior = make_prior(PriorConfig(**size, architecture="any_order_gpt2"), raster.sequence)
+    ImageGenerationPipeline(raster.tokenizer, prior, raster.sequence).save_pretrained(tmp_path / "any")
+    with served(tmp_path / "any", tmp_path / "log.txt") as url:
+        page = page.context.browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(1000 * PATIENCE)
+        try:
+            page.goto(url, wait_until="domcontentloaded")
+            page.get_by_role("tab", name="Edit").click()
+            file = pictures / "noise" / "1.png"
+            page.set_input_files("#edit_upload input[type=file]", str(file))
+            true = np.asarray(demo.enlarged(to_pil(demo.read_image(raster.tokenizer, file))[0], 384))
+            first = results_of(page, (0.15, 0.2, 0.15, 0.8))
+            changed = [(np.abs(one.astype(int) - true) > 1).any(-1) for one in first]
+            columns = np.concatenate([mask.nonzero()[1] for mask in changed]) / true.shape[1]
+            assert len(columns)
+            assert columns.max() < 0.4  # where the stroke was; nothing changed elsewhere
+            page.locator("#results button").nth(1).click()
+            page.wait_for_timeout(1500)
+            second = results_of(page, (0.85, 0.2, 0.85, 0.8), before=first)
+            changed = [(np.abs(one.astype(int) - first[1]) > 1).any(-1) for one in second]
+            columns = np.concatenate([mask.nonzero()[1] for mask in changed]) / true.shape[1]
+            assert len(columns)
+            assert columns.min() > 0.6  # the first stroke's part is that of the result that was clicked
+        finally:
+            page.close()
+
+
+def results_of(page, stroke: tuple[float, float, float, float], before=None) -> list[np.ndarray]:
+    """Paint a line over the editor's picture, fill it, and wait for four results other than `before`."""
+    page.wait_for_selector("#editor canvas")
+    page.wait_for_timeout(1500)  # the editor puts its picture into place
+    box = page.locator("#editor canvas").bounding_box()
+    (left, top, right, bottom) = stroke
+    place = lambda x, y: (box["x"] + x * box["width"], box["y"] + y * box["height"])  # noqa: E731
+    page.mouse.move(*place(left, top))
+    page.mouse.down()
+    page.mouse.move(*place(right, bottom), steps=12)
+    page.mouse.up()
+    page.wait_for_timeout(500)
+    page.click("#fill")
+    end = time.monotonic() + PATIENCE
+    while True:
+        shown = pixels(page, "#results")
+        same = before is not None and all(np.array_equal(one, other) for one, other in zip(shown, before, strict=False))
+        if len(shown) == 4 and not same:
+            return shown
+        assert time.monotonic() < end, "no results came"
+        page.wait_for_timeout(200)

@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.numpy import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.data.records import DataConfig, DataError
@@ -26,6 +28,7 @@ from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import OutputError
+from codegrid.pipelines.training.prior.train import train_prior
 from codegrid.tokenizer import metrics
 
 
@@ -313,3 +316,34 @@ def test_numbers_out_of_range_are_refused(pipeline, pictures):
         evaluate_generation(str(pipeline), str(pictures), num_images=5)
     with pytest.raises(ValueError, match="top_p is 0"):
         evaluate_generation(str(pipeline), str(pictures), top_p=0.0)
+
+
+def test_steps_are_compared_and_timed_of_priors_that_draw_several_codes_a_step(
+    pipeline, prior_config, tokenizer_folder, pictures, tmp_path, monkeypatch
+):
+    prior = train_prior(prior_config(tmp_path / "run", order="mixed", num_samples=0))
+    steps = make_pipeline(str(tokenizer_folder), str(prior), str(tmp_path / "steps"))
+    options = {**OPTIONS, "num_steps": (2, 16)}
+    folder = evaluate_generation(str(steps), str(pictures), **options)
+    rows = result(folder, "generation")["results"]
+    assert [row["num_steps"] for row in rows] == [2, 16]
+    assert all(row["images_per_second"] > 0 for row in rows)
+    pipe = ImageGenerationPipeline.from_pretrained(steps)
+    labels = [index % 3 for index in range(12)]
+    for row in rows:
+        made = pipe(labels, seed=0, num_steps=row["num_steps"], output_type="np", batch_size=5, progress=False).images
+        (path,) = (folder / "samples").glob(f"*_steps-{row['num_steps']}_*")
+        found = np.concatenate([load_file(file)["images"] for file in sorted(path.glob("*.safetensors"))])
+        np.testing.assert_array_equal(found, made)
+    (chart, *_) = sweep_charts(rows)
+    assert (chart.x_label, [x for x, _ in chart.series[0].points]) == ("num_steps", [2, 16])
+    evaluate_generation(str(steps), str(pictures), **options)
+    assert result(folder, "generation")["results"] == rows  # the times are those of the sampling
+    evaluate_generation(str(steps), str(pictures), **OPTIONS)
+    rows = result(folder, "generation")["results"]
+    assert [row["num_steps"] for row in rows] == [None, 2, 16]
+    monkeypatch.setattr(generation, "open_reference", lambda *_: pytest.fail("the reference was opened"))
+    with pytest.raises(CodegridError, match="draws a code a step in raster order"):
+        evaluate_generation(str(pipeline), str(pictures), **options)
+    with pytest.raises(CodegridError, match="num_steps has 0"):
+        evaluate_generation(str(steps), str(pictures), **{**options, "num_steps": (0,)})

@@ -72,6 +72,13 @@ def test_the_share_of_random_orders_falls_to_its_end():
     assert torch.equal(drawn.sort(1).values, raster.expand_as(drawn))
 
 
+def test_the_share_of_random_orders_of_a_mixed_run_is_the_same_all_along():
+    orders = orders_of("any_order_gpt2", order="mixed", random_share=0.25)
+    for step in (0, 400, 999):
+        drawn = orders.of_step(step).order
+        assert (drawn != torch.arange(12)).any(1).double().mean().item() == pytest.approx(0.25, abs=0.03)
+
+
 def test_what_a_masked_prior_sees_follows_the_cosine():
     orders = orders_of("bert")
     known = orders.of_step(3).known

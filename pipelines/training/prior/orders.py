@@ -62,6 +62,8 @@ class TrainingOrders:
         """Share of the samples of a step in random order."""
         if self.config.order == "random":
             return 1.0
+        if self.config.order == "mixed":
+            return self.config.random_share
         first, last = (share * self.config.max_steps for share in _FALLS)
         way = min(1.0, max(0.0, (step - first) / max(1.0, last - first)))
         return 1 + (self.config.random_share - 1) * way
