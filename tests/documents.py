@@ -9,6 +9,7 @@ import shlex
 from pathlib import Path
 from typing import NamedTuple
 
+from codegrid.pipelines.artifacts.shipped import SHIPPED
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -166,16 +167,17 @@ READ = {
 }
 READ |= {"--folder", "--checkpoint", "--config", "--verify-images", "--init-from", "--feature-weights"}
 READ |= {"--test-data", "--comparison", "--taming", "--llamagen", "--repository", "--generated", "--samples"}
-READ |= {"--files", "--file", "--context"}
+READ |= {"--files", "--file", "--context", "--disturbance.prior"}
 READ_FIRST = {"report", "look", "codec-info"}  # commands whose first word is read
 WRITTEN_TO = {"--output-dir", "--output", "--archive"}
 # What commands write where they are not told, below the folder that they are told.
 PARTS = {"quickstart": ("images", "tokenizer", "codes", "prior", "pipeline", "report.json")}
 DEFAULTS = {"quickstart": "runs/quickstart", f"{DEVELOPERS} compare-quantizers": "runs/compare-quantizers"}
+DEFAULTS[f"{DEVELOPERS} search-recipe"] = "runs/search-recipe"
 # A name in capitals is the reader's own: IMAGES, CODES, PEERS/taming-transformers, TEST.parquet, USER/NAME.
 OWN = re.compile(r"[A-Z][A-Z_0-9]*([./][\w.-]+)*")
-# Pictures and weights that a page says where to get, or that only its figures are of.
-NAMED_DATA = {"emoji64", "squeezenet1_1_caffe.safetensors"}
+# Pictures and weights that a page says where to get, or that only its figures are of, and what comes with the package.
+NAMED_DATA = {"emoji64", "squeezenet1_1_caffe.safetensors", *SHIPPED}
 
 
 class Step(NamedTuple):

@@ -16,10 +16,17 @@ FOLDERS = {
     "pipelines/codegrid": "codegrid",
     **{name: f"codegrid/{name}" for name in ("pipelines", "prior", "tokenizer")},
 }
+SHIPPED = [
+    *("LICENSE", "README.md", "expected.npz", "model_index.json"),
+    *(f"tokenizer/{name}" for name in ("README.md", "config.json", "model.safetensors")),
+    *("prior/README.md", "prior/config.json", "prior/generation_config.json"),
+    *("prior/model.safetensors", "prior/sequence_config.json"),
+]
 DATA = {
     "codegrid/py.typed",
     "codegrid/pipelines/data/embedded/FASHION_MNIST_LICENSE.txt",
     "codegrid/pipelines/data/embedded/fashion_mnist_6k.parquet",
+    *(f"codegrid/pipelines/artifacts/shipped/fashion-mnist/{name}" for name in SHIPPED),
 }
 
 

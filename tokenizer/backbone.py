@@ -27,14 +27,13 @@ def _attention_at(config: BackboneConfig, level: int) -> bool:
 
 
 def _mid(config: BackboneConfig, width: int, condition_dim: int = 0) -> MidBlock:
-    return MidBlock(
-        width, config.norm_groups, config.dropout, config.mid_attention, condition_dim, config.mid_res_blocks
-    )
+    attention, blocks = config.mid_attention, config.mid_res_blocks
+    return MidBlock(width, config.norm_groups, config.dropout, attention, condition_dim, blocks, config.block)
 
 
 def _level(config: BackboneConfig, index: int, channels: list[int], condition_dim: int = 0) -> Level:
     attention = _attention_at(config, index)
-    return Level(channels, config.norm_groups, config.dropout, attention, condition_dim, config.shortcut)
+    return Level(channels, config.norm_groups, config.dropout, attention, condition_dim, config.shortcut, config.block)
 
 
 class Encoder(nn.Module):
@@ -44,6 +43,8 @@ class Encoder(nn.Module):
         super().__init__()
         widths = [config.ch * multiplier for multiplier in config.ch_mult]
         before = [config.ch, *widths]  # the width that each level receives
+        if config.downsample == "wide":
+            before = [config.ch, *widths[1:]]
         self.patch_size = config.patch_size
         self.pixel_range = config.pixel_range
         self.conv_in = not_hidden(nn.Conv2d(config.in_channels * config.patch_size**2, config.ch, 3, padding=1))
@@ -52,7 +53,7 @@ class Encoder(nn.Module):
             channels = [before[index]] + [width] * config.num_res_blocks
             level = _level(config, index, channels)
             if index < len(widths) - 1:
-                level.downsample = Downsample(width, config.downsample)
+                level.downsample = Downsample(width, config.downsample, widths[index + 1])
             self.down.append(level)
         self.mid = _mid(config, widths[-1])
         self.norm_out = group_norm(widths[-1], config.norm_groups)
@@ -86,6 +87,8 @@ class Decoder(nn.Module):
         self.conv_in = not_hidden(nn.Conv2d(config.z_channels, widths[-1], 3, padding=1))
         self.mid = _mid(config, widths[-1], condition_dim)
         after = [*widths[1:], widths[-1]]  # the width that each level receives from the level below it
+        if config.upsample == "linear":
+            after = widths
         blocks = config.decoder_res_blocks or config.num_res_blocks + 1
         self.up = nn.ModuleList()
         self.adaptive = nn.ModuleList()
@@ -93,7 +96,7 @@ class Decoder(nn.Module):
             channels = [after[index]] + [width] * blocks
             level = _level(config, index, channels, condition_dim)
             if index > 0:
-                level.upsample = Upsample(width, config.upsample)
+                level.upsample = Upsample(width, config.upsample, widths[index - 1])
             self.up.append(level)
             if config.adaptive_norm:
                 self.adaptive.append(AdaptiveGroupNorm(config.z_channels, after[index], config.norm_groups))

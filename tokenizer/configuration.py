@@ -48,12 +48,13 @@ class BackboneConfig:
         norm_groups: groups of every group norm.
         dropout: dropout in the residual blocks, in training.
         decoder_res_blocks: residual blocks per level of the decoder; None for one more than the encoder has.
-        mid_res_blocks: residual blocks at the bottleneck; `mid_attention` follows the first.
+        mid_res_blocks: residual blocks at the bottleneck; `mid_attention` follows the first. 0 only without it.
         downsample: how the side is halved: by a stride-2 convolution padded on the right and below ("asymmetric", as in
-            taming) or on all sides ("symmetric", as in Open-MAGVIT2), or by the mean of 2x2 pixels ("average", as in
-            MaskGIT).
-        upsample: how the side is doubled: by nearest neighbour and a convolution ("nearest"), or by a convolution to
-            four times the channels, laid out as 2x2 pixels ("depth_to_space").
+            taming) or on all sides ("symmetric", as in Open-MAGVIT2), by the mean of 2x2 pixels ("average", as in
+            MaskGIT), or by a 4x4 convolution that gives the next level's width at once ("wide").
+        upsample: how the side is doubled: by nearest neighbour and a convolution ("nearest"), by a convolution to four
+            times the channels, laid out as 2x2 pixels ("depth_to_space"), or by a 1x1 convolution that gives the next
+            level's width at once, laid out likewise ("linear").
         shortcut: the input of the 1x1 shortcut in a block that changes the width: the block's "input", or the block's
             "output", to which the shortcut is then added (as in MaskGIT's PyTorch port; arXiv:2202.04200).
         adaptive_norm: put a group norm before each level of the decoder, whose scale and shift are linear in the
@@ -61,6 +62,8 @@ class BackboneConfig:
         encoder_out_kernel: side of the encoder's last convolution, 3 or 1.
         quant_conv: use 1x1 convolutions between backbone and quantizer. Without them z_channels is the code_dim.
         pixel_range: the network's own values of black and white. The model's images are in [-1, 1] in any case.
+        block: what a residual block is: two norms, swishes and 3x3 convolutions ("residual", as in taming), or a norm,
+            a 3x3 convolution to twice the width, a swish and a 1x1 convolution ("fused", as in EfficientNetV2).
     """
 
     in_channels: int = 3
@@ -76,20 +79,22 @@ class BackboneConfig:
     dropout: float = 0.0
     decoder_res_blocks: int | None = younger(None)
     mid_res_blocks: int = younger(2)
-    downsample: Literal["asymmetric", "symmetric", "average"] = younger("asymmetric")
-    upsample: Literal["nearest", "depth_to_space"] = younger("nearest")
+    downsample: Literal["asymmetric", "symmetric", "average", "wide"] = younger("asymmetric")
+    upsample: Literal["nearest", "depth_to_space", "linear"] = younger("nearest")
     shortcut: Literal["input", "output"] = younger("input")
     adaptive_norm: bool = younger(False)
     encoder_out_kernel: Literal[1, 3] = younger(3)
     quant_conv: bool = younger(True)
     pixel_range: tuple[float, float] = younger((-1.0, 1.0))
+    block: Literal["residual", "fused"] = younger("residual")
 
     def __post_init__(self) -> None:
         for name in ("ch_mult", "attn_resolutions", "pixel_range"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         for name, most in _MOST.items():
             value = getattr(self, name)
-            require(value >= 1, f"backbone.{name} is {value}.", "Give at least 1.")
+            least = 0 if name == "mid_res_blocks" else 1
+            require(value >= least, f"backbone.{name} is {value}.", f"Give at least {least}.")
             require(value <= most, f"backbone.{name} is {value}.", f"Give at most {most}.")
         require(
             len(self.ch_mult) >= 1 and min(self.ch_mult) >= 1,
@@ -114,6 +119,11 @@ class BackboneConfig:
             of_all <= _MOST_BLOCKS,
             f"backbone has {of_all} residual blocks (num_res_blocks, decoder_res_blocks, mid_res_blocks).",
             f"Give at most {_MOST_BLOCKS}.",
+        )
+        require(
+            self.mid_res_blocks > 0 or not self.mid_attention,
+            "backbone.mid_res_blocks is 0, and backbone.mid_attention follows the first of these blocks.",
+            "Turn mid_attention off, or give at least 1.",
         )
         black_white = self.pixel_range
         require(
@@ -149,7 +159,9 @@ class VQModelConfig(PreTrainedConfig):
     file and the family of an imported tokenizer; nothing depends on it.
 
     A model that is cast to another dtype writes `cast_from`: the `fingerprint` of the weights before the cast, and the
-    `digest` of the weights after it. It applies only to weights with this digest.
+    `digest` of the weights after it. It applies only to weights with this digest. One whose decoder alone was trained
+    on writes `codes_from`: the `fingerprint` of the tokenizer that gives the same codes, and the `digest` of encoder
+    and quantizer (`VQModel.codes_fingerprint`).
 
     `num_classes` above 0 makes the decoder class-conditional. `id2label` then names the classes; the default names are
     "0", "1", ...
@@ -169,6 +181,7 @@ class VQModelConfig(PreTrainedConfig):
     num_classes: int = 0
     provenance: dict[str, Any] | None = None
     cast_from: dict[str, str] | None = None
+    codes_from: dict[str, str] | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         unknown = sorted(set(kwargs) - _HUB_KEYS)
@@ -195,12 +208,13 @@ class VQModelConfig(PreTrainedConfig):
             f"factor {factor}.",
             f"Give a multiple of {factor}.",
         )
-        cast = self.cast_from
-        require(
-            cast is None or (isinstance(cast, dict) and set(cast) == {"fingerprint", "digest"}),
-            f"cast_from is {cast!r}.",
-            "Give a dictionary of fingerprint and digest, or save the tokenizer again.",
-        )
+        for name in ("cast_from", "codes_from"):
+            kept = getattr(self, name)
+            require(
+                kept is None or (isinstance(kept, dict) and set(kept) == {"fingerprint", "digest"}),
+                f"{name} is {kept!r}.",
+                "Give a dictionary of fingerprint and digest, or save the tokenizer again.",
+            )
         if self.num_classes and self.id2label is None:
             self.id2label = {label: str(label) for label in range(self.num_classes)}
         dim, channels = self.quantizer_config.code_dim, self.backbone_config.z_channels
@@ -224,8 +238,9 @@ class VQModelConfig(PreTrainedConfig):
         values = super().to_diff_dict()
         if not self.num_classes:
             values.pop("num_classes", None)  # an unconditional tokenizer's config.json does not mention classes
-        if self.cast_from is None:
-            values.pop("cast_from", None)
+        for name in ("cast_from", "codes_from"):
+            if getattr(self, name) is None:
+                values.pop(name, None)
         return values
 
     @property

@@ -38,6 +38,8 @@ from codegrid.tokenizer.moving import to_device
 from codegrid.tokenizer.quantizers import Quantizer, make_quantizer
 from codegrid.tokenizer.tiling import decode_tiles, encode_tiles
 
+_ENCODING_HALF = ("encoder.", "quant_conv.", "quantize.")  # the weights that codes depend on
+
 
 def float_dtype(dtype: torch.dtype | str | None, torch_dtype: torch.dtype | str | None = None) -> torch.dtype | None:
     """`dtype` (or `torch_dtype`, its older name): a float dtype of torch, its name, or None or "auto" for the stored.
@@ -187,7 +189,7 @@ class VQModel(PreTrainedModel):
         return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, len(codes)))
 
     def fingerprint(self) -> str:
-        """sha256 over the weights and the config that codes depend on: equal fingerprints mean equal codes.
+        """sha256 over the weights and the config: equal fingerprints mean equal codes and equal reconstructions.
 
         It excludes the preprocessing (the code data set records that itself) and training counters. A cast model
         (`to(torch.bfloat16)`, `dtype=`) keeps the fingerprint of the weights before the cast, also when it is saved and
@@ -196,25 +198,51 @@ class VQModel(PreTrainedModel):
         own, cast = self._digest(), self.config.cast_from
         return cast["fingerprint"] if cast and cast["digest"] == own else own
 
+    def codes_fingerprint(self) -> str:
+        """Fingerprint of the codes: equal ones mean that pictures have the same codes, whatever the decoder.
+
+        It is `fingerprint()`, except where only the decoder was trained on (`keep_codes_of`): then it is that of the
+        tokenizer from which the decoder was trained on. Code data sets and priors name it as their tokenizer's.
+        """
+        kept = self.config.codes_from
+        known = kept is not None and kept["digest"] == self._digest(encoding_half=True)
+        return kept["fingerprint"] if known else self.fingerprint()
+
+    def keep_codes_of(self, other: VQModel) -> None:
+        """Record that pictures have the same codes as with `other`, so that its code data sets and priors stay valid.
+
+        Raises:
+            CodegridError: the encoder or the quantizer differ.
+        """
+        own = self._digest(encoding_half=True)
+        require(
+            own == other._digest(encoding_half=True),
+            "The encoders or quantizers of the two tokenizers differ, and so do their codes.",
+            "Train with the encoder and the quantizer frozen.",
+        )
+        self.config.codes_from = {"fingerprint": other.codes_fingerprint(), "digest": own}
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQModel:
         """Every cast and move calls this method: a cast model records the weights from which it was cast."""
         weight = self.last_layer
         is_cast = weight.device.type != "meta" and fn(weight.detach().new_empty(0)).dtype != weight.dtype
-        before = self.fingerprint() if is_cast else ""
+        before, codes = (self.fingerprint(), self.codes_fingerprint()) if is_cast else ("", "")
         super()._apply(fn, recurse)
         if is_cast:
             own = self._digest()
             self.config.cast_from = None if own == before else {"fingerprint": before, "digest": own}
+            if codes != before:
+                self.config.codes_from = {"fingerprint": codes, "digest": self._digest(encoding_half=True)}
         return self
 
-    def _digest(self) -> str:
-        """The fingerprint of the current weights."""
+    def _digest(self, encoding_half: bool = False) -> str:
+        """The fingerprint of the current weights; of encoder and quantizer alone with `encoding_half`."""
         counters = {f"quantize.{name}" for name in self.quantize.training_buffers}
         parts = [established(part) for part in (self.config.backbone_config, self.config.quantizer_config)]
-        parts += [self.config.num_classes] if self.config.num_classes else []
+        parts += [self.config.num_classes] if self.config.num_classes and not encoding_half else []
         digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
-            if name not in counters:
+            if name not in counters and (not encoding_half or name.startswith(_ENCODING_HALF)):
                 array = tensor.detach().float().cpu().contiguous().numpy()
                 digest.update(f"{name}{array.shape}".encode() + array.tobytes())
         return digest.hexdigest()

@@ -41,7 +41,7 @@ def misfits(model: VQModel, other: SequenceConfig | CodesManifest, ours: str, th
         for name, title in _FIELDS.items()
         if made[name] != wanted[name]
     ]
-    fingerprint = model.fingerprint()
+    fingerprint = model.codes_fingerprint()
     if other.tokenizer_fingerprint not in (None, fingerprint):
         found.append(f"fingerprint of the tokenizer {fingerprint[:12]} and {other.tokenizer_fingerprint[:12]}")
     return f"{ours[0].upper()}{ours[1:]} and {theirs} do not fit each other: {'; '.join(found)}." if found else ""

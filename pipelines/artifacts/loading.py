@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from codegrid.downloads import AGAIN, HUB_OPTIONS, INDEX_NAME, WEIGHTS_NAME, place_in, read_json, snapshot, weight_files
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
+from codegrid.pipelines.artifacts.shipped import shipped_folder
 from codegrid.prior import SequenceConfig, load_prior
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.modeling import float_dtype
@@ -34,7 +35,8 @@ def local_folder(
     local_files_only: bool = False,
     force_download: bool = False,
 ) -> Path:
-    """The local folder, or the snapshot of the Hub repository of that name; with `subfolder`, the folder inside it.
+    """The local folder, or the pipeline of that name that comes with the package, or the snapshot of the Hub repository
+    of that name; with `subfolder`, the folder inside it.
 
     Args:
         what: "tokenizer", "prior" or "pipeline", for the message.
@@ -51,6 +53,8 @@ def local_folder(
     folder = Path(folder_or_repo)
     if folder.exists() and not folder.is_dir():
         raise LoadingError(f"{shown(folder)} is a file.", f"Give the {what}'s folder, or the name of a Hub repository.")
+    shipped = None if folder.is_dir() else shipped_folder(str(folder_or_repo), "pipeline" if subfolder else what)
+    folder = shipped or folder
     from_hub = not folder.is_dir()
     try:
         inside = place_in(subfolder)

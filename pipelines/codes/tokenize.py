@@ -249,7 +249,7 @@ def _finish(
     quantizer = model.config.quantizer_config
     manifest = CodesManifest(
         tokenizer=config.tokenizer,
-        tokenizer_fingerprint=model.fingerprint(),
+        tokenizer_fingerprint=model.codes_fingerprint(),
         codebook_size=quantizer.codebook_size,
         grid_shape=model.config.grid_shape,
         depth=quantizer.depth,
@@ -291,7 +291,7 @@ def _renew_card(folder: Path) -> None:
 def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> dict[str, Any]:
     """Everything that the rows depend on. A folder is resumed only with the same plan."""
     return {
-        "tokenizer_fingerprint": model.fingerprint(),
+        "tokenizer_fingerprint": model.codes_fingerprint(),
         "preprocessing": established(model.config.preprocessing_config),
         "source": images.description,
         "source_fingerprint": images.fingerprint,

@@ -165,8 +165,15 @@ COMMANDS: dict[str, Command] = {
         "train one small tokenizer per quantizer, all alike, and write a table and a sheet",
         Function("comparison:compare_quantizers"),
     ),
+    f"{DEVELOPERS} search-recipe": Command(
+        "search a preset's fields at equal seconds or steps, and write a table and a chart",
+        Function("comparison.search:search_recipe"),
+    ),
     f"{DEVELOPERS} write-comparison": Command(
         "put the table of a comparison of quantizers into a page of the docs", Function("comparison.report:write_page")
+    ),
+    f"{DEVELOPERS} ship-pipeline": Command(
+        "make the pipeline that comes with the package out of a quickstart's", Function("generation.ship:ship_pipeline")
     ),
     f"{DEVELOPERS} import-parity": Command(
         "compare an imported tokenizer with its project's own code", Function("importing.parity:import_parity")

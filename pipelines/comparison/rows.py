@@ -78,7 +78,7 @@ def _train(comparison: Comparison, report: Report, row: Row) -> None:
     config = replace(comparison.base, output_dir=str(comparison.folder / row.name), quantizer=VARIANTS[row.name])
     row.bits = bits_per_image(config)
     if row.steps is None:
-        row.steps = config.max_steps if comparison.seconds is None else _steps_within(comparison.seconds, config)
+        row.steps = config.max_steps if comparison.seconds is None else steps_within(comparison.seconds, config)
     report.save(comparison.folder)  # a resumed training has the same number of steps
     finished = (Path(config.output_dir) / "config.json").exists()  # the last file that a run writes
     began = time.monotonic()
@@ -107,7 +107,7 @@ def bits_per_image(config: TokenizerTrainingConfig) -> float:
     return math.prod(model.codes_shape) * math.log2(config.quantizer.codebook_size)
 
 
-def _steps_within(seconds: float, config: TokenizerTrainingConfig) -> int:
+def steps_within(seconds: float, config: TokenizerTrainingConfig) -> int:
     """The number of steps of this config that fit into `seconds`, on this machine under its current load."""
     data = replace(config.data, validation_split=None, validation_fraction=0.0)
     taken = []

@@ -24,7 +24,7 @@ def run_demo(pipeline: str, host: str = "127.0.0.1", port: int = 7860) -> None:
     """Serve a page for the browser: sample images by class, view an image's codes, change them, and decode again.
 
     Args:
-        pipeline: folder or Hub name of a pipeline.
+        pipeline: folder or Hub name of a pipeline; "fashion-mnist" comes with the package.
         host: address to listen on; 0.0.0.0 allows other machines.
         port: port of the page.
 

@@ -86,7 +86,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         if sentence := unknown_origin(sequence):
             _logger.warning(sentence)
         if context is not None:
-            context.check_tokenizer(tokenizer.fingerprint())
+            context.check_tokenizer(tokenizer.codes_fingerprint())
         try:
             self._decoder_classes = decoder_classes(tokenizer.config, sequence.class_names, "the prior")
         except DataError as error:
@@ -319,7 +319,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         device_map: DeviceMap = None,
         **hub: Any,
     ) -> ImageGenerationPipeline:
-        """Load a pipeline's folder or Hub repository.
+        """Load a pipeline's folder or Hub repository, or "fashion-mnist", which comes with the package.
 
         Args:
             revision: branch, tag or commit on the Hub.

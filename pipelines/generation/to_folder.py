@@ -64,7 +64,8 @@ def generate_images(
     """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
     Args:
-        pipeline: folder or Hub name of a pipeline; or the folder of a prior of imported codes, which gives codes.npy.
+        pipeline: folder or Hub name of a pipeline ("fashion-mnist" comes with the package); or the folder of a prior of
+            imported codes, which gives codes.npy.
         output_dir: folder for the images. To resume after a stop, run the same command again; with more
             num_images it adds to those that are there.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.

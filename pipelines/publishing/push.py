@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import codes_card, pipeline_card, prior_card, tokenizer_card
 from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.generation.sheet import SAMPLES_NAME, card_pictures
@@ -44,7 +45,7 @@ def push_to_hub(
         license: the licence's identifier on the Hub, such as mit or cc-by-4.0, for the card.
         base_tokenizer: USER/NAME of the tokenizer on the Hub; the card of a prior, pipeline or codes links to it.
     """
-    print(f"Pushing {folder} to {repo_id}.")
+    print(f"Pushing {shown(folder)} to {shown(repo_id)}.")
     address = push_folder(
         folder,
         repo_id,
@@ -56,7 +57,7 @@ def push_to_hub(
         license=license,
         base_tokenizer=base_tokenizer,
     )
-    print(f"{folder} is at {address}")
+    print(f"{shown(folder)} is at {address}")
     return address
 
 

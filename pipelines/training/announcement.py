@@ -84,7 +84,7 @@ def announce_prior(
     estimate = estimate_of_prior(run, config, objective, sequence, num_samples)
     run.log(
         f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
-        f"{sequence.conditioning.describe()}.\n"
+        f"{sequence.conditioning.describe()}{_frozen(config)}.\n"
         f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} rows a step on {run.devices}, "
         f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}.\n"
@@ -141,13 +141,15 @@ def describe_codes(model: VQModel) -> str:
     )
 
 
+def _frozen(config: TokenizerTrainingConfig | PriorTrainingConfig) -> str:
+    return f"; frozen: {', '.join(config.freeze)}, as in {shown(config.init_from or '')}" if config.freeze else ""
+
+
 def _parameters(learners: TokenizerLearners, config: TokenizerTrainingConfig) -> str:
     model = learners.model.module
     parts = {"encoder": model.encoder, "decoder": model.decoder, "quantizer": model.quantize}
     counts = ", ".join(f"{name} {_count(module)}" for name, module in parts.items())
-    text = f"{_count(model)} parameters ({counts})"
-    if config.freeze:
-        text += f"; frozen: {', '.join(config.freeze)}, as in {shown(config.init_from or '')}"
+    text = f"{_count(model)} parameters ({counts}){_frozen(config)}"
     if learners.discriminator is not None:
         text += f"; discriminator {_count(learners.discriminator.module)}"
     for name, net in learners.distances.items():

@@ -99,6 +99,42 @@ class TrainingConfig:
         return self.batch_size // parts
 
 
+def check_frozen(freeze: tuple[str, ...], known: tuple[str, ...], init_from: str | None, kind: str) -> None:
+    """Raises CodegridError: `freeze` names other parts than `known`, all of them, or parts that nobody trained."""
+    require(set(freeze) <= set(known), f"freeze is {list(freeze)}.", f"It is made of {', '.join(known)}.")
+    require(
+        not freeze or bool(init_from),
+        f"freeze is {list(freeze)} without init_from: these parts would keep weights that nobody trained.",
+        f"Name the {kind} that they come from with --init-from.",
+    )
+    require(set(freeze) != set(known), "freeze names all parts.", "Leave out the one that is to be trained.")
+
+
+@dataclass(frozen=True)
+class DisturbanceConfig:
+    """How codes are disturbed for a decoder that is trained on (`finetune_decoder`; https://arxiv.org/abs/2509.12474).
+
+    Args:
+        share: the largest share of a picture's codes that are replaced; each picture draws its own, evenly from 0 to
+            this.
+        neighbours: a replaced code becomes one of so many nearest codes (of all others, where there are fewer), each
+            equally likely.
+        prior: folder or Hub name of a prior on the tokenizer's codes. A replaced code then becomes one that this prior
+            draws given the picture's own codes before it, and `neighbours` is not read.
+    """
+
+    share: float = 0.5
+    neighbours: int = 16
+    prior: str | None = None
+
+    def __post_init__(self) -> None:
+        require(0 < self.share <= 1, f"disturbance.share is {self.share}.", "Give a number above 0, at most 1.")
+        require(self.neighbours >= 1, f"disturbance.neighbours is {self.neighbours}.", "Give at least 1.")
+
+
+AS_IT_COMES = DisturbanceConfig()
+
+
 @dataclass(frozen=True)
 class TokenizerTrainingConfig(TrainingConfig):
     """Settings of stage one, the training of a tokenizer.
@@ -111,6 +147,9 @@ class TokenizerTrainingConfig(TrainingConfig):
             and the optimizers are always new.
         freeze: parts that keep the weights of `init_from` bit for bit, with their averages and counters: "encoder",
             "quantizer", "decoder". With encoder and quantizer frozen, pictures have the same codes afterwards.
+        finetune_decoder: train the decoder of `init_from` on with disturbed codes, encoder and quantizer frozen: it
+            then gives better pictures of what a prior draws. Code data sets and priors stay valid.
+        disturbance: how the codes are disturbed; read only with finetune_decoder.
         revive_until: share of the run after which dead-code restarts stop, so that the end of training settles.
         onset_bound: the run warns if a reconstruction term rises, after the discriminator's start, above this many
             times its mean in the last window before.
@@ -143,25 +182,35 @@ class TokenizerTrainingConfig(TrainingConfig):
     gradient_checkpointing: bool = False
     compile: bool = False
     freeze: tuple[Literal["encoder", "quantizer", "decoder"], ...] = younger(())
+    finetune_decoder: bool = younger(False)
+    disturbance: DisturbanceConfig = younger(AS_IT_COMES)  # noqa: RUF009  (frozen, so that sharing it is safe)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_finetuning()
         self._check_frozen()
         require(0 <= self.revive_until <= 1, f"revive_until is {self.revive_until}.", "It must lie in [0, 1].")
         require(self.onset_bound >= 1, f"onset_bound is {self.onset_bound}.", "It must be at least 1.")
         require(0 <= self.usage_warning < 1, f"usage_warning is {self.usage_warning}.", "It must lie in [0, 1).")
         require(self.num_pictures >= 0, f"num_pictures is {self.num_pictures}.", "It must not be negative.")
 
-    def _check_frozen(self) -> None:
-        known = ("encoder", "quantizer", "decoder")
-        parts = ", ".join(known)
-        require(set(self.freeze) <= set(known), f"freeze is {list(self.freeze)}.", f"It is made of {parts}.")
+    def _check_finetuning(self) -> None:
+        if not self.finetune_decoder:
+            return
         require(
-            not self.freeze or self.init_from,
-            f"freeze is {list(self.freeze)} without init_from: these parts would keep weights that nobody trained.",
-            "Name the tokenizer that they come from with --init-from.",
+            bool(self.init_from),
+            "finetune_decoder is set without init_from: there is no decoder to train on.",
+            "Name the tokenizer with --init-from.",
         )
-        require(set(self.freeze) != set(known), "freeze names all parts.", "Leave out the one that is to be trained.")
+        require(
+            "decoder" not in self.freeze,
+            "finetune_decoder trains the decoder, and freeze names it.",
+            "Leave freeze out: encoder and quantizer are frozen in any case.",
+        )
+        object.__setattr__(self, "freeze", ("encoder", "quantizer"))
+
+    def _check_frozen(self) -> None:
+        check_frozen(self.freeze, ("encoder", "quantizer", "decoder"), self.init_from, "tokenizer")
         require(
             "decoder" not in self.freeze or not (self.objective.adversarial_weight and self.objective.adaptive_weight),
             "freeze names the decoder, and objective.adaptive_weight reads the gradients of its last layer.",
@@ -205,6 +254,9 @@ class PriorTrainingConfig(TrainingConfig):
             With `model.architecture` "auto" it is an "any_order_gpt2". A masked prior ("bert") has no order.
         random_share: share of the samples in random order at the end of an "annealed" run, and all along a "mixed" one,
             in [0, 1].
+        freeze: parts that keep the weights of `init_from` bit for bit: "embeddings" (of the tokens and positions),
+            "blocks", "head" (the last norm and the output layer). With blocks and head frozen, a prior learns new
+            classes and forgets nothing of the old ones' codes.
     """
 
     codes: str = ""
@@ -221,10 +273,12 @@ class PriorTrainingConfig(TrainingConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     order: Literal["raster", "random", "annealed", "mixed"] = younger("raster")
     random_share: float = younger(0.5)
+    freeze: tuple[Literal["embeddings", "blocks", "head"], ...] = younger(())
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_order()
+        check_frozen(self.freeze, ("embeddings", "blocks", "head"), self.init_from, "prior")
         require(
             self.fast_forward or not self.gradient_checkpointing,
             "gradient_checkpointing is part of fast_forward, and that is off.",

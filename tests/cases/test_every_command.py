@@ -47,6 +47,11 @@ CASES = [
         {"--init-from": "tokenizer", "--data.source": "images"},
         [*OUT, "--max-steps", "1"],
     ),
+    Reads(
+        ["train-tokenizer", "quickstart"],
+        {"--disturbance.prior": "prior"},
+        [*OUT, "--finetune-decoder", "--init-from", "tokenizer", "--data.source", "images", "--max-steps", "1"],
+    ),
     Reads(["reconstruct"], {"--tokenizer": "tokenizer", "--data.source": "images"}, OUT),
     Reads(["tokenize-dataset"], {"--tokenizer": "tokenizer", "--data.source": "images"}, OUT),
     Reads(["verify-codes"], {"--codes": "codes", "--tokenizer": "tokenizer", "--source": "images"}),
@@ -71,9 +76,10 @@ CASES = [
     Reads(["export-diffusers"], {"--tokenizer": "tokenizer"}, OUT),
     Reads(["quickstart"], {"--test-data": "images"}, OUT),
     Reads(["dev", "write-comparison"], {"--comparison": "comparison"}),
+    Reads(["dev", "search-recipe"], {"--data.source": "images"}, [*OUT, "--candidates", "batch_size=2"]),
 ]
-# Commands that read no file of the user's, or whose reading is a program of another project.
-WITHOUT = {"dev benchmark", "dev compare-quantizers", "dev import-parity"}
+# Commands that read no file of the user's, whose reading is a program of another project, or that make the package.
+WITHOUT = {"dev benchmark", "dev compare-quantizers", "dev import-parity", "dev ship-pipeline"}
 
 
 def missing(folder: Path, kind: str) -> str:

@@ -148,3 +148,58 @@ def test_a_prior_is_trained_on_with_other_classes_and_not_with_another_grid(seed
     with pytest.raises(CodegridError, match="grid"):
         train_prior(prior_run(tmp_path / "refused", grid, init_from=str(start)))
     assert not (tmp_path / "refused").exists()
+
+
+PRIOR_PARTS = {
+    "llama": {
+        "embeddings": ("model.embed_tokens.",),
+        "blocks": ("model.layers.",),
+        "head": ("model.norm.", "lm_head."),
+    },
+    "gpt2": {
+        "embeddings": ("transformer.w",),
+        "blocks": ("transformer.h.",),
+        "head": ("transformer.ln_f.", "lm_head."),
+    },
+    "bert": {"embeddings": ("bert.embeddings.",), "blocks": ("bert.encoder.",), "head": ("cls.",)},
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "frozen"),
+    [("llama", ("blocks", "head")), ("llama", ("embeddings",)), ("gpt2", ("blocks",)), ("bert", ("head",)), (9, None)],
+)
+def test_frozen_parts_of_a_prior_stay_and_the_others_move(architecture, frozen, pictures, tmp_path, capsys):
+    if frozen is None:
+        draw = random.Random(architecture)
+        architecture = draw.choice(sorted(PRIOR_PARTS))
+        frozen = tuple(draw.sample(["embeddings", "blocks", "head"], draw.randint(1, 2)))
+    tokenizer = train_tokenizer(tokenizer_run(tmp_path / "tokenizer", pictures))
+    codes = codes_of(tokenizer, pictures, tmp_path / "codes")
+    shape = replace(prior_run(tmp_path, codes).model, architecture=architecture)
+    start = train_prior(prior_run(tmp_path / "start", codes, model=shape))
+    more = {"init_from": str(start), "freeze": frozen, "ema_decay": 0.9, "max_steps": 3}
+    optimizer = replace(prior_run(tmp_path, codes).optimizer, learning_rate=0.01)
+    run = train_prior(prior_run(tmp_path / "run", codes, optimizer=optimizer, **more))
+    assert f"frozen: {', '.join(frozen)}, as in {start}" in capsys.readouterr().out
+    before, after = (load_file(folder / "model.safetensors") for folder in (start, run))
+    parts = PRIOR_PARTS[architecture]
+    for name in before:
+        part = next(part for part, prefixes in parts.items() if name.startswith(prefixes))
+        assert torch.equal(before[name], after[name]) or part not in frozen, (architecture, frozen, name)
+    for part in set(parts) - set(frozen):
+        names = [name for name in before if name.startswith(parts[part])]
+        assert any(not torch.equal(before[name], after[name]) for name in names), (architecture, frozen, part)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"freeze": ("blocks",)}, "without init_from"),
+        ({"freeze": ("embeddings", "blocks", "head"), "init_from": "x"}, "names all parts"),
+        ({"freeze": ("norms",), "init_from": "x"}, "It is made of embeddings, blocks, head"),
+    ],
+)
+def test_what_of_a_prior_cannot_be_frozen_is_said_at_once(changes, says, tmp_path):
+    with pytest.raises(CodegridError, match=says):
+        prior_run(tmp_path / "run", tmp_path, **changes)

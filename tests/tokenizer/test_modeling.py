@@ -259,5 +259,45 @@ def test_maps_written_over_change_neither_the_input_nor_a_bit(widths, shortcut):
     assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize("widths", [(8, 8), (8, 16)])
+def test_a_fused_block_is_its_formula_and_changes_no_input(widths):
+    block = layers.FusedBlock(*widths, groups=4, dropout=0.0)
+    x = torch.randn(2, 8, 6, 6).requires_grad_()
+    expected = block.conv2(F.silu(block.conv1(block.norm(x)))) + getattr(block, "nin_shortcut", lambda y: y)(x)
+    with torch.no_grad():
+        before = x.clone()
+        assert torch.equal(block(x), expected)
+        assert torch.equal(x, before)
+    inputs = (x, *block.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    found = torch.autograd.grad(block(x).square().sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("num_classes", [0, 3])
+@pytest.mark.parametrize("mid", [0, 1])
+@pytest.mark.parametrize("sampling", [("wide", "linear"), ("symmetric", "linear"), ("wide", "nearest")])
+def test_fused_blocks_with_levels_of_other_widths(sampling, mid, num_classes, tmp_path):
+    down, up = sampling
+    shape = {"resolution": 16, "ch": 8, "ch_mult": (1, 3, 2), "num_res_blocks": 1, "attn_resolutions": ()}
+    shape |= {"mid_attention": False, "mid_res_blocks": mid, "z_channels": 8, "norm_groups": 4}
+    shape |= {"block": "fused", "downsample": down, "upsample": up}
+    config = VQModelConfig(backbone=BackboneConfig(**shape), num_classes=num_classes)
+    model = VQModel(config).eval()
+    labels = torch.tensor([0, 2]) if num_classes else None
+    images = torch.rand(2, 3, 16, 24) * 2 - 1
+    codes = model.encode(images)
+    assert codes.shape == (2, 4, 6)
+    assert torch.equal(model.decode(codes, labels), model(images, labels).reconstruction)
+    assert model.decode(codes, labels).shape == images.shape
+    model.save_pretrained(tmp_path)
+    assert VQModel.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+
+
+def test_attention_at_the_bottleneck_needs_a_block_there():
+    with pytest.raises(ValueError, match="mid_attention follows the first"):
+        BackboneConfig(mid_res_blocks=0)
+
+
 def test_under_autocast_a_sum_keeps_the_wider_type():
     assert layers.add_to(torch.ones(1, dtype=torch.bfloat16), torch.full((1,), 2.0**-10)).dtype == torch.float32

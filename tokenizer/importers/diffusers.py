@@ -133,7 +133,7 @@ def _check_exportable(backbone: BackboneConfig, quantizer: Any) -> None:
         "Export a tokenizer with the quantizer vq and without l2_normalize.",
     )
     plain = BackboneConfig()
-    names = ("patch_size", "decoder_res_blocks", "mid_res_blocks", "downsample", "upsample", "shortcut")
+    names = ("patch_size", "decoder_res_blocks", "mid_res_blocks", "downsample", "upsample", "shortcut", "block")
     for name in (*names, "adaptive_norm", "encoder_out_kernel", "quant_conv"):
         value = getattr(backbone, name)
         require(

@@ -44,7 +44,7 @@ def samples_tokenizer(
     if (channels := tokenizer.config.backbone_config.in_channels) not in (1, 3):
         log(f"No samples while training: the tokenizer's pictures have {channels} channels, not 1 or 3.")
         return None
-    if tokenizer.fingerprint() != manifest.tokenizer_fingerprint:
+    if tokenizer.codes_fingerprint() != manifest.tokenizer_fingerprint:
         log(f"No samples while training: {name} has changed since it made the codes.")
         return None
     return tokenizer

@@ -27,6 +27,7 @@ from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate
+from codegrid.pipelines.training.prior.frozen import freeze
 from codegrid.pipelines.training.prior.orders import RASTER, Orders, TrainingOrders, check_order
 from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
 from codegrid.pipelines.training.run import Run
@@ -150,6 +151,7 @@ class PriorStage(Stage):
         self.order = SampleOrder(len(self.rows), config.seed)
         self.sequence = sequence_of(codes, config, self.rows, self.order)
         self.model = _make_model(config, self.sequence, run.log)
+        freeze(self.model, config.freeze)
         self.objective = PriorObjective(
             self.model, self.sequence.codebook_size, config.gradient_checkpointing, config.fast_forward
         )

@@ -17,7 +17,7 @@ from torchvision.utils import make_grid
 
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.export import export_tokenizer
-from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer
 from codegrid.pipelines.data.batches import AugmentedImages, ImageBatch, check_channels, image_batches, prepared_batches
 from codegrid.pipelines.data.classes import check_labelled, decoder_classes, record_labels
 from codegrid.pipelines.data.contents import Contents
@@ -25,6 +25,7 @@ from codegrid.pipelines.data.depth import DepthWatch
 from codegrid.pipelines.data.records import DataError, ImageSource, picture_contents, picture_marks
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction
+from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.pictures.grids import differences
 from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import evaluating
@@ -39,6 +40,7 @@ from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, re
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate
 from codegrid.pipelines.training.run import Run, TrainingError
 from codegrid.pipelines.training.switches import check_compiler, compile_learners, not_compiled, prepare_learners
+from codegrid.pipelines.training.tokenizer.disturbance import check_disturbance, disturb
 from codegrid.pipelines.training.tokenizer.frozen import freeze, training_mode
 from codegrid.pipelines.training.tokenizer.guards import replay, watch
 from codegrid.pipelines.training.tokenizer.overlap import overlap_of_run, save_overlap
@@ -62,6 +64,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
         OutputError: the folder holds something else, or the disk is full.
         CodegridError: the config contradicts itself.
     """
+    check_disturbance(config)
     check_nets(config)
     train_images, validation_images = split_images(config.data)
     for images in (train_images, validation_images):
@@ -121,6 +124,8 @@ class TokenizerStage(Stage):
         )
         prepare_learners(self.learners, config)
         self.model: VQModel = self.learners.model.module
+        names = images.class_names
+        self.disturbance = disturb(self.model, config.disturbance, names) if config.finetune_decoder else None
         self.optimizers = {"learning_rate": self.learners.model.optimizer}
         if self.learners.discriminator is not None:
             self.optimizers["discriminator_learning_rate"] = self.learners.discriminator.optimizer
@@ -148,6 +153,8 @@ class TokenizerStage(Stage):
             self.depth.add(batch.peaks)
             self.contents.add(batch.rows, batch.contents)
         self.last_batch = ", ".join(batches[-1].source_ids[:8])
+        if self.disturbance is not None:
+            self.disturbance.expect([batch.labels for batch in batches])
         seed_step(self.config.seed, step, self.rank)
         return train_step(self.learners, self.config, pictures, step, self.run.accelerator, labels=labels)
 
@@ -257,6 +264,8 @@ def _identity(config: TokenizerTrainingConfig, images: ImageSource, validation: 
         fixed["classes"] = images.class_names
     if config.init_from:
         fixed["init_from"] = load_tokenizer(config.init_from).fingerprint()
+    if config.disturbance.prior:
+        fixed["disturbance.prior"] = weights_fingerprint(load_prior_and_sequence(config.disturbance.prior)[0])
     # Held-out pictures without a split of their own come from the same source.
     sources = [images] if validation is None or validation.reader is images.reader else [images, validation]
     description = " and ".join(source.description.partition(";")[0] for source in sources)
@@ -290,6 +299,8 @@ def _make_model(config: TokenizerTrainingConfig, classes: list[str]) -> VQModel:
     )
     if start:
         _load_start(model, start, config.init_from)
+        if {"encoder", "quantizer"} <= set(config.freeze):
+            model.keep_codes_of(start)
     return model
 
 
