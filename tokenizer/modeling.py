@@ -199,27 +199,21 @@ class VQModel(PreTrainedModel):
         return cast["fingerprint"] if cast and cast["digest"] == own else own
 
     def codes_fingerprint(self) -> str:
-        """Fingerprint of the codes: equal ones mean that pictures have the same codes, whatever the decoder.
+        """Equal ones mean equal codes, whatever the decoder; code data sets and priors name it as their tokenizer's.
 
-        It is `fingerprint()`, except where only the decoder was trained on (`keep_codes_of`): then it is that of the
-        tokenizer from which the decoder was trained on. Code data sets and priors name it as their tokenizer's.
+        It is `fingerprint()`, or where only the decoder was trained on (`keep_codes_of`), that of the tokenizer before.
         """
         kept = self.config.codes_from
-        known = kept is not None and kept["digest"] == self._digest(encoding_half=True)
-        return kept["fingerprint"] if known else self.fingerprint()
+        return kept["fingerprint"] if kept and kept["digest"] == self._digest(True) else self.fingerprint()
 
     def keep_codes_of(self, other: VQModel) -> None:
         """Record that pictures have the same codes as with `other`, so that its code data sets and priors stay valid.
 
-        Raises:
-            CodegridError: the encoder or the quantizer differ.
+        Raises CodegridError: the encoder or the quantizer differ.
         """
-        own = self._digest(encoding_half=True)
-        require(
-            own == other._digest(encoding_half=True),
-            "The encoders or quantizers of the two tokenizers differ, and so do their codes.",
-            "Train with the encoder and the quantizer frozen.",
-        )
+        own, theirs = self._digest(encoding_half=True), other._digest(encoding_half=True)
+        differ = "The encoders or quantizers of the two tokenizers differ, and so do their codes."
+        require(own == theirs, differ, "Train with the encoder and the quantizer frozen.")
         self.config.codes_from = {"fingerprint": other.codes_fingerprint(), "digest": own}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> VQModel:
