@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -102,22 +102,42 @@ def check_space(folder: Path, stored: Iterable[Tensor], optimizers: Iterable[Opt
         )
 
 
-def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
-    """The newest checkpoint that verifies, or None. The others are logged with a reason and skipped."""
+def newest_checkpoint(folder: Path, log: Any = print) -> Path | None:
+    """The newest checkpoint that verifies, or None. The others are logged with a reason and skipped.
+
+    Every file is read: of several ranks, one should look and tell the others.
+    """
     for path in reversed(_list(folder)):
-        problem, checkpoint = what_is_wrong(path), None
+        problem = what_is_wrong(path) or _unreadable(path)
         if problem is None:
-            try:
-                checkpoint = _load(path)
-            except (OSError, ValueError) as error:
-                problem = f"it cannot be read ({error})"
-        if checkpoint is not None:
-            return checkpoint
+            return path
         log(f"Passed over the checkpoint {path}: {problem}.")
     return None
 
 
-def _load(path: Path) -> Checkpoint:
+def load_newest_checkpoint(folder: Path, log: Any = print) -> Checkpoint | None:
+    """The content of the `newest_checkpoint`, or None."""
+    path = newest_checkpoint(folder, log)
+    return None if path is None else load_checkpoint(path)
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a checkpoint whose bytes are those of its manifest cannot be read, or None. Of tensors the header is read."""
+    for file in sorted(path.glob("*.safetensors")):
+        try:
+            with safe_open(file, "pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            return f"it cannot be read ({file.name}: {error})"
+    try:
+        json.loads((path / "state.json").read_text())
+    except (OSError, ValueError) as error:
+        return f"it cannot be read (state.json: {error})"
+    return None
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """The content of a checkpoint that verifies."""
     manifest, groups = json.loads((path / "manifest.json").read_text()), {}
     for name in (name for name in manifest["files"] if name.endswith(".safetensors")):
         try:

@@ -19,7 +19,8 @@ from codegrid.pipelines.training.checkpoint import (
     Checkpoint,
     Tensors,
     check_space,
-    load_newest_checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
     save_checkpoint,
 )
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate
@@ -99,7 +100,9 @@ def check_stage(run: Run, stage: Stage) -> None:
 
 def resume(run: Run, stage: Stage, window: Window) -> int:
     """Load the newest good checkpoint into the stage and return the number of finished steps."""
-    checkpoint = load_newest_checkpoint(run.checkpoints, run.log)
+    # One rank reads all files to verify them: eight would read a large prior's 37 GB eight times before they load.
+    path = run.on_main(lambda: newest_checkpoint(run.checkpoints, run.log))
+    checkpoint = None if path is None else load_checkpoint(path)
     start = checkpoint.step if checkpoint else 0
     run.forget_metrics_after(start)
     run.start_trackers(start)

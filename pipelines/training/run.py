@@ -21,7 +21,7 @@ from tqdm import tqdm
 from codegrid.errors import CodegridError, require
 from codegrid.names import shown
 from codegrid.pipelines.system.console import RESUME
-from codegrid.pipelines.system.devices import looks, make_accelerator
+from codegrid.pipelines.system.devices import looks, make_accelerator, wait_patiently
 from codegrid.pipelines.system.files import GO_ON, OutputError, said_twice, write_atomically, write_text
 from codegrid.pipelines.system.machine import handle_signals
 from codegrid.pipelines.training.claim import Identity, check_folder, claim_folder
@@ -233,20 +233,22 @@ class Run:
         for sentence in told:
             self.log(sentence)
 
-    def on_main(self, act: Callable[[], Any]) -> None:
-        """Call `act` on the main process. An error of it ends all ranks."""
-        problem: tuple[str, str] | None = None
+    def on_main(self, act: Callable[[], Any]) -> Any:
+        """Call `act` on the main process. All ranks get what it returns, and an error of it ends all of them."""
+        problem, given = None, None
         if self.is_main:
             try:
-                act()
+                given = act()
             except (OutputError, OSError) as error:
                 problem = said_twice(error)
         if self.accelerator.num_processes > 1:
-            box = [problem]
+            wait_patiently(self.accelerator)  # a broadcast waits for minutes at most
+            box = [problem, given]
             torch.distributed.broadcast_object_list(box)
-            problem = box[0]
+            problem, given = box
         if problem:
             raise OutputError(*problem)
+        return given
 
 
 def read_metrics(folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training import checkpoint as checkpoint_module
+from codegrid.pipelines.training import loop
 from codegrid.pipelines.training.checkpoint import (
     Checkpoint,
     load_newest_checkpoint,
@@ -224,3 +226,39 @@ def test_what_an_earlier_crash_left_is_no_obstacle(tmp_path):
         "window.safetensors",
     ]
     assert [file.name for file in tmp_path.iterdir()] == ["step-000000005"]
+
+
+def test_one_rank_verifies_and_the_others_read_what_it_names(tmp_path, monkeypatch):
+    for step in (5, 10):
+        save_checkpoint(tmp_path / "checkpoints", make(step), keep_last=2)
+    (tmp_path / "checkpoints" / "step-000000010" / "model.safetensors").unlink()
+    box, said, hashed = [], [], []
+    original = checkpoint_module.sha256
+    monkeypatch.setattr(checkpoint_module, "sha256", lambda path: (hashed.append(path), original(path))[1])
+
+    class Stands:
+        def load(self, groups):
+            loaded.append(groups["model"]["weight"])
+
+    loaded = []
+    for rank in (0, 1):
+
+        def on_main(act, rank=rank):  # the others get what the first one returns
+            if rank == 0:
+                box.append(act())
+            return box[0]
+
+        run = SimpleNamespace(
+            checkpoints=tmp_path / "checkpoints",
+            folder=tmp_path,
+            log=said.append,
+            on_main=on_main,
+            accelerator=SimpleNamespace(num_processes=1, device=torch.device("cpu"), process_index=0),
+            forget_metrics_after=lambda step: None,
+            start_trackers=lambda step: None,
+        )
+        before = len(hashed)
+        assert loop.resume(run, Stands(), {}) == 5
+        assert (len(hashed) > before) == (rank == 0)
+    assert torch.equal(*loaded)
+    assert sum("step-000000010" in line for line in said) == 1
