@@ -147,7 +147,8 @@ class VQModel(PreTrainedModel):
         Args:
             tile: side in pixels of the tiles in which larger images are encoded, for less memory; None: all at once.
                 Codes near a tile's edge may differ from those of the whole image.
-            overlap: pixels that neighbouring tiles share at least; None: a quarter of the tile.
+            overlap: pixels that neighbouring tiles share at least; None: a quarter of the tile, and four codes if half
+                of the tile has as many.
 
         Raises:
             CodegridError: images are not floats or have another shape; on a CPU also: NaN, or far outside of [-1, 1].

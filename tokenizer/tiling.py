@@ -14,6 +14,10 @@ from torch import Tensor
 
 from codegrid.errors import require
 
+# Codes that tiles share at least by default, where half of a tile has as many. With two of eight, steps at the tiles'
+# borders were 1.2 times those beside them, with four 0.96 times (docs/compression.md).
+_LEAST_OVERLAP = 4
+
 
 def encode_tiles(
     encode: Callable[[Tensor], Tensor], images: Tensor, factor: int, tile: int, overlap: int | None
@@ -22,7 +26,8 @@ def encode_tiles(
 
     Args:
         factor: pixels per code along a side.
-        tile, overlap: in pixels, multiples of `factor`; None is a quarter of the tile. See `places`.
+        tile, overlap: in pixels, multiples of `factor`; None is a quarter of the tile, of small ones up to a half. See
+            `places`.
     """
     size, shared = in_codes(factor, tile, overlap)
     rows, columns = (places(side // factor, size, shared) for side in images.shape[2:])
@@ -84,7 +89,9 @@ def _ramps(length: int, shared: int, rises: bool, falls: bool, device: torch.dev
 
 def in_codes(factor: int, tile: int, overlap: int | None) -> tuple[int, int]:
     """Tile and overlap in codes instead of pixels, checked."""
-    overlap = tile // 4 // factor * factor if overlap is None else overlap
+    if overlap is None:
+        codes = max(0, tile // factor)
+        overlap = max(codes // 4, min(codes // 2, _LEAST_OVERLAP)) * factor
     require(
         tile % factor == 0 and overlap % factor == 0 and 0 <= overlap <= tile // 2 and tile > 0,
         f"tile is {tile} and overlap {overlap} pixels.",

@@ -122,8 +122,10 @@ class PriorModel(CodeModel):
         """Own and target place of the next token of each row; None for a prior of raster order."""
         if self._order is None:
             return None
-        pairs = place_pairs(self._order[None], self.sequence.prefix_length)
-        return tuple(part[:, decoder.position].expand(decoder.rows).to(self.model.device) for part in pairs)
+        own, target = place_pairs(self._order[None], self.sequence.prefix_length)
+        at = decoder.position
+        own, target = (part[:, at].expand(decoder.rows).to(self.model.device) for part in (own, target))
+        return own, target
 
     def next_codes(self, readers: BitDecoders, logits: np.ndarray, shifts: np.ndarray) -> np.ndarray:
         """The next code of each image, int64 [b], by its logits float64 [b, K] and the shift of its block [b]."""

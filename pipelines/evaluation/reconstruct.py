@@ -56,7 +56,8 @@ def reconstruct(
             tokenizer's own run held out if these are its images, else all.
         tile: side of the tiles in pixels in which pictures go through the tokenizer, a multiple of its downsampling
             factor: less memory for large pictures. None: whole.
-        overlap: pixels that neighbouring tiles have in common; None is a quarter of the tile.
+        overlap: pixels that neighbouring tiles have in common; None is a quarter of the tile, and four codes if half
+            of the tile has as many.
 
     Raises:
         DataError: the images cannot be read as configured, or none of them could be used; or the tokenizer's decoder is

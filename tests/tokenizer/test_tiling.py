@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from codegrid.errors import CodegridError
-from codegrid.tokenizer.tiling import decode_tiles, encode_tiles, owned, places
+from codegrid.tokenizer.tiling import decode_tiles, encode_tiles, in_codes, owned, places
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 8])
@@ -72,3 +72,11 @@ def test_a_model_in_one_tile_is_itself(tiny_vqmodel) -> None:
 def test_tiles_that_are_no_tiles_are_refused(tiny_vqmodel, tile: int, overlap: int) -> None:
     with pytest.raises(CodegridError, match="multiples of 4"):
         tiny_vqmodel.encode(torch.zeros(1, 3, 32, 32), tile=tile, overlap=overlap)
+
+
+@pytest.mark.parametrize(
+    ("tile", "factor", "expected"),
+    [(64, 8, (8, 4)), (1024, 8, (128, 32)), (16, 8, (2, 1)), (256, 16, (16, 4))],
+)
+def test_small_tiles_share_up_to_a_half(tile: int, factor: int, expected: tuple[int, int]) -> None:
+    assert in_codes(factor, tile, None) == expected
