@@ -126,7 +126,7 @@ def test_a_start_from_weights_of_another_kind_is_refused(prior_config, prior_fol
     with pytest.raises(CodegridError, match="is a Qwen3ForCausalLM, which does not become one of codes in any order"):
         train_prior.train_prior(prior_config(tmp_path / "run", order="annealed", init_from=str(other)))
     first = train_prior.train_prior(prior_config(tmp_path / "first", order="annealed"))
-    with pytest.raises(CodegridError, match="is of codes in any order"):
+    with pytest.raises(CodegridError, match="AnyOrderGPT2LMHeadModel, of codes in any order"):
         train_prior.train_prior(prior_config(tmp_path / "run", init_from=str(first)))
     train_prior.train_prior(prior_config(tmp_path / "run", order="annealed", init_from=str(first)))
     saved = json.loads((tmp_path / "run" / "training_config.json").read_text())
