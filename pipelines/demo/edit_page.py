@@ -9,7 +9,7 @@ from codegrid.pipelines.demo.edit_handlers import RESULTS, EditHandlers, can_edi
 from codegrid.pipelines.demo.handlers import ALL_CLASSES, class_choices
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 
-_BRUSH = 24  # pixels of the enlarged picture
+_BRUSH, _COLOUR = 24, "#d01c8b"  # pixels of the enlarged picture; seen on white and on black
 
 
 def edit_tab(
@@ -42,15 +42,17 @@ def edit_tab(
             fill = gradio.Button("Fill what is painted", variant="primary", elem_id="fill")
         with gradio.Column(scale=2, min_width=300):
             message = message_place(gradio, "edit_message")
-            brush = gradio.Brush(default_size=_BRUSH, colors=["#ffffff"], color_mode="fixed")
+            brush = gradio.Brush(default_size=_BRUSH, colors=[_COLOUR], color_mode="fixed")
             options = {"sources": (), "transforms": (), "layers": False, "buttons": [], "format": "png"}
             editor = gradio.ImageEditor(
                 type="pil", show_label=False, brush=brush, canvas_size=(384, 384), elem_id="editor", **options
             )
         with gradio.Column(scale=2, min_width=300):
+            gradio.HTML(f"<b>{RESULTS} results: click on one to go on from it</b>")
             gallery = gradio.Gallery(
-                label=f"{RESULTS} results: click on one to go on from it",
+                show_label=False,
                 columns=2,
+                buttons=[],
                 height="auto",
                 allow_preview=False,
                 interactive=False,
