@@ -223,7 +223,7 @@ def test_what_the_mouse_paints_is_drawn_again_and_a_result_goes_on(page, pipelin
             columns = np.concatenate([mask.nonzero()[1] for mask in changed]) / true.shape[1]
             assert len(columns)
             assert columns.max() < 0.4  # where the stroke was; nothing changed elsewhere
-            page.locator("#results button").nth(1).click()
+            page.locator("#results button[aria-label^='Thumbnail']").nth(1).click()
             page.wait_for_timeout(1500)
             second = results_of(page, (0.7, 0.2, 0.7, 0.8), before=first)
             changed = [(np.abs(one.astype(int) - first[1]) > 1).any(-1) for one in second]
