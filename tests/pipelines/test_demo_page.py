@@ -72,15 +72,20 @@ def _answers(url: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def page(address: str):
+def browser():
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=BROWSER, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900})
-        page.set_default_timeout(1000 * PATIENCE)
-        page.goto(address, wait_until="domcontentloaded")
-        page.wait_for_selector("#generate")
-        yield page
+        yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, address: str):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(1000 * PATIENCE)
+    page.goto(address, wait_until="domcontentloaded")
+    page.wait_for_selector("#generate")
+    return page
 
 
 def pixels(page, selector: str) -> list[np.ndarray]:
@@ -203,14 +208,14 @@ def test_wrong_input_is_one_sentence_and_all_pictures_lie_inside_of_the_page(add
         page.close()
 
 
-def test_what_the_mouse_paints_is_drawn_again_and_a_result_goes_on(page, pipeline_folder, pictures, tmp_path):
+def test_what_the_mouse_paints_is_drawn_again_and_a_result_goes_on(browser, pipeline_folder, pictures, tmp_path):
     """A stroke of the brush, four results, a click on one of them, and a second stroke elsewhere."""
     raster = ImageGenerationPipeline.from_pretrained(pipeline_folder)
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.3}
     prior = make_prior(PriorConfig(**size, architecture="any_order_gpt2"), raster.sequence)
     ImageGenerationPipeline(raster.tokenizer, prior, raster.sequence).save_pretrained(tmp_path / "any")
     with served(tmp_path / "any", tmp_path / "log.txt") as url:
-        page = page.context.browser.new_page(viewport={"width": 1280, "height": 900})
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(1000 * PATIENCE)
         try:
             page.goto(url, wait_until="domcontentloaded")
