@@ -39,6 +39,9 @@ class Results(NamedTuple):
     label: int | None
 
 
+Begun = tuple[Subject, dict[str, Any], str]  # what is edited, the editor's value, and a line that says which it is
+
+
 def can_edit(pipe: ImageGenerationPipeline) -> bool:
     """Whether the pipeline's prior fills in any part; one of raster order does not."""
     record = architecture_of(pipe.prior)
@@ -51,18 +54,18 @@ class EditHandlers:
     def __init__(self, pipe: ImageGenerationPipeline) -> None:
         self.pipe = pipe
 
-    def upload(self, file: str | None) -> tuple[Subject, dict[str, Any]]:
-        """The uploaded picture as the tokenizer sees it, and the editor's value."""
-        return self._begun(Subject(read_uploaded(self.pipe.tokenizer, file), None, None))
+    def upload(self, file: str | None) -> Begun:
+        """The uploaded picture as the tokenizer sees it."""
+        return _begun(Subject(read_uploaded(self.pipe.tokenizer, file), None, None), "your picture")
 
-    def sample(self, label: int | None, seed: float | None) -> tuple[Subject, dict[str, Any]]:
+    def sample(self, label: int | None, seed: float | None) -> Begun:
         """A new sample of the class, with its codes."""
         wanted = self._class(label)
         options = {"seed": whole("The seed", seed), "output_type": "pt", "progress": False}
         made = self.pipe(wanted, **options) if wanted is not None else self.pipe(num_images=1, **options)
         assert isinstance(made.images, Tensor)
         given = None if made.labels is None else made.labels[0]
-        return self._begun(Subject(made.images[:1], made.codes[:1], given))
+        return _begun(Subject(made.images[:1], made.codes[:1], given), "a new picture")
 
     def fill(
         self, subject: Subject | None, painted: dict[str, Any] | None, label: int | None, seed: float | None
@@ -85,21 +88,22 @@ class EditHandlers:
         assert isinstance(made.images, Tensor)
         return Results(made.images, made.codes, wanted), [enlarged(picture) for picture in to_pil(made.images)]
 
-    def keep(self, results: Results | None, place: int) -> tuple[Subject, dict[str, Any]]:
+    def keep(self, results: Results | None, place: int) -> Begun:
         """Go on from a result: it becomes the picture that is edited."""
         require(results is not None, "There are no results.", "Paint a part of a picture, and fill it.")
         assert results is not None
         pixels, codes, label = results
         # the pixels as they are shown: bytes
         kept = to_model(np.stack([np.atleast_3d(np.asarray(to_pil(pixels[place : place + 1])[0]))]))
-        return self._begun(Subject(kept, codes[place : place + 1], label))
-
-    def _begun(self, subject: Subject) -> tuple[Subject, dict[str, Any]]:
-        picture = enlarged(to_pil(subject.pixels)[0])
-        return subject, {"background": picture, "layers": [], "composite": picture}
+        return _begun(Subject(kept, codes[place : place + 1], label), f"result {place + 1}")
 
     def _class(self, label: int | None) -> int | None:
         return None if label in (None, ALL_CLASSES) or self.pipe.class_names is None else label
+
+
+def _begun(subject: Subject, name: str) -> Begun:
+    picture = enlarged(to_pil(subject.pixels)[0])
+    return subject, {"background": picture, "layers": [], "composite": picture}, f"<b>Edited: {name}</b>"
 
 
 def enlarged(picture: Image.Image) -> Image.Image:

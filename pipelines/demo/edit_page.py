@@ -42,6 +42,7 @@ def edit_tab(
             fill = gradio.Button("Fill what is painted", variant="primary", elem_id="fill")
         with gradio.Column(scale=2, min_width=300):
             message = message_place(gradio, "edit_message")
+            edited = gradio.HTML("<b>No picture yet</b>", elem_id="edited")
             brush = gradio.Brush(default_size=_BRUSH, colors=[_COLOUR], color_mode="fixed")
             options = {"sources": (), "transforms": (), "layers": False, "buttons": [], "format": "png"}
             editor = gradio.ImageEditor(
@@ -59,11 +60,11 @@ def edit_tab(
                 format="png",
                 elem_id="results",
             )
-    begun = [subject, editor, message]
-    upload.upload(answering(gradio, handlers.upload, 2), [upload], begun)
-    draw.click(answering(gradio, handlers.sample, 2), [label, seed], begun)
+    begun = [subject, editor, edited, message]
+    upload.upload(answering(gradio, handlers.upload, 3), [upload], begun)
+    draw.click(answering(gradio, handlers.sample, 3), [label, seed], begun)
     fill.click(answering(gradio, handlers.fill, 2), [subject, editor, label, seed], [results, gallery, message])
-    gallery.select(_with_place(gradio, answering(gradio, handlers.keep, 2)), [results], begun)
+    gallery.select(_with_place(gradio, answering(gradio, handlers.keep, 3)), [results], begun)
 
 
 def _with_place(gradio: Any, called: Callable[[Any, int], Sequence[Any]]) -> Callable[..., Sequence[Any]]:

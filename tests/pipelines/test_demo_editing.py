@@ -34,7 +34,8 @@ def painted(part: tuple[slice, slice], size=(384, 384)) -> dict:
 def test_what_is_painted_is_filled_four_times_and_a_result_goes_on_by_its_codes(pipe, pictures):
     handlers = EditHandlers(pipe)
     file = pictures / "noise" / "0.png"
-    subject, shown = handlers.upload(str(file))
+    subject, shown, said = handlers.upload(str(file))
+    assert "your picture" in said
     assert shown["background"].size == (384, 384)
     true = to_images(file, pipe.tokenizer.config.preprocessing_config, 3)
     assert torch.equal(subject.pixels, true)
@@ -46,7 +47,8 @@ def test_what_is_painted_is_filled_four_times_and_a_result_goes_on_by_its_codes(
     assert torch.equal(results.codes, expected.codes)
     assert torch.equal(results.pixels, expected.images)
     assert len(gallery) == 4
-    kept, shown = handlers.keep(results, 2)
+    kept, shown, said = handlers.keep(results, 2)
+    assert "result 3" in said
     np.testing.assert_array_equal(np.asarray(shown["background"]), np.asarray(gallery[2]))
     right = (slice(0, 384), slice(300, 384))
     again, _ = handlers.fill(kept, painted(right), ALL_CLASSES, 6)
@@ -59,7 +61,7 @@ def test_what_is_painted_is_filled_four_times_and_a_result_goes_on_by_its_codes(
 
 def test_a_sample_is_edited_by_the_codes_it_was_drawn_with(pipe):
     handlers = EditHandlers(pipe)
-    subject, _ = handlers.sample(2, 3)
+    subject, _, _ = handlers.sample(2, 3)
     expected = pipe(2, seed=3, output_type="pt", progress=False)
     assert torch.equal(subject.codes, expected.codes)
     part = (slice(100, 180), slice(100, 180))
@@ -81,7 +83,7 @@ def test_a_pixel_is_in_the_mask_if_a_part_of_it_is_painted(seed):
 
 def test_what_cannot_be_filled_is_one_sentence_and_changes_nothing(pipe, pictures, pipeline_folder):
     handlers, same = EditHandlers(pipe), object()
-    subject, _ = handlers.upload(str(pictures / "noise" / "0.png"))
+    subject, _, _ = handlers.upload(str(pictures / "noise" / "0.png"))
     part = (slice(0, 50), slice(0, 50))
     wrong = {
         "There is no picture": (handlers.fill, (None, painted(part), 0, 0)),
