@@ -255,8 +255,8 @@ def results_of(page, stroke: tuple[float, float, float, float], before=None) -> 
         page.click("#fill")
         for _ in range(40):
             page.wait_for_timeout(250)
-            shown = pixels(page, "#results")
+            shown, again = pixels(page, "#results"), pixels(page, "#results")  # one may fall into a change
             same = before is not None and all(map(np.array_equal, shown, before))
-            if len(shown) == 4 and not same:
+            if len(shown) == len(again) == 4 and not same and all(map(np.array_equal, shown, again)):
                 return shown
     raise AssertionError("no results came")
