@@ -96,11 +96,21 @@ def filled(image: Tensor, mask: Tensor) -> Tensor:
 
 
 def composite(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
-    """`after` inside of the masks bool [N, H, W], `before` outside, both [N, C, H, W]; the blend lies wholly inside."""
+    """`after` inside of the masks bool [N, H, W], `before` outside, both [N, C, H, W]; the blend lies wholly inside.
+
+    It goes from the pixels around the mask, continued into it, to `after`: what `before` has under the mask counts
+    nowhere.
+    """
     inner = mask[:, None].float()
     share = inner
+    known = (~mask)[:, None].to(before.dtype)
+    edge = before.masked_fill(mask[:, None], 0)
     for _ in range(_BLEND):
         inner = -F.max_pool2d(-inner, 3, stride=1, padding=1)  # one pixel less on each side
         share = share + inner
+        weight = F.avg_pool2d(known, 3, stride=1, padding=1)
+        mean = F.avg_pool2d(edge, 3, stride=1, padding=1) / weight.clamp(min=1e-12)
+        edge = torch.where(known > 0, edge, mean)  # one pixel more on each side; 0 where nothing is near
+        known = (weight > 0).to(before.dtype)
     share = (share / (_BLEND + 1)).to(before.dtype)
-    return torch.where(mask[:, None], before + share * (after - before), before)
+    return torch.where(mask[:, None], edge + share * (after - edge), before)

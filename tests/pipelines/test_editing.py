@@ -151,6 +151,10 @@ def test_the_blend_lies_inside_and_the_fill_comes_from_outside(seed):
     assert torch.equal(composite(before, after, torch.ones_like(mask)), after) or torch.allclose(
         composite(before, after, torch.ones_like(mask)), after
     )
+    unseen = before.masked_fill(mask[:, None], float("nan"))
+    assert torch.equal(composite(unseen, after, mask).movedim(1, 3)[mask], mixed.movedim(1, 3)[mask])
+    flat = composite(torch.full_like(before, 0.25), torch.full_like(after, 0.25), mask)
+    torch.testing.assert_close(flat, torch.full_like(flat, 0.25))  # no line is seen around the mask
     made_up = filled(before[0], mask[0])
     assert torch.equal(made_up, filled(torch.where(mask[0], float("nan"), before[0]), mask[0]))
     assert torch.equal(made_up[:, ~mask[0]], before[0][:, ~mask[0]])
