@@ -16,9 +16,19 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from codegrid.errors import CodegridError
-from codegrid.prior.linear_maps import Linear
+from codegrid.prior.linear_maps import Linear, SideBySide, WeightFormat, linear_map
 
-AsMap = Callable[[Tensor, Tensor | None], Linear]  # a weight [out, in] and a bias -> the map
+
+@dataclass(frozen=True)
+class AsMap:
+    """A weight [out, in] and a bias -> the map, as `read_weights` was asked for it."""
+
+    pack: bool | None = None
+    weights: WeightFormat = "exact"
+    in_place: bool = False
+
+    def __call__(self, weight: Tensor, bias: Tensor | None) -> Linear:
+        return linear_map(weight, bias, self.pack, self.weights)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class DecoderWeights:
     """A prior's weights, read once for any number of decoding runs. Later changes of the model have no effect."""
 
     embed: Callable[[Tensor, Any], Tensor]  # tokens [R] and their position -> [R, D]; or [R, N] and positions [N]
-    turn: Callable[[Tensor, Any], Tensor]  # queries and keys [R, H + Hkv, hd] and their position -> the same, rotated
+    # Queries and keys [R, H + Hkv, hd] and their position -> the same, rotated; or [R, M, ...] and positions [M, 1].
+    turn: Callable[[Tensor, Any], Tensor]
     layers: tuple[LayerWeights, ...]
     norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
     head: Linear  # D -> codes
@@ -68,6 +79,9 @@ def joined(modules: list[nn.Module], as_map: AsMap, rows: int | None = None) -> 
     Raises:
         CodegridError: a module is not a plain linear layer, but an adapter, for example.
     """
+    if as_map.in_place:
+        parts = [as_map(_matrix(each)[:rows], None if each.bias is None else each.bias[:rows]) for each in modules]
+        return parts[0] if len(parts) == 1 else SideBySide(parts)
     weight = torch.cat([_matrix(module) for module in modules])[:rows]  # [out, in]
     biases = [module.bias.detach() for module in modules if module.bias is not None]
     return as_map(weight, torch.cat(biases)[:rows] if biases else None)

@@ -10,7 +10,6 @@ whatever the other rows are.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
 import torch
@@ -20,14 +19,19 @@ from transformers import PreTrainedModel
 
 from codegrid.errors import CodegridError
 from codegrid.prior.architectures import ARCHITECTURES, architecture_of
-from codegrid.prior.decoder_weights import DecoderWeights
-from codegrid.prior.linear_maps import WeightFormat, linear_map
+from codegrid.prior.decoder_weights import AsMap, DecoderWeights
+from codegrid.prior.linear_maps import WeightFormat
 
 
 def read_weights(
-    model: PreTrainedModel, num_codes: int, length: int, pack: bool | None = None, weights: WeightFormat = "exact"
+    model: PreTrainedModel,
+    num_codes: int,
+    length: int,
+    pack: bool | None = None,
+    weights: WeightFormat = "exact",
+    in_place: bool = False,
 ) -> DecoderWeights:
-    """Lay out a model for decoding. This takes about as much memory again as the model.
+    """Lay out a model for decoding. This takes about as much memory again as the model, unless it is `in_place`.
 
     Args:
         model: a model of one of `ARCHITECTURES`.
@@ -35,6 +39,7 @@ def read_weights(
         length: number of positions to decode.
         pack: with exact weights, use oneDNN's packed layout; None uses it wherever it is available (on CPUs).
         weights: "exact", or "float16" or "int8" for rounded weights of the linear layers (CPUs only).
+        in_place: take no memory: the model's own weights are read, in more products than from a layout.
 
     Raises:
         CodegridError: the model is wrapped, has layers other than plain linear ones (adapters, quantized weights), or
@@ -44,7 +49,8 @@ def read_weights(
     if record is None:
         kinds = " or ".join(known.class_name for known in ARCHITECTURES.values())
         raise CodegridError(f"Sampling needs the {kinds} itself, not a {type(model).__name__}.", "Unwrap it first.")
-    return record.read_weights(model, num_codes, length, functools.partial(linear_map, pack=pack, weights=weights))
+    as_map = AsMap(False if in_place else pack, weights, in_place)
+    return record.read_weights(model, num_codes, length, as_map)
 
 
 class Decoder:
@@ -155,7 +161,7 @@ class Decoder:
         query = query_key[:, :, : weights.num_heads].unflatten(2, (shared, -1))  # [R, M, Hkv, G, hd]
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [R, Hkv, G * M, hd]
         groups = weights.num_heads // shared
-        read = _attention(
+        read = attention(
             query, self.keys[index, :rows, :, :end], self.values[index, :rows, :, :end], seen.repeat(groups, 1)
         )
         return read.unflatten(2, (groups, many)).permute(0, 3, 1, 2, 4).flatten(2)
@@ -187,11 +193,11 @@ class Decoder:
         # Query heads that share a key head form a group and take the place of query positions. No mask is needed,
         # because the cache holds only the past.
         query = query_key[:, : weights.num_heads].unflatten(1, (shared, -1))  # [R, Hkv, H / Hkv, hd]
-        read = _attention(query, keys[:, :, : position + 1], values[:, :, : position + 1])
+        read = attention(query, keys[:, :, : position + 1], values[:, :, : position + 1])
         return read.reshape(rows, -1)
 
 
-def _attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> Tensor:
+def attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None = None) -> Tensor:
     """query [R, Hkv, G, hd], keys and values [R, Hkv, T, hd] -> [R, Hkv, G, hd]; `seen` bool [G, T], None is all."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen)

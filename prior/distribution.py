@@ -102,28 +102,37 @@ def guided_logits(logits: Tensor, images: int, guidance_scale: float) -> Tensor:
 
 
 def filter_logits(
-    logits: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    rank_all: bool = False,
 ) -> Tensor:
-    """Logits [B, K] -> log-probabilities up to a constant, -inf for the codes left out. temperature is above 0."""
+    """Logits [B, K] -> log-probabilities up to a constant, -inf for the codes left out. temperature is above 0.
+
+    `rank_all` ranks all codes for top_p also on a CPU: the same, slower, and without a look at the numbers.
+    """
     # Subtract the largest logit first, so that a small temperature overflows to -inf and never to NaN.
     logits = (logits - logits.amax(-1, keepdim=True)) / temperature
     if 0 < top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]  # [B, 1]
         logits = logits.masked_fill(logits < kth, -math.inf)
     if top_p < 1:
-        logits = logits.masked_fill(logits < _last_of_top_p(logits, top_p), -math.inf)
+        logits = logits.masked_fill(logits < _last_of_top_p(logits, top_p, rank_all), -math.inf)
     if min_p > 0:  # the largest is 0, so no softmax is needed
         logits = logits.masked_fill(logits < math.log(min_p), -math.inf)
     return logits
 
 
-def _last_of_top_p(logits: Tensor, top_p: float, few: int = 1024) -> Tensor:
+def _last_of_top_p(logits: Tensor, top_p: float, rank_all: bool, few: int = 1024) -> Tensor:
     """Logits [B, K] -> [B, 1]: the last of the fewest largest ones whose probabilities sum to at least top_p."""
     codes = logits.shape[-1]
     total = logits.logsumexp(-1, keepdim=True)
     # On a CPU, ranking a large codebook takes longer than all the rest, and a few codes mostly hold enough probability.
     # An accelerator ranks all codes at once; asking whether a few suffice would be a CPU-GPU sync point.
-    for count in (min(few, codes), codes) if logits.device.type == "cpu" else (codes,):
+    asks = logits.device.type == "cpu" and not rank_all
+    for count in (min(few, codes), codes) if asks else (codes,):
         ranked = logits.topk(count, dim=-1).values
         probabilities = (ranked - total).exp()
         collected = probabilities.cumsum(-1)

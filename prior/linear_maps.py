@@ -7,8 +7,9 @@ read a half and a quarter of float32's bytes, and give other logits.
 from __future__ import annotations
 
 import functools
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 import torch
@@ -119,6 +120,17 @@ class Int8Linear(_OnCPU):
     def product(self, rows: Tensor) -> Tensor:
         product = torch._weight_int8pack_mm(rows.bfloat16(), self.weight, self.scales)[:, : self.outputs].to(self.dtype)
         return product if self.bias is None else product + self.bias
+
+
+class SideBySide:
+    """Maps of one input, whose weights stay where they are: a product for each, and their results in a row."""
+
+    def __init__(self, maps: Sequence[Linear]) -> None:
+        self.maps = maps
+        self.row_multiple = math.lcm(*(each.row_multiple for each in maps))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return torch.cat([each(rows) for each in self.maps], dim=-1)
 
 
 def linear_map(weight: Tensor, bias: Tensor | None, pack: bool | None, weights: WeightFormat) -> Linear:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,12 +19,14 @@ from transformers import PreTrainedModel
 from codegrid.errors import CodegridError
 from codegrid.prior.architectures import architecture_of
 from codegrid.prior.decoder_weights import DecoderWeights
-from codegrid.prior.decoding import Decoder, read_weights
+from codegrid.prior.decoding import Decoder
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
+from codegrid.prior.laid_out import LaidOut
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.orders import place_pairs
 from codegrid.prior.sequence import SequenceConfig, flat_rows
+from codegrid.prior.static_decoding import Decoding, Forward, StaticSampling, check_decoding
 from codegrid.prior.steps import Part, draw_around, draw_in_steps, in_double, in_evaluation
 from codegrid.prior.streams import prefixes_and_streams
 from codegrid.prior.way import Way, known_tokens, way_to_draw
@@ -46,6 +49,7 @@ def sample_codes(
     choice_temperature: float = 4.5,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
+    decoding: Decoding = "eager",
     on_progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Tensor:
@@ -63,9 +67,8 @@ def sample_codes(
         model: the bare model of `make_prior` or `load_prior`, float weights, any device and float dtype.
         labels: [B] integers in [0, num_classes), or the values of another condition [B, *value_shape]. None for an
             unconditional prior; with a conditional prior None draws from the null class.
-        seeds: one number per image.
-        generators: one generator per image, instead of seeds (`image_generator` makes them); each gives its next
-            `sequence.length` numbers. Without seeds and generators, torch's global generator draws the seeds.
+        seeds: one number per image. Without seeds and generators, torch's global generator draws them.
+        generators: one per image, instead of seeds (`image_generator`); each gives its next `sequence.length` numbers.
         prefix_codes: the given first codes of each image, which are kept: [B, P] with P below `sequence.length`, or the
             grid's upper rows [B, r, w(, depth)] (only with the order "positions"). A position's random number does not
             depend on the given codes, so that an image's own first codes are completed to that image.
@@ -75,9 +78,9 @@ def sample_codes(
             masked prior also "confidence" (arXiv:2202.04200). None is "raster", or "halton" with several codes a step.
         num_steps: steps of several codes, which do not see each other; None is a code a step, of a masked prior 12.
         choice_temperature: of the noise of "confidence".
-        batch_size: images decoded at once (guidance doubles the rows). None is 16 on a CPU, or fewer if the free memory
-            requires it, and 32 elsewhere, where codes depend on it.
+        batch_size: images at once. None is 16 on a CPU, or what memory allows, and 32 elsewhere: codes depend on it.
         weights: "exact"; or "float16" or "int8" for rounded weights, on CPUs: faster, but with other codes.
+        decoding: "eager", "static" (in fixed shapes) or "graph" (as CUDA graphs): `static_decoding.py`.
         on_progress: called after every step with the number of finished codes and the total number.
         settings: fields of `SamplingConfig`.
 
@@ -103,6 +106,7 @@ def sample_codes(
             choice_temperature=choice_temperature,
             batch_size=batch_size,
             weights=weights,
+            decoding=decoding,
             on_progress=on_progress,
             **settings,
         )
@@ -127,27 +131,33 @@ def iterate_codes(
     choice_temperature: float = 4.5,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
+    decoding: Decoding = "eager",
+    laid_out: LaidOut | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[Tensor]:
     """Like `sample_codes`, but yields each batch's codes, [n, sequence.length], as soon as they are drawn.
 
-    The call itself raises the errors about arguments. A batch starts when the caller asks for it.
+    The call itself raises the errors about arguments. A batch starts when the caller asks for it. `laid_out` keeps the
+    weights as decoding reads them for further calls; None lays them out for this call alone.
     """
     config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
         raise CodegridError(f"batch_size is {batch_size}.", "Give at least 1.")
     prefixes, generators = prefixes_and_streams(config.guidance_scale, labels, seeds, generators, sequence)
+    if decoding != "eager":
+        check_decoding(decoding, model.device)
     record = architecture_of(model)
     reads = "before" if record is None else record.reads
     way = way_to_draw(reads, sequence, len(generators), order, num_steps, choice_temperature)
+    way = replace(way, decoding=decoding)
     if known_codes is None and redraw is None:
         given = _given(prefix_codes, len(generators), sequence)  # [B, P]
     else:
         given = known_tokens(reads, sequence, len(generators), known_codes, redraw, prefix_codes)  # [B, L]
     if not generators:
         return iter(())
-    drawing = prepared(model, sequence, config, way, batch_size, weights)
+    drawing = prepared(model, sequence, config, way, batch_size, weights, laid_out)
     return draw_batches(drawing, prefixes, given, generators, on_progress)
 
 
@@ -168,13 +178,14 @@ def prepared(
     way: Way,
     batch_size: int | None,
     weights: WeightFormat,
+    laid_out: LaidOut | None = None,
 ) -> Drawing:
     """Lay out the weights and choose the batch size, once for any number of calls of `draw_batches`."""
     if way.reads == "around":
         size = batch_size or (_MOST_ON_A_CPU if model.device.type == "cpu" else _MOST_ELSEWHERE)
         return Drawing(model, sequence, settings, way, size)
     positions = sequence.prefix_length + sequence.length - 1  # the model does not get the last code
-    read = read_weights(model, sequence.codebook_size, positions, weights=weights)
+    read = (laid_out or LaidOut()).read(model, sequence.codebook_size, positions, weights)
     if batch_size is None:
         batch_size, branches = _MOST_ELSEWHERE, 1 if settings.guidance_scale == 1 else 2
         if model.device.type == "cpu":
@@ -211,6 +222,8 @@ def draw_batches(
     device = weights.device
     total = len(prefixes) * sequence.length
     decoder: Decoder | None = None
+    static: StaticSampling | None = None
+    forward = Forward(weights, way.decoding == "graph") if isinstance(weights, PreTrainedModel) else None
     for part in way.batches(given, batch_size):
         images = len(prefixes[part])
         done = part.start * sequence.length
@@ -226,7 +239,11 @@ def draw_batches(
         # Entered for one batch at a time: around a `yield` the modes would also apply to the caller's code.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             if isinstance(weights, PreTrainedModel):
-                codes, finite = _around(weights, sequence, images_part, settings, way, batch_size, report)
+                assert forward is not None
+                codes, finite = _around(forward, sequence, images_part, settings, way, batch_size, report)
+            elif way.decoding != "eager":
+                static = static or _static(drawing, len(prefixes))
+                codes, finite = static.draw(images_part, report)
             else:
                 rows = _rows(images, guided, batch_size, weights)
                 if decoder is None or decoder.rows != rows:
@@ -240,8 +257,15 @@ def draw_batches(
         yield codes.clone()  # outside of inference mode: autograd accepts the copy
 
 
+def _static(drawing: Drawing, images: int) -> StaticSampling:
+    weights, sequence, settings, way, batch_size = drawing
+    assert isinstance(weights, DecoderWeights)
+    most = min(batch_size, images) if weights.device.type == "cpu" else batch_size
+    return StaticSampling(weights, sequence, settings, most, way.num_steps, way.decoding == "graph")
+
+
 def _around(
-    model: PreTrainedModel,
+    forward: Forward,
     sequence: SequenceConfig,
     part: Part,
     settings: SamplingConfig,
@@ -252,14 +276,15 @@ def _around(
     """Codes of a masked prior. On a CPU each image has a forward pass of its own, so that its bits depend on no other;
     on an accelerator the batch is padded to `batch_size`."""
     assert way.num_steps is not None
+    model = forward.model
     with in_evaluation(model):
         if model.device.type != "cpu":
             rest = (way.num_steps, way.choice_temperature, batch_size, report)
-            return draw_around(model, sequence, part, settings, *rest)
+            return draw_around(forward, sequence, part, settings, *rest)
         made = []
         for index in range(len(part.prefixes)):
             rest = (way.num_steps, way.choice_temperature, 1, lambda position: None)
-            made.append(draw_around(model, sequence, part.image(index), settings, *rest))
+            made.append(draw_around(forward, sequence, part.image(index), settings, *rest))
         report(sequence.length)
     return torch.cat([codes for codes, _ in made]), torch.stack([finite for _, finite in made]).all()
 

@@ -94,7 +94,7 @@ def draw_in_steps(
 
 
 def draw_around(
-    model: PreTrainedModel,
+    forward: Callable[[Tensor], Tensor],
     sequence: SequenceConfig,
     part: Part,
     settings: SamplingConfig,
@@ -106,6 +106,7 @@ def draw_around(
     """Codes [n, L] of a masked prior (MaskGIT, https://arxiv.org/abs/2202.04200), and whether all logits were finite.
 
     Args:
+        forward: the model's forward pass, tokens [R, n + L] -> logits [R, n + L, V].
         choice_temperature: of the noise in the order by confidence: log p + t (1 - share of the steps done) Gumbel.
         rows: images in every forward pass; the batch is padded to them.
     """
@@ -122,7 +123,7 @@ def draw_around(
         if scales[done] != 1:
             begin = torch.cat([begin, sequence.null_prefix.to(device).expand_as(begin)])
             shown = torch.cat([shown, shown])
-        logits = model(input_ids=torch.cat([begin, shown], 1)).logits[:, prefix:, : sequence.codebook_size]
+        logits = forward(torch.cat([begin, shown], 1))[:, prefix:, : sequence.codebook_size]
         both = torch.cat([logits[:images], logits[rows : rows + images]])  # without the padding
         every = torch.arange(sequence.length, device=device).expand(images, -1)
         places = every if part.order is None else part.order[:, done : done + size]  # [n, m]

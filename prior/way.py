@@ -26,13 +26,14 @@ class Way:
         reads: `Architecture.reads`.
         order: a name, orders [B, L], "confidence", or None for a prior of raster order.
         num_steps: None is a code a step.
-        choice_temperature: see `sample_codes`.
+        choice_temperature, decoding: see `sample_codes`.
     """
 
     reads: str
     order: str | Tensor | None
     num_steps: int | None
     choice_temperature: float
+    decoding: str = "eager"
 
     def batches(self, given: Tensor, batch_size: int) -> Iterator[slice]:
         """Slices of at most `batch_size` images. In several steps all images of a batch have as many known codes:

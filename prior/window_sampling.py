@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from codegrid.errors import require
 from codegrid.prior.architectures import architecture_of
 from codegrid.prior.distribution import SamplingConfig
+from codegrid.prior.laid_out import LaidOut
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import Drawing, draw_batches, prefixes_and_streams, prepared
 from codegrid.prior.sequence import check_codes
 from codegrid.prior.sequence_config import SequenceConfig
+from codegrid.prior.static_decoding import Decoding, check_decoding
 from codegrid.prior.way import way_to_draw
 from codegrid.prior.windows import WindowPlan, window_plan
 
@@ -37,6 +39,8 @@ def iterate_windows(
     choice_temperature: float = 4.5,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
+    decoding: Decoding = "eager",
+    laid_out: LaidOut | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     **settings: Any,
 ) -> Iterator[Tensor]:
@@ -53,7 +57,8 @@ def iterate_windows(
         overlap: see `window_plan`.
         order: a name, as in `sample_codes`: the order within each window.
         batch_size: windows at once; the rest as in `sample_codes`.
-        labels, seeds, generators, num_steps, choice_temperature, weights, settings: as in `sample_codes`.
+        labels, seeds, generators, num_steps, choice_temperature, weights, decoding, settings: as in `sample_codes`.
+        laid_out: as in `iterate_codes`.
         on_progress: called with the number of drawn codes and of all that are to be drawn.
 
     Yields:
@@ -71,6 +76,9 @@ def iterate_windows(
     record = architecture_of(model)
     reads = "before" if record is None else record.reads
     way = way_to_draw(reads, sequence, len(generators), order, num_steps, choice_temperature)
+    if decoding != "eager":
+        check_decoding(decoding, model.device)
+    way = replace(way, decoding=decoding)
     plan = window_plan(sequence, grid_shape, overlap=overlap)
     codes, again = _start(plan, len(generators), known_codes, redraw)
     if known_codes is None:
@@ -80,7 +88,7 @@ def iterate_windows(
             check_raster(mask)
     if not generators:
         return iter(())
-    drawing = prepared(model, sequence, config, way, batch_size, weights)
+    drawing = prepared(model, sequence, config, way, batch_size, weights, laid_out)
     return _images(drawing, plan, prefixes, codes, again, generators, on_progress)
 
 

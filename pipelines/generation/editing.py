@@ -231,6 +231,7 @@ class Editing:
                 order=order,
                 num_steps=None if num_steps is None else whole_number("num_steps", num_steps),
                 batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
+                laid_out=self.laid_out,
                 on_progress=bar,
                 **asdict(replace(self.sampling, **given)),
             )

@@ -45,9 +45,11 @@ from codegrid.pipelines.generation.sheet import card_pictures
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import write_text
 from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior
+from codegrid.prior.laid_out import LaidOut
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
+from codegrid.prior.static_decoding import Decoding
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.hub.push import check_login
 from codegrid.tokenizer.images import Picture, check_colours, to_images
@@ -97,6 +99,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         self.context = context
         self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0)
         self.cards: dict[str, str] = {}
+        self.laid_out = LaidOut()
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -116,6 +119,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
             float_dtype(dtype)
         self.tokenizer.to(*args, **kwargs)
         self.prior.to(*args, **kwargs)
+        self.laid_out.forget()
         return self
 
     def __call__(
@@ -164,6 +168,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         num_steps: int | None = None,
         batch_size: int | None = None,
         weights: WeightFormat = "exact",
+        decoding: Decoding = "eager",
         output_type: OutputType = "pil",
         progress: bool = True,
         callback: Callable[[int, int], None] | None = None,
@@ -184,7 +189,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
             order, num_steps: of priors of any order and masked ones, as in `codegrid.prior.sample_codes`.
             batch_size: images per batch; None for 64, or on a CPU fewer if memory is short. On a CPU it changes no
                 code, and pixels only by the last bit of rounding; on an accelerator it may change codes.
-            weights: "exact", or the prior's weights rounded to "float16" or "int8", on CPUs: faster, other images.
+            weights, decoding: as in `codegrid.prior.sample_codes`.
             progress: show a bar of the codes that are drawn, with their rate and the time left.
             callback: called after every code of a batch with the numbers of codes that are drawn and wanted. What it
                 raises ends the call.
@@ -215,6 +220,8 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
             num_steps=None if num_steps is None else whole_number("num_steps", num_steps),
             batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
             weights=weights,
+            decoding=decoding,
+            laid_out=self.laid_out,
             on_progress=bar,
             **asdict(sampling),
         )

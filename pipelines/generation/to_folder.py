@@ -33,6 +33,7 @@ from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
+from codegrid.prior.static_decoding import Decoding, check_decoding
 from codegrid.tokenizer.images import check_colours
 
 SETTINGS_NAME = "generation.json"
@@ -60,6 +61,7 @@ def generate_images(
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    decoding: Decoding = "eager",
 ) -> Path:
     """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
@@ -88,6 +90,8 @@ def generate_images(
             if memory is short.
         weights: the prior's exact weights, or rounded to 16 or 8 bits on a CPU: faster, but other images.
         dtype: compute in this type, tokenizer and prior: half the memory, but other images. None is that of the files.
+        decoding: "static" decodes in fixed shapes; "graph" also records the steps as CUDA graphs, on CUDA GPUs, where
+            few images at a time wait for the host. No GPU has run it yet.
 
     Raises:
         LoadingError: the pipeline cannot be loaded.
@@ -101,10 +105,10 @@ def generate_images(
         **_given(guidance_power=guidance_power, guidance_range=guidance_range),
         **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
     }
-    accelerator = make_accelerator()
+    accelerator, given = _device_for(decoding), {"weights": weights, "decoding": decoding}
     if is_without_pictures(pipeline):
         require(height is None and width is None, "Codes have no height and width.", "Leave them out.")
-        return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, weights)
+        return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, given)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
     pipe.sampling = replace(pipe.sampling, **chosen)
@@ -113,14 +117,10 @@ def generate_images(
     folder = Path(output_dir)
     # All ranks use the same batch size, even if their free memory differs.
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]
-    settings = {
-        **{"tokenizer_fingerprint": pipe.tokenizer.fingerprint(), "prior_fingerprint": weights_fingerprint(pipe.prior)},
-        **{"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed},
-        **{"sampling": asdict(pipe.sampling), "weights": weights},
-        **_given(dtype=dtype, height=height, width=width),
-        **_of_the_device(accelerator, batch_size),
-    }
-    return _generate(pipe, accelerator, folder, settings, batch_size)
+    settings = {"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed, "weights": weights}
+    settings |= _given(dtype=dtype, height=height, width=width) | _of_the_device(accelerator, batch_size, decoding)
+    settings |= {"sampling": asdict(pipe.sampling), **_fingerprints(pipe)}
+    return _generate(pipe, accelerator, folder, settings, batch_size, given)
 
 
 def _generate_codes(
@@ -131,7 +131,7 @@ def _generate_codes(
     seed: int,
     sampling: dict[str, Any],
     batch_size: int | None,
-    weights: WeightFormat,
+    given: dict[str, Any],
 ) -> Path:
     """Rows of codes instead of images, by a prior of `codegrid import-codes`; on one process."""
     accelerator = make_accelerator()
@@ -141,17 +141,22 @@ def _generate_codes(
     labels = _labels(sequence, class_labels, num_images)
     batch_size = batch_size or _CODES_AT_ONCE
     settings = {"prior_fingerprint": weights_fingerprint(model), "prior": prior, "labels": labels, "seed": seed}
-    settings |= {"num_images": num_images, "sampling": asdict(SamplingConfig(**sampling)), "weights": weights}
-    settings |= _of_the_device(accelerator, batch_size)
+    settings |= {"num_images": num_images, "sampling": asdict(SamplingConfig(**sampling)), "weights": given["weights"]}
+    settings |= _of_the_device(accelerator, batch_size, given["decoding"])
     if told := claim_images(folder, settings):
         tqdm.write(told)
-    write_codes(model, sequence, folder, labels, num_images, seed, batch_size, {**sampling, "weights": weights})
+    write_codes(model, sequence, folder, labels, num_images, seed, batch_size, {**sampling, **given})
     tqdm.write(f"{num_images} rows of codes are in {folder / CODES_NAME}.")
     return folder
 
 
 def _generate(
-    pipe: ImageGenerationPipeline, accelerator: Accelerator, folder: Path, settings: dict[str, Any], batch_size: int
+    pipe: ImageGenerationPipeline,
+    accelerator: Accelerator,
+    folder: Path,
+    settings: dict[str, Any],
+    batch_size: int,
+    given: dict[str, Any],
 ) -> Path:
     """Claim the folder, make what it lacks, and write the sheet of all."""
     everyone, num_images, labels = patient_barrier(accelerator), settings["num_images"], settings["labels"]
@@ -163,7 +168,8 @@ def _generate(
     everyone()  # no rank writes until all have looked for the files of an older version
     with resumable():
         paths = [folder / name for name in names]
-        _write_missing(pipe, accelerator, everyone, paths, settings, batch_size)
+        given = {**given, "batch_size": batch_size, **{name: settings.get(name) for name in ("height", "width")}}
+        _write_missing(pipe, accelerator, everyone, paths, labels, settings["seed"], given)
     everyone()
     if accelerator.is_main_process:
         _write_sheet(folder, names, captions, labels)
@@ -176,11 +182,13 @@ def _write_missing(
     accelerator: Accelerator,
     everyone: Callable[[], None],
     paths: list[Path],
-    settings: dict[str, Any],
-    batch_size: int,
+    labels: list[int] | None,
+    seed: int,
+    given: dict[str, Any],
 ) -> None:
-    """Generate this rank's share of the missing images. Each batch is written before the next is sampled."""
-    labels, seed = settings["labels"], settings["seed"]
+    """Generate this rank's share of the missing images, with options of `stream`. Each batch is written before the next
+    is sampled."""
+    batch_size = given["batch_size"]
     # Decode whole batches, as an uninterrupted run does: rounding depends on the other images of the batch.
     batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
     unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
@@ -192,22 +200,29 @@ def _write_missing(
         None if labels is None else [labels[index] for index in mine],
         num_images=len(mine) if labels is None else None,
         generator=[image_generator(seed, index) for index in mine],
-        batch_size=batch_size,
-        weights=settings["weights"],
-        height=settings.get("height"),
-        width=settings.get("width"),
         progress=accelerator.is_main_process,
+        **given,
     )
     for index, image in zip(mine, (image for part in made for image in part.images or ()), strict=True):
         if not paths[index].is_file():
             write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
 
 
-def _of_the_device(accelerator: Accelerator, batch_size: int) -> dict[str, Any]:
+def _device_for(decoding: Decoding) -> Accelerator:
+    accelerator = make_accelerator()
+    check_decoding(decoding, accelerator.device)
+    return accelerator
+
+
+def _of_the_device(accelerator: Accelerator, batch_size: int, decoding: Decoding) -> dict[str, Any]:
     """What images depend on beside the settings: on an accelerator, how it computes and how many at once."""
     if accelerator.device.type == "cpu":
         return {}
-    return {"batch_size": batch_size, "policy": asdict(accelerator.policy)}
+    return {
+        "batch_size": batch_size,
+        "policy": asdict(accelerator.policy),
+        **_given(decoding=None if decoding == "eager" else decoding),
+    }
 
 
 def _given(**settings: Any) -> dict[str, Any]:
@@ -217,6 +232,13 @@ def _given(**settings: Any) -> dict[str, Any]:
 def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None, labels: list[int] | None) -> None:
     sheet = class_sheet([Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]], class_names, labels)
     write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
+
+
+def _fingerprints(pipe: ImageGenerationPipeline) -> dict[str, str]:
+    return {
+        "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
+        "prior_fingerprint": weights_fingerprint(pipe.prior),
+    }
 
 
 def weights_fingerprint(model: torch.nn.Module) -> str:

@@ -107,9 +107,9 @@ def estimate_prior_memory(
             loss = twin(torch.zeros(tokens, dtype=torch.int64, device=model.device))
         loss.backward()
     samples = 0
-    if num_samples:  # a copy of the weights, laid out for decoding, and keys and values of two branches
+    if num_samples:  # keys and values of two branches and, on a CPU, a copy of the weights laid out for decoding
         cached = 2 * cached_width(model.config) * (tokens[1] - 1) * model.dtype.itemsize
-        samples = _bytes(model) + 2 * num_samples * cached
+        samples = (_bytes(model) if model.device.type == "cpu" else 0) + 2 * num_samples * cached
     return MemoryEstimate(_bytes(model), (_MOMENTS + averaged) * _bytes(model), live.peak, samples=samples)
 
 

@@ -139,6 +139,24 @@ def test_samples_depend_on_the_batch_size_and_not_on_their_number(architecture):
     assert (found != greedy).float().mean() < 0.05
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("num_steps", [None, 3])
+@pytest.mark.parametrize("settings", [{}, {"guidance_scale": 2.0, "top_p": 0.9}, {"temperature": 0}])
+def test_recorded_graphs_draw_the_codes_of_steps_that_are_not_recorded(architecture, num_steps, settings):
+    if num_steps is not None and ARCHITECTURES[architecture].reads == "before":
+        pytest.skip("a code a step")
+    sequence = SequenceConfig(24, (4, 4), class_names=("a", "b"))
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.2}
+    model = make_prior(PriorConfig(architecture=architecture, **sizes), sequence).eval().to(DEVICE)
+    options = {"seeds": range(7), "batch_size": 4, "num_steps": num_steps, **settings}
+    labels = [0, 1, 0, 1, 1, 0, 0]
+    static, graph, eager = (
+        sample_codes(model, sequence, labels, decoding=way, **options) for way in ("static", "graph", "eager")
+    )
+    assert torch.equal(static, graph)
+    assert (static != eager).float().mean() < 0.05
+
+
 def test_a_deterministic_run_is_resumed_bit_for_bit(image_folder, tmp_path):
     config = TokenizerTrainingConfig(
         data=DataConfig(str(image_folder)),

@@ -25,6 +25,14 @@ def test_a_cpu_has_bf16_where_it_computes_in_it():
     assert str(accelerator.policy) == f"cpu, {wanted}, deterministic"
 
 
+def test_a_gpu_is_asked_for_bf16_that_it_does_not_emulate(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or False)
+    assert not computes_bf16(cpu=False)
+    assert asked == [{"including_emulation": False}]
+
+
 def test_tf32_is_for_training_on_nvidia_alone(monkeypatch):
     """Codes of TF32 are no codes of float32: a CPU would not make them again."""
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

@@ -356,3 +356,22 @@ def test_images_of_another_dtype_are_other_images(pipe, tmp_path):
     assert "batch_size" not in settings[0]  # on a CPU no code depends on it
     with pytest.raises(OutputError, match="dtype"):
         generate_images(str(folder), str(rounded), num_images=2)
+
+
+def test_fixed_shapes_draw_the_same_codes_and_weights_are_laid_out_once(folder, tmp_path, monkeypatch):
+    pipe, read = ImageGenerationPipeline.from_pretrained(folder), []
+    original = prior.laid_out.read_weights
+    monkeypatch.setattr(prior.laid_out, "read_weights", lambda *a, **k: (read.append(a), original(*a, **k))[1])
+    options = {"seed": 0, "num_images_per_label": 2, "batch_size": 4}
+    eager, static = (codes_of(pipe, decoding=decoding, **options) for decoding in ("eager", "static"))
+    assert torch.equal(eager, static)
+    assert len(read) == 1
+    pipe.to(torch.float64).to(torch.float32)
+    assert torch.equal(codes_of(pipe, **options), eager)
+    assert len(read) == 2
+    generate_images(str(folder), str(tmp_path / "a"), num_images=3, decoding="static")
+    generate_images(str(folder), str(tmp_path / "b"), num_images=3)
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    with pytest.raises(ValueError, match="records CUDA graphs"):
+        generate_images(str(folder), str(tmp_path / "c"), num_images=3, decoding="graph")
+    assert not (tmp_path / "c").exists()

@@ -17,6 +17,7 @@ from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.training.config import PriorTrainingConfig
 from codegrid.prior import SequenceConfig
 from codegrid.prior.codes import CodesManifest
+from codegrid.prior.laid_out import LaidOut
 from codegrid.tokenizer import VQModel
 
 
@@ -54,6 +55,7 @@ def sample_picture(prior: PreTrainedModel, tokenizer: VQModel, sequence: Sequenc
     """`number` samples, by class if there are classes, with the guidance of a pipeline: uint8 [3, H, W]."""
     with evaluating(prior):
         pipe = ImageGenerationPipeline(tokenizer.to(prior.device), prior, sequence)
+        pipe.laid_out = LaidOut(in_place=prior.device.type != "cpu")  # beside the optimizer a second copy may not fit
         # An accelerator always computes whole batches: no rows more than there are images.
         batch_size = None if prior.device.type == "cpu" else number
         output = pipe(num_images=number, seed=0, batch_size=batch_size, progress=False)
