@@ -54,6 +54,7 @@ CASES = [
     ),
     Reads(["reconstruct"], {"--tokenizer": "tokenizer", "--data.source": "images"}, OUT),
     Reads(["tokenize-dataset"], {"--tokenizer": "tokenizer", "--data.source": "images"}, OUT),
+    Reads(["import-codes"], {"--source": "images"}, [*OUT, "--made-by", "bytes", "--codebook-size", "1"]),
     Reads(["verify-codes"], {"--codes": "codes", "--tokenizer": "tokenizer", "--source": "images"}),
     Reads(["train-prior", "quickstart"], {"--codes": "codes"}, [*OUT, "--max-steps", "1"]),
     Reads(["train-prior", "quickstart"], {"--init-from": "prior", "--codes": "codes"}, [*OUT, "--max-steps", "1"]),
