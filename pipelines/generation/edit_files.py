@@ -35,6 +35,7 @@ def edit_images(
     strength: float | None = None,
     outpaint: tuple[str, ...] = (),
     size: tuple[int, int] | None = None,
+    whole: bool = False,
     class_label: str | None = None,
     num_images: int = 4,
     seed: int = 0,
@@ -60,6 +61,7 @@ def edit_images(
         outpaint: sides at which the picture is gone on with: top, bottom, left or right, each by half a picture, or by
             so many pixels, such as right=32.
         size: height and width of the results instead, with the picture in the middle.
+        whole: keep the picture's own size, the trained one or larger; otherwise it is cut and scaled as in training.
         class_label: class of the results, by name or number; None is the null class, without guidance.
         num_images: number of results.
         seed: result i depends on seed and i alone.
@@ -89,23 +91,30 @@ def edit_images(
         **{"tokenizer_fingerprint": fingerprint, "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "image": image, "mask": mask, "keep": keep, "strength": strength},
         **({"outpaint": outpaint} if outpaint else {} if size is None else {"size": size}),
+        **({"whole": whole} if whole else {}),
         **{"class_label": class_label, "num_images": num_images, "seed": seed, "composite": composite},
         **{"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps},
     }
-    names = ("seed", "composite", "guidance_scale", "temperature", "order", "num_steps")
-    options = {"num_images_per_image": num_images} | {name: settings[name] for name in names}
-    if mask is not None:
-        made = pipe.inpaint(start, mask, class_label, **options)
-    elif sides or size is not None:
-        made = pipe.outpaint(start, class_label, sides=sides or None, size=size, **options)
-    elif keep is not None:
-        made = pipe.variations(start, keep, class_label, **options)
-    else:
-        made = pipe.edit(start, class_label, strength or 0.0, **options)
+    made = _made(pipe, start, settings, sides, whole)
     if told := claim_images(folder, settings):
         tqdm.write(told)
     _write(folder, made, fingerprint)
     return folder
+
+
+def _made(
+    pipe: ImageGenerationPipeline, start: Any, asked: dict[str, Any], sides: Any, whole: bool
+) -> ImagePipelineOutput:
+    names = ("seed", "composite", "guidance_scale", "temperature", "order", "num_steps")
+    options = {name: asked[name] for name in names} | {"num_images_per_image": asked["num_images"], "whole": whole}
+    label = asked["class_label"]
+    if asked["mask"] is not None:
+        return pipe.inpaint(start, asked["mask"], label, **options)
+    if sides or "size" in asked:
+        return pipe.outpaint(start, label, sides=sides or None, size=asked.get("size"), **options)
+    if asked["keep"] is not None:
+        return pipe.variations(start, asked["keep"], label, **options)
+    return pipe.edit(start, label, asked["strength"], **options)
 
 
 def _check_one(ways: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from codegrid.errors import require
 from codegrid.pipelines.generation.arguments import as_labels, streams_of_images, whole_number
-from codegrid.pipelines.generation.larger import iterate_grids
+from codegrid.pipelines.generation.larger import grid_of_size, iterate_grids
 from codegrid.pipelines.generation.masks import cells_of, composite, filled, prepared_mask, read_masks
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
 from codegrid.pipelines.system.devices import evaluating
@@ -48,6 +48,7 @@ class Editing:
         mask_images: Any,
         class_labels: Any = None,
         *,
+        whole: bool = False,
         composite: bool = True,
         **options: Any,
     ) -> ImagePipelineOutput:
@@ -60,6 +61,8 @@ class Editing:
             images: see the class.
             mask_images: white is drawn again; see `masks.read_masks`. A picture's mask has the size of the picture.
             class_labels: a class for each picture, or one for all. None is the null class, without guidance.
+            whole: keep the pictures' own size, which is at least the trained one, in multiples of the pixels of a code;
+                otherwise they are prepared as in training. Larger ones are drawn by windows.
             composite: keep the pixels outside of the mask; False gives the decoded picture.
             options: `num_images_per_image`, `seed`, `order`, `num_steps`, ... (`_drawn_again`), fields of
                 `SamplingConfig`.
@@ -68,18 +71,24 @@ class Editing:
             CodegridError: the prior knows raster order only, or a picture, mask, class or setting cannot be used.
         """
         self._check_editing()
-        start = self._start(images, mask_images)
+        start = self._start(images, mask_images, whole)
         assert start.masks is not None
         redraw = cells_of(start.masks, tuple(start.codes.shape[1:3]))
         return self._drawn_again(start, redraw, class_labels, composite=composite, **options)
 
     def variations(
-        self: ImageGenerationPipeline, images: Any, keep: float = 0.5, class_labels: Any = None, **options: Any
+        self: ImageGenerationPipeline,
+        images: Any,
+        keep: float = 0.5,
+        class_labels: Any = None,
+        *,
+        whole: bool = False,
+        **options: Any,
     ) -> ImagePipelineOutput:
         """Keep a share of the codes, in places drawn for each result, and draw the others again.
 
         Args:
-            images, class_labels, options: as in `inpaint`.
+            images, class_labels, whole, options: as in `inpaint`.
             keep: share of the positions that are kept, in [0, 1).
 
         Raises:
@@ -87,7 +96,7 @@ class Editing:
         """
         require(0 <= keep < 1, f"keep is {keep}.", "Give a share of at least 0 and below 1.")
         self._check_editing()
-        return self._drawn_again(self._start(images, None), float(keep), class_labels, **options)
+        return self._drawn_again(self._start(images, None, whole), float(keep), class_labels, **options)
 
     def edit(
         self: ImageGenerationPipeline, images: Any, class_labels: Any, strength: float = 0.8, **options: Any
@@ -114,24 +123,28 @@ class Editing:
             "Train one that does: `codegrid train-prior ... --order annealed`.",
         )
 
-    def _start(self: ImageGenerationPipeline, images: Any, mask_images: Any) -> _Start:
+    def _start(self: ImageGenerationPipeline, images: Any, mask_images: Any, whole: bool = False) -> _Start:
         if isinstance(images, ImagePipelineOutput) or (isinstance(images, Tensor) and not _is_float(images)):
             return self._start_of_codes(images, mask_images)
         config = self.tokenizer.config
         preprocessing, channels = config.preprocessing_config, config.backbone_config.in_channels
         if isinstance(images, (Tensor, np.ndarray)) and images.ndim == 4 and _is_float(images):
             pixels = to_images(images, preprocessing, channels)
+            if whole:
+                grid_of_size(config, *pixels.shape[-2:])
             masks = None if mask_images is None else self._masks_of(mask_images, pixels)
         else:
-            pixels, masks = self._opened(images, mask_images)
+            pixels, masks = self._opened(images, mask_images, whole)
         if masks is not None:
             pixels = torch.stack([filled(image, mask) for image, mask in zip(pixels, masks, strict=True)])
         with evaluating(self.tokenizer):  # not `encode`, which wonders about a picture that is all fill
             codes = self.tokenizer.encode(pixels.to(self.tokenizer.device)).cpu()
         return _Start(pixels, codes, masks)
 
-    def _opened(self: ImageGenerationPipeline, images: Any, mask_images: Any) -> tuple[Tensor, Tensor | None]:
-        """Pictures prepared as in training. They are filled before they are scaled: scaling mixes neighbours."""
+    def _opened(
+        self: ImageGenerationPipeline, images: Any, mask_images: Any, whole: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pictures as in training, or whole. They are filled before they are scaled: scaling mixes neighbours."""
         config = self.tokenizer.config
         preprocessing, channels = config.preprocessing_config, config.backbone_config.in_channels
         check_colours(channels, "Editing pictures (not floats, codes or outputs)")
@@ -139,17 +152,24 @@ class Editing:
         pictures = list(images) if several else [images]
         require(bool(pictures), "There is no picture.", "Give at least one.")
         opened = [open_picture(picture, preprocessing, channels) for picture in pictures]
+        opened = [one.convert("L" if channels == 1 else "RGB") for one in opened]
+        if whole:
+            sizes = sorted({(one.height, one.width) for one in opened})
+            require(len(sizes) == 1, f"The pictures are of {len(sizes)} sizes.", "Edit those of one size in a call.")
+            grid_of_size(config, *sizes[0])
+
+        def ready(picture: Any) -> np.ndarray:
+            return np.atleast_3d(np.array(picture)) if whole else prepare(picture, preprocessing, channels)
+
         if mask_images is None:
-            return to_model(np.stack([prepare(one, preprocessing, channels) for one in opened])), None
+            return to_model(np.stack([ready(one) for one in opened])), None
         prepared, cut = [], []
         for one, mask in zip(opened, read_masks(mask_images, len(opened)), strict=True):
-            one = one.convert("L" if channels == 1 else "RGB")
             _check_mask_size(mask.shape, (one.height, one.width))
             array = torch.from_numpy(np.atleast_3d(np.array(one))).permute(2, 0, 1).double()
             full = filled(array, torch.from_numpy(mask)).round().clamp(0, 255).to(torch.uint8)
-            array = full.permute(1, 2, 0).numpy()
-            prepared.append(prepare(_pil(array), preprocessing, channels))
-            cut.append(prepared_mask(mask, preprocessing))
+            prepared.append(ready(_pil(full.permute(1, 2, 0).numpy())))
+            cut.append(mask if whole else prepared_mask(mask, preprocessing))
         return to_model(np.stack(prepared)), torch.from_numpy(np.stack(cut))
 
     def _start_of_codes(self: ImageGenerationPipeline, images: Any, mask_images: Any) -> _Start:

@@ -29,6 +29,7 @@ class Outpainting:
         *,
         sides: Mapping[str, int] | Sequence[str] | str | None = None,
         size: tuple[int, int] | None = None,
+        whole: bool = False,
         composite: bool = True,
         **options: Any,
     ) -> ImagePipelineOutput:
@@ -44,13 +45,14 @@ class Outpainting:
             sides: how many pixels of which side, such as {"right": 32, "bottom": 16}, multiples of what a code stands
                 for; or names of sides ("left", or ["left", "right"]), each by half a picture.
             size: height and width of the results instead, the picture in the middle (half a code off if need be).
+            whole: see `inpaint`.
             composite: keep the picture's pixels; False gives all of the decoded picture.
             options: `num_images_per_image`, `seed`, `order`, `num_steps`, ... as in `inpaint`.
 
         Raises:
             CodegridError: a side or size cannot be used, or the prior does not go on at a side.
         """
-        start = self._start(images, None)
+        start = self._start(images, None, whole)
         factor = self.tokenizer.config.pixels_per_position
         before = start.codes.shape[1], start.codes.shape[2]
         added = _added(sides, size, before, self.sequence.grid_shape, factor)

@@ -12,6 +12,8 @@ from PIL import Image
 
 from codegrid.errors import CodegridError
 from codegrid.pipelines.commands import main
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.evaluation.classification import ClassificationScores, _scores, evaluate_classification
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.prior.orders import random_orders
@@ -144,6 +146,29 @@ def test_larger_results_are_edited_by_windows():
     assert kept.codes.shape == (1, 6, 8)
 
 
+def test_pictures_keep_their_own_size_with_whole():
+    pipe, picture = made(), noise(16).crop((0, 0, 16, 12))
+    mask = np.zeros((12, 16), dtype=np.uint8)
+    mask[5:9, 6:13] = 255
+    done = pipe.inpaint(picture, mask, "b", whole=True, num_images_per_image=2, **QUIET)
+    assert done.codes.shape == (2, 6, 8)
+    for image in done.images:
+        assert np.array_equal(np.asarray(image)[mask == 0], np.asarray(picture)[mask == 0])
+    other = np.array(picture)
+    other[mask > 0] = 7  # what lies under the mask has no influence
+    assert torch.equal(pipe.inpaint(other, mask, "b", whole=True, num_images_per_image=2, **QUIET).codes, done.codes)
+    assert pipe.inpaint(picture, mask, "b", **QUIET).codes.shape == (1, 4, 4)  # otherwise it is cut as in training
+    assert pipe.variations(picture, 0.5, "a", whole=True, **QUIET).codes.shape == (1, 6, 8)
+    assert pipe.edit([picture, picture], "a", whole=True, **QUIET).codes.shape == (2, 6, 8)
+    assert pipe.outpaint(picture, "a", sides="left", whole=True, **QUIET).codes.shape == (1, 6, 10)
+    with pytest.raises(CodegridError, match=r"(?s)width is 15 pixels.*14 or 16"):
+        pipe.variations(noise(15).crop((0, 0, 15, 12)), 0.5, whole=True, **QUIET)
+    with pytest.raises(CodegridError, match="height is 6 pixels, and the prior was trained on 8"):
+        pipe.variations(noise(8).crop((0, 0, 8, 6)), 0.5, whole=True, **QUIET)
+    with pytest.raises(CodegridError, match="of 2 sizes"):
+        pipe.variations([picture, noise(16)], 0.5, whole=True, **QUIET)
+
+
 def test_generate_writes_larger_pictures(tmp_path, capsys):
     pipe, out = made(), tmp_path / "wide"
     pipe.save_pretrained(tmp_path / "pipe")
@@ -210,3 +235,55 @@ def test_classes_by_bayes_rule():
             pipe.classify(codes, class_prior=wrong)
     with pytest.raises(CodegridError, match="no classes to choose from"):
         made("llama", None).classify(codes)
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """A pipeline of the classes a and b, and ten pictures of a and four of b."""
+    made("llama").save_pretrained(tmp_path / "pipe")
+    random = np.random.default_rng(0)
+    for name, number in (("a", 10), ("b", 4)):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for index in range(number):
+            picture = Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+            picture.save(tmp_path / "pictures" / name / f"{index}.png")
+    return tmp_path
+
+
+def test_scores_are_those_of_the_likeliest_class():
+    posterior = torch.tensor([[0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.55, 0.45]], dtype=torch.float64).log()
+    labels = torch.tensor([0, 0, 0, 1])
+    plain = _scores("uniform", posterior, None, labels)
+    assert plain == ClassificationScores("uniform", 0.5, pytest.approx((2 / 3 + 0) / 2), plain.nats)
+    assert plain.nats == pytest.approx(-float(np.log([0.7, 0.6, 0.2, 0.45]).mean()))
+    mostly_b = _scores("codes", posterior, [0.2, 0.8], labels)
+    assert (mostly_b.accuracy, mostly_b.balanced_accuracy) == (0.25, 0.5)
+
+
+def test_the_command_writes_plain_and_balanced_accuracy(folders, capsys):
+    line = ["evaluate", "classification", "--pipeline", str(folders / "pipe")]
+    main([*line, "--data.source", str(folders / "pictures"), "--output-dir", str(folders / "out")])
+    record = json.loads((folders / "out" / "classification.json").read_text())
+    (scores,) = record["results"]
+    assert record["num_images"] == {"a": 10, "b": 4}
+    assert record["constant"] == {"accuracy": 10 / 14, "balanced_accuracy": 0.5}
+    right = record["right_by_class"]
+    assert scores["balanced_accuracy"] == pytest.approx((right["a"] + right["b"]) / 2)
+    assert scores["accuracy"] == pytest.approx((10 * right["a"] + 4 * right["b"]) / 14)
+    assert f"balanced {scores['balanced_accuracy']:.3f}" in capsys.readouterr().out
+
+
+def test_what_cannot_be_classified_is_refused(folders):
+    other = folders / "other" / "c"
+    other.mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(other / "0.png")
+    with pytest.raises(DataError, match=r"classes \(c\) are none of the prior's \(a, b\)"):
+        evaluate_classification(str(folders / "pipe"), DataConfig(str(folders / "other")), str(folders / "out"))
+    with pytest.raises(CodegridError, match="knows raster order only"):
+        evaluate_classification(
+            str(folders / "pipe"), DataConfig(str(folders / "pictures")), str(folders / "out"), orders=2
+        )
+    made("llama", None).save_pretrained(folders / "plain")
+    with pytest.raises(CodegridError, match="no classes to choose from"):
+        evaluate_classification(str(folders / "plain"), DataConfig(str(folders / "pictures")))
+    assert not (folders / "out").exists()
