@@ -67,6 +67,9 @@ CASES = [
         [*OUT, "--lpips", "none", "--feature-net", "none"],
     ),
     Reads(["evaluate", "generation"], {"--pipeline": "pipeline", "--reference": "images"}, [*OUT, *LITE]),
+    Reads(
+        ["evaluate", "classification"], {"--pipeline": "pipeline", "--data.source": "images", "--codes": "codes"}, OUT
+    ),
     Reads(["compress"], {"--pipeline": "pipeline", "--data.source": "images"}, [*OUT, "--model", "fixed"]),
     Reads(["decompress"], {"--files": "archive.cga", "--pipeline": "pipeline"}, OUT),
     Reads(["codec-info"], {"--file": "archive.cga"}),
