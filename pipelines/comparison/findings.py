@@ -52,8 +52,8 @@ class Findings:
 
     def ranked(self, numbers: list[int], rung: int) -> list[int]:
         """Those of the candidates that have a score in this rung, the best first; of equal ones the earlier."""
-        means = {number: self.mean(number, rung) for number in numbers}
-        return sorted((number for number in numbers if means[number] is not None), key=lambda each: -means[each])
+        means = {number: mean for number in numbers if (mean := self.mean(number, rung)) is not None}
+        return sorted(means, key=lambda number: -means[number])
 
     def mean(self, number: int, rung: int) -> float | None:
         scores = self.trials[number].scores(rung, self.settings["metric"])

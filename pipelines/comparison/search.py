@@ -139,9 +139,9 @@ def _assigned(text: str) -> tuple[str, list[Any]]:
     """`path=value,value` -> the path and its values."""
     path, equals, values = text.partition("=")
     try:
-        found = yaml.safe_load(f"[{values}]") if equals else None
+        found = yaml.safe_load(f"[{values}]") if equals else []
     except yaml.YAMLError:
-        found = None
+        found = []
     require(bool(found), f"{text!r} gives no field its values.", "Write FIELD=VALUE,VALUE.")
     return path.removeprefix("--").replace("-", "_"), [_number(value) for value in found]
 
