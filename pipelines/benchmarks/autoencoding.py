@@ -15,7 +15,7 @@ from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
 
 _CH, _SIDE, _CODES, _WIDTH, _BATCHES = 128, 256, 16_384, 256, (1, 4)
-_WIDTHS = {"batch": 5, "model": 14, "ms": 9, "ratio": 6, "same": 7}
+_WIDTHS = {"batch": 5, "model": 14, "ms": 9, "spread": 6, "ratio": 6, "same": 7}
 
 
 Runs = dict[str, Callable[[], Tensor]]
@@ -29,6 +29,7 @@ class Encode(BesidePeers):
     """
 
     name = "encode"
+    parts = (tuple(map(str, _BATCHES)),)
 
     def measure(self) -> list[Row]:
         return _measure(self, _encoders)
@@ -42,6 +43,7 @@ class Decode(BesidePeers):
     """
 
     name = "decode"
+    parts = (tuple(map(str, _BATCHES)),)
 
     def measure(self) -> list[Row]:
         return _measure(self, _decoders)
@@ -52,14 +54,14 @@ def _measure(asked: BesidePeers, make: Callable[[dict[str, nn.Module], int, torc
     models = _models(asked, device)
     print_row({}, _WIDTHS, header=True)
     rows = []
-    for batch in _BATCHES:
+    for batch in (batch for batch in _BATCHES if asked.wants(str(batch))):
         with torch.no_grad():
             runs = make(models, batch, device)
             expected = runs["ours"]()
             timings = in_turn(runs, asked.repeats)
             for name, timing in timings.items():
                 same = None if name == "LlamaGen" else _agreement(runs[name](), expected)
-                row = {"batch": batch, "model": name, "ms": timing.seconds * 1e3, "ratio": timing.ratio, "same": same}
+                row = {"batch": batch, "model": name, **timing.columns(), "same": same}
                 print_row(row, _WIDTHS)
                 rows.append(row)
     return rows

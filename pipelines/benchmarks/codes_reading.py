@@ -18,7 +18,7 @@ from codegrid.pipelines.system.randomness import SampleOrder
 from codegrid.prior.codes import CodeDataset, CodesManifest, Shard
 
 _ROWS, _READ, _LENGTH, _CODES, _BATCH = 100_000, 65_536, 256, 16_384, 256
-_WIDTHS = {"reader": 28, "rows": 7, "batch": 6, "ms": 8, "rows/s": 9, "ratio": 6}
+_WIDTHS = {"reader": 28, "rows": 7, "batch": 6, "ms": 8, "spread": 6, "rows/s": 9, "ratio": 6}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +57,8 @@ class CodesReading(Timed):
             found = []
             for name, timing in in_turn(runs, self.repeats).items():
                 number = len(starts) * _BATCH
-                row = {"reader": name, "rows": number, "batch": _BATCH, "ms": timing.seconds * 1e3}
-                found.append({**row, "rows/s": number / timing.seconds, "ratio": timing.ratio})
+                row = {"reader": name, "rows": number, "batch": _BATCH, "rows/s": number / timing.seconds}
+                found.append({**row, **timing.columns()})
                 print_row(found[-1], _WIDTHS)
         return found
 

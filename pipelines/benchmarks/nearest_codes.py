@@ -19,7 +19,17 @@ from codegrid.tokenizer.quantizers.vector import VectorQuantizer
 _SHAPES = ((4096, 16_384, 8), (4096, 16_384, 256), (1024, 262_144, 8))
 # Of forward and backward together.
 _TRAINED_SHAPES = ((4096, 16_384, 8),)
-_WIDTHS = {"rows": 6, "codes": 7, "width": 6, "search": 24, "ms": 8, "ratio": 6, "same codes": 10, "extra MB": 8}
+_WIDTHS = {
+    "rows": 6,
+    "codes": 7,
+    "width": 6,
+    "search": 24,
+    "ms": 8,
+    "spread": 6,
+    "ratio": 6,
+    "same codes": 10,
+    "extra MB": 8,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,19 +40,23 @@ class NearestCodes(OnDevice):
     """
 
     name = "nearest-codes"
+    parts = (tuple(f"{codes}x{width}" for _, codes, width in _SHAPES),)
 
     def measure(self) -> list[Row]:
         device = self.accelerator().device
         print_row({}, _WIDTHS, header=True)
         rows = []
-        for shape in _TRAINED_SHAPES:
+        for shape in filter(self._wanted, _TRAINED_SHAPES):
             rows += _measured_training(*shape, device, self.repeats)
-        for shape in _SHAPES:
+        for shape in filter(self._wanted, _SHAPES):
             found = _measured(*shape, device, self.repeats)
             for row in found:
                 print_row(row, _WIDTHS)
             rows += found
         return rows
+
+    def _wanted(self, shape: tuple[int, int, int]) -> bool:
+        return self.wants(f"{shape[1]}x{shape[2]}")
 
 
 def _drawn(number: int, size: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -65,8 +79,7 @@ def _measured(number: int, size: int, width: int, device: torch.device, repeats:
             "codes": size,
             "width": width,
             "search": name,
-            "ms": timing.seconds * 1e3,
-            "ratio": timing.ratio,
+            **timing.columns(),
             "same codes": float((runs[name]() == expected).float().mean()),
             "extra MB": peak_extra_megabytes(runs[name], device),
         }
@@ -102,7 +115,7 @@ def _measured_training(number: int, size: int, width: int, device: torch.device,
         pairs = zip(runs[name](), expected, strict=True)
         equal = [torch.isclose(one, other, rtol=1e-4, atol=1e-7).float().mean() for one, other in pairs]
         shape = {"rows": number, "codes": size, "width": width, "search": name}
-        measured = {"ms": timing.seconds * 1e3, "ratio": timing.ratio, "same codes": float(min(equal))}
+        measured = {**timing.columns(), "same codes": float(min(equal))}
         rows.append({**shape, **measured, "extra MB": peak_extra_megabytes(runs[name], device)})
         print_row(rows[-1], _WIDTHS)
     return rows

@@ -61,13 +61,28 @@ class Timed(Benchmark):
 
     Args:
         repeats: rounds that a median is taken over.
+        only: parts to measure, where all of them take long; none measures all. A part is one of the benchmark's
+            shapes, batches or precisions, and of two such names both have to fit.
     """
 
+    parts: ClassVar[tuple[tuple[str, ...], ...]] = ()  # the names of parts, those of one kind together
     repeats: int = 9
+    only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.repeats >= 1, f"repeats is {self.repeats}.", "It must be at least 1.")
+        known = [name for kind in self.parts for name in kind]
+        unknown = [name for name in self.only if name not in known]
+        remedy = f"Its parts are {', '.join(known)}." if known else "This benchmark has one part: leave it out."
+        require(
+            not unknown, f"only is {', '.join(self.only)}, and {self.name} has no part {', '.join(unknown)}.", remedy
+        )
+
+    def wants(self, *names: str) -> bool:
+        """Whether the part of these names is to be measured."""
+        kinds = [[name for name in self.only if name in kind] for kind in self.parts]
+        return all(not asked or any(name in asked for name in names) for asked in kinds)
 
     def announcement(self) -> str:
         return f"{super().announcement()}\nmedians of {self.repeats} rounds"

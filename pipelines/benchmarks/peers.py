@@ -18,7 +18,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from codegrid.errors import require
+from codegrid.errors import CodegridError, require
 
 _TAMING_URL = "https://github.com/CompVis/taming-transformers"
 _LLAMAGEN_URL = "https://github.com/FoundationVision/LlamaGen"
@@ -116,7 +116,8 @@ def _importing(folder: str, file: str, url: str) -> Iterator[None]:
     sys.modules.update(shims)
     sys.path.insert(0, folder)
     try:
-        yield
+        with packages_of(folder):
+            yield
     finally:
         sys.path.remove(folder)
         for name, module in kept.items():
@@ -124,6 +125,19 @@ def _importing(folder: str, file: str, url: str) -> Iterator[None]:
                 del sys.modules[name]
             else:
                 sys.modules[name] = module
+
+
+@contextmanager
+def packages_of(folder: str | Path) -> Iterator[None]:
+    """Within, a package that a peer's code imports and that is not installed is named by a sentence."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or str(error)).partition(".")[0]
+        raise CodegridError(
+            f"The code in {folder} imports the package {name}, which is not installed.",
+            f"Install it (pip install {name}), or leave that peer out.",
+        ) from error
 
 
 @contextmanager

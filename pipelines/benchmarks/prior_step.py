@@ -20,7 +20,7 @@ from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, code_cro
 
 _LAYERS, _WIDTH, _HEADS, _CODES, _GRID, _BATCH, _CLASSES = 12, 512, 8, 16_384, 16, 4, 10
 _OPTIMIZER = OptimizerConfig(weight_decay=0.05)
-_WIDTHS = {"model": 18, "precision": 9, "ms": 9, "tokens/s": 8, "TFLOP/s": 8, "ratio": 6}
+_WIDTHS = {"model": 18, "precision": 9, "ms": 9, "spread": 6, "tokens/s": 8, "TFLOP/s": 8, "ratio": 6}
 
 # Of tokens [B, 1 + L], the prefix before the codes: the mean cross-entropy.
 Loss = Callable[[Tensor], Tensor]
@@ -35,16 +35,17 @@ class PriorStep(BesidePeers):
     """
 
     name = "prior-step"
+    parts = (("no", "bf16"),)
 
     def measure(self) -> list[Row]:
         print_row({}, _WIDTHS, header=True)
         rows = []
-        for precision in self.precisions():
+        for precision in filter(self.wants, self.precisions()):
             steps, operations = _steps(self, precision)
             for name, timing in in_turn(steps, self.repeats).items():
                 rate = _BATCH * _GRID**2 / timing.seconds
-                row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "tokens/s": rate}
-                rows.append({**row, "TFLOP/s": rate * operations / 1e12, "ratio": timing.ratio})
+                row = {"model": name, "precision": precision, "tokens/s": rate}
+                rows.append({**row, "TFLOP/s": rate * operations / 1e12, **timing.columns()})
                 print_row(rows[-1], _WIDTHS)
         return rows
 

@@ -19,10 +19,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Timing:
-    """seconds: the median of the rounds; ratio: the median over rounds of the first one's seconds by these."""
+    """Attributes:
+    seconds: the median of the rounds.
+    ratio: the median over the rounds of the first one's seconds by these.
+    spread: how far the middle half of the rounds' seconds reaches, as a share of the median: the machine's noise.
+    """
 
     seconds: float
     ratio: float
+    spread: float = 0.0
+
+    def columns(self) -> Row:
+        """The columns that every table of times has."""
+        return {"ms": self.seconds * 1e3, "spread": f"{self.spread:.0%}", "ratio": self.ratio}
 
 
 def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, Timing]:
@@ -38,9 +47,17 @@ def in_turn(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str,
         name: Timing(
             statistics.median(seconds[name] for seconds in rounds),
             statistics.median(seconds[first] / seconds[name] for seconds in rounds),
+            _spread([seconds[name] for seconds in rounds]),
         )
         for name in runs
     }
+
+
+def _spread(seconds: list[float]) -> float:
+    if len(seconds) < 2:
+        return 0.0
+    lower, middle, upper = statistics.quantiles(seconds, n=4, method="inclusive")
+    return (upper - lower) / middle
 
 
 def _seconds(run: Callable[[], object]) -> float:

@@ -19,11 +19,15 @@ from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 from codegrid.errors import require
 from codegrid.pipelines.benchmarks.memory import peak_extra_megabytes
 from codegrid.pipelines.benchmarks.options import BesideLlamaGen
+from codegrid.pipelines.benchmarks.peers import packages_of
 from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior, sample_codes
+from codegrid.prior.decoder_weights import DecoderWeights
+from codegrid.prior.decoding import read_weights
+from codegrid.prior.linear_maps import PackedLinear
 
 _SCALE, _CLASSES = 4.0, 1000
-_WIDTHS = {"shape": 5, "dtype": 8, "batch": 5, "sampler": 24, "tokens/s": 8, "images/s": 8, "ratio": 6}
+_WIDTHS = {"shape": 5, "dtype": 8, "batch": 5, "sampler": 24, "tokens/s": 8, "images/s": 8, "spread": 6, "ratio": 6}
 _WIDTHS |= {"of bound": 8, "extra MB": 8}
 
 
@@ -63,10 +67,12 @@ class Sampling(BesideLlamaGen):
 
     A row for each shape, dtype, batch and sampler; "ratio" is the peer's time (the first row's) over its own.
     "of bound" is the time that reading the weights and the cache once a code would take, at the bandwidth measured
-    between the runs, over the time taken. Where weights are rounded, theirs are counted as they lie in memory.
+    between the runs, over the time taken. Where weights are rounded, theirs are counted as they lie in memory. A line
+    above a shape says which maps oneDNN packs, and what the rows are padded to.
     """
 
     name = "sampling"
+    parts = (tuple(shape.name for shape in _SHAPES), ("float32", "bfloat16"), tuple(map(str, _BATCHES)))
 
     def measure(self) -> list[Row]:
         device = self.accelerator().device
@@ -76,7 +82,8 @@ class Sampling(BesideLlamaGen):
         for shape in _SHAPES:
             for dtype in dtypes:
                 for batch in _BATCHES:
-                    rows += _measured(shape, dtype, batch, device, self)
+                    if self.wants(shape.name, _name(dtype), str(batch)):
+                        rows += _measured(shape, dtype, batch, device, self)
         return rows
 
 
@@ -91,6 +98,8 @@ def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device
     )
     model = make_prior(config, sequence).eval().to(device, dtype)
     labels = torch.arange(batch) % _CLASSES
+    layout = describe_layout(read_weights(model, shape.codes, sequence.length))
+    print(f"{shape.name} {_name(dtype)}: {layout}")
     runs, formats = _runs(model, sequence, shape, labels, asked)
     bandwidths: list[float] = []  # noted between the runs
     timings = in_turn({**runs, "read": partial(_note_bandwidth, bandwidths, device)}, asked.repeats)
@@ -101,19 +110,38 @@ def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device
         least = _bytes_an_image(shape, dtype, batch, formats.get(name, dtype.itemsize)) / bandwidth
         row = {
             "shape": shape.name,
-            "dtype": str(dtype).removeprefix("torch."),
+            "dtype": _name(dtype),
             "batch": batch,
             "sampler": name,
             "tokens/s": batch * sequence.length / seconds,
             "images/s": batch / seconds,
+            "spread": f"{timings[name].spread:.0%}",
             "ratio": timings[name].ratio,
             "of bound": least / seconds,
             "extra MB": peak_extra_megabytes(run, device),
             "GB/s": bandwidth / 1e9,
+            **({"layout": layout} if name == "ours" else {}),
         }
         print_row(row, _WIDTHS)
         rows.append(row)
     return rows
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def describe_layout(weights: DecoderWeights) -> str:
+    """Which of a layer's products oneDNN packs, and the multiple that rows are padded to on a CPU."""
+    layer = weights.layers[0]
+    maps = {"qkv": layer.qkv, "out": layer.output, "head": weights.head}
+    maps |= {name: part for name, part in vars(layer.mlp).items() if hasattr(part, "row_multiple")}
+    packed = [name for name, part in maps.items() if isinstance(part, PackedLinear)]
+    plain = [name for name in maps if name not in packed]
+    said = [f"{', '.join(names)} {how}" for names, how in ((packed, "packed"), (plain, "not packed")) if names]
+    multiples = ", ".join(f"{name} {part.row_multiple}" for name, part in maps.items() if part.row_multiple > 1)
+    because = f" ({multiples})" if multiples else ""
+    return f"{'; '.join(said)}; rows padded to a multiple of {weights.row_multiple}{because}"
 
 
 def _runs(
@@ -178,8 +206,9 @@ def _llamagen(
     )
     sys.path.insert(0, str(folder))
     try:
-        gpt = importlib.import_module("autoregressive.models.gpt")
-        run = importlib.import_module("autoregressive.models.generate").generate
+        with packages_of(folder):
+            gpt = importlib.import_module("autoregressive.models.gpt")
+            run = importlib.import_module("autoregressive.models.generate").generate
     finally:
         sys.path.remove(str(folder))
     arguments = gpt.ModelArgs(

@@ -25,7 +25,7 @@ from codegrid.tokenizer.losses import ObjectiveConfig
 
 _CH, _SIDE, _BATCH, _CODES, _WIDTH = 64, 128, 4, 16_384, 8
 _RATE = 1e-4
-_WIDTHS = {"model": 14, "precision": 9, "ms": 9, "images/s": 8, "ratio": 6}
+_WIDTHS = {"model": 14, "precision": 9, "ms": 9, "spread": 6, "images/s": 8, "ratio": 6}
 
 Step = Callable[[], object]
 
@@ -39,15 +39,15 @@ class TrainStep(BesidePeers):
     """
 
     name = "train-step"
+    parts = (("no", "bf16"),)
 
     def measure(self) -> list[Row]:
         print_row({}, _WIDTHS, header=True)
         rows = []
-        for precision in self.precisions():
+        for precision in filter(self.wants, self.precisions()):
             for name, timing in in_turn(_steps(self, precision), self.repeats).items():
                 rate = _BATCH / timing.seconds
-                row = {"model": name, "precision": precision, "ms": timing.seconds * 1e3, "images/s": rate}
-                rows.append({**row, "ratio": timing.ratio})
+                rows.append({"model": name, "precision": precision, "images/s": rate, **timing.columns()})
                 print_row(rows[-1], _WIDTHS)
         return rows
 

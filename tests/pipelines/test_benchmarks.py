@@ -11,6 +11,7 @@ from dataclasses import fields
 import pytest
 import torch
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines.benchmarks import (
     BENCHMARKS,
     autoencoding,
@@ -23,13 +24,14 @@ from codegrid.pipelines.benchmarks import (
     train_step,
 )
 from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
-from codegrid.pipelines.benchmarks.peers import taming_prior
-from codegrid.pipelines.benchmarks.report import in_turn, print_row
+from codegrid.pipelines.benchmarks.peers import taming_model, taming_prior
+from codegrid.pipelines.benchmarks.report import Timing, _spread, in_turn, print_row
 from codegrid.pipelines.commands import main
 from codegrid.prior import (
     PriorConfig,
     PriorObjective,
     SequenceConfig,
+    linear_maps,
     make_prior,
     prior_loss,
     sample_codes,
@@ -175,7 +177,7 @@ def test_the_stock_loss_is_ours():
 
 
 COMMON = {"threads", "output"}
-TIMED = COMMON | {"repeats"}
+TIMED = COMMON | {"repeats", "only"}
 BESIDE_PEERS = TIMED | {"device", "taming", "llamagen", "compile"}
 
 
@@ -212,7 +214,7 @@ def test_a_command_runs_its_benchmark_and_reports_its_options(monkeypatch, tmp_p
     main(["dev", "benchmark", "codes-reading", "--repeats", "2", "--threads", str(threads), "--output", str(path)])
     report = json.loads(path.read_text())
     assert set(report) == {"machine", "settings", "rows"}
-    options = {"repeats": 2, "threads": threads, "output": str(path)}
+    options = {"repeats": 2, "threads": threads, "output": str(path), "only": []}
     assert report["settings"] == {"what": "codes-reading", **options}
     assert f"{threads} threads" in report["machine"]
 
@@ -241,6 +243,62 @@ def test_runs_take_turns_and_are_compared_with_the_first():
     assert timings["slow"].ratio == 1
     assert timings["slow"].seconds >= 0.03
     assert timings["fast"].ratio > 1
+
+
+@pytest.mark.parametrize(
+    ("only", "expected"),
+    [
+        ((), {("25M", "1"), ("25M", "8"), ("100M", "1"), ("100M", "8")}),
+        (("25M",), {("25M", "1"), ("25M", "8")}),
+        (("8",), {("25M", "8"), ("100M", "8")}),
+        (("100M", "1"), {("100M", "1")}),
+        (("25M", "100M", "8"), {("25M", "8"), ("100M", "8")}),
+    ],
+)
+def test_a_benchmark_runs_in_parts(only, expected):
+    asked = BENCHMARKS["sampling"](only=only)
+    wanted = {(shape, batch) for shape in ("25M", "100M") for batch in "18" if asked.wants(shape, "float32", batch)}
+    assert wanted == expected
+
+
+def test_a_part_that_is_not_asked_for_is_not_measured(monkeypatch, tmp_path):
+    monkeypatch.setattr(nearest_codes, "_SHAPES", ((30, 700, 3), (5, 20, 8)))
+    monkeypatch.setattr(nearest_codes, "_TRAINED_SHAPES", ((30, 700, 3),))
+    monkeypatch.setattr(BENCHMARKS["nearest-codes"], "parts", (("700x3", "20x8"),))
+    benchmark("nearest-codes", repeats=1, only=("20x8",), output=str(tmp_path / "report.json"))
+    assert {row["codes"] for row in json.loads((tmp_path / "report.json").read_text())["rows"]} == {20}
+    with pytest.raises(CodegridError, match="sampling has no part 3B") as caught:
+        benchmark("sampling", only=("3B",))
+    assert "25M, 100M, float32" in caught.value.remedy
+
+
+@pytest.mark.parametrize(("rounds", "expected"), [([1.0], 0), ([1.0, 1.0, 1.0], 0), ([1.0, 2.0, 3.0, 4.0, 5.0], 2 / 3)])
+def test_the_spread_is_that_of_the_middle_half(rounds, expected):
+    assert _spread(rounds) == pytest.approx(expected)
+    assert Timing(2.0, 1.5, expected).columns() == {"ms": 2000, "spread": f"{expected:.0%}", "ratio": 1.5}
+
+
+@pytest.mark.parametrize("name", ["requests", "omegaconf.nodes"])
+def test_a_package_that_a_peer_imports_is_named(name, tmp_path):
+    clone = tmp_path / "taming" / "models"
+    clone.mkdir(parents=True)
+    (clone / "vqgan.py").write_text(f"import {name}_of_nobody")
+    (tmp_path / "taming" / "__init__.py").touch()
+    (clone / "__init__.py").touch()
+    with pytest.raises(CodegridError, match=r"imports the package \w+, which is not installed") as caught:
+        taming_model(str(tmp_path), 32, 32, 16, 8, None)
+    assert "pip install" in caught.value.remedy
+
+
+def test_a_layout_says_what_is_packed_and_what_rows_are_padded_to(monkeypatch):
+    model = make_prior(
+        PriorConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4), SequenceConfig(24, (2, 2))
+    )
+    said = sampling.describe_layout(read_weights(model, 24, 4, pack=False))
+    assert said.startswith("qkv, out, head, gate_up, down not packed; rows padded to a multiple of ")
+    monkeypatch.setattr(linear_maps, "_steady_multiple", lambda *_: 2)
+    said = sampling.describe_layout(read_weights(model, 24, 4))
+    assert "rows padded to a multiple of 2 (qkv 2, out 2, head 2, gate_up 2, down 2)" in said
 
 
 def test_no_rounds_are_refused():
