@@ -279,15 +279,19 @@ def test_the_spread_is_that_of_the_middle_half(rounds, expected):
 
 
 @pytest.mark.parametrize("name", ["requests", "omegaconf.nodes"])
-def test_a_package_that_a_peer_imports_is_named(name, tmp_path):
+def test_a_package_that_a_peer_imports_is_named(name, tmp_path, monkeypatch):
     clone = tmp_path / "taming" / "models"
     clone.mkdir(parents=True)
     (clone / "vqgan.py").write_text(f"import {name}_of_nobody")
     (tmp_path / "taming" / "__init__.py").touch()
     (clone / "__init__.py").touch()
+    for module in [module for module in sys.modules if module.partition(".")[0] == "taming"]:
+        monkeypatch.delitem(sys.modules, module)
     with pytest.raises(CodegridError, match=r"imports the package \w+, which is not installed") as caught:
         taming_model(str(tmp_path), 32, 32, 16, 8, None)
-    assert "pip install" in caught.value.remedy
+    assert f"pip install {name.partition('.')[0]}" in caught.value.remedy
+    for module in ("taming.models", "taming"):
+        sys.modules.pop(module, None)
 
 
 def test_a_layout_says_what_is_packed_and_what_rows_are_padded_to(monkeypatch):
