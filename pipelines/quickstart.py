@@ -125,7 +125,7 @@ def _judge(
         "reconstruction": asdict(reconstruction),
         "generation": {
             "num_samples": len(made),
-            **asdict(pipe.sampling),
+            **pipe.sampling.to_dict(),
             "class_agreement": class_agreement(classifier, made, made_labels),
             "class_agreement_of_real_images": class_agreement(classifier, unseen, unseen_labels),
             "diversity_ratio": diversity_ratio(made, made_labels, unseen, unseen_labels),

@@ -22,6 +22,8 @@ from huggingface_hub import snapshot_download
 from torch import Tensor
 
 from codegrid.errors import CodegridError
+from codegrid.prior.conditioning import ClassCondition, condition_from_dict
+from codegrid.prior.conditions import combined, parts_of
 from codegrid.prior.mapped_rows import MappedRows
 from codegrid.prior.sequence_config import SequenceConfig
 
@@ -64,8 +66,8 @@ class CodesManifest:
         source: a line that describes the images. `source_fingerprint` changes when the images change.
         num_images, num_skipped: stored images and skipped inputs; `skipped_reasons` counts the skipped ones by reason
             (skipped.jsonl names each).
-        condition: the condition of the codes other than a class, as in `SequenceConfig.condition`. The rows have its
-            columns.
+        condition: the condition of the codes beside their classes, as in `SequenceConfig.condition`. The rows have its
+            columns. A prior follows both, if there are classes.
         axes: of codes that no tokenizer of this project made (`codegrid import-codes`), as in `SequenceConfig.axes`;
             `tokenizer` then says what made them, and there are no pictures.
     """
@@ -110,15 +112,19 @@ class CodesManifest:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def sequence_config(self) -> SequenceConfig:
-        """The vocabulary, length and classes of a prior for these codes."""
+        """The vocabulary, length and condition of a prior for these codes: classes, another condition, or both."""
+        names, condition = self.class_names, self.condition
+        if names is not None and condition is not None:
+            others = parts_of(condition_from_dict(condition))
+            names, condition = None, combined(ClassCondition(tuple(names)), *others)
         return SequenceConfig(
             codebook_size=self.codebook_size,
             grid_shape=self.grid_shape,
             depth=self.depth,
             order=self.order,
-            class_names=self.class_names,
+            class_names=names,
             tokenizer_fingerprint=self.tokenizer_fingerprint,
-            condition=self.condition,
+            condition=condition,
             axes=self.axes,
         )
 
@@ -208,6 +214,7 @@ class CodeDataset:
             self._files = [file["filename"] for file in table.cache_files]
             self._rows = MappedRows(self._files, "codes", sequence.length)
             self._columns = {name: self._column(name) for name in self._condition.columns}
+            self._check_condition()
         except (ValueError, KeyError) as error:
             raise CodesError(
                 f"The shards cannot be read as codes ({error}).", "Make the codes again, or download them again."
@@ -234,7 +241,7 @@ class CodeDataset:
         """The condition of `rows` [n] -> values int64 [n, *value_shape], and which are unknown, bool [n].
 
         `prior_loss` takes the values as labels. The caller must drop the unknown ones (images without a label among
-        labelled ones). Without a condition it returns None and None.
+        labelled ones); of a combined condition they are bool [n, parts]. Without a condition it returns None and None.
         """
         if not self._columns:
             return None, None
@@ -244,6 +251,19 @@ class CodeDataset:
             found[name] = torch.from_numpy(taken.astype(np.int64))
         values, known = self._condition.read(found)
         return values, ~known
+
+    def _check_condition(self) -> None:
+        """Whether the columns are as wide as the condition that the manifest describes."""
+        if not len(self):
+            return
+        values, _ = self.condition_values(np.zeros(1, np.int64))
+        shape = (1, *self._condition.value_shape)
+        if values is not None and values.shape != shape:
+            raise CodegridError(
+                f"The columns {', '.join(self._condition.columns)} have values of shape {list(values.shape)[1:]}, and "
+                f"the manifest's condition is {self._condition.describe()}.",
+                "Make the codes again.",
+            )
 
     def _column(self, name: str) -> np.ndarray | MappedRows:
         """A column of integers, [N] int64; or of lists of integers, all as long as the first list."""

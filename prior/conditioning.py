@@ -1,7 +1,7 @@
 """Conditions of an image's codes; each kind is a prefix of tokens before the codes.
 
-A kind is a frozen dataclass, and `sequence_config.json` stores its fields. This file has two kinds, none and class.
-Another package adds its own with `register_condition`.
+A kind is a frozen dataclass, and `sequence_config.json` stores its fields. This file has two kinds, none and class;
+`conditions.py` has picture, text and combinations. Another package adds its own with `register_condition`.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Condition(ABC):
     def read(self, columns: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Rows of `columns` of a code data set -> values [B, *value_shape], and which are known: bool [B].
 
-        Unknown ones are trained as null. Their values must be in range too.
+        Unknown ones are trained as null. Their values must be in range too. Of a combination known is [B, parts].
         """
         values = columns[self.columns[0]]
         return values, torch.ones(len(values), dtype=torch.bool)
@@ -93,6 +93,10 @@ class Condition(ABC):
         Raises:
             CodegridError: an item is not a value of this condition. The message says what is allowed.
         """
+
+    def fields_of_file(self) -> dict[str, Any]:
+        """The fields as plain values for a JSON file, without the type."""
+        return asdict(self)  # type: ignore[call-overload]
 
     def name(self, value: Any) -> str:
         """The name of one image's value, for captions and file names."""
@@ -126,7 +130,7 @@ def register_condition(kind: Kind) -> Kind:
 
 def condition_to_dict(condition: Condition) -> dict[str, Any]:
     """A condition as plain values for a JSON file."""
-    return {"type": condition.type, **asdict(condition)}  # type: ignore[call-overload]
+    return {"type": condition.type, **condition.fields_of_file()}
 
 
 def condition_from_dict(values: Any) -> Condition:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -32,6 +32,8 @@ class SamplingConfig:
         guidance_power: exponent of the "power" schedule, above 0. A higher value starts guidance later.
         guidance_range: the guided positions, as fractions of the sequence (first included, last not). The others have
             scale 1 (arXiv:2404.07724). Decoding costs half after the last guided position.
+        part_guidance: a scale for each part of a combined condition, in place of guidance_scale (`guidance.py`). Where
+            they differ, two parts cost four branches, three parts eight.
 
     Raises:
         CodegridError: a value is out of its range. The message names it.
@@ -45,6 +47,7 @@ class SamplingConfig:
     guidance_schedule: GuidanceSchedule = "constant"
     guidance_power: float = 2.0
     guidance_range: tuple[float, float] = (0.0, 1.0)
+    part_guidance: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("guidance_scale", "temperature"):
@@ -72,17 +75,35 @@ class SamplingConfig:
             "It must be two fractions with 0 <= first < last <= 1.",
         )
         object.__setattr__(self, "guidance_range", parts)
+        each = None if self.part_guidance is None else tuple(self.part_guidance)
+        require(
+            each is None or (bool(each) and all(math.isfinite(scale) and scale >= 0 for scale in each)),
+            f"part_guidance is {each}.",
+            "Give a number of at least 0 for each part of the condition.",
+        )
+        object.__setattr__(self, "part_guidance", each)
 
-    def guidance_scales(self, length: int) -> list[float]:
-        """The scale at each of `length` positions."""
+    @property
+    def is_guided(self) -> bool:
+        """Whether anything but the condition's own logits is needed."""
+        return any(scale != 1 for scale in self.part_guidance or (self.guidance_scale,))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values. Without `part_guidance` it has no such key, as in older files."""
+        values = asdict(self)
+        return values if self.part_guidance is not None else {k: v for k, v in values.items() if k != "part_guidance"}
+
+    def guidance_scales(self, length: int, scale: float | None = None) -> list[float]:
+        """The scale at each of `length` positions; `scale` takes the place of `guidance_scale`."""
+        scale = self.guidance_scale if scale is None else scale
         first, last = (math.ceil(part * length) for part in self.guidance_range)
         scales = [1.0] * length
         for position in range(first, last):
             way = (position - first) / max(1, last - first - 1)
-            scales[position] = 1 + (self.guidance_scale - 1) * self._share(way)
+            scales[position] = 1 + (scale - 1) * self._share(way)
         # A constant scale stays exact: 1 + (s - 1) would round it.
         if self.guidance_schedule == "constant":
-            scales[first:last] = [self.guidance_scale] * (last - first)
+            scales[first:last] = [scale] * (last - first)
         return scales
 
     def _share(self, way: float) -> float:
@@ -92,11 +113,18 @@ class SamplingConfig:
         return (1 - math.cos(math.pi * way**power)) / 2
 
 
-def guided_logits(logits: Tensor, images: int, guidance_scale: float) -> Tensor:
-    """Logits [R, K] of the class branch, then (if guided) the null branch, then padding -> [images, K] float64."""
+def guided_logits(logits: Tensor, images: int, guidance_scale: float | tuple[float, ...]) -> Tensor:
+    """Logits [R, K] of the class branch, then (if guided) the null branch, then padding -> [images, K] float64.
+
+    With a tuple they are of as many branches, and it has their weights (`Guidance.mixes`).
+    """
     conditional = logits[:images].double()
     if guidance_scale == 1:
         return conditional
+    if isinstance(guidance_scale, tuple):
+        branches = logits[: images * len(guidance_scale)].double().unflatten(0, (-1, images))  # [b, images, ...]
+        weights = torch.tensor(guidance_scale, dtype=torch.float64).to(logits.device, non_blocking=True)
+        return torch.einsum("b,b...->...", weights, branches)
     unconditional = logits[images : 2 * images].double()
     return unconditional + guidance_scale * (conditional - unconditional)
 

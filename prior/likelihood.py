@@ -30,6 +30,7 @@ def log_likelihood(
     batch_size: int | None = None,
     on_progress: Callable[[int], None] | None = None,
     orders: Tensor | None = None,
+    drop: Tensor | None = None,
 ) -> Tensor:
     """log p of the codes of each image, in nats.
 
@@ -45,6 +46,7 @@ def log_likelihood(
         on_progress: called with the number of images that are done.
         orders: of a prior of any order, [L] or [M, L] int64 permutations of the tokens (`codegrid.prior.orders`): the
             mean of the log p in each of them. None is raster order.
+        drop: the parts of the condition that an image has not, as in `to_tokens`.
 
     Returns:
         float64 [N] on the CPU.
@@ -55,7 +57,7 @@ def log_likelihood(
     """
     walks = _checked_orders(model, sequence, orders)
     require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
-    tokens = _tokens(codes, labels, sequence)
+    tokens = _tokens(codes, labels, drop, sequence)
     size = batch_size or max(1, _AT_ONCE // (sequence.length * sequence.codebook_size))
     sums = torch.zeros(len(tokens), dtype=torch.float64)
     with in_evaluation(model), torch.autocast(model.device.type, enabled=False):
@@ -117,10 +119,12 @@ def _checked_orders(model: PreTrainedModel, sequence: SequenceConfig, orders: Te
     return list(given_orders(orders, len(orders), sequence))
 
 
-def _tokens(codes: Tensor, labels: Tensor | Sequence[int] | None, sequence: SequenceConfig) -> Tensor:
+def _tokens(
+    codes: Tensor, labels: Tensor | Sequence[int] | None, drop: Tensor | None, sequence: SequenceConfig
+) -> Tensor:
     if labels is not None:
         values = torch.as_tensor(labels)
-        return to_tokens(codes.cpu(), values.cpu(), None, sequence)
+        return to_tokens(codes.cpu(), values.cpu(), None if drop is None else drop.cpu(), sequence)
     if sequence.conditioning.vocab_size == 0:
         return to_tokens(codes.cpu(), None, None, sequence)
     require(

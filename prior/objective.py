@@ -140,7 +140,8 @@ def prior_loss(
         codes: [B, L] or [B, h, w(, depth)] integers.
         labels: [B] integers, or the values of another condition [B, *value_shape]; None if and only if the prior is
             unconditional.
-        drop: [B] bool; True replaces the class (the condition) by null. None drops none.
+        drop: [B] bool; True replaces the class (the condition) by null, of a combined one also [B, parts]. None drops
+            none.
         label_smoothing, validate: as in `code_cross_entropy` and `to_tokens`.
         order, known: see `PriorObjective.forward`.
     """

@@ -21,6 +21,7 @@ from codegrid.prior.architectures import architecture_of
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding import Decoder
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
+from codegrid.prior.guidance import guidance_of
 from codegrid.prior.laid_out import LaidOut
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.memory import batch_that_fits
@@ -51,6 +52,7 @@ def sample_codes(
     weights: WeightFormat = "exact",
     decoding: Decoding = "eager",
     on_progress: Callable[[int, int], None] | None = None,
+    drop: Tensor | None = None,
     **settings: Any,
 ) -> Tensor:
     """Draw the codes of B images.
@@ -82,6 +84,7 @@ def sample_codes(
         weights: "exact"; or "float16" or "int8" for rounded weights, on CPUs: faster, but with other codes.
         decoding: "eager", "static" (in fixed shapes) or "graph" (as CUDA graphs): `static_decoding.py`.
         on_progress: called after every step with the number of finished codes and the total number.
+        drop: the parts of the condition that an image has not, as in `to_tokens`.
         settings: fields of `SamplingConfig`.
 
     Returns:
@@ -91,26 +94,11 @@ def sample_codes(
         CodegridError: an argument is out of its range; labels or given codes do not fit the prior; guidance is used
             with an unconditional prior, a prior without a null class, or no labels; or the logits are not finite.
     """
-    batches = list(
-        iterate_codes(
-            model,
-            sequence,
-            labels,
-            seeds=seeds,
-            generators=generators,
-            prefix_codes=prefix_codes,
-            known_codes=known_codes,
-            redraw=redraw,
-            order=order,
-            num_steps=num_steps,
-            choice_temperature=choice_temperature,
-            batch_size=batch_size,
-            weights=weights,
-            decoding=decoding,
-            on_progress=on_progress,
-            **settings,
-        )
-    )
+    given = {"seeds": seeds, "generators": generators, "prefix_codes": prefix_codes, "known_codes": known_codes}
+    given |= {"redraw": redraw, "order": order, "num_steps": num_steps, "choice_temperature": choice_temperature}
+    given |= {"batch_size": batch_size, "weights": weights, "decoding": decoding}
+    given |= {"on_progress": on_progress, "drop": drop}
+    batches = list(iterate_codes(model, sequence, labels, **given, **settings))
     if not batches:
         return torch.empty(0, sequence.length, dtype=torch.int64, device=model.device)
     return torch.cat(batches)
@@ -134,6 +122,7 @@ def iterate_codes(
     decoding: Decoding = "eager",
     laid_out: LaidOut | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    drop: Tensor | None = None,
     **settings: Any,
 ) -> Iterator[Tensor]:
     """Like `sample_codes`, but yields each batch's codes, [n, sequence.length], as soon as they are drawn.
@@ -144,7 +133,7 @@ def iterate_codes(
     config = SamplingConfig(**settings)
     if batch_size is not None and batch_size < 1:
         raise CodegridError(f"batch_size is {batch_size}.", "Give at least 1.")
-    prefixes, generators = prefixes_and_streams(config.guidance_scale, labels, seeds, generators, sequence)
+    prefixes, generators = prefixes_and_streams(config, labels, seeds, generators, sequence, drop)
     if decoding != "eager":
         check_decoding(decoding, model.device)
     record = architecture_of(model)
@@ -187,7 +176,7 @@ def prepared(
     positions = sequence.prefix_length + sequence.length - 1  # the model does not get the last code
     read = (laid_out or LaidOut()).read(model, sequence.codebook_size, positions, weights)
     if batch_size is None:
-        batch_size, branches = _MOST_ELSEWHERE, 1 if settings.guidance_scale == 1 else 2
+        batch_size, branches = _MOST_ELSEWHERE, guidance_of(settings, sequence).branches
         if model.device.type == "cpu":
             batch_size = batch_that_fits(branches * Decoder.bytes_a_row(read), _MOST_ON_A_CPU, model.device)
     return Drawing(read, sequence, settings, way, batch_size)
@@ -235,7 +224,7 @@ def draw_batches(
         drawn = _uniforms(generators[part], way.numbers(sequence), device)
         uniforms = None if settings.temperature == 0 else drawn[:, : sequence.length]
         images_part = way.part(sequence, part, prefixes, given, drawn, uniforms, device)
-        guided = settings.guidance_scale != 1
+        branches = guidance_of(settings, sequence).branches
         # Entered for one batch at a time: around a `yield` the modes would also apply to the caller's code.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
             if isinstance(weights, PreTrainedModel):
@@ -245,13 +234,13 @@ def draw_batches(
                 static = static or _static(drawing, len(prefixes))
                 codes, finite = static.draw(images_part, report)
             else:
-                rows = _rows(images, guided, batch_size, weights)
+                rows = _rows(images, branches, batch_size, weights)
                 if decoder is None or decoder.rows != rows:
                     decoder = Decoder(weights, rows)
                 if way.num_steps is not None:
                     codes, finite = draw_in_steps(decoder, sequence, images_part, settings, way.num_steps, report)
                 else:
-                    after = _rows(images, False, batch_size, weights)
+                    after = _rows(images, 1, batch_size, weights)
                     codes, finite = _sample_batch(decoder, sequence, images_part, settings, report, after)
             _check_finite(finite)  # once, at the end: a check at every step would be a CPU-GPU sync point
         yield codes.clone()  # outside of inference mode: autograd accepts the copy
@@ -301,11 +290,8 @@ def _sample_batch(
     prefixes, given, order, uniforms, known, _ = part
     images = len(prefixes)
     image = torch.arange(decoder.rows, device=prefixes.device) % images  # [R], the image of each row
-    prefix = prefixes[image]  # [R, tokens]
-    scales = settings.guidance_scales(sequence.length)
-    guided = [position for position, scale in enumerate(scales) if scale != 1]
-    if guided:
-        prefix[images : 2 * images] = sequence.null_prefix.to(prefix.device, non_blocking=True)
+    guidance = guidance_of(settings, sequence)
+    prefix, guided = guidance.prefixes(prefixes, decoder.rows, sequence), guidance.guided  # [R, tokens]
     codes = torch.empty(images, sequence.length, dtype=torch.int64, device=prefixes.device)
     finite = torch.ones((), dtype=torch.bool, device=prefixes.device)
     if order is not None:
@@ -316,7 +302,7 @@ def _sample_batch(
     for step, one in enumerate(before):
         decoder.advance(one, None if order is None else (own[image, step], target[image, step]))
     for position in range(sequence.length):
-        if guided and position == guided[-1] + 1:  # the null branch is no longer needed
+        if guided and position == guided[-1] + 1:  # the other branches are not needed after it
             image, tokens = image[:rows_unguided], tokens[:rows_unguided]
         step = len(before) + position
         hidden = decoder.advance(tokens, None if order is None else (own[image, step], target[image, step]))
@@ -325,7 +311,7 @@ def _sample_batch(
         if count == images:
             chosen = given[:, position]
         else:
-            logits = guided_logits(in_double(decoder.logits(hidden)), images, scales[position])  # [n, K]
+            logits = guided_logits(in_double(decoder.logits(hidden)), images, guidance.mixes[position])  # [n, K]
             finite &= torch.isfinite(logits.amax(-1)).all()
             if uniforms is None:
                 chosen = logits.argmax(-1)
@@ -367,9 +353,8 @@ def _uniforms(generators: Sequence[torch.Generator], length: int, device: torch.
     return torch.stack(drawn).to("cpu" if device.type == "mps" else device)
 
 
-def _rows(images: int, guided: bool, batch_size: int, weights: DecoderWeights) -> int:
-    """Number of rows to decode for some images, with the null branch and the padding: see `sample_codes`."""
-    branches = 2 if guided else 1
+def _rows(images: int, branches: int, batch_size: int, weights: DecoderWeights) -> int:
+    """Number of rows to decode for some images, with all branches and the padding: see `sample_codes`."""
     if weights.device.type != "cpu":
         return branches * batch_size
     return -(-branches * images // weights.row_multiple) * weights.row_multiple

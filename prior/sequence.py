@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import require
+from codegrid.prior.conditions import parts_of
 from codegrid.prior.sequence_config import SequenceConfig
 
 
@@ -28,7 +29,8 @@ def to_tokens(
             dtype, in [0, codebook_size).
         labels: [B] integers in [0, num_classes), or the values of another condition, [B, *value_shape]; None if and
             only if the prior is unconditional.
-        drop: [B] bool; True replaces the class (the condition) by null, for guidance. None drops none.
+        drop: [B] bool; True replaces the class (the condition) by null, for guidance; of a combined condition also
+            [B, parts]. None drops none.
         validate: check the ranges of `codes` and `labels`. On an accelerator this is a sync point: pass False there if
             the codes were checked when they were read.
 
@@ -44,15 +46,7 @@ def to_tokens(
         check_codes(codes, config)
     prefix = prefix_tokens(labels, len(codes), config, device=codes.device, validate=validate)  # [B, n]
     if drop is not None:
-        require(config.null_class, "This prior has no null class, and drop is given.", "Leave drop out.")
-        require(
-            drop.dtype == torch.bool and drop.shape == (len(codes),),
-            f"drop is {drop.dtype} {list(drop.shape)}.",
-            f"Give bool of shape [{len(codes)}].",
-        )
-        prefix = torch.where(
-            drop.to(prefix.device)[:, None], config.null_prefix.to(prefix.device, non_blocking=True), prefix
-        )
+        prefix = dropped(prefix, drop, config)
     if config.order != "positions":
         codes = codes[:, config.code_of_token.to(codes.device, non_blocking=True)]
     return torch.cat([prefix, codes], dim=1)  # [B, n + L]
@@ -83,6 +77,22 @@ def prefix_tokens(
         f"Give integers of shape {list(shape)}.",
     )
     return kind.prefix(labels.to(device=device, dtype=torch.int64), validate) + config.codebook_size
+
+
+def dropped(prefix: Tensor, drop: Tensor, config: SequenceConfig) -> Tensor:
+    """Prefixes [B, n] with null in place of what `drop`, bool [B] or [B, parts], says.
+
+    Raises:
+        CodegridError: the prior has no null class, or `drop` has another shape or type.
+    """
+    require(config.null_class, "This prior has no null class, and drop is given.", "Leave drop out.")
+    parts = len(parts_of(config.conditioning))
+    require(
+        drop.dtype == torch.bool and drop.shape in {(len(prefix),), (len(prefix), parts)},
+        f"drop is {drop.dtype} {list(drop.shape)}.",
+        f"Give bool of shape [{len(prefix)}]" + (f" or [{len(prefix)}, {parts}]." if parts > 1 else "."),
+    )
+    return config.without(prefix, drop)
 
 
 def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:

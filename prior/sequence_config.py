@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from codegrid.prior.conditioning import (
     condition_from_dict,
     condition_to_dict,
 )
+from codegrid.prior.conditions import parts_of
 
 SEQUENCE_CONFIG_NAME = "sequence_config.json"
 # Upper bounds: a file gives these sizes, and tables and lists of the sizes are made.
@@ -190,6 +192,23 @@ class SequenceConfig:
     def null_prefix(self) -> Tensor:
         """[prefix_length] int64: the prefix of a sequence without a condition."""
         return torch.tensor(self.conditioning.null, dtype=torch.int64) + self.codebook_size
+
+    @property
+    def part_of_token(self) -> Tensor:
+        """[prefix_length] int64: the part of the condition that each token of the prefix is of."""
+        counts = torch.tensor([part.num_tokens for part in parts_of(self.conditioning)])
+        return torch.arange(len(counts)).repeat_interleave(counts)
+
+    def without(self, prefixes: Tensor, drop: Tensor | Sequence[bool]) -> Tensor:
+        """Prefixes [B, prefix_length] with null in place of the parts of the condition that are dropped.
+
+        `drop` is bool [B] (all parts), [B, parts], or [parts] as a list.
+        """
+        if not isinstance(drop, Tensor):
+            drop = torch.tensor(drop)[None].expand(len(prefixes), -1)
+        drop = drop.to(prefixes.device, non_blocking=True)
+        lost = drop[:, None] if drop.dim() == 1 else drop[:, self.part_of_token.to(drop.device, non_blocking=True)]
+        return torch.where(lost, self.null_prefix.to(prefixes.device, non_blocking=True), prefixes)
 
     def class_token(self, label: int) -> int:
         """Prefix of a sequence of class `label`, in [0, num_classes).

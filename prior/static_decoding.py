@@ -19,6 +19,7 @@ from codegrid.errors import require
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding import attention
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
+from codegrid.prior.guidance import guidance_of
 from codegrid.prior.orders import codes_per_step, place_pairs
 from codegrid.prior.sequence_config import SequenceConfig
 from codegrid.prior.steps import Part, in_double
@@ -139,7 +140,12 @@ class StaticSampling:
     ) -> None:
         self.sequence, self.settings, self.num_steps = sequence, settings, num_steps
         device, length, prefix = weights.device, sequence.length, sequence.prefix_length
-        scales = settings.guidance_scales(length)
+        scales = guidance_of(settings, sequence).mixes
+        require(
+            not any(isinstance(scale, tuple) for scale in scales),
+            f"part_guidance is {settings.part_guidance}, and decoding is in fixed shapes of two branches at most.",
+            "Leave decoding at 'eager', or give equal scales.",
+        )
         self.guided = any(scale != 1 for scale in scales)
         self.images = -(-images // weights.row_multiple) * weights.row_multiple
         rows = (1 + self.guided) * self.images

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from codegrid.prior.decoding import Decoder
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
+from codegrid.prior.guidance import guidance_of
 from codegrid.prior.orders import codes_per_step, place_pairs
 from codegrid.prior.sequence_config import SequenceConfig
 
@@ -69,10 +70,8 @@ def draw_in_steps(
     order = part.order
     assert order is not None
     codes, done = part.given.clone(), part.num_known
-    scales = settings.guidance_scales(sequence.length)
-    begin = part.prefixes[image]  # [R, prefix]
-    if any(scale != 1 for scale in scales):
-        begin[images : 2 * images] = sequence.null_prefix.to(device)
+    guidance = guidance_of(settings, sequence)
+    begin = guidance.prefixes(part.prefixes, decoder.rows, sequence)  # [R, prefix]
     tokens = torch.cat([begin, codes.gather(1, order[:, :done])[image]], 1)  # [R, N], not yet fed
     own, target = (places[image] for places in place_pairs(order, prefix))  # [R, prefix + L - 1]
     finite = torch.ones((), dtype=torch.bool, device=device)
@@ -83,7 +82,7 @@ def draw_in_steps(
         owns = torch.cat([own[:, first : last + 1], own[:, last : last + 1].expand(-1, size - 1)], 1)
         hidden = decoder.advance_many(tokens, (owns, target[:, first : last + size]), size)  # [R, size, D]
         logits = decoder.logits(hidden.flatten(0, 1)).view(len(hidden), size, -1)
-        logits = guided_logits(in_double(logits), images, scales[done]).flatten(0, 1)  # [n * size, K]
+        logits = guided_logits(in_double(logits), images, guidance.mixes[done]).flatten(0, 1)  # [n * size, K]
         finite &= torch.isfinite(logits.amax(-1)).all().to(device)
         places = order[:, done : done + size]  # [n, size]
         codes.scatter_(1, places, _drawn(logits, places, part.uniforms, settings).to(device))
@@ -114,22 +113,23 @@ def draw_around(
     device = part.prefixes.device
     image = torch.arange(rows, device=device) % images
     codes, done = part.given.clone(), part.num_known
-    scales = settings.guidance_scales(sequence.length)
+    guidance = guidance_of(settings, sequence)
     finite = torch.ones((), dtype=torch.bool, device=device)
     sizes = codes_per_step(sequence.length - done, num_steps)
     for step, size in enumerate(sizes):
         shown = codes.masked_fill(codes < 0, sequence.null_token)[image]
-        begin = part.prefixes[image]
-        if scales[done] != 1:
-            begin = torch.cat([begin, sequence.null_prefix.to(device).expand_as(begin)])
-            shown = torch.cat([shown, shown])
+        begin, mix = part.prefixes[image], guidance.mixes[done]
+        if mix != 1:
+            drops = [[not keep for keep in keeps] for keeps in guidance.keeps]
+            begin = torch.cat([sequence.without(begin, drop) for drop in drops])
+            shown = shown.repeat(guidance.branches, 1)
         logits = forward(torch.cat([begin, shown], 1))[:, prefix:, : sequence.codebook_size]
-        both = torch.cat([logits[:images], logits[rows : rows + images]])  # without the padding
+        both = torch.cat([branch[:images] for branch in logits.split(rows)])  # without the padding
         every = torch.arange(sequence.length, device=device).expand(images, -1)
         places = every if part.order is None else part.order[:, done : done + size]  # [n, m]
         branches = len(both) // images
         asked = both.gather(1, places.repeat(branches, 1)[..., None].expand(-1, -1, both.shape[-1]))
-        guided = guided_logits(in_double(asked), images, scales[done]).flatten(0, 1)  # [n * m, K]
+        guided = guided_logits(in_double(asked), images, mix).flatten(0, 1)  # [n * m, K]
         finite &= torch.isfinite(guided.amax(-1)).all().to(device)
         drawn = _drawn(guided, places, part.uniforms, settings).to(device)  # [n, m]
         if part.order is None:

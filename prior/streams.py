@@ -8,36 +8,41 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import CodegridError
-from codegrid.prior.sequence import prefix_tokens
+from codegrid.prior.distribution import SamplingConfig
+from codegrid.prior.guidance import guidance_of
+from codegrid.prior.sequence import dropped, prefix_tokens
 from codegrid.prior.sequence_config import SequenceConfig
 
 
 def prefixes_and_streams(
-    guidance_scale: float,
+    settings: SamplingConfig,
     labels: Tensor | Sequence[int] | None,
     seeds: Sequence[int] | None,
     generators: Sequence[torch.Generator] | None,
     sequence: SequenceConfig,
+    drop: Tensor | None = None,
 ) -> tuple[Tensor, Sequence[torch.Generator]]:
     """First tokens [B, prefix_length] on the CPU and the random stream of each image, from `sample_codes`' arguments.
 
     Raises:
         CodegridError: they do not fit each other or the prior, or it is not said how many images there are.
     """
-    _check_null_class(guidance_scale, labels is not None, sequence)
+    guidance_of(settings, sequence)  # refuses scales that are not one for each part
+    _check_null_class(settings, labels is not None, sequence)
     streams = _one_stream_an_image(labels, seeds, generators)
-    return _prefixes(labels, len(streams), sequence), streams
+    prefixes = _prefixes(labels, len(streams), sequence)
+    return prefixes if drop is None else dropped(prefixes, drop.cpu(), sequence), streams
 
 
-def _check_null_class(scale: float, labelled: bool, sequence: SequenceConfig) -> None:
+def _check_null_class(settings: SamplingConfig, labelled: bool, sequence: SequenceConfig) -> None:
     """Guidance needs labels and the null class; images without a class need a null class that the prior learned."""
-    if scale != 1 and not sequence.can_be_guided:
+    each, scale = settings.part_guidance, settings.guidance_scale
+    said = f"guidance_scale is {scale}" if each is None else f"part_guidance is {each}"
+    if settings.is_guided and not sequence.can_be_guided:
         lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
-        raise CodegridError(f"guidance_scale is {scale}, but this prior {lack}.", "Leave it at 1.")
-    if scale != 1 and not labelled:
-        raise CodegridError(
-            f"guidance_scale is {scale}, but no labels are given.", "Give labels: guidance leads towards a class."
-        )
+        raise CodegridError(f"{said}, but this prior {lack}.", "Leave it at 1.")
+    if settings.is_guided and not labelled:
+        raise CodegridError(f"{said}, but no labels are given.", "Give labels: guidance leads towards a class.")
     if not labelled and not sequence.null_class:
         raise CodegridError("This prior has no null class, and no labels are given.", "Give labels.")
 

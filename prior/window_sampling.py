@@ -42,6 +42,7 @@ def iterate_windows(
     decoding: Decoding = "eager",
     laid_out: LaidOut | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    drop: Tensor | None = None,
     **settings: Any,
 ) -> Iterator[Tensor]:
     """Draw grids of any size from the trained one on, by overlapping windows (`windows.py`).
@@ -58,6 +59,7 @@ def iterate_windows(
         order: a name, as in `sample_codes`: the order within each window.
         batch_size: windows at once; the rest as in `sample_codes`.
         labels, seeds, generators, num_steps, choice_temperature, weights, decoding, settings: as in `sample_codes`.
+        drop: as in `sample_codes`; every window follows the same condition.
         laid_out: as in `iterate_codes`.
         on_progress: called with the number of drawn codes and of all that are to be drawn.
 
@@ -72,7 +74,7 @@ def iterate_windows(
     config = SamplingConfig(**settings)
     require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     require(order is None or isinstance(order, str), "order is a tensor.", "Windows take an order by its name.")
-    prefixes, generators = prefixes_and_streams(config.guidance_scale, labels, seeds, generators, sequence)
+    prefixes, generators = prefixes_and_streams(config, labels, seeds, generators, sequence, drop)
     record = architecture_of(model)
     reads = "before" if record is None else record.reads
     way = way_to_draw(reads, sequence, len(generators), order, num_steps, choice_temperature)

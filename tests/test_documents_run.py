@@ -21,11 +21,13 @@ from PIL import Image
 from safetensors.torch import safe_open, save_file
 
 from codegrid.pipelines import ImageGenerationPipeline
+from codegrid.pipelines.codes.conditions import picture_condition
 from codegrid.pipelines.commands import main
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, open_images
 from codegrid.pipelines.importing.parity import random_weights
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.conditions import CombinedCondition, TextCondition
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
 
@@ -39,6 +41,7 @@ SMALL = {
     "train-prior": ["--max-steps", "2", "--batch-size", "4", "--model.num-hidden-layers", "1", "--tracking"],
     "generate": ["--num-images", "2"],
     "evaluate reconstruction": ["--lpips", "none", *LITE],
+    "evaluate conditional": [*LITE, "--num-images", "4"],
     "evaluate generation": [*LITE, "--num-images", "10", "--num-reference", "10", "--guidance-scales", "1"],
 }
 # What a snippet takes from its reader.
@@ -80,6 +83,14 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     config = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, architecture="any_order_gpt2")
     any_order = ImageGenerationPipeline(tokenizer, make_prior(config, sequence), sequence)
     any_order.save_pretrained(tmp_path / "ANY_ORDER")
+    picture = picture_condition(tokenizer, "downscale:4")
+    follows = SequenceConfig(
+        *(32, tokenizer.config.grid_shape),
+        tokenizer_fingerprint=tokenizer.fingerprint(),
+        condition=CombinedCondition((picture, TextCondition(16))),
+    )
+    config = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    ImageGenerationPipeline(tokenizer, make_prior(config, follows), follows).save_pretrained(tmp_path / "FOLLOWS")
     for name, side in (("PICTURE", 16), ("MASK", 16), ("mask.png", 24)):
         Image.new("L", (side, side), "white").save(tmp_path / name, format="PNG")
     monkeypatch.chdir(tmp_path)

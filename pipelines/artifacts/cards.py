@@ -20,6 +20,7 @@ from codegrid.pipelines.data.labels import numeric_order_note
 from codegrid.pipelines.system.numbers import number
 from codegrid.prior import ARCHITECTURES, SequenceConfig
 from codegrid.prior.codes import CodesManifest
+from codegrid.prior.conditions import parts_of
 from codegrid.tokenizer.hub.card import PLACEHOLDER, description, usage
 
 TRAINING = "Training"
@@ -109,7 +110,7 @@ def pipeline_card(sequence: SequenceConfig, cards: Mapping[str, str] | None = No
         else "num_images=4"
     )
     if sequence.condition is not None:
-        labels = "class_labels=wanted"  # a value that the condition's `parse` takes
+        labels = _call(sequence)
     names = f"Classes: {', '.join(sequence.class_names)}.\n" if sequence.class_names else ""
     if note := numeric_order_note(sequence.class_names):
         names += f"{note}\n"
@@ -140,6 +141,15 @@ images = pipe({labels}, seed=0).images  # PIL images
     )
 
 
+def _call(sequence: SequenceConfig) -> str:
+    """The arguments that say what an image of another condition than a class is to follow."""
+    kinds = {"class": "class_labels=wanted", "picture": "condition=pictures", "text": 'prompt="some text"'}
+    parts = parts_of(sequence.conditioning)
+    if not all(part.type in kinds for part in parts):
+        return "class_labels=wanted"  # a value that the condition's `parse` takes
+    return ", ".join(kinds[part.type] for part in parts)
+
+
 def codes_card(manifest: CodesManifest) -> str:
     """Data set card of a code data set. Its YAML tells `datasets` where the shards are."""
     height, width = manifest.grid_shape
@@ -150,6 +160,9 @@ def codes_card(manifest: CodesManifest) -> str:
         changed = (
             f" in {manifest.precision} ({manifest.num_changed / manifest.num_compared:.1%} others than in float32)"
         )
+    follows = ""
+    if manifest.condition is not None:
+        follows = f"\nA prior of them follows {manifest.sequence_config().conditioning.describe()}."
     # `datasets` keys its cache of a folder by the folder's base name and this entry. Without the description it would
     # read another set of that name, or this one before it grew.
     entry = {
@@ -169,7 +182,7 @@ def codes_card(manifest: CodesManifest) -> str:
         "Image codes",
         f"""{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`,
 {manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
-({manifest.depth} a position), {made}.
+({manifest.depth} a position), {made}.{follows}
 `manifest.json` has the rest.{f" {note}" if note else ""}
 """,
         _ids(manifest.class_names),

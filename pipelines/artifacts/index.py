@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
 from codegrid.downloads import read_json
@@ -16,13 +15,17 @@ from codegrid.tokenizer.fields import from_dict
 
 MODEL_INDEX_NAME = "model_index.json"
 PIPELINE_CLASS = "ImageGenerationPipeline"
+CONDITION_TOKENIZER = "condition_tokenizer"  # a part that only some pipelines have
 _TOKENIZER = ["codegrid.tokenizer", "VQModel"]
 # Names of the libraries up to 0.1.0. Folders with these names stay readable.
 _FORMER_NAMES = {"tokenizer": "codegrid.tokenizer", "prior": "codegrid.prior"}
 
 
-def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
-    """Write `folder`/model_index.json. `prior` is the name of a class in `ARCHITECTURES`."""
+def write_index(folder: Path, prior: str, sampling: SamplingConfig, two_tokenizers: bool = False) -> None:
+    """Write `folder`/model_index.json. `prior` is the name of a class in `ARCHITECTURES`.
+
+    `two_tokenizers`: the pictures that the prior follows have a tokenizer of their own.
+    """
     record = architecture_of_class(prior)
     if record is None:
         raise CodegridError(
@@ -30,8 +33,8 @@ def write_index(folder: Path, prior: str, sampling: SamplingConfig) -> None:
             "Register it by codegrid.prior.register_architecture.",
         )
     named = [record.library, record.class_name]
-    index = {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": named, "sampling": asdict(sampling)}
-    write_json(folder / MODEL_INDEX_NAME, index)
+    index = {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": named, "sampling": sampling.to_dict()}
+    write_json(folder / MODEL_INDEX_NAME, {**index, **({CONDITION_TOKENIZER: _TOKENIZER} if two_tokenizers else {})})
 
 
 def read_index(folder: Path) -> SamplingConfig:
@@ -62,7 +65,7 @@ def read_index(folder: Path) -> SamplingConfig:
         {"_class_name": PIPELINE_CLASS, "tokenizer": _TOKENIZER, "prior": [record.library, record.class_name]}
         for record in ARCHITECTURES.values()
     ]
-    if named not in allowed:
+    if named not in [*allowed, *({**each, CONDITION_TOKENIZER: _TOKENIZER} for each in allowed)]:
         raise LoadingError(
             f"{shown(path)} names {index}: this pipeline loads {allowed[0]} and nothing else.",
             "Load a pipeline that `codegrid make-pipeline` or save_pretrained wrote.",

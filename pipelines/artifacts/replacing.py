@@ -10,11 +10,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from codegrid.names import shown
-from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME, PIPELINE_CLASS
+from codegrid.pipelines.artifacts.index import CONDITION_TOKENIZER, MODEL_INDEX_NAME, PIPELINE_CLASS
 from codegrid.pipelines.system.files import OutputError, replace_folder, sha256
 from codegrid.tokenizer.hub.push import WEIGHT_FILES
 
-PARTS = ("tokenizer", "prior", "context")  # folders inside of a pipeline's
+PARTS = ("tokenizer", "prior", "context", CONDITION_TOKENIZER)  # folders inside of a pipeline's
 EVALUATION = "evaluation"
 # All names that saving a model or a pipeline writes.
 _OWN = (*WEIGHT_FILES, "config.json", "generation_config.json", "sequence_config.json", MODEL_INDEX_NAME, "README.md")

@@ -12,14 +12,14 @@ from typing import Any
 from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import CardFacts, completed
-from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
+from codegrid.pipelines.artifacts.index import CONDITION_TOKENIZER, MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.artifacts.places import without_places
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest
 from codegrid.tokenizer.hub.push import WEIGHT_FILES, in_subfolder, push_files
 
 PATTERNS_OF_SHARDS = ("data/*.parquet",)
-_PARTS = ("tokenizer", "prior", "context")
+_PARTS = ("tokenizer", "prior", "context", CONDITION_TOKENIZER)
 # By-products of a training run beside the exported model. They are not uploaded, like all dotted names.
 _BY_PRODUCTS = {"checkpoints", "tensorboard", "pictures", "wandb", "metrics.jsonl", "skipped.txt"}
 _PUBLISHED = ("README.md", "LICENSE*", "*.safetensors", "*.safetensors.index.json", "*config.json", MODEL_INDEX_NAME)

@@ -235,8 +235,11 @@ class PriorModel(CodeModel):
     def _tokens(self, codes: np.ndarray, labels: Sequence[int | None]) -> Tensor:
         """Codes [B, h, w, depth] -> [B, n + L] int64; None is the null class."""
         absent = torch.tensor([label is None for label in labels])
-        if self.sequence.num_classes == 0:
+        kind = self.sequence.conditioning
+        if kind.vocab_size == 0:
             classes, drop = None, None
+        elif self.sequence.num_classes == 0:  # another condition, which a file does not hold: null
+            classes, drop = torch.zeros(len(codes), *kind.value_shape, dtype=torch.int64), absent | True
         else:
             classes = torch.tensor([0 if label is None else label for label in labels])
             drop = absent if bool(absent.any()) else None

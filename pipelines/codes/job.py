@@ -83,6 +83,8 @@ def _decide(folder: Path, plan: dict[str, Any], images: ImageStream) -> tuple[IO
     """(lock, (first shard, images of this round or None for all, unfinished shards or None, finished))."""
     path = folder / _PLAN_NAME
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if before is not None:
+        before.setdefault("condition", None)  # older plans have none
     if before is None and (folder.exists() and (not folder.is_dir() or any(map(_visible, folder.iterdir())))):
         there = what_it_holds(folder) if folder.is_dir() else "a file"
         raise OutputError(

@@ -13,6 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,14 @@ from codegrid.tokenizer import VQModel
 Record = dict[str, Any]
 
 
+def _no_rows() -> dict[str, list]:
+    return defaultdict(list, {name: [] for name in ("codes", "label", "source_id", "crop", "flip")})
+
+
 @dataclass
 class EncodedShard:
     """Args:
-    rows: the rows by column, one per variant of an image; "codes" by batch, each [B, L].
+    rows: the rows by column, one per variant of an image; "codes", and lists of a condition, by batch, each [B, n].
     skipped: source_id, reason and detail of each input that could not be used.
     num_images: images that were read.
     num_compared: codes that were also computed in float32, if the encoder ran in another precision.
@@ -40,9 +46,7 @@ class EncodedShard:
     contents: hash of the bytes of each image, by its source_id.
     """
 
-    rows: dict[str, list] = field(
-        default_factory=lambda: {name: [] for name in ("codes", "label", "source_id", "crop", "flip")}
-    )
+    rows: dict[str, list] = field(default_factory=_no_rows)
     skipped: list[dict[str, str]] = field(default_factory=list)
     num_images: int = 0
     num_compared: int = 0
@@ -54,12 +58,18 @@ def code_dtype(codebook_size: int) -> str:
     return "uint16" if codebook_size <= 65_536 else "uint32"
 
 
-def code_features(codebook_size: int, length: int, class_names: list[str] | None) -> Features:
-    """Columns of a code data set. Both Arrow and torch read flat fixed-size lists fastest."""
+def code_features(
+    codebook_size: int, length: int, class_names: list[str] | None, others: Mapping[str, Any] | None = None
+) -> Features:
+    """Columns of a code data set. Both Arrow and torch read flat fixed-size lists fastest.
+
+    `others` are those of a condition.
+    """
     features = {"codes": List(Value(code_dtype(codebook_size)), length=length)}
     if class_names is not None:
         features["label"] = ClassLabel(names=class_names)
-    return Features({**features, "source_id": Value("string"), "crop": Value("uint8"), "flip": Value("bool")})
+    ids = {"source_id": Value("string"), "crop": Value("uint8"), "flip": Value("bool")}
+    return Features({**features, **(others or {}), **ids})
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -91,17 +101,24 @@ def remove_shard(folder: Path, shard: int) -> None:
     shard_path(folder, shard).unlink(missing_ok=True)
 
 
-def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel, images: ImageStream) -> None:
-    """Write the Parquet file, then its record.
+def write_shard(
+    folder: Path,
+    shard: int,
+    encoded: EncodedShard,
+    model: VQModel,
+    images: ImageStream,
+    others: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the Parquet file, then its record. `others` are the columns of a condition.
 
     If none of its images could be used, only the record is written: datasets cannot read a file without rows.
     """
     rows, skipped = encoded.rows, encoded.skipped
     length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
-    schema = code_features(size, length, images.class_names).arrow_schema
-    codes = np.concatenate(rows["codes"]) if rows["codes"] else np.empty((0, length))
-    flat = pa.array(codes.astype(code_dtype(size)).ravel())
-    columns = {**rows, "codes": pa.FixedSizeListArray.from_arrays(flat, length)}
+    features = code_features(size, length, images.class_names, others)
+    schema = features.arrow_schema
+    lists = {name: _lists(rows[name], feature) for name, feature in features.items() if isinstance(feature, List)}
+    columns = {name: lists[name] if name in lists else rows[name] for name in features}
     table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
     path = shard_path(folder, shard)
     names = {*rows["source_id"], *(entry["source_id"] for entry in skipped)}
@@ -119,6 +136,13 @@ def write_shard(folder: Path, shard: int, encoded: EncodedShard, model: VQModel,
         name = path.relative_to(folder).as_posix()
         record.update(file=name, num_bytes=path.stat().st_size, sha256=sha256(path))
     write_json(record_path(folder, shard), record)
+
+
+def _lists(batches: list[np.ndarray], feature: List) -> pa.Array:
+    """Batches [B, n] of a column as one array of lists of n numbers."""
+    numbers = np.concatenate(batches) if batches else np.empty((0, feature.length))
+    flat = pa.array(numbers.astype(feature.feature.dtype).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, feature.length)
 
 
 def source_ids(folder: Path, shard: int, record: Record) -> list[str]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import codes_card
 from codegrid.pipelines.artifacts.loading import load_tokenizer
+from codegrid.pipelines.codes.conditions import Conditions, open_conditions
 from codegrid.pipelines.codes.job import Job, claimed
 from codegrid.pipelines.codes.shards import EncodedShard, code_dtype, is_done, read_records, write_shard
 from codegrid.pipelines.data.batches import (
@@ -39,6 +40,7 @@ from codegrid.pipelines.data.understood import describe_channels, describe_readi
 from codegrid.pipelines.system.devices import Policy, evaluating, make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
+from codegrid.prior.conditioning import condition_to_dict
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import established
 from codegrid.tokenizer.images import TEN_CROP, to_model
@@ -61,6 +63,14 @@ class TokenizationConfig:
             prints and records how many change in the first batch of each shard.
         device: "auto" is the device that Accelerate finds.
         num_workers: processes that load images; 0 loads in the main process. Not for streaming.
+        condition: a picture that a prior of these codes is to follow, made of each picture: downscale:4, noise:25,
+            jpeg:5, blur:2, grey, edges, silhouette, or MODULE:FUNCTION of Python; or another picture that belongs to
+            it: column:NAME, or folder:PATH with files of the same names (docs/conditions.md).
+        condition_tokenizer: folder or Hub name of the tokenizer of those pictures; by default `tokenizer`.
+        captions: a text that a prior of these codes is to follow: column:NAME, txt (a .txt file beside each picture, or
+            a field of a WebDataset), or class (the name of its class).
+        text_tokenizer: how texts become tokens: bytes, or the folder or Hub name of a tokenizer of transformers.
+        text_length: tokens of a text; longer ones are cut.
     """
 
     tokenizer: str
@@ -73,6 +83,11 @@ class TokenizationConfig:
     mixed_precision: Literal["no", "bf16"] = "no"
     device: Literal["auto", "cpu"] = "auto"
     num_workers: int = 0
+    condition: str | None = None
+    condition_tokenizer: str | None = None
+    captions: str | None = None
+    text_tokenizer: str = "bytes"
+    text_length: int = 64
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "images_per_shard"):
@@ -99,8 +114,11 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
     # Without the decoder's classes, the codes could never be decoded.
     decoder_classes(model.config, images.class_names, images.description)
     check_channels(images, model.config.preprocessing_config, model.config.backbone_config.in_channels)
+    conditions = conditions_of(config, images, model)
+    if conditions.model is not None:
+        conditions.model.to(accelerator.device)
     folder = Path(config.output_dir)
-    with claimed(folder, _plan(config, model, images), images, accelerator) as job:
+    with claimed(folder, _plan(config, model, images, conditions), images, accelerator) as job:
         if job.finished:
             if accelerator.is_main_process:
                 _renew_card(folder)
@@ -110,6 +128,8 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
         _say(accelerator, f"Tokenizing {images.description}{new} with {config.tokenizer} into {folder}.")
         channels = describe_channels(model.config.backbone_config.in_channels)
         _say(accelerator, f"{describe_reading(images)}{channels}".rstrip("\n"))
+        if conditions.condition is not None:
+            _say(accelerator, f"With each picture goes {conditions.condition.describe()}, for a prior to follow.")
         if model.dtype != torch.float32:
             _say(
                 accelerator,
@@ -117,10 +137,10 @@ def tokenize_dataset(config: TokenizationConfig) -> Path:
                 "than those of the tokenizer that it was cast from. The manifest says so.",
             )
         with evaluating(model):
-            _write_shards(config, model, job, folder, accelerator)
+            _write_shards(config, model, job, folder, accelerator, conditions)
         everyone()
         if accelerator.is_main_process:
-            manifest = _finish(config, model, images, folder, accelerator.policy)
+            manifest = _finish(config, model, images, folder, accelerator.policy, conditions)
             _say(
                 accelerator,
                 f"{manifest.num_rows} rows of {math.prod(model.config.codes_shape)} codes from {manifest.num_images} "
@@ -143,17 +163,37 @@ def variants(config: TokenizationConfig) -> list[Variant]:
     return [Variant(), Variant(flip=True)] if config.flip else [Variant()]
 
 
-def _write_shards(config: TokenizationConfig, model: VQModel, job: Job, folder: Path, accelerator: Accelerator) -> None:
+def conditions_of(config: TokenizationConfig, images: ImageStream, model: VQModel) -> Conditions:
+    return open_conditions(
+        config.condition,
+        config.captions,
+        images,
+        config.data,
+        model,
+        tokenizer=config.condition_tokenizer,
+        text_tokenizer=config.text_tokenizer,
+        text_length=config.text_length,
+    )
+
+
+def _write_shards(
+    config: TokenizationConfig,
+    model: VQModel,
+    job: Job,
+    folder: Path,
+    accelerator: Accelerator,
+    conditions: Conditions,
+) -> None:
     """Write the shards. Shard k of a round starts at its image k * images_per_shard; ranks take shards in turn."""
     kinds = variants(config)
-    pictures = Pictures(job.images, picture_reader(model, kinds, with_content=True))
+    pictures = Pictures(job.images, conditions.reader(model, picture_reader(model, kinds, with_content=True), kinds))
     total = len(job.images) if isinstance(job.images, ImageSource) else None
     bar = tqdm(total=total, unit="image", disable=not accelerator.is_main_process, dynamic_ncols=True, mininterval=1.0)
     parts = _streamed_shards if job.shards is None else _shards
     watch = DepthWatch(model.config.preprocessing_config)
     for shard, part in parts(pictures, job, config, accelerator, folder, bar):
-        encoded = _encode(model, watch.of(part), kinds, config.batch_size, accelerator, bar)
-        write_shard(folder, shard, encoded, model, job.images)
+        encoded = _encode(model, watch.of(part), kinds, config.batch_size, accelerator, bar, conditions)
+        write_shard(folder, shard, encoded, model, job.images, conditions.features())
         if sentence := watch.sentence():
             _say(accelerator, sentence)
     bar.close()
@@ -198,11 +238,13 @@ def _encode(
     batch_size: int,
     accelerator: Accelerator,
     bar: tqdm,
+    conditions: Conditions,
 ) -> EncodedShard:
     """Encode a shard's images. In another precision than float32, the first batch is encoded in both."""
     shard, rounded = EncodedShard(), accelerator.mixed_precision != "no"
     rows = shard.rows
     waiting: list[np.ndarray] = []
+    of_condition: list[np.ndarray] = []
 
     def encode(most: int) -> None:
         while len(waiting) >= most:
@@ -210,6 +252,8 @@ def _encode(
             del waiting[:batch_size]
             with accelerator.autocast():
                 codes = model.encode(pixels)  # [B, h, w] or [B, h, w, depth]
+                conditions.encode(shard, model, of_condition[:batch_size], accelerator.device)
+                del of_condition[:batch_size]
             if rounded and not rows["codes"]:
                 shard.num_compared = codes.numel()
                 shard.num_changed = int((codes != model.encode(pixels)).sum())
@@ -222,6 +266,8 @@ def _encode(
         if picture.pixels is None:
             shard.skipped.append({"source_id": picture.source_id, "reason": picture.reason, "detail": picture.detail})
             continue
+        of_condition.extend(() if picture.condition is None else picture.condition)
+        conditions.add_text(shard, picture.text, len(kinds))
         for pixels, (crop, flip) in zip(picture.pixels, kinds, strict=True):
             waiting.append(pixels)
             rows["label"].append(picture.label)
@@ -234,7 +280,12 @@ def _encode(
 
 
 def _finish(
-    config: TokenizationConfig, model: VQModel, images: ImageStream, folder: Path, policy: Policy
+    config: TokenizationConfig,
+    model: VQModel,
+    images: ImageStream,
+    folder: Path,
+    policy: Policy,
+    conditions: Conditions,
 ) -> CodesManifest:
     """Gather the shards' records into the manifest, which completes the code data set."""
     records = list(read_records(folder).values())
@@ -274,6 +325,7 @@ def _finish(
         ten_crop=config.ten_crop,
         num_skipped=len(skipped),
         skipped_reasons=dict(sorted(Counter(entry["reason"] for entry in skipped).items())),
+        condition=None if conditions.condition is None else condition_to_dict(conditions.condition),
     )
     write_text(folder / "skipped.jsonl", "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in skipped))
     write_text(folder / "README.md", codes_card(manifest))
@@ -288,7 +340,7 @@ def _renew_card(folder: Path) -> None:
         write_text(card, codes_card(manifest))
 
 
-def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> dict[str, Any]:
+def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream, conditions: Conditions) -> dict[str, Any]:
     """Everything that the rows depend on. A folder is resumed only with the same plan."""
     return {
         "tokenizer_fingerprint": model.codes_fingerprint(),
@@ -301,6 +353,7 @@ def _plan(config: TokenizationConfig, model: VQModel, images: ImageStream) -> di
         "ten_crop": config.ten_crop,
         "images_per_shard": config.images_per_shard,
         "mixed_precision": config.mixed_precision,
+        "condition": conditions.plan(),
         "weights": weights_dtype(model),  # a cast tokenizer has the fingerprint of the one that it was cast from
     }
 

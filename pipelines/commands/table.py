@@ -136,6 +136,7 @@ COMMANDS: dict[str, Command] = {
                 "generation": "evaluation.generation:evaluate_generation",
                 "inpainting": "evaluation.inpainting:evaluate_inpainting",
                 "prior": "evaluation.prior:evaluate_prior",
+                "conditional": "evaluation.conditional:evaluate_conditional",
                 "classification": "evaluation.classification:evaluate_classification",
                 "compression": "compression.evaluation:evaluate_compression",
             }

@@ -52,7 +52,8 @@ class Picture(NamedTuple):
     """A record as the model will see it: pixels uint8 [V, H, W, C], or None and the reason.
 
     `label` is -1 where it is not known; `size` is (width, height) as loaded; `peak` the largest value of a picture
-    of more than 8 bits, as a share of white; `content` the `content_hash` of its bytes where it was asked for.
+    of more than 8 bits, as a share of white; `content` the `content_hash` of its bytes where it was asked for;
+    `condition` [V, H, W, C] and `text` what a prior of its codes is to follow (codes/conditions.py).
     """
 
     source_id: str
@@ -63,6 +64,8 @@ class Picture(NamedTuple):
     detail: str = ""
     peak: float | None = None
     content: str = ""
+    condition: np.ndarray | None = None
+    text: str | None = None
 
 
 def read_picture(

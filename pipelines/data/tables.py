@@ -36,7 +36,12 @@ _EDGE_BYTES = 65_536
 
 
 class _TableReader:
-    """Rows of a `datasets` Dataset or IterableDataset; `labels` gives the numbers of the labels."""
+    """Rows of a `datasets` Dataset or IterableDataset; `labels` gives the numbers of the labels.
+
+    `every` is the table with all of its columns.
+    """
+
+    every: Any = None
 
     def __init__(self, table: Any, image: str, label: str | None, labels: Labels | None, prefix: str, paths: bool):
         self.table, self.image, self.label, self.labels = table, image, label, labels
@@ -135,8 +140,10 @@ def _source_of(
     columns = choose_columns(config, table, class_names, f"{name} (split {config.split})")
     image, label, names = columns.image, columns.label, columns.labels and columns.labels.names
     keep = [column for column in (image, label, "__key__") if column and column in table.column_names]
+    every = table
     table = table.select_columns(keep).cast_column(image, datasets.Image(decode=False))
     reader = _TableReader(table, image, label, columns.labels, prefix, paths)
+    reader.every = every
     mark = sha256(config.split, marks, image, label, names)
     what = f"split {config.split}, column {image}" + (f", labels {label}" if label else "")
     if config.streaming:

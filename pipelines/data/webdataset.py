@@ -134,6 +134,16 @@ def open_webdataset(config: DataConfig, files: list[str], prefix: str, known: li
     return Opened(reader, names, counts, _short(taken), label, tuple(left), tuple(others)[:20], tuple(notes))
 
 
+def texts_of_samples(reader: WebDatasetReader, field: str) -> dict[str, str]:
+    """The texts in a field of the samples, by the names of the records."""
+    numbered = enumerate(sample for tar, file in enumerate(reader.files) for sample in _samples(file, tar, field))
+    return {
+        f"{reader.prefix}:{number}:{shown(sample.key)}": _text(sample.texts[field])
+        for number, sample in numbered
+        if field in sample.texts
+    }
+
+
 def _numbered(
     values: list[Any], known: list[str] | None, where: str, labels: Counter, config: DataConfig, notes: list[str]
 ) -> tuple[np.ndarray | None, list[str] | None, list[int] | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +207,7 @@ def _scored_pipeline(
     }
     fixed = {
         **fingerprints,
-        "sampling": {name: value for name, value in asdict(settings[0]).items() if name not in VARIED},
+        "sampling": {name: value for name, value in settings[0].to_dict().items() if name not in VARIED},
         "seed": request.seed,
         "judge": None if judge is None else judge.identity(),
     }

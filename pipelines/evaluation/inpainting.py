@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -223,7 +223,7 @@ def _made_with(
     return {
         "tokenizer_fingerprint": pipe.tokenizer.fingerprint(),
         "prior_fingerprint": weights_fingerprint(pipe.prior),
-        "sampling": asdict(settings),
+        "sampling": settings.to_dict(),
         "order": request.order,
         "num_steps": request.num_steps,
         "num_samples": request.num_samples,

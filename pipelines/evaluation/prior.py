@@ -125,6 +125,11 @@ def _check_fit(sequence: SequenceConfig, manifest: CodesManifest, prior: str, co
     if sequence.class_names is not None and sequence.class_names != manifest.class_names:
         different.append("class_names")
         own, theirs = own | {"class_names": sequence.class_names}, theirs | {"class_names": manifest.class_names}
+    condition = manifest.sequence_config().conditioning
+    if sequence.condition is not None and sequence.condition != condition:
+        different.append("condition")
+        own = own | {"condition": sequence.conditioning.describe()}
+        theirs = theirs | {"condition": condition.describe()}
     if different:
         raise CodesError(
             f"The prior {shown(prior)} and the codes {shown(codes)} do not fit each other: "
@@ -182,14 +187,16 @@ def _scored(
         part = rows[first : first + at_once]
         codes = torch.from_numpy(data.codes(part))
         values, unknown = data.condition_values(part) if conditional else (None, None)
-        known = np.ones(len(part), bool) if unknown is None else ~unknown.numpy()
-        for chosen, given in ((known, values), (~known, None)):
-            if chosen.any():
-                some = None if given is None else given[torch.from_numpy(chosen)]
-                found = log_likelihood(model, sequence, codes[chosen], some, batch_size=batch_size)
-                nats[first : first + at_once][chosen] = -found.numpy()
-        if values is not None and sequence.class_names is not None:
-            labels[first : first + at_once] = np.where(known, values.numpy(), -1)
+        drop = unknown if unknown is not None and unknown.any() else None
+        require(
+            drop is None or sequence.null_class,
+            "Some of these rows have no class, and this prior has no null class.",
+            "Score it on rows that have one.",
+        )
+        found = log_likelihood(model, sequence, codes, values, batch_size=batch_size, drop=drop)
+        nats[first : first + at_once] = -found.numpy()
+        if values is not None and unknown is not None and sequence.class_names is not None:
+            labels[first : first + at_once] = torch.where(unknown, -1, values).numpy()
         bar.update(len(part))
     bar.close()
     return nats, labels if conditional and sequence.class_names is not None else None

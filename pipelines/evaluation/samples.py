@@ -7,7 +7,6 @@ import json
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -54,7 +53,7 @@ class Samples:
     ) -> None:
         self.pipe, self.num_images, self.seed, self.batch_size = pipe, num_images, seed, batch_size
         self.accelerator, self.sampling, self.num_steps = accelerator, sampling, num_steps
-        sampling = asdict(sampling) | ({} if num_steps is None else {"num_steps": num_steps})
+        sampling = sampling.to_dict() | ({} if num_steps is None else {"num_steps": num_steps})
         mark = hashlib.sha256(json.dumps(sampling, sort_keys=True).encode()).hexdigest()[:8]
         steps = "" if num_steps is None else f"_steps-{num_steps}"
         self.name = f"guidance-{sampling['guidance_scale']:g}_temperature-{sampling['temperature']:g}{steps}_{mark}"
@@ -115,7 +114,7 @@ class Samples:
             output_type="np",
             progress=False,
             num_steps=self.num_steps,
-            **asdict(self.sampling),
+            **self.sampling.to_dict(),
         )
 
     def pixels(self, shard: int) -> Tensor:

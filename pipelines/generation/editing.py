@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -253,7 +253,7 @@ class Editing:
                 batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
                 laid_out=self.laid_out,
                 on_progress=bar,
-                **asdict(replace(self.sampling, **given)),
+                **replace(self.sampling, **given).to_dict(),
             )
             codes = torch.cat(list(drawn)).cpu()
         if output_type == "codes":

@@ -13,6 +13,7 @@ from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenera
 from codegrid.prior import SamplingConfig
 from codegrid.prior.codes import open_codes
 from codegrid.prior.distribution import GuidanceSchedule
+from codegrid.prior.guidance import guidance_of
 
 _MOST_COUNTED = 200_000  # rows of codes
 
@@ -29,7 +30,9 @@ def make_pipeline(
     guidance_schedule: GuidanceSchedule = "constant",
     guidance_power: float = 2.0,
     guidance_range: tuple[float, float] = (0.0, 1.0),
+    part_guidance: tuple[float, ...] | None = None,
     context: str | None = None,
+    condition_tokenizer: str | None = None,
 ) -> Path:
     """Combine a tokenizer and a prior into a pipeline folder, with its default sampling settings.
 
@@ -46,8 +49,11 @@ def make_pipeline(
         guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
         guidance_power: exponent of the schedule "power"; a higher one starts guidance later.
         guidance_range: the part of the positions with guidance, as fractions.
+        part_guidance: a scale for each part of what the prior follows (class and picture), instead of guidance_scale.
         context: a code data set of the tokenizer, from which a model of neighbouring codes is counted: with it,
             `codegrid compress --model context` writes files that any machine reads (docs/compression.md).
+        condition_tokenizer: folder or Hub name of the tokenizer of the pictures that the prior follows, where they have
+            one of their own.
 
     Raises:
         LoadingError: the tokenizer or the prior cannot be loaded, or the prior's or the context's codes are another
@@ -59,10 +65,13 @@ def make_pipeline(
     if guidance_scale is None:
         guidance_scale = DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0
     sampling = SamplingConfig(
-        guidance_scale, temperature, top_k, top_p, min_p, guidance_schedule, guidance_power, guidance_range
+        *(guidance_scale, temperature, top_k, top_p, min_p),
+        *(guidance_schedule, guidance_power, guidance_range, part_guidance),
     )
+    guidance_of(sampling, sequence)  # refuses scales that are not one for each part
     counted = None if context is None else _count_contexts(context)
-    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling, counted)
+    second = None if condition_tokenizer is None else load_tokenizer(condition_tokenizer)
+    pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling, counted, second)
     pipe.cards = cards_of(folders)
     return pipe.save_pretrained(output_dir)
 

@@ -7,9 +7,8 @@ import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, get_args
 
 import numpy as np
@@ -21,7 +20,7 @@ from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import cards_of, pipeline_card
 from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.fit import called, misfits, unknown_origin
-from codegrid.pipelines.artifacts.index import read_index, write_index
+from codegrid.pipelines.artifacts.index import CONDITION_TOKENIZER, read_index, write_index
 from codegrid.pipelines.artifacts.loading import (
     DeviceMap,
     LoadingError,
@@ -31,17 +30,17 @@ from codegrid.pipelines.artifacts.loading import (
     local_folder,
 )
 from codegrid.pipelines.artifacts.replacing import check_target, replace_own
-from codegrid.pipelines.artifacts.upload import upload
 from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel
 from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
-from codegrid.pipelines.generation.arguments import labels_of_images, streams_of_images, whole_number
+from codegrid.pipelines.generation.arguments import streams_of_images, whole_number
 from codegrid.pipelines.generation.editing import Editing
 from codegrid.pipelines.generation.larger import grid_of_size, iterate_grids
 from codegrid.pipelines.generation.outpainting import Outpainting
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
+from codegrid.pipelines.generation.pushing import Pushing
 from codegrid.pipelines.generation.scoring import Scoring
-from codegrid.pipelines.generation.sheet import card_pictures
+from codegrid.pipelines.generation.wanted import wanted_images
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.pipelines.system.files import write_text
 from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels, save_prior
@@ -51,7 +50,6 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.static_decoding import Decoding
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.hub.push import check_login
 from codegrid.tokenizer.images import Picture, check_colours, to_images
 from codegrid.tokenizer.modeling import float_dtype
 
@@ -63,11 +61,12 @@ _KEPT = 8  # rough number of full-size feature maps in memory at the peak of dec
 _logger = logging.getLogger(__name__)
 
 
-class ImageGenerationPipeline(Editing, Outpainting, Scoring):
+class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
     """A tokenizer and a prior on its codes.
 
     `cards` are the model cards of the parts, if they have any; `save_pretrained` writes them with the parts. `context`
     is a model of neighbouring codes, with which pictures can be compressed (codec/context.py), or None.
+    `condition_tokenizer` is that of the pictures that the prior follows, where it is not `tokenizer`.
 
     Raises:
         LoadingError: the prior was trained on the codes of another tokenizer (by fingerprint, codebook, grid, depth or
@@ -81,6 +80,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         sequence: SequenceConfig,
         sampling: SamplingConfig | None = None,
         context: ContextModel | None = None,
+        condition_tokenizer: VQModel | None = None,
     ) -> None:
         places = (called("tokenizer", tokenizer.name_or_path), called("prior", prior.name_or_path))
         if sentence := misfits(tokenizer, sequence, *places):
@@ -96,7 +96,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
                 error.what, error.remedy or "Use the tokenizer and the prior of one set of classes."
             ) from error
         self.tokenizer, self.prior, self.sequence = tokenizer.eval(), prior.eval(), sequence
-        self.context = context
+        self.context, self.condition_tokenizer = context, condition_tokenizer
         self.sampling = sampling or SamplingConfig(guidance_scale=DEFAULT_GUIDANCE if sequence.can_be_guided else 1.0)
         self.cards: dict[str, str] = {}
         self.laid_out = LaidOut()
@@ -119,6 +119,8 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
             float_dtype(dtype)
         self.tokenizer.to(*args, **kwargs)
         self.prior.to(*args, **kwargs)
+        if self.condition_tokenizer is not None:
+            self.condition_tokenizer.to(*args, **kwargs)
         self.laid_out.forget()
         return self
 
@@ -157,6 +159,8 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         self,
         class_labels: Sequence[int | str] | int | str | None = None,
         *,
+        condition: Any = None,
+        prompt: str | Sequence[str] | None = None,
         num_images_per_label: int = 1,
         num_images: int | None = None,
         height: int | None = None,
@@ -178,6 +182,9 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
 
         Args:
             class_labels, output_type: see `__call__`.
+            condition: pictures to follow, of a prior that knows pictures: what its condition is (small ones for
+                downscale:4), or their codes. Each `num_images_per_label` times, as each prompt.
+            prompt: texts to follow. One of classes, pictures and texts is for all of the others.
             num_images: total number of images, if `class_labels` is None.
             height, width: in pixels, at least the trained size and multiples of the pixels of a code; None is the
                 trained size. Larger pictures are drawn by windows (`codegrid.prior.windows`) and decoded whole.
@@ -205,17 +212,18 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         sampling = replace(self.sampling, **{name: value for name, value in settings.items() if value is not None})
         per_label = whole_number("num_images_per_label", num_images_per_label)
         num_images = None if num_images is None else whole_number("num_images", num_images)
-        labels = labels_of_images(self.sequence, class_labels, per_label, num_images)
-        number = len(labels) if labels is not None else (num_images or per_label)
         grid = grid_of_size(self.tokenizer.config, height, width)
-        bar = CodesBar(number * grid[0] * grid[1] * self.sequence.depth, progress, callback)
+        wanted = wanted_images(self, class_labels, condition, prompt, per_label, num_images)
+        wanted.check_grid(self.sequence, grid)
+        bar = CodesBar(wanted.number * grid[0] * grid[1] * self.sequence.depth, progress, callback)
         batches = iterate_grids(
             self.prior,
             self.sequence,
             grid,
-            None if labels is None else torch.tensor(labels),
+            wanted.values,
             None if prefix_codes is None else torch.as_tensor(prefix_codes),
-            generators=streams_of_images(seed, generator, number),
+            drop=wanted.drop,
+            generators=streams_of_images(seed, generator, wanted.number),
             order=order,
             num_steps=None if num_steps is None else whole_number("num_steps", num_steps),
             batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
@@ -223,9 +231,9 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
             decoding=decoding,
             laid_out=self.laid_out,
             on_progress=bar,
-            **asdict(sampling),
+            **sampling.to_dict(),
         )
-        return self._decoded(batches, labels, output_type, bar)
+        return self._decoded(batches, wanted.labels, output_type, bar)
 
     def _decoded(
         self, batches: Iterator[Tensor], labels: list[int] | None, output_type: OutputType, bar: CodesBar
@@ -301,12 +309,14 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         try:
             export(aside / "tokenizer", lambda part: self.tokenizer.save_pretrained(part))
             export(aside / "prior", lambda part: save_prior(self.prior, self.sequence, part))
+            if (other := self.condition_tokenizer) is not None:
+                export(aside / CONDITION_TOKENIZER, lambda part: other.save_pretrained(part))
             if self.context is not None:
                 self.context.save(aside / CONTEXT_FOLDER)
             for part, card in self.cards.items():
                 write_text(aside / part / "README.md", card)
             write_text(aside / "README.md", pipeline_card(self.sequence, self.cards))
-            write_index(aside, type(self.prior).__name__, self.sampling)
+            write_index(aside, type(self.prior).__name__, self.sampling, self.condition_tokenizer is not None)
             for line in replace_own(aside, target):
                 print(line)
         finally:
@@ -343,42 +353,8 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring):
         place = {"dtype": float_dtype(dtype, torch_dtype), "device_map": device_map}
         sampling = read_index(folder)
         prior = load_prior_and_sequence(folder / "prior", **place)
-        tokenizer = load_tokenizer(folder / "tokenizer", **place)
-        pipe = cls(tokenizer, *prior, sampling, ContextModel.of_pipeline(folder))
+        tokenizer, other = load_tokenizer(folder / "tokenizer", **place), folder / CONDITION_TOKENIZER
+        second = load_tokenizer(other, **place) if other.is_dir() else None
+        pipe = cls(tokenizer, *prior, sampling, ContextModel.of_pipeline(folder), second)
         pipe.cards = cards_of({part: folder / part for part in ("tokenizer", "prior")})
         return pipe
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        *,
-        private: bool | None = None,
-        revision: str | None = None,
-        subfolder: str | None = None,
-        token: str | bool | None = None,
-        commit_message: str | None = None,
-        create_pr: bool = False,
-        license: str | None = None,
-        base_tokenizer: str | None = None,
-    ) -> str:
-        """Save and upload in one commit, with a card and samples; return the commit's URL (see `publishing.push`)."""
-        check_login(token)
-        with TemporaryDirectory() as parent:
-            folder = self.save_pretrained(Path(parent) / "pipeline")
-            type(self).from_pretrained(folder)  # never upload a pipeline that does not load
-            return upload(
-                folder,
-                "pipeline",
-                self,
-                pipeline_card(self.sequence, self.cards),
-                repo_id,
-                pictures=card_pictures(self),
-                private=private,
-                revision=revision,
-                subfolder=subfolder,
-                token=token,
-                commit_message=commit_message,
-                create_pr=create_pr,
-                license=license,
-                base_tokenizer=base_tokenizer,
-            )

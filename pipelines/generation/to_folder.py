@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 import unicodedata
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from tqdm import tqdm
 from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
+from codegrid.pipelines.generation.asked import DEFAULT, Asked, asked_images, labels_in_turn
 from codegrid.pipelines.generation.codes_only import CODES_NAME, is_without_pictures, write_codes
 from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -29,7 +29,7 @@ from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
 from codegrid.pipelines.system.folders import what_it_holds
-from codegrid.prior import SamplingConfig, SequenceConfig, resolve_labels
+from codegrid.prior import SamplingConfig
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
@@ -46,7 +46,9 @@ def generate_images(
     pipeline: str,
     output_dir: str,
     class_labels: tuple[str, ...] = (),
-    num_images: int = 16,
+    num_images: int | None = None,
+    condition: str | None = None,
+    prompt: tuple[str, ...] = (),
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
@@ -58,6 +60,7 @@ def generate_images(
     guidance_schedule: GuidanceSchedule | None = None,
     guidance_power: float | None = None,
     guidance_range: tuple[float, float] | None = None,
+    part_guidance: tuple[float, ...] | None = None,
     batch_size: int | None = None,
     weights: WeightFormat = "exact",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
@@ -71,14 +74,15 @@ def generate_images(
         output_dir: folder for the images. To resume after a stop, run the same command again; with more
             num_images it adds to those that are there.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
-        num_images: total number of images.
+        num_images: total number of images; None is 16, or one for each picture of condition or each prompt.
+        condition: a folder of pictures to follow, of a prior that knows pictures, in turn.
+        prompt: texts to follow, of a prior that knows texts, in turn.
         height: of the images, in pixels: the trained height or more, a multiple of the pixels of a code. Larger images
             than the trained ones are drawn by overlapping windows. None is the trained height.
         width: as height.
         seed: image i depends on seed and i alone, not on the number of processes nor, on a CPU, on the batch size
             (except for rounding of pixels). On an accelerator, also fix batch_size to reproduce the same images.
-        guidance_scale: scale s of classifier-free guidance: u + s (c - u), logits with (c) and without (u) the class; 1
-            is no guidance.
+        guidance_scale: scale s of classifier-free guidance, u + s (c - u): logits with (c) and without (u) class.
         temperature: divides the logits; 0 takes the likeliest code.
         top_k: sample from the k likeliest codes only; 0 for all.
         top_p: sample from the likeliest codes that together reach this probability; 1 for all.
@@ -86,16 +90,14 @@ def generate_images(
         guidance_schedule: how the scale grows over the positions, from 1 to guidance_scale.
         guidance_power: exponent of the schedule "power"; a higher one starts guidance later.
         guidance_range: the part of the positions with guidance, as fractions.
-        batch_size: images per batch. Each batch is written before the next is sampled. None for 64, or on a CPU fewer
-            if memory is short.
+        part_guidance: a scale for each part of what the prior follows (class and picture), instead of guidance_scale.
+        batch_size: images per batch, which is written before the next is sampled. None is 64, on a CPU what fits.
         weights: the prior's exact weights, or rounded to 16 or 8 bits on a CPU: faster, but other images.
         dtype: compute in this type, tokenizer and prior: half the memory, but other images. None is that of the files.
-        decoding: "static" decodes in fixed shapes; "graph" also records the steps as CUDA graphs, on CUDA GPUs, where
-            few images at a time wait for the host. No GPU has run it yet.
+        decoding: "static" decodes in fixed shapes; "graph" also records CUDA graphs, which no GPU has run yet.
 
     Raises:
-        LoadingError: the pipeline cannot be loaded.
-        OutputError: the folder holds something else.
+        LoadingError, OutputError: the pipeline cannot be loaded; the folder holds something else.
         CodegridError: a class is unknown, or a number is out of range.
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
@@ -103,31 +105,30 @@ def generate_images(
     chosen = {
         **_given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule),
         **_given(guidance_power=guidance_power, guidance_range=guidance_range),
-        **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p),
+        **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, part_guidance=part_guidance),
     }
     accelerator, given = _device_for(decoding), {"weights": weights, "decoding": decoding}
     if is_without_pictures(pipeline):
-        require(height is None and width is None, "Codes have no height and width.", "Leave them out.")
+        require(
+            not (height or width or condition or prompt), "Codes have no size, and follow classes.", "Leave it out."
+        )
         return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, given)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
     pipe.sampling = replace(pipe.sampling, **chosen)
-    labels = _labels(pipe.sequence, class_labels, num_images)
+    asked = asked_images(pipe, class_labels, condition, prompt, num_images)
     grid = grid_of_size(pipe.tokenizer.config, height, width)
-    folder = Path(output_dir)
-    # All ranks use the same batch size, even if their free memory differs.
-    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]
-    settings = {"pipeline": pipeline, "labels": labels, "num_images": num_images, "seed": seed, "weights": weights}
+    batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]  # of all ranks
+    settings = {"pipeline": pipeline, "seed": seed, "weights": weights, "sampling": pipe.sampling.to_dict()}
     settings |= _given(dtype=dtype, height=height, width=width) | _of_the_device(accelerator, batch_size, decoding)
-    settings |= {"sampling": asdict(pipe.sampling), **_fingerprints(pipe)}
-    return _generate(pipe, accelerator, folder, settings, batch_size, given)
+    return _generate(pipe, accelerator, Path(output_dir), settings, batch_size, given, asked)
 
 
 def _generate_codes(
     prior: str,
     folder: Path,
     class_labels: tuple[str, ...],
-    num_images: int,
+    num_images: int | None,
     seed: int,
     sampling: dict[str, Any],
     batch_size: int | None,
@@ -138,11 +139,12 @@ def _generate_codes(
     require(accelerator.num_processes == 1, "Codes are drawn by one process.", "Start the command without a launcher.")
     model, sequence = load_prior_and_sequence(prior)
     model.to(accelerator.device)
-    labels = _labels(sequence, class_labels, num_images)
+    num_images = num_images or DEFAULT
+    labels = labels_in_turn(sequence, class_labels, num_images)
     batch_size = batch_size or _CODES_AT_ONCE
     settings = {"prior_fingerprint": weights_fingerprint(model), "prior": prior, "labels": labels, "seed": seed}
-    settings |= {"num_images": num_images, "sampling": asdict(SamplingConfig(**sampling)), "weights": given["weights"]}
-    settings |= _of_the_device(accelerator, batch_size, given["decoding"])
+    settings |= {"num_images": num_images, "sampling": SamplingConfig(**sampling).to_dict()}
+    settings |= {"weights": given["weights"], **_of_the_device(accelerator, batch_size, given["decoding"])}
     if told := claim_images(folder, settings):
         tqdm.write(told)
     write_codes(model, sequence, folder, labels, num_images, seed, batch_size, {**sampling, **given})
@@ -157,22 +159,23 @@ def _generate(
     settings: dict[str, Any],
     batch_size: int,
     given: dict[str, Any],
+    asked: Asked,
 ) -> Path:
-    """Claim the folder, make what it lacks, and write the sheet of all."""
+    """Claim the folder, make what it lacks, and write the sheet of all. `settings` are completed by what is drawn."""
+    settings = {**_fingerprints(pipe), **settings, "labels": asked.labels, "num_images": asked.number, **asked.record()}
     everyone, num_images, labels = patient_barrier(accelerator), settings["num_images"], settings["labels"]
     if accelerator.is_main_process and (told := claim_images(folder, settings)):
         tqdm.write(told)
     everyone()
-    captions = None if labels is None else [pipe.sequence.conditioning.name(label) for label in labels]
-    names = _file_names(folder, captions, num_images)
+    names = _file_names(folder, asked.captions, num_images)
     everyone()  # no rank writes until all have looked for the files of an older version
     with resumable():
         paths = [folder / name for name in names]
         given = {**given, "batch_size": batch_size, **{name: settings.get(name) for name in ("height", "width")}}
-        _write_missing(pipe, accelerator, everyone, paths, labels, settings["seed"], given)
+        _write_missing(pipe, accelerator, everyone, paths, asked, settings["seed"], given)
     everyone()
     if accelerator.is_main_process:
-        _write_sheet(folder, names, captions, labels)
+        _write_sheet(folder, names, asked.captions, labels)
         tqdm.write(f"{num_images} images and samples.png are in {folder}.")
     return folder
 
@@ -182,7 +185,7 @@ def _write_missing(
     accelerator: Accelerator,
     everyone: Callable[[], None],
     paths: list[Path],
-    labels: list[int] | None,
+    asked: Asked,
     seed: int,
     given: dict[str, Any],
 ) -> None:
@@ -197,8 +200,7 @@ def _write_missing(
     if not mine:
         return
     made = pipe.stream(
-        None if labels is None else [labels[index] for index in mine],
-        num_images=len(mine) if labels is None else None,
+        **asked.of(mine),
         generator=[image_generator(seed, index) for index in mine],
         progress=accelerator.is_main_process,
         **given,
@@ -248,21 +250,6 @@ def weights_fingerprint(model: torch.nn.Module) -> str:
         digest.update(f"{name}{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _labels(sequence: SequenceConfig, class_labels: tuple[str, ...], num_images: int) -> list[int] | None:
-    if sequence.conditioning.vocab_size == 0:
-        require(
-            not class_labels, "This pipeline is unconditional, and class_labels are given.", "Leave --class-labels out."
-        )
-        return None
-    require(
-        bool(class_labels) or sequence.class_names is not None,
-        f"This pipeline's images follow {sequence.conditioning.describe()}.",
-        "Say what by --class-labels.",
-    )
-    chosen = resolve_labels(class_labels, sequence) if class_labels else list(range(sequence.num_classes))
-    return (chosen * math.ceil(num_images / len(chosen)))[:num_images]
 
 
 def _file_name(index: int, class_name: str | None) -> str:

@@ -84,7 +84,7 @@ def announce_prior(
     estimate = estimate_of_prior(run, config, objective, sequence, num_samples)
     run.log(
         f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
-        f"{sequence.conditioning.describe()}{_frozen(config)}.\n"
+        f"{sequence.conditioning.describe()}{_tokens_before(sequence)}{_frozen(config)}.\n"
         f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} rows a step on {run.devices}, "
         f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}.\n"
@@ -92,21 +92,31 @@ def announce_prior(
         f"{_describe_time(run, objective, sequence, config.max_steps - start)}\n"
         f"{_describe_folder(run)}"
     )
-    return float(flops_a_token(objective, sequence) * sequence.length)
+    return float(flops_a_token(objective, sequence) * (sequence.prefix_length + sequence.length - 1))
+
+
+def _tokens_before(sequence: SequenceConfig) -> str:
+    """How many tokens the condition adds; nothing for classes, which are one."""
+    if sequence.condition is None:
+        return ""
+    return f": {sequence.prefix_length + sequence.length} tokens a row"
 
 
 def flops_a_token(objective: PriorObjective, sequence: SequenceConfig) -> int:
-    """Floating-point operations of the forward and backward pass per token: 6 per weight of a matrix product
-    (arXiv:2001.08361), plus those of attention, half of whose scores are masked.
+    """Floating-point operations of the forward and backward pass per token, those of the prefix included: 6 per weight
+    of a matrix product (arXiv:2001.08361), plus those of attention, half of whose scores are masked. Logits are of the
+    codes alone.
     """
     config = objective.model.config
     tables = {objective.model.get_input_embeddings(), objective.model.get_output_embeddings()}
     record = architecture_of(objective.model)
     layers = (nn.Linear,) if record is None else record.matrix_layers
     matrices = [m.weight for m in objective.model.modules() if isinstance(m, layers) and m not in tables]
-    weights = sum(weight.numel() for weight in matrices) + objective.num_codes * config.hidden_size
-    attention = config.num_hidden_layers * config.hidden_size * sequence.length
-    return 6 * (weights + attention)
+    weights = sum(weight.numel() for weight in matrices)
+    tokens = sequence.prefix_length + sequence.length - 1
+    attention = config.num_hidden_layers * config.hidden_size * tokens
+    head = objective.num_codes * config.hidden_size * sequence.length / tokens
+    return round(6 * (weights + head + attention))
 
 
 def describe_batch(run: Run) -> str:
@@ -204,7 +214,7 @@ def _describe_time(run: Run, objective: PriorObjective, sequence: SequenceConfig
 
     Small models take many times as long, so that no total is made of it.
     """
-    rows = run.micro_batch_size * sequence.length
+    rows = run.micro_batch_size * (sequence.prefix_length + sequence.length - 1)
     flops = flops_a_token(objective, sequence) * rows * run.config.gradient_accumulation_steps
     if run.config.gradient_checkpointing:
         flops = flops * 4 // 3

@@ -236,7 +236,8 @@ class PriorTrainingConfig(TrainingConfig):
             image of no class does. With an `order`, a Llama or GPT-2 of raster order becomes one of any order. None
             starts from fresh weights.
         tokenizer: folder or Hub name of the tokenizer that must have made the codes; without it, this is not checked.
-        class_dropout: share of the samples whose class is replaced by null, for classifier-free guidance.
+        class_dropout: share of the samples whose class (or other condition) is replaced by null, for classifier-free
+            guidance; of several, of the others' samples each is lost with this share too.
         validation_fraction: share of the source images whose codes are held out, with all variants of an image.
         label_smoothing: label smoothing of the cross-entropy in training.
         gradient_checkpointing: recompute the blocks in the backward pass instead of storing their activations: less

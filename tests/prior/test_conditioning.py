@@ -201,7 +201,7 @@ def test_it_is_saved_and_loaded(architecture, tmp_path):
     assert torch.equal(loaded(tokens).logits, model(tokens).logits)
     assert "with 2 hues in 3 steps." in prior_card(sequence, model_type=model.config.model_type)
     for broken, message in [
-        ({"type": "text"}, "'text', and known are none, class, shade"),
+        ({"type": "depth"}, "'depth', and known are none, class, picture, text, combined, shade"),
         ({"type": "shade"}, "hues"),
         ({"type": "shade", "hues": 2, "x": 1}, "unknown fields: x"),
         ({"type": "shade", "hues": 10**12}, "1000000000003 different tokens. Give it at most 1000000"),

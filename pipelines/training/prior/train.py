@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from codegrid.errors import CodegridError
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.export import export_prior
 from codegrid.pipelines.artifacts.fit import misfits
@@ -29,13 +30,14 @@ from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, re
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate
 from codegrid.pipelines.training.prior.frozen import freeze
 from codegrid.pipelines.training.prior.orders import RASTER, Orders, TrainingOrders, check_order
-from codegrid.pipelines.training.prior.samples import sample_picture, samples_tokenizer
+from codegrid.pipelines.training.prior.samples import rows_to_follow, sample_picture, samples_tokenizer
 from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.switches import check_compiler, compile_prior, not_compiled
 from codegrid.pipelines.training.window import Window
 from codegrid.prior import PriorObjective, SequenceConfig, bits_per_code, make_prior, prior_loss
 from codegrid.prior.architectures import architecture_of
 from codegrid.prior.codes import CodeDataset, CodesError, open_codes
+from codegrid.prior.conditions import parts_of
 from codegrid.prior.transfer import transferred
 from codegrid.tokenizer.moving import to_device
 
@@ -90,10 +92,10 @@ def check_tokenizer(codes: CodeDataset, tokenizer: str) -> None:
 
 
 def _check_ids(codes: CodeDataset) -> None:
-    """Read all codes and labels once: one out of range would end the run at the step that meets it.
+    """Read all codes and conditions once: one out of range would end the run at the step that meets it.
 
     Raises:
-        CodesError: a code is beyond the codebook, or a label beyond the classes.
+        CodesError: a code is beyond the codebook, a label beyond the classes, or a value beyond its condition's.
     """
     classes = codes.manifest.class_names
     if (
@@ -105,8 +107,19 @@ def _check_ids(codes: CodeDataset) -> None:
             f"{highest} is a label in the codes, and there are {len(classes)} classes.",
             "The data set is damaged, or others wrote it: make it again.",
         )
+    condition = codes.manifest.sequence_config().conditioning
     for first in range(0, len(codes), _ROWS_AT_ONCE):
-        codes.codes(np.arange(first, min(first + _ROWS_AT_ONCE, len(codes))))
+        rows = np.arange(first, min(first + _ROWS_AT_ONCE, len(codes)))
+        codes.codes(rows)
+        values, _ = codes.condition_values(rows)
+        if values is not None and codes.manifest.condition is not None:
+            try:
+                condition.prefix(values)
+            except CodegridError as error:
+                raise CodesError(
+                    f"These codes follow {condition.describe()}, and their rows do not: {error.what.rstrip('.')}.",
+                    "The data set is damaged, or others wrote it: make it again.",
+                ) from error
 
 
 def _identity(config: PriorTrainingConfig, codes: CodeDataset) -> Identity:
@@ -114,6 +127,8 @@ def _identity(config: PriorTrainingConfig, codes: CodeDataset) -> Identity:
     manifest = codes.manifest
     names = ("tokenizer_fingerprint", "codebook_size", "grid_shape", "depth", "order", "class_names", "precision")
     fixed = {name: getattr(manifest, name) for name in names}
+    if manifest.condition is not None:
+        fixed["condition"] = manifest.condition
     if config.init_from:
         fixed["init_from"] = weights_fingerprint(load_prior_and_sequence(config.init_from)[0])
     description = f"{manifest.num_rows:,} rows of codes of {manifest.tokenizer} ({manifest.tokenizer_fingerprint[:12]})"
@@ -157,6 +172,7 @@ class PriorStage(Stage):
         )
         optimizer = config.optimizer.for_batch(config.batch_size)
         self.orders = TrainingOrders(config, self.sequence, self.model)
+        self.num_parts = len(parts_of(self.sequence.conditioning))
         self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
         self.ema = EMA(self.model, config.ema_decay)
         self.optimizers = {"learning_rate": self.learner.optimizer}
@@ -169,7 +185,7 @@ class PriorStage(Stage):
         accelerator, parts, size = self.run.accelerator, self.config.gradient_accumulation_steps, self.config.batch_size
         rank, ranks = accelerator.process_index, accelerator.num_processes
         rows = self.rows[self.order.indices(step * size, size)]  # [batch_size], the same on every rank
-        dropped, orders = _dropped(self.config, step), self.orders.of_step(step)
+        dropped, orders = _dropped(self.config, step, self.num_parts), self.orders.of_step(step)
         seed_step(self.config.seed, step, rank)
         loss = torch.zeros((), device=self.device)
         for part in range(parts):
@@ -190,7 +206,7 @@ class PriorStage(Stage):
     def _loss(
         self, model: torch.nn.Module, rows: np.ndarray, dropped: Tensor | None, orders: Orders = RASTER
     ) -> Tensor:
-        """Mean cross-entropy of `rows` in nats per code. `dropped` is bool [B]: the rows that lose their class."""
+        """Mean cross-entropy of `rows` in nats per code. `dropped`, bool [B] or [B, parts], lose their condition."""
         labels, unknown = self.codes.condition_values(rows)
         if labels is not None:  # unlabelled images among labelled ones train the null class
             dropped = unknown if dropped is None else dropped | unknown
@@ -217,7 +233,9 @@ class PriorStage(Stage):
             self.run.log(f"step {done}: held-out cross-entropy {nats:.4f} nats a code, {bits:.3f} bits{others}")
         if self.tokenizer is not None:
             with self.ema.applied():
-                picture = sample_picture(self.model, self.tokenizer, self.sequence, self.config.num_samples)
+                number = self.config.num_samples
+                rows = rows_to_follow(self.codes, self.held_out if len(self.held_out) else self.rows, number)
+                picture = sample_picture(self.model, self.tokenizer, self.sequence, number, rows)
             self.run.picture("samples", done, picture)
         return scores
 
@@ -281,7 +299,7 @@ def sequence_of(
         return sequence
     parts = (rows[first : first + _ROWS_AT_ONCE] for first in range(0, len(rows), _ROWS_AT_ONCE))
     known = [codes.condition_values(part)[1] for part in parts]
-    unknown = torch.cat([part for part in known if part is not None]).numpy()  # bool [rows]
+    unknown = torch.cat([part for part in known if part is not None]).numpy()  # bool [rows] or [rows, parts]
     for step in range(config.max_steps):  # mostly one: a share of each batch loses its class
         taken = order.indices(step * config.batch_size, config.batch_size)
         if (config.class_dropout > 0 and bool(_dropped(config, step).any())) or unknown[taken].any():
@@ -306,7 +324,15 @@ def _never_seen(codes: CodeDataset, rows: np.ndarray) -> str:
     )
 
 
-def _dropped(config: PriorTrainingConfig, step: int) -> Tensor:
-    """The samples of the global batch that lose their class in this step: bool [batch_size], the same on all ranks."""
-    draws = torch.rand(config.batch_size, generator=torch_generator(config.seed, "class dropout", step))
-    return draws < config.class_dropout
+def _dropped(config: PriorTrainingConfig, step: int, parts: int = 1) -> Tensor:
+    """The samples of the global batch that lose their condition in this step: bool [batch_size], the same on all ranks.
+
+    Of a condition of several parts, [batch_size, parts]: a share `class_dropout` of the samples loses all parts, and of
+    the others each part is lost with that share, so that every branch of guidance is trained.
+    """
+    size, share = config.batch_size, config.class_dropout
+    lost = torch.rand(size, generator=torch_generator(config.seed, "class dropout", step)) < share
+    if parts == 1:
+        return lost
+    each = torch.rand(size, parts, generator=torch_generator(config.seed, "part dropout", step)) < share
+    return lost[:, None] | each
