@@ -84,12 +84,12 @@ class Conditions:
 
     def encode(self, shard: EncodedShard, model: VQModel, pixels: list[np.ndarray], device: torch.device) -> None:
         """Add the codes of pictures uint8 [H, W, C] of the condition to a shard."""
-        if pixels:
-            codes = (self.model or model).encode(to_model(to_device(torch.from_numpy(np.stack(pixels)), device)))
-            shard.rows[_CODES].append(codes.flatten(1).cpu().numpy())
+        codes = (self.model or model).encode(to_model(to_device(torch.from_numpy(np.stack(pixels)), device)))
+        shard.rows[_CODES].append(codes.flatten(1).cpu().numpy())
 
-    def add_text(self, shard: EncodedShard, text: str | None, times: int) -> None:
-        if self.text is not None and text is not None:
+    def add_text(self, shard: EncodedShard, text: str, times: int) -> None:
+        """Add a picture's text to a shard, once for each of its variants."""
+        if self.text is not None:
             ids, _ = self.text.encode(text)
             shard.rows[_PROMPT] += [np.array([ids])] * times
             shard.rows[_TEXT] += [shown(text)] * times
@@ -181,7 +181,7 @@ def picture_condition(model: VQModel, made_by: str | None) -> PictureCondition:
     """The condition that is a picture's codes by `model`."""
     quantizer = model.config.quantizer_config
     return PictureCondition(
-        quantizer.codebook_size, tuple(model.config.grid_shape), quantizer.depth, model.fingerprint(), made_by
+        quantizer.codebook_size, tuple(model.config.grid_shape), quantizer.depth, model.codes_fingerprint(), made_by
     )
 
 

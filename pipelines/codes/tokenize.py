@@ -252,8 +252,9 @@ def _encode(
             del waiting[:batch_size]
             with accelerator.autocast():
                 codes = model.encode(pixels)  # [B, h, w] or [B, h, w, depth]
-                conditions.encode(shard, model, of_condition[:batch_size], accelerator.device)
-                del of_condition[:batch_size]
+                if of_condition:
+                    conditions.encode(shard, model, of_condition[:batch_size], accelerator.device)
+                    del of_condition[:batch_size]
             if rounded and not rows["codes"]:
                 shard.num_compared = codes.numel()
                 shard.num_changed = int((codes != model.encode(pixels)).sum())
@@ -267,7 +268,8 @@ def _encode(
             shard.skipped.append({"source_id": picture.source_id, "reason": picture.reason, "detail": picture.detail})
             continue
         of_condition.extend(() if picture.condition is None else picture.condition)
-        conditions.add_text(shard, picture.text, len(kinds))
+        if picture.text is not None:
+            conditions.add_text(shard, picture.text, len(kinds))
         for pixels, (crop, flip) in zip(picture.pixels, kinds, strict=True):
             waiting.append(pixels)
             rows["label"].append(picture.label)

@@ -144,7 +144,7 @@ def condition_model(pipe: ImageGenerationPipeline, part: PictureCondition) -> VQ
     if part.tokenizer_fingerprint is None:
         return models[-1]
     for model in models:
-        if model.fingerprint() == part.tokenizer_fingerprint:
+        if model.codes_fingerprint() == part.tokenizer_fingerprint:
             return model
     raise CodegridError(
         f"The pictures that this prior follows were made codes by another tokenizer "
