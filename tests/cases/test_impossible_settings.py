@@ -12,7 +12,7 @@ from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.evaluation.generation import evaluate_generation
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
 from codegrid.pipelines.evaluation.sweep import ReferenceConfig, Request, check_settings
-from codegrid.prior import SequenceConfig
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.prior.sampling import SamplingConfig
 
 NOWHERE = {"pipeline": "no/pipeline/is/there", "reference": "no/pictures/are/there"}
@@ -65,12 +65,15 @@ def test_drawn_settings(seed):
 
 def test_what_the_prior_cannot_do_is_known_before_sampling():
     plain = SequenceConfig(codebook_size=8, grid_shape=(2, 2))
-    check_settings([SamplingConfig(), SamplingConfig(temperature=0.5)], plain)
+    raster = make_prior(PriorConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1), plain)
+    check_settings([SamplingConfig(), SamplingConfig(temperature=0.5)], plain, raster)
     with pytest.raises(CodegridError, match=r"guidance_scales has 1\.5, 3"):
-        check_settings([SamplingConfig(guidance_scale=scale) for scale in (1.0, 1.5, 3.0)], plain)
+        check_settings([SamplingConfig(guidance_scale=scale) for scale in (1.0, 1.5, 3.0)], plain, raster)
     never_null = SequenceConfig(codebook_size=8, grid_shape=(2, 2), class_names=("a", "b"), null_class=False)
     with pytest.raises(CodegridError, match="null class"):
-        check_settings([SamplingConfig(guidance_scale=2.0)], never_null)
+        check_settings([SamplingConfig(guidance_scale=2.0)], never_null, raster)
+    with pytest.raises(CodegridError, match="num_steps"):
+        check_settings([SamplingConfig()], plain, raster, [4, 2])
 
 
 def test_a_setting_given_twice_is_one_row():

@@ -172,7 +172,6 @@ class PriorStage(Stage):
         )
         optimizer = config.optimizer.for_batch(config.batch_size)
         self.orders = TrainingOrders(config, self.sequence, self.model)
-        self.num_parts = len(parts_of(self.sequence.conditioning))
         self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
         self.ema = EMA(self.model, config.ema_decay)
         self.optimizers = {"learning_rate": self.learner.optimizer}
@@ -185,7 +184,8 @@ class PriorStage(Stage):
         accelerator, parts, size = self.run.accelerator, self.config.gradient_accumulation_steps, self.config.batch_size
         rank, ranks = accelerator.process_index, accelerator.num_processes
         rows = self.rows[self.order.indices(step * size, size)]  # [batch_size], the same on every rank
-        dropped, orders = _dropped(self.config, step, self.num_parts), self.orders.of_step(step)
+        dropped = _dropped(self.config, step, len(parts_of(self.sequence.conditioning)))
+        orders = self.orders.of_step(step)
         seed_step(self.config.seed, step, rank)
         loss = torch.zeros((), device=self.device)
         for part in range(parts):
