@@ -22,6 +22,13 @@ from codegrid.prior.architectures.gpt2 import check_gpt2, gpt2_values, read_gpt2
 from codegrid.prior.decoder_weights import AsMap, DecoderWeights
 
 
+def counted_places(inputs_embeds: Tensor, others: dict[str, Any]) -> Tensor:
+    """The places [1, T] of inputs [B, T, D] in raster order, counted from the end of the cache among `others`."""
+    cache = others.get("cache", others.get("past_key_values"))
+    start = 0 if cache is None else cache.get_seq_length()
+    return torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+
+
 class AnyOrderGPT2Config(GPT2Config):
     """GPT2Config under a name of its own."""
 
@@ -56,9 +63,7 @@ class AnyOrderGPT2Model(GPT2Model):
         if own is None:
             own = position_ids
         if own is None:
-            cache = others.get("cache", others.get("past_key_values"))
-            start = 0 if cache is None else cache.get_seq_length()
-            own = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+            own = counted_places(inputs_embeds, others)
         if target is None:
             target = (own + 1).clamp(max=self.config.n_positions - 1)
         embedded = inputs_embeds + self.own_places(own) + self.target_places(target)

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from codegrid.errors import require
+from codegrid.prior.architectures.any_order import counted_places
 from codegrid.prior.architectures.base import Architecture
 from codegrid.prior.architectures.llama import check_rotary, llama_values
 from codegrid.prior.architectures.llama_decoding import read_llama
@@ -60,11 +61,7 @@ class AnyOrderLlamaModel(LlamaModel):
         if own is not None and target is not None:
             hidden = inputs_embeds + self.own_places(own) + self.target_places(target)
             return BaseModelOutputWithPast(last_hidden_state=self._by_places(hidden, own, target))
-        places = position_ids
-        if places is None:
-            cache = others.get("cache", others.get("past_key_values"))
-            start = 0 if cache is None else cache.get_seq_length()
-            places = torch.arange(start, start + inputs_embeds.shape[1], device=inputs_embeds.device)[None]
+        places = counted_places(inputs_embeds, others) if position_ids is None else position_ids
         asked = (places + 1).clamp(max=self.config.max_position_embeddings - 1)
         embedded = inputs_embeds + self.own_places(places) + self.target_places(asked)
         return super().forward(inputs_embeds=embedded, position_ids=position_ids, **others)

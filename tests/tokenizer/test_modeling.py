@@ -240,6 +240,18 @@ def test_a_wrong_config_is_refused_by_name(tiny_vqmodel, tmp_path, path, value, 
         VQModel.from_pretrained(tmp_path)
 
 
+def check_block(block: torch.nn.Module, x: torch.Tensor, expected: torch.Tensor) -> None:
+    """`block` gives `expected` and its gradients, to the bit, and leaves its input as it is."""
+    with torch.no_grad():
+        before = x.clone()
+        assert torch.equal(block(x), expected)
+        assert torch.equal(x, before)
+    inputs = (x, *block.parameters())
+    wanted = torch.autograd.grad(expected.square().sum(), inputs)
+    found = torch.autograd.grad(block(x).square().sum(), inputs)
+    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+
+
 @pytest.mark.parametrize("shortcut", ["input", "output"])
 @pytest.mark.parametrize("widths", [(8, 8), (8, 16)])
 def test_maps_written_over_change_neither_the_input_nor_a_bit(widths, shortcut):
@@ -249,14 +261,7 @@ def test_maps_written_over_change_neither_the_input_nor_a_bit(widths, shortcut):
     h = block.conv2(F.silu(block.norm2(h)))
     side = getattr(block, "nin_shortcut", lambda y: y)
     expected = h + side(x if shortcut == "input" or widths[0] == widths[1] else h)
-    with torch.no_grad():
-        before = x.clone()
-        assert torch.equal(block(x), expected)
-        assert torch.equal(x, before)
-    inputs = (x, *block.parameters())
-    wanted = torch.autograd.grad(expected.square().sum(), inputs)
-    found = torch.autograd.grad(block(x).square().sum(), inputs)
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    check_block(block, x, expected)
 
 
 @pytest.mark.parametrize("widths", [(8, 8), (8, 16)])
@@ -264,14 +269,7 @@ def test_a_fused_block_is_its_formula_and_changes_no_input(widths):
     block = layers.FusedBlock(*widths, groups=4, dropout=0.0)
     x = torch.randn(2, 8, 6, 6).requires_grad_()
     expected = block.conv2(F.silu(block.conv1(block.norm(x)))) + getattr(block, "nin_shortcut", lambda y: y)(x)
-    with torch.no_grad():
-        before = x.clone()
-        assert torch.equal(block(x), expected)
-        assert torch.equal(x, before)
-    inputs = (x, *block.parameters())
-    wanted = torch.autograd.grad(expected.square().sum(), inputs)
-    found = torch.autograd.grad(block(x).square().sum(), inputs)
-    assert all(torch.equal(one, other) for one, other in zip(found, wanted, strict=True))
+    check_block(block, x, expected)
 
 
 @pytest.mark.parametrize("num_classes", [0, 3])
