@@ -34,7 +34,7 @@ class Header:
 
     Attributes:
         model: a name of `MODELS`.
-        tokenizer: first 4 bytes of the tokenizer's fingerprint.
+        tokenizer: first 4 bytes of the fingerprint of the tokenizer's codes.
         model_fingerprint: 4 bytes of the model's; none for "fixed".
         bound: of "prior": logits of writer and reader may differ by 2^-bound; else None.
         grid: rows and columns of codes.

@@ -51,6 +51,28 @@ def printable(text: str) -> str:
     return "".join(letter if letter == "\\" else _escaped(letter, 0) for letter in text)
 
 
+def for_file(text: str, most_bytes: int, kept: str = "", last: bool = False) -> str:
+    """A text as a part of a file's name: letters, marks and numbers of any script stay, a run of others is a "_".
+
+    Args:
+        most_bytes: the most that stay in UTF-8, of the beginning; no mark is cut off its letter.
+        kept: other characters that stay.
+        last: keep the end instead of the beginning.
+    """
+    letters = unicodedata.normalize("NFC", text)
+    plain = "".join(letter if letter in kept or unicodedata.category(letter)[0] in "LMN" else " " for letter in letters)
+    plain = "_".join(plain.split())
+    start, end = 0, len(plain)
+    while len(plain[start:end].encode()) > most_bytes or _divides(plain, start) or _divides(plain, end):
+        start, end = (start + 1, end) if last else (start, end - 1)
+    return plain[start:end]
+
+
+def _divides(text: str, place: int) -> bool:
+    """Whether a mark would be cut off its letter."""
+    return 0 < place < len(text) and unicodedata.category(text[place])[0] == "M"
+
+
 def _escaped(name: str, place: int) -> str:
     letter = name[place]
     if letter == "\\":  # only if it would be read as the start of an escape

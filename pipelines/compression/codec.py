@@ -54,7 +54,7 @@ class ImageCodec:
 
     def __init__(self, pipe: ImageGenerationPipeline, source: str = "") -> None:
         self.pipe, self.source = pipe, source
-        self._tokenizer = bytes.fromhex(pipe.tokenizer.fingerprint())[:4]
+        self._tokenizer = bytes.fromhex(pipe.tokenizer.codes_fingerprint())[:4]
         self._prior_fingerprint = weights_fingerprint(pipe.prior)
         self._models: dict[tuple[str, int | None], CodeModel] = {}
 
@@ -71,7 +71,7 @@ class ImageCodec:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """The first digits of the fingerprints of the tokenizer and the prior."""
+        """The first digits of the fingerprints of the tokenizer's codes and the prior."""
         return {"tokenizer": self._tokenizer.hex(), "prior": self._prior_fingerprint[:8]}
 
     def compress(

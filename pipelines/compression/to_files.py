@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from tqdm import tqdm
 
 from codegrid.errors import MissingFileError, require
-from codegrid.names import encodable, shown
+from codegrid.names import encodable, for_file, shown
 from codegrid.pipelines.codec.file_format import Archive, FileFormatError, pack, pack_archive, unpack
 from codegrid.pipelines.codec.prior import BOUND
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
@@ -27,7 +26,7 @@ from codegrid.tokenizer.images import BadImage, to_model, to_pil
 
 SUFFIX, ARCHIVE_SUFFIX = ".cgc", ".cga"
 _AT_ONCE = 64  # images
-_LONGEST_NAME = 80  # characters of a picture's own name in a file's name
+_LONGEST_NAME = 160  # bytes of a picture's own name in a file's name
 _SKIPPED_SHOWN = 5
 
 
@@ -298,9 +297,13 @@ def _join(parts: Path, path: Path, source: str, keep_names: bool) -> None:
     shutil.rmtree(parts)
 
 
+def _plain(name: str) -> str:
+    """A picture's name in a file's: its end, with the suffix."""
+    return for_file(encodable(name), _LONGEST_NAME, ".-", last=True).strip("_.")
+
+
 def _file_name(index: int, source_id: str) -> str:
-    plain = re.sub(r"[^\w.-]+", "_", encodable(source_id)).strip("_.")[-_LONGEST_NAME:]
-    return f"{index:06d}-{plain}{SUFFIX}"
+    return f"{index:06d}-{_plain(source_id)}{SUFFIX}"
 
 
 def _picture_names(path: Path, archive: Archive) -> list[str]:
@@ -308,8 +311,7 @@ def _picture_names(path: Path, archive: Archive) -> list[str]:
     if archive.is_single:
         return [f"{path.stem}.png"]
     names = archive.names or [""] * len(archive.entries)
-    plain = [re.sub(r"[^\w.-]+", "_", name).strip("_.")[-_LONGEST_NAME:] for name in names]
-    return [f"{path.stem}-{index:06d}{'-' if name else ''}{name}.png" for index, name in enumerate(plain)]
+    return [f"{path.stem}-{index:06d}{'-' if name else ''}{name}.png" for index, name in enumerate(map(_plain, names))]
 
 
 def _found(path: Path) -> list[Path]:

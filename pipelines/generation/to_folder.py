@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import unicodedata
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from codegrid.errors import require
-from codegrid.names import shown
+from codegrid.names import for_file, shown
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
 from codegrid.pipelines.generation.asked import DEFAULT, Asked, asked_images, labels_in_turn
 from codegrid.pipelines.generation.codes_only import CODES_NAME, is_without_pictures, write_codes
@@ -257,13 +256,8 @@ def _file_name(index: int, class_name: str | None) -> str:
 
     The index makes it unique, also where a disk folds cases, and no system reserves such a name.
     """
-    letters = unicodedata.normalize("NFC", class_name or "")
-    plain = "".join(letter if unicodedata.category(letter)[0] in "LMN" else " " for letter in letters)
-    plain = "_".join(plain.split())
-    end = len(plain)
-    while len(plain[:end].encode()) > _MOST_BYTES or (end < len(plain) and unicodedata.category(plain[end])[0] == "M"):
-        end -= 1  # a mark is not cut off its letter
-    return f"{index:06d}{'-' if end else ''}{plain[:end]}.png"
+    name = for_file(class_name or "", _MOST_BYTES)
+    return f"{index:06d}{'-' if name else ''}{name}.png"
 
 
 def _file_names(folder: Path, captions: list[str] | None, number: int) -> list[str]:

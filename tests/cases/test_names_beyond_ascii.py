@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from codegrid.pipelines.compression import to_files
 from codegrid.pipelines.generation.to_folder import _file_name, _file_names
 from codegrid.pipelines.pictures import lettering as module
 from codegrid.pipelines.pictures import markup
@@ -50,6 +51,24 @@ def test_file_names_keep_letters_marks_and_numbers(names, tmp_path):
         assert "".join(kept).startswith(got), (name, file)
         assert got == "".join(kept) or len(file.encode()) > 170, (name, file)
     assert len(list(tmp_path.iterdir())) == len(names)
+
+
+@names_of_all
+def test_compressed_files_keep_the_end_of_a_name(names, tmp_path):
+    for index, name in enumerate(names):
+        file = to_files._file_name(index, f"{name}.jpg")
+        assert len(file.encode()) <= 200, name
+        (tmp_path / file).write_bytes(b"")
+        got = file.removesuffix(".cgc")[7:]
+        plain = [letter for letter in got if letter not in "_.-"]
+        assert all(unicodedata.category(letter)[0] in "LMN" for letter in plain), (name, file)
+        letters = unicodedata.normalize("NFC", name)
+        kept = [letter for letter in letters if unicodedata.category(letter)[0] in "LMN"] + list("jpg")
+        assert plain == kept[len(kept) - len(plain) :], (name, file)
+        assert plain == kept or len(file.encode()) > 150, (name, file)
+        assert len(plain) == len(kept) or unicodedata.category(plain[0])[0] != "M", (name, file)
+    assert len(list(tmp_path.iterdir())) == len(names)
+    assert to_files._file_name(7, "0/disc (1)_a-b.png") == "000007-0_disc_1_a-b.png.cgc"
 
 
 def test_ascii_names_and_pictures_of_version_0_1_keep_their_names(tmp_path):

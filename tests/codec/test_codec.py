@@ -110,6 +110,24 @@ def test_another_pipeline_is_refused(codec, codes, pipeline):
         codec.codes(bytes(data))
 
 
+def test_a_decoder_trained_on_reads_the_same_files(codec, codes, pipeline):
+    other = ImageGenerationPipeline.from_pretrained(pipeline)
+    with torch.no_grad():
+        other.tokenizer.last_layer.mul_(1.5)
+    blobs = {model: codec.compress_codes(codes[:1], None, model)[0] for model in MODELS}
+    with pytest.raises(FileFormatError, match="another tokenizer"):  # nobody recorded that the codes are the same
+        ImageCodec(other).codes(blobs["fixed"])
+    other.tokenizer.keep_codes_of(codec.pipe.tokenizer)
+    for model, blob in blobs.items():
+        assert torch.equal(ImageCodec(other).codes(blob), codes[0])
+        assert ImageCodec(other).compress_codes(codes[:1], None, model) == [blob]
+    assert not torch.equal(ImageCodec(other).decompress(blob, "pt"), codec.decompress(blob, "pt"))
+    with torch.no_grad():
+        next(other.tokenizer.encoder.parameters()).add_(1)
+    with pytest.raises(FileFormatError, match="another tokenizer"):
+        ImageCodec(other).codes(blobs["fixed"])
+
+
 def test_what_cannot_be_meant_is_refused(codec, codes, tmp_path):
     bare = ImageCodec.from_pretrained(SAVED / "pipeline")
     for call, words in (
