@@ -250,13 +250,21 @@ class ImageCodec:
 
     def decoded(self, archive: Archive, places: Sequence[int]) -> Tensor:
         """Some images of an archive: float [n, C, H, W] in [-1, 1]. Raises FileFormatError as `codes` does."""
-        codes = self._codes(archive, places)
+        codes, added = self._codes(archive, places), archive.header.added
         known = [label for place in places if (label := archive.entries[place].label) is not None]
-        labels, added = known if len(known) == len(places) and known else None, archive.header.added
+        labels = known if len(known) == len(places) and known else None
+        factor = self.pipe.tokenizer.config.pixels_per_position
+        require_format(
+            added is None or max(added) < factor,
+            f"The file says that {max(added or (0,))} pixels were added: at most {factor - 1}.",
+        )
+        return self.pixels(codes, labels, added)
+
+    def pixels(self, codes: Tensor, labels: Sequence[int] | None, added: tuple[int, int] | None) -> Tensor:
+        """Codes [n, h, w(, depth)] -> images float [n, C, H, W] in [-1, 1], without what was added; see `Whole`."""
         if added is None:
             return self.pipe.decode(codes, labels)
         factor = self.pipe.tokenizer.config.pixels_per_position
-        require_format(max(added) < factor, f"The file says that {max(added)} pixels were added: at most {factor - 1}.")
         height, width = (side * factor for side in codes.shape[1:3])
         images = self.pipe.decode(codes, labels, tile=_tile((height, width), factor))
         return images[:, :, : height - added[0], : width - added[1]]

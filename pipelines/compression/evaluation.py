@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import time
@@ -22,7 +23,7 @@ from codegrid.pipelines.codec.file_format import unpack
 from codegrid.pipelines.compression.beside import NAME, SHEET_NAME, Example, curves, markdown, notes, side_by_side
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
 from codegrid.pipelines.compression.others import OTHERS, coded_bytes
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
+from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.understood import describe_source
 from codegrid.pipelines.evaluation.reconstruction import all_pixels
@@ -31,7 +32,9 @@ from codegrid.pipelines.pictures.charts import png
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically, write_json, write_text
 from codegrid.prior import log_likelihood
-from codegrid.tokenizer.images import to_model, to_uint8
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import BadImage, to_model, to_uint8, to_whole
+from codegrid.tokenizer.images.whole import padded
 from codegrid.tokenizer.losses import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.metrics import psnr, ssim
 
@@ -50,6 +53,7 @@ def evaluate_compression(
     num_images: int = 2000,
     feature_net: str | None = None,
     feature_weights: str | None = None,
+    whole: bool = False,
 ) -> Path:
     """Compress pictures by a pipeline and by other codecs: bytes of whole files, PSNR, SSIM, images a second.
 
@@ -66,9 +70,11 @@ def evaluate_compression(
         num_images: at most so many pictures, spread evenly over the data.
         feature_net: adds the distance in this net's features: objective.feature_distance.net.
         feature_weights: local file of the net's weights.
+        whole: compare the pictures in their own size, not cut to the tokenizer's: files as of `compress --whole`. All
+            must have one size.
 
     Raises:
-        DataError: the pictures cannot be read as configured, or none could be used.
+        DataError: the pictures cannot be read as configured, none could be used, or they have several sizes.
         LoadingError: the pipeline cannot be loaded.
         CodegridError: a number is out of its range, or a codec is unknown.
     """
@@ -81,8 +87,8 @@ def evaluate_compression(
     codec.pipe.to(accelerator.device)
     source = open_images(data)
     print("\n".join(describe_source(source)))
-    pixels, labels = _pictures(codec, source, num_images)
-    trial = _Trial(pixels, labels, distance)
+    pixels, labels = _pictures(codec, source, num_images, whole)
+    trial = _Trial(pixels, labels, distance, whole)
     rows = [_own(codec, name, trial) for name in models if name != "context" or codec.pipe.context]
     rows += [_zstd(codec, trial, rows[0])] if rows else []
     for name in others:
@@ -97,6 +103,7 @@ def evaluate_compression(
         "fingerprints": codec.fingerprints,
         "bytes_of_the_pipeline": receiver,
         "parameters": {part: _parameters(module) for part, module in _parts(codec).items()},
+        "whole": whole,
         "data": {**describe_data(source, data.source, data.split, codec.pipe.tokenizer), "num_images": len(pixels)},
         **circumstances(accelerator),
     }
@@ -119,12 +126,13 @@ def _write(folder: Path, record: dict[str, Any], sheet: Image.Image) -> None:
         write_atomically(folder / name, lambda aside, picture=picture: picture.save(aside, format="PNG"))
 
 
-def _pictures(codec: ImageCodec, source: Any, most: int) -> tuple[np.ndarray, list[int] | None]:
+def _pictures(codec: ImageCodec, source: Any, most: int, whole: bool) -> tuple[np.ndarray, list[int] | None]:
     """At most `most` pictures, uint8 [N, H, W, C], and their classes in the pipeline, or None."""
     if isinstance(source, ImageSource):
         rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
         source = source.subset(rows, "to compress")
-    pixels, labels = all_pixels(codec.pipe.tokenizer, source)
+    tokenizer = codec.pipe.tokenizer
+    pixels, labels = _whole_pixels(tokenizer, source) if whole else all_pixels(tokenizer, source)
     if not len(pixels):
         raise DataError("None of the pictures could be used.", "codegrid look says what is read of them.")
     own, names = codec.pipe.class_names or (), source.class_names or ()
@@ -133,16 +141,35 @@ def _pictures(codec: ImageCodec, source: Any, most: int) -> tuple[np.ndarray, li
     return pixels, [own.index(names[label]) for label in labels.tolist()]
 
 
+def _whole_pixels(tokenizer: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
+    """As `all_pixels`, in the pictures' own size."""
+    found, labels, config = [], [], tokenizer.config
+    for record in source:
+        with contextlib.suppress(BadImage, FileNotFoundError):
+            found.append(to_whole(record.data, config.preprocessing_config, 1, config.backbone_config.in_channels))
+            labels.append(-1 if record.label is None else record.label)
+    sizes = sorted({picture.size for picture in found})
+    if len(sizes) > 1:
+        raise DataError(
+            "The pictures have {} sizes, such as {}x{} and {}x{}.".format(len(sizes), *sizes[0][::-1], *sizes[1][::-1]),
+            "Give pictures of one size, or leave --whole out: then they are cut to the tokenizer's.",
+        )
+    return np.array([picture.pixels for picture in found]), np.array(labels, dtype=np.int64)
+
+
 class _Trial:
     """The pictures that all codecs get, and how what comes back is scored.
 
     Attributes:
         pixels: uint8 [N, H, W, C]; labels: the pipeline's classes, or None.
+        whole: they have their own size, and files keep it.
         shown: places of the pictures that are shown side by side; `examples` collects what the codecs make of them.
     """
 
-    def __init__(self, pixels: np.ndarray, labels: list[int] | None, distance: FeatureDistance | None) -> None:
-        self.pixels, self.labels, self.distance = pixels, labels, distance
+    def __init__(
+        self, pixels: np.ndarray, labels: list[int] | None, distance: FeatureDistance | None, whole: bool = False
+    ) -> None:
+        self.pixels, self.labels, self.distance, self.whole = pixels, labels, distance, whole
         self.shown = np.unique(np.linspace(0, len(pixels) - 1, _SHOWN).round().astype(np.int64))
         self.examples: list[Example] = []
 
@@ -169,60 +196,65 @@ class _Trial:
 def _own(codec: ImageCodec, model: ModelName, trial: _Trial) -> dict[str, Any]:
     """A row of one of the pipeline's models, with the archive's bytes and those of a file a picture.
 
-    Pictures are encoded and decoded a second by nets and coder; codes are written and read by the coder alone.
+    Whole pictures are in no archive. Pictures are encoded and decoded a second by nets and coder; codes are written
+    and read by the coder alone.
     """
     size, labels = len(trial.pixels), trial.labels
     start = time.perf_counter()
-    codes = _encoded(codec, trial.pixels)
+    codes, added = _encoded(codec, trial)
     encoded = time.perf_counter()
-    blobs = codec.compress_codes(codes, labels, model)
+    blobs = codec.compress_codes(codes, labels, model, added=added)
     written = time.perf_counter()
-    archive = codec.archive(codes, labels, model)
+    files = blobs if trial.whole else [codec.archive(codes, labels, model)]
     begun = time.perf_counter()
-    found = codec.codes(archive)
+    found = torch.cat([codec.codes(file).view(-1, *codes.shape[1:]) for file in files])
     read = time.perf_counter()
-    images = torch.cat([_decoded(codec, found, labels, first) for first in range(0, size, _BATCH)])
+    at_once = 1 if trial.whole else _BATCH
+    images = torch.cat(
+        [
+            codec.pixels(found[first : first + at_once], labels and labels[first : first + at_once], added)
+            for first in range(0, size, at_once)
+        ]
+    )
     ended = time.perf_counter()
     require(torch.equal(found, codes), f"The codes of {model} came back changed.", "Report it: this is an error.")
     returned = to_uint8(images).numpy()
     trial.show(model, "", returned, blobs)
     row = {
         "codec": model,
-        "setting": "archive",
-        "bytes": len(archive) / size,
+        "setting": "files" if trial.whole else "archive",
+        "bytes": sum(map(len, files)) / size,
         "bytes_of_a_file": sum(map(len, blobs)) / size,
-        "bytes_without_headers": sum(len(entry.payload) for entry in unpack(archive).entries) / size,
-        "bits_a_pixel": 8 * len(archive) / trial.pixels[..., 0].size,
+        "bytes_without_headers": sum(len(entry.payload) for file in files for entry in unpack(file).entries) / size,
+        "bits_a_pixel": 8 * sum(map(len, files)) / trial.pixels[..., 0].size,
         **trial.score(returned),
         "encoded_a_second": size / (written - start),
         "decoded_a_second": size / (ended - begun),
         "written_a_second": size / (written - encoded),
         "read_a_second": size / (read - begun),
     }
-    if model == "prior":
+    if model == "prior" and tuple(codes.shape[1:3]) == codec.pipe.sequence.grid_shape:
         nats = log_likelihood(codec.pipe.prior, codec.pipe.sequence, codes, labels).mean().item()
         row["information"] = -nats / math.log(2) / 8
     return row
 
 
-def _encoded(codec: ImageCodec, pixels: np.ndarray) -> Tensor:
-    """Codes int64 [N, h, w(, depth)] on the CPU."""
-    tokenizer, parts = codec.pipe.tokenizer, []
+def _encoded(codec: ImageCodec, trial: _Trial) -> tuple[Tensor, tuple[int, int] | None]:
+    """Codes int64 [N, h, w(, depth)] on the CPU, and what was added to whole pictures."""
+    tokenizer, parts, pixels = codec.pipe.tokenizer, [], trial.pixels
+    if trial.whole:
+        several = [padded(one, tokenizer.config.pixels_per_position) for one in pixels]
+        return torch.cat([codec.encode_whole(one) for one in several]), several[0].added
     with evaluating(tokenizer), torch.inference_mode():
         for first in range(0, len(pixels), _BATCH):
             images = to_model(torch.from_numpy(pixels[first : first + _BATCH])).to(tokenizer.device)
             parts.append(tokenizer.encode(images).cpu())
-    return torch.cat(parts)
-
-
-def _decoded(codec: ImageCodec, codes: Tensor, labels: list[int] | None, first: int) -> Tensor:
-    batch = slice(first, first + _BATCH)
-    return codec.pipe.decode(codes[batch], None if labels is None else labels[batch])
+    return torch.cat(parts), None
 
 
 def _zstd(codec: ImageCodec, trial: _Trial, own: dict[str, Any]) -> dict[str, Any]:
     """A row of zstd over the fixed codes of all pictures together, each code in whole bytes or in its bits alone."""
-    codes = _encoded(codec, trial.pixels).numpy().ravel()
+    codes = _encoded(codec, trial)[0].numpy().ravel()
     bits = bits_of(codec.pipe.sequence.codebook_size)
     packed = np.packbits(codes[:, None] >> np.arange(bits)[::-1] & 1).tobytes()
     zstd = pyarrow.Codec("zstd", compression_level=_ZSTD_LEVEL)

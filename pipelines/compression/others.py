@@ -40,7 +40,7 @@ OTHERS = {
         "jpg_2000",
         tuple(
             (f"{rate}:1", {"quality_mode": "rates", "quality_layers": [rate], "no_jp2": True})
-            for rate in (400, 200, 100, 50, 20, 8)
+            for rate in (1600, 800, 400, 200, 100, 50, 20, 8)
         ),
     ),
 }

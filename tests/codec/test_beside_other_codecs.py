@@ -13,6 +13,7 @@ from PIL import Image
 
 from codegrid.errors import CodegridError
 from codegrid.pipelines.compression.beside import Example, curves, markdown, notes, side_by_side
+from codegrid.pipelines.compression.codec import ImageCodec
 from codegrid.pipelines.compression.evaluation import evaluate_compression
 from codegrid.pipelines.compression.others import OTHERS, coded_bytes
 from codegrid.pipelines.data.records import DataConfig
@@ -135,3 +136,28 @@ def test_the_command_and_the_report(pipeline: Path, tmp_path: Path, capsys: pyte
     assert "pictures by each codec" in page
     assert page.count("<svg") == len(curves(record["results"]))
     assert "jpeg2000" not in page
+
+
+def test_whole_pictures_are_compared_in_their_own_size(pipeline: Path, codec: ImageCodec, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images = [noise(40, seed, "RGB").crop((0, 0, 37, 21)) for seed in range(3)]
+    for seed, image in enumerate(images):
+        image.save(folder / f"{seed}.png")
+    (folder / "damaged.png").write_bytes(b"no picture")
+    evaluate_compression(str(pipeline), DataConfig(str(folder)), str(tmp_path / "scores"), others=("jpeg",), whole=True)
+    record = json.loads((tmp_path / "scores" / "compression.json").read_text())
+    rows = {row["codec"]: row for row in record["results"]}
+    assert record["data"]["num_images"] == 3
+    mode = "L" if codec.pipe.tokenizer.config.backbone_config.in_channels == 1 else "RGB"
+    for model in ("prior", "context", "fixed"):
+        blobs = codec.compress(images, model=model, whole=True)
+        assert rows[model]["bytes"] == rows[model]["bytes_of_a_file"] == pytest.approx(sum(map(len, blobs)) / 3)
+        errors = [
+            np.square(np.subtract(np.asarray(a.convert(mode)), np.asarray(b.convert(mode)), dtype=float)).mean()
+            for a, b in zip(images, codec.decompress(blobs), strict=True)
+        ]
+        assert rows[model]["psnr"] == pytest.approx(np.mean(10 * np.log10(255**2 / np.array(errors))), abs=1e-3)
+    noise(40, 9).save(folder / "larger.png")
+    with pytest.raises(CodegridError, match="2 sizes, such as 37x21 and 40x40"):
+        evaluate_compression(str(pipeline), DataConfig(str(folder)), str(tmp_path / "other"), whole=True)

@@ -43,6 +43,11 @@ def to_whole(picture: Picture, preprocessing: Preprocessing, multiple: int, chan
     else:
         image: Image.Image = opened if channels == 3 else opened.convert("L")
         pixels = np.asarray(image).reshape(image.height, image.width, channels)
+    return padded(pixels, multiple)
+
+
+def padded(pixels: np.ndarray, multiple: int) -> Whole:
+    """Pixels [H, W, C] with edges that are repeated until both sides are multiples of `multiple`."""
     height, width = pixels.shape[:2]
     edges = ((0, -height % multiple), (0, -width % multiple), (0, 0))
     return Whole(np.pad(pixels, edges, mode="edge"), (height, width))
