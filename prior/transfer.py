@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
 from codegrid.prior.architectures import Architecture, architecture_named, architecture_of
+from codegrid.prior.conditioning import ClassCondition, Condition, NoCondition
+from codegrid.prior.conditions import PictureCondition, parts_of
 from codegrid.prior.modeling import generation_config
 from codegrid.prior.sequence_config import SequenceConfig
 
@@ -21,7 +24,8 @@ def transferred(
 ) -> PreTrainedModel:
     """A prior of `new` sequences with the weights of one of `old` sequences, in training mode.
 
-    Classes are matched by name. A class that is new starts as the null token: as an image of no class. A prior of
+    Classes are matched by name. A class that is new starts as the null token: as an image of no class. Of other
+    conditions, pictures made in another way and texts start from pictures and texts of the same tokens. A prior of
     raster order becomes one of any order whose embeddings of places start at 0: in raster order it is the prior that
     it started from.
 
@@ -31,8 +35,8 @@ def transferred(
         any_order: make a prior of any order of one of raster order.
 
     Raises:
-        CodegridError: the codes are not of one kind (codebook, grid, depth, order), or another condition than classes
-            is among them; or there is no architecture of any order with these weights.
+        CodegridError: the codes are not of one kind (codebook, grid, depth, order), or their conditions have other
+            tokens; or there is no architecture of any order with these weights.
     """
     kind = _of_any_order(model) if any_order else None
     for name in ("codebook_size", "grid_shape", "depth", "order"):
@@ -42,12 +46,10 @@ def transferred(
             f"{name} of the codes is {now}, of the prior to start from {before}.",
             "Take codes of the tokenizer that the prior was trained with, or start without its weights.",
         )
-    other = old.condition or new.condition
     require(
-        other is None,
-        "A prior is started from another one's weights where both follow classes, or nothing: one of them follows "
-        f"{other.type if other else 'nothing'}.",
-        "Start without the other prior's weights.",
+        _tokens_of(old) == _tokens_of(new),
+        f"These codes follow {new.conditioning.describe()}, the prior to start from {old.conditioning.describe()}.",
+        "Start from a prior whose pictures and texts are of the same tokenizers, or without another prior's weights.",
     )
     config = copy.deepcopy(model.config)
     if kind is not None:
@@ -71,6 +73,12 @@ def transferred(
     return started.train()
 
 
+def _tokens_of(sequence: SequenceConfig) -> list[Condition]:
+    """The conditions other than classes, without what makes no difference for their tokens."""
+    parts = [part for part in parts_of(sequence.conditioning) if not isinstance(part, (NoCondition, ClassCondition))]
+    return [replace(part, made_by=None) if isinstance(part, PictureCondition) else part for part in parts]
+
+
 def becomes_any_order(model: PreTrainedModel) -> bool:
     """Whether `transferred` makes a prior of any order of this one."""
     record = architecture_of(model)
@@ -90,6 +98,17 @@ def _of_any_order(model: PreTrainedModel) -> Architecture:
 
 def _sources(old: SequenceConfig, new: SequenceConfig) -> torch.Tensor:
     """For each token of `new` the token of `old` whose row it takes: int64 [new.vocab_size]."""
-    known = {name: old.codebook_size + label for label, name in enumerate(old.class_names or ())}
-    classes = [known.get(name, old.null_token) for name in new.class_names or ()]
-    return torch.tensor([*range(old.codebook_size), *classes, old.null_token])
+    before, first = {}, old.codebook_size
+    for part in parts_of(old.conditioning):
+        before[part.type] = (part, first)
+        first += part.vocab_size
+    sources = list(range(old.codebook_size))
+    for part in parts_of(new.conditioning):
+        if isinstance(part, ClassCondition):
+            classes, first = before.get(part.type, (None, 0))
+            known = {name: first + label for label, name in enumerate(getattr(classes, "class_names", ()))}
+            sources += [known.get(name, old.null_token) for name in part.class_names]
+        else:
+            first = before[part.type][1] if part.vocab_size else 0
+            sources += range(first, first + part.vocab_size)
+    return torch.tensor([*sources, old.null_token])

@@ -196,6 +196,7 @@ def _paired(condition: str, images: ImageSource, data: DataConfig) -> tuple[Imag
     names = images.names()
     if condition.startswith(COLUMN):
         column = condition.removeprefix(COLUMN)
+        require(bool(column), f"condition is {condition!r}, without a column.", "Give column:NAME.")
         other = open_images(replace(data, image_column=column, label_column=NO_LABELS, limit=None))
         found = {name: place for place, name in enumerate(other.names())}
     else:

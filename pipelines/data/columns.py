@@ -44,8 +44,9 @@ def choose_columns(config: DataConfig, table: Any, known: list[str] | None, wher
     """
     features = table.features
     listed = ", ".join(f"{column} ({_kind(feature)})" for column, feature in features.items())
-    for option, column in (("image_column", config.image_column), ("label_column", config.label_column)):
-        if column and column != NO_LABELS and column not in features:
+    label_column = None if config.label_column == NO_LABELS else config.label_column
+    for option, column in (("image_column", config.image_column), ("label_column", label_column)):
+        if column and column not in features:
             raise DataError(
                 f"{where} has no column {column!r} for data.{option}: its columns are {listed}.", "Choose one of these."
             )

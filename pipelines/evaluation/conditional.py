@@ -169,6 +169,8 @@ class _Request:
 def _evaluate(request: _Request, folder: Path, net: tuple[Any, Any, Any]) -> Path:
     Ledger(NAME, {}).check(folder)
     accelerator, data = make_accelerator(), request.data
+    processes = accelerator.num_processes
+    require(processes == 1, f"This evaluation was started in {processes} processes.", "Start it in one.")
     pipe = ImageGenerationPipeline.from_pretrained(request.pipeline).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid evaluate conditional`")
     pipe.sampling = replace(pipe.sampling, **request.sampling)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,8 +23,8 @@ from codegrid.pipelines.data.degradations import degradation
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.evaluation import conditional
 from codegrid.pipelines.evaluation.conditional import evaluate_conditional
-from codegrid.pipelines.evaluation.conditional_scores import others_of_class
-from codegrid.pipelines.evaluation.features import FeatureNet
+from codegrid.pipelines.evaluation.conditional_scores import Pairs, Scorer, found_among, others_of_class
+from codegrid.pipelines.evaluation.features import FeatureCache, FeatureNet
 from codegrid.pipelines.evaluation.prior import evaluate_prior
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.to_folder import generate_images
@@ -154,6 +155,8 @@ def test_a_column_of_pictures_and_one_of_texts(tokenized, table):
     assert unknown.tolist() == [[False] * 3]
     for wrong, message in [
         ({"condition": "column:nothing"}, "has no column 'nothing'"),
+        ({"condition": "column:none"}, "has no column 'none'"),  # a label column of this name is none
+        ({"condition": "column:"}, "condition is 'column:', without a column"),
         ({"captions": "column:none"}, "has no column 'none' of texts"),
         ({"captions": "txt"}, "captions is 'txt', and .* has no such texts"),
         ({"captions": "name"}, "Give column:NAME"),
@@ -343,3 +346,39 @@ def test_a_column_that_is_not_as_the_manifest_says(tokenized, prior_config, tmp_
 
 def test_the_next_of_its_class():
     assert others_of_class([0, 1, 0, 2, 1, 0]).tolist() == [2, 4, 5, -1, 1, 0]
+
+
+def test_a_text_finds_its_picture_among_those_of_other_texts():
+    real = torch.eye(6)
+    texts = ["a", "a", "b", "c", "d", "e"]
+    made = torch.stack([real[0], real[1], real[3], real[3], real[4], real[5]])  # "b" looks like "c"
+    assert found_among(made, real, texts, 5) == pytest.approx(5 / 6)
+    assert found_among(real.repeat_interleave(2, 0), real, texts, 5) == 1
+    twin = torch.stack([real[0] + 2 * real[1], *real[1:]])  # the other picture of its text is no rival
+    assert found_among(twin, real, texts, 5) == 1
+    assert found_among(torch.ones(6, 6), real, texts, 5) == 0  # as near to all is near to none
+    assert found_among(made, real, texts, 7) is None  # there are not so many
+
+
+def test_silhouettes_are_compared_with_their_own_and_with_anothers(tmp_path):
+    pixels = np.full((4, 16, 16, 3), 255, np.uint8)
+    for place in range(4):
+        pixels[place, 4 : 8 + 2 * place, 4:8] = 0  # 4x4, 6x4, 8x4, 10x4
+    net = FeatureNet("small", lambda images: (images.float().mean((2, 3)), images.float().mean((2, 3))), "3", "0")
+    given = np.stack([degradation("silhouette")(one, "") for one in pixels])
+    pairs = Pairs(list("abcd"), pixels, given, None, np.array([0, 0, 1, 1]))
+    scorer = Scorer(pairs, FeatureCache(net, str(tmp_path)), degradation("silhouette"))
+    row = scorer.row(pixels[:, None])
+    assert row["iou"] == 1
+    assert row["iou_of_others"] == pytest.approx((4 / 6 + 8 / 10) / 2)
+    assert row["own_condition"] == 1
+    assert 0 <= row["class_agreement"] <= 1
+    assert scorer.row(pixels[[1, 0, 3, 2]][:, None])["iou_of_others"] == 1
+    unknown = Scorer(Pairs(list("abcd"), pixels, given, None, np.full(4, -1)), scorer.cache, None)
+    assert "class_agreement" not in unknown.row(pixels[:, None])
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(conditional, "make_accelerator", lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(CodegridError, match="was started in 2 processes"):
+        evaluate_conditional("nothing", DataConfig("nothing"), str(tmp_path))

@@ -8,6 +8,8 @@ import torch
 from codegrid.errors import CodegridError
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior, to_tokens
 from codegrid.prior.architectures import architecture_of
+from codegrid.prior.conditioning import ClassCondition
+from codegrid.prior.conditions import CombinedCondition, PictureCondition, TextCondition
 from codegrid.prior.likelihood import code_logits
 from codegrid.prior.transfer import transferred
 
@@ -71,6 +73,38 @@ def test_other_codes_are_refused(sequence, name):
     old = SequenceConfig(7, (2, 2))
     with pytest.raises(CodegridError, match=name):
         transferred(make_prior(PriorConfig(16, 1, 2), old), old, sequence)
+
+
+PICTURE = PictureCondition(5, (1, 2), made_by="downscale:4")
+
+
+@torch.no_grad()
+def test_a_prior_of_pictures_made_in_another_way_starts_from_one():
+    old = SequenceConfig(7, (2, 2), condition=CombinedCondition((ClassCondition(("cat", "dog")), PICTURE)))
+    grey = PictureCondition(5, (1, 2), made_by="grey")
+    new = SequenceConfig(7, (2, 2), condition=CombinedCondition((ClassCondition(("owl", "dog", "elk")), grey)))
+    model = make_prior(PriorConfig(16, 2, 2, initializer_range=0.3), old)
+    started = transferred(model, old, new)
+
+    def of(model, sequence, label, drop=(False, False)):
+        values = torch.tensor([[label, 1, 4], [label, 0, 2], [label, 3, 3]])
+        tokens = to_tokens(CODES, values, torch.tensor([drop] * 3), sequence)
+        return model.eval()(tokens[:, :-1]).logits[..., :7]
+
+    torch.testing.assert_close(of(started, new, 1), of(model, old, 1), rtol=1e-5, atol=1e-5)  # the dog
+    torch.testing.assert_close(of(started, new, 2), of(model, old, 0, (True, False)), rtol=1e-5, atol=1e-5)
+    alone = SequenceConfig(7, (2, 2), condition=grey)
+    assert len(transferred(model, old, alone).get_input_embeddings().weight) == 7 + 5 + 1
+
+
+@pytest.mark.parametrize(
+    "condition", [None, PictureCondition(6, (1, 2)), PictureCondition(5, (2, 1)), TextCondition(2, num_ids=5)]
+)
+def test_a_condition_of_other_tokens_is_refused(condition):
+    old = SequenceConfig(7, (2, 2), condition=PICTURE)
+    model = make_prior(PriorConfig(16, 1, 2), old)
+    with pytest.raises(CodegridError, match=r"These codes follow .*, the prior to start from a picture of 2 tokens"):
+        transferred(model, old, SequenceConfig(7, (2, 2), condition=condition))
 
 
 @torch.no_grad()
