@@ -107,8 +107,8 @@ def evaluate_conditional(
     """Score what a pipeline makes of pictures or texts that it follows, beside plain ways and the tokenizer's bound.
 
     A row for each way: "pipeline"; the plain ways of the kind of condition (bicubic and Lanczos, non-local means, mean
-    chroma); "nearest training pair", the training picture whose condition is nearest; and "reconstruction", the
-    tokenizer's of the true picture, a bound.
+    chroma); "nearest training pair", the training picture whose condition is nearest (of the picture's class, where the
+    prior is given it); and "reconstruction", the tokenizer's of the true picture, a bound.
 
     Args:
         pipeline: folder or Hub name of a pipeline whose prior follows pictures, texts, or both.
@@ -266,7 +266,8 @@ def _results(
         for name, floor in floors.items():
             yield name, floor(pairs.pixels, pairs.given)[:, None]
         if known is not None and known.given is not None:
-            yield "nearest training pair", known.pixels[nearest_pairs(pairs.given, known.given)][:, None]
+            classes = None if labels is None else (pairs.labels, known.labels)  # the results are of their classes
+            yield "nearest training pair", known.pixels[nearest_pairs(pairs.given, known.given, classes)][:, None]
     asked: dict[str, Any] = {} if labels is None else {"class_labels": labels}
     asked |= {} if pairs.given is None else {"condition": list(pairs.given)}
     asked |= {} if pairs.texts is None else {"prompt": pairs.texts}

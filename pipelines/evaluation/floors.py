@@ -28,14 +28,25 @@ def floors_of(made_by: str | None) -> dict[str, Floor]:
     return {"condition itself": _given} if kind in ("jpeg", "blur") else {}
 
 
-def nearest_pairs(given: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """For each condition [N, H, W, C] the row of the nearest of `known` [M, H, W, C], by the pixels: int64 [N]."""
+def nearest_pairs(
+    given: np.ndarray, known: np.ndarray, classes: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """For each condition [N, H, W, C] the row of the nearest of `known` [M, H, W, C], by the pixels: int64 [N].
+
+    Args:
+        classes: of the conditions [N] and of the known ones [M]: the nearest is looked for in a condition's own class,
+            where there is one of it.
+    """
     flat = given.reshape(len(given), -1).astype(np.float32)
+    lone = np.zeros(len(flat), bool) if classes is None else ~np.isin(*classes)
     best, places = np.full(len(flat), np.inf, np.float32), np.zeros(len(flat), np.int64)
     for first in range(0, len(known), _AT_ONCE):
         others = known[first : first + _AT_ONCE].reshape(len(known[first : first + _AT_ONCE]), -1).astype(np.float32)
         # |a - b|^2 without |a|^2, which orders nothing
         distances = np.square(others).sum(1)[None] - 2 * flat @ others.T
+        if classes is not None:
+            same = classes[0][:, None] == classes[1][None, first : first + _AT_ONCE]
+            distances = np.where(same | lone[:, None], distances, np.inf)
         found = distances.min(1)
         nearer = found < best
         best[nearer], places[nearer] = found[nearer], first + distances.argmin(1)[nearer]

@@ -114,3 +114,9 @@ def test_plain_ways():
     assert floors_of(None) == {}
     pool = np.random.default_rng(0).integers(0, 256, (1200, 4, 4, 1), dtype=np.uint8)
     assert nearest_pairs(pool[[7, 1101]], pool).tolist() == [7, 1101]
+    labels = np.arange(len(pool)) % 3
+    of_class = nearest_pairs(pool[[7, 1101, 8]], pool, (np.array([2, 0, 5]), labels))  # 7 is of class 1; none is of 5
+    for place, row, label in [(0, 7, 2), (1, 1101, 0)]:
+        apart = np.square(pool.astype(np.float64) - pool[row]).reshape(len(pool), -1).sum(1)
+        assert of_class[place] == np.where(labels == label, apart, np.inf).argmin()
+    assert of_class[2] == 8
