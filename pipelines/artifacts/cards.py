@@ -197,6 +197,37 @@ codes = load_dataset("{PLACEHOLDER}", split="train")
     )
 
 
+def samples_card(path: str, settings: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """Data set card of samples of a pipeline: where the rows are (`path`, a pattern), and what drew them.
+
+    Args:
+        settings: generation.json of `codegrid generate`.
+        classes: of the labels, in their order; empty if there are none.
+    """
+    number, seed = settings["num_images"], settings["seed"]
+    drawn = f"prior {settings['prior_fingerprint']}, seed {seed}, {number} images"  # `datasets` caches by it
+    entry = {"config_name": "default", "description": drawn, "data_files": [{"split": "train", "path": path}]}
+    sampling = ", ".join(f"{name} {value}" for name, value in settings["sampling"].items() if value is not None)
+    return _card(
+        {"configs": [entry], "tags": ["codegrid", "synthetic"]},
+        "Samples of a model",
+        f"""{number} pictures that a model drew, none of them real: by the pipeline `{settings["pipeline"]}` (tokenizer
+`{settings["tokenizer_fingerprint"]}`,
+prior `{settings["prior_fingerprint"]}`), seed {seed}, {sampling}.
+What the model was trained on says its own card. `generation.json` has all settings, with which the pictures come again.
+""",
+        _ids(classes).replace("(`class_names` in `manifest.json`)", "").rstrip(),
+        f"""## Use
+
+```python
+from datasets import load_dataset
+
+samples = load_dataset("{PLACEHOLDER}", split="train")
+```
+""",
+    )
+
+
 def _ids(class_names: Sequence[str] | None) -> str:
     """Which id is which class."""
     if not class_names:

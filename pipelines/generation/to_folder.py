@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,14 @@ from codegrid.pipelines.generation.asked import DEFAULT, Asked, asked_images, la
 from codegrid.pipelines.generation.codes_only import CODES_NAME, is_without_pictures, write_codes
 from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.generation.to_dataset import (
+    OutputFormat,
+    classes_of,
+    files_by_class,
+    first_pictures,
+    write_card,
+    write_shards,
+)
 from codegrid.pipelines.pictures.grids import class_sheet
 from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
@@ -64,6 +72,7 @@ def generate_images(
     weights: WeightFormat = "exact",
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     decoding: Decoding = "eager",
+    output_format: OutputFormat = "pictures",
 ) -> Path:
     """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
@@ -94,6 +103,8 @@ def generate_images(
         weights: the prior's exact weights, or rounded to 16 or 8 bits on a CPU: faster, but other images.
         dtype: compute in this type, tokenizer and prior: half the memory, but other images. None is that of the files.
         decoding: "static" decodes in fixed shapes; "graph" also records CUDA graphs, which no GPU has run yet.
+        output_format: "imagefolder" writes data/CLASS/NUMBER.png, "parquet" data/*.parquet with an image's class, text
+            and condition: a data set for `load_dataset`, with a card that says what drew it.
 
     Raises:
         LoadingError, OutputError: the pipeline cannot be loaded; the folder holds something else.
@@ -109,7 +120,9 @@ def generate_images(
     accelerator, given = _device_for(decoding), {"weights": weights, "decoding": decoding}
     if is_without_pictures(pipeline):
         require(
-            not (height or width or condition or prompt), "Codes have no size, and follow classes.", "Leave it out."
+            not (height or width or condition or prompt or output_format != "pictures"),
+            "Codes have no size and no pictures, and follow classes.",
+            "Leave it out.",
         )
         return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, given)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
@@ -120,6 +133,7 @@ def generate_images(
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]  # of all ranks
     settings = {"pipeline": pipeline, "seed": seed, "weights": weights, "sampling": pipe.sampling.to_dict()}
     settings |= _given(dtype=dtype, height=height, width=width) | _of_the_device(accelerator, batch_size, decoding)
+    settings |= {} if output_format == "pictures" else {"output_format": output_format}
     return _generate(pipe, accelerator, Path(output_dir), settings, batch_size, given, asked)
 
 
@@ -163,49 +177,60 @@ def _generate(
     """Claim the folder, make what it lacks, and write the sheet of all. `settings` are completed by what is drawn."""
     settings = {**_fingerprints(pipe), **settings, "labels": asked.labels, "num_images": asked.number, **asked.record()}
     everyone, num_images, labels = patient_barrier(accelerator), settings["num_images"], settings["labels"]
+    output_format, classes = settings.get("output_format", "pictures"), classes_of(pipe.sequence)
+    in_rows = output_format == "parquet"
+    names = files_by_class(asked, classes) if output_format == "imagefolder" else []
     if accelerator.is_main_process and (told := claim_images(folder, settings)):
         tqdm.write(told)
     everyone()
-    names = _file_names(folder, asked.captions, num_images)
+    if output_format == "pictures":
+        names = _file_names(folder, asked.captions, num_images)
     everyone()  # no rank writes until all have looked for the files of an older version
+    given = {**given, "batch_size": batch_size, **{name: settings.get(name) for name in ("height", "width")}}
+    given["progress"] = accelerator.is_main_process
+    seed, rank = settings["seed"], slice(accelerator.process_index, None, accelerator.num_processes)
+
+    def draw(images: Sequence[int]) -> Iterator[Image.Image]:
+        made = pipe.stream(**asked.of(images), generator=[image_generator(seed, index) for index in images], **given)
+        return (image for part in made for image in part.images or ())
+
     with resumable():
-        paths = [folder / name for name in names]
-        given = {**given, "batch_size": batch_size, **{name: settings.get(name) for name in ("height", "width")}}
-        _write_missing(pipe, accelerator, everyone, paths, asked, settings["seed"], given)
+        if in_rows:
+            write_shards(folder, asked, classes, seed, draw, rank)
+        else:
+            _write_missing([folder / name for name in names], everyone, batch_size, rank, draw)
     everyone()
     if accelerator.is_main_process:
-        _write_sheet(folder, names, asked.captions, labels)
+        if in_rows:
+            shown_first = first_pictures(folder, _MOST_IN_PICTURE)
+        else:
+            shown_first = [Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]]
+        sheet = class_sheet(shown_first, asked.captions, labels)
+        write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
+        if output_format != "pictures":
+            write_card(folder, output_format, settings, classes if labels else ())
         tqdm.write(f"{num_images} images and samples.png are in {folder}.")
     return folder
 
 
 def _write_missing(
-    pipe: ImageGenerationPipeline,
-    accelerator: Accelerator,
-    everyone: Callable[[], None],
     paths: list[Path],
-    asked: Asked,
-    seed: int,
-    given: dict[str, Any],
+    everyone: Callable[[], None],
+    batch_size: int,
+    rank: slice,
+    draw: Callable[[Sequence[int]], Iterator[Image.Image]],
 ) -> None:
-    """Generate this rank's share of the missing images, with options of `stream`. Each batch is written before the next
-    is sampled."""
-    batch_size = given["batch_size"]
+    """Generate this rank's share of the missing images. Each batch is written before the next is sampled."""
     # Decode whole batches, as an uninterrupted run does: rounding depends on the other images of the batch.
     batches = [range(first, min(first + batch_size, len(paths))) for first in range(0, len(paths), batch_size)]
     unfinished = [batch for batch in batches if not all(paths[index].is_file() for index in batch)]
     everyone()  # no rank writes until all have listed the files: they must split the same list
-    mine = [index for batch in unfinished[accelerator.process_index :: accelerator.num_processes] for index in batch]
+    mine = [index for batch in unfinished[rank] for index in batch]
     if not mine:
         return
-    made = pipe.stream(
-        **asked.of(mine),
-        generator=[image_generator(seed, index) for index in mine],
-        progress=accelerator.is_main_process,
-        **given,
-    )
-    for index, image in zip(mine, (image for part in made for image in part.images or ()), strict=True):
+    for index, image in zip(mine, draw(mine), strict=True):
         if not paths[index].is_file():
+            paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
 
 
@@ -228,11 +253,6 @@ def _of_the_device(accelerator: Accelerator, batch_size: int, decoding: Decoding
 
 def _given(**settings: Any) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
-
-
-def _write_sheet(folder: Path, names: list[str], class_names: list[str] | None, labels: list[int] | None) -> None:
-    sheet = class_sheet([Image.open(folder / name) for name in names[:_MOST_IN_PICTURE]], class_names, labels)
-    write_atomically(folder / "samples.png", lambda aside: sheet.save(aside, format="PNG"))
 
 
 def _fingerprints(pipe: ImageGenerationPipeline) -> dict[str, str]:
