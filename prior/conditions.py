@@ -17,6 +17,7 @@ from torch import Tensor
 from codegrid.errors import CodegridError, require
 from codegrid.prior.conditioning import (
     MOST_CLASSES,
+    ClassCondition,
     Condition,
     NoCondition,
     condition_from_dict,
@@ -311,6 +312,11 @@ class CombinedCondition(Condition):
 def parts_of(condition: Condition) -> tuple[Condition, ...]:
     """The conditions that have a null of their own: the parts of a combination, or the condition itself."""
     return condition.parts if isinstance(condition, CombinedCondition) else (condition,)
+
+
+def classes_of(condition: Condition) -> tuple[str, ...]:
+    """The classes that are followed, alone or beside pictures and texts; empty if there are none."""
+    return next((part.class_names for part in parts_of(condition) if isinstance(part, ClassCondition)), ())
 
 
 def combined(*conditions: Condition | None) -> Condition | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import colorsys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -14,6 +15,7 @@ from codegrid.errors import require
 from codegrid.names import printable
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
+from codegrid.prior.conditions import classes_of, parts_of
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_images, to_pil
 
@@ -34,26 +36,43 @@ def generate(
     pipe: ImageGenerationPipeline,
     label: int | None,
     num_images: int,
-    guidance_scale: float,
+    guidance_scale: float | Sequence[float],
     temperature: float,
     seed: int,
+    prompt: str | None = None,
+    condition: str | Path | None = None,
 ) -> list[tuple[Image.Image, str]]:
-    """Enlarged samples, captioned with their class. `label` None takes all classes in turn.
+    """Enlarged samples, captioned with their class, or with the prompt.
+
+    Args:
+        label: None takes all classes in turn; beside pictures and texts, no class.
+        guidance_scale: one, or one for each part of what the prior follows.
+        prompt, condition: a text and a picture's file, for priors that follow them.
 
     Raises:
-        CodegridError: a number is out of range, or the class is unknown.
+        CodegridError: a number is out of range, the class is unknown, or there is nothing to follow.
+        BadImage: the picture cannot be used.
     """
-    settings = {"temperature": temperature, "seed": seed, "progress": False}
-    if pipe.class_names is None:
-        output = pipe(num_images=num_images, **settings)
-        return [(enlarged(image, 128), "") for image in output.images or ()]
-    settings["guidance_scale"] = guidance_scale
-    if label is None:
-        output = pipe(num_images=num_images, **settings)
-    else:
-        output = pipe(label, num_images_per_label=num_images, **settings)
-    captions = [printable(pipe.class_names[label]) for label in output.labels or ()]
+    settings: dict[str, Any] = {"temperature": temperature, "seed": seed, "progress": False}
+    if isinstance(guidance_scale, Sequence):
+        settings["part_guidance"] = tuple(guidance_scale)
+    elif pipe.sequence.can_be_guided:
+        settings["guidance_scale"] = guidance_scale
+    given = {"class_labels": label, "prompt": prompt, "condition": condition}
+    given = {name: value for name, value in given.items() if value is not None}
+    several = bool(given) or bool(conditions_of(pipe))
+    output = pipe(**given, **{"num_images_per_label" if several else "num_images": num_images}, **settings)
+    names = classes_of(pipe.sequence.conditioning)
+    captions = [""] * len(output.codes)
+    if names and (label is not None or not several):
+        captions = [printable(names[label]) for label in output.labels or ()]
+    captions = [" ".join(part for part in (caption, printable(prompt or "")) if part) for caption in captions]
     return [(enlarged(image, 128), caption) for image, caption in zip(output.images or (), captions, strict=True)]
+
+
+def conditions_of(pipe: ImageGenerationPipeline) -> set[str]:
+    """What the prior follows beside classes: "picture", "text"."""
+    return {part.type for part in parts_of(pipe.sequence.conditioning)} & {"picture", "text"}
 
 
 def read_image(model: VQModel, file: str | Path) -> Tensor:

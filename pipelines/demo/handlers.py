@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from codegrid.errors import CodegridError, require
 from codegrid.names import printable, shown
 from codegrid.pipelines.demo import actions
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.prior.conditions import classes_of
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import BadImage
 
@@ -32,7 +34,7 @@ def answer(handler: Callable[..., Sequence[Any]], values: Sequence[Any], number:
 
 def class_choices(pipe: ImageGenerationPipeline) -> list[tuple[str, int]]:
     """(the class's name, its label), in the order of the labels. Names may repeat other words of the page."""
-    return [(printable(name), label) for label, name in enumerate(pipe.class_names or ())]
+    return [(printable(name), label) for label, name in enumerate(classes_of(pipe.sequence.conditioning))]
 
 
 def whole(name: str, value: float | None) -> int:
@@ -69,11 +71,28 @@ class Handlers:
         self.pipe, self.model = pipe, pipe.tokenizer
 
     def generate(
-        self, label: int | None, count: float, scale: float, heat: float, seed: float | None
+        self,
+        label: int | None,
+        count: float,
+        scale: float,
+        heat: float,
+        seed: float | None,
+        prompt: str | None = None,
+        file: str | None = None,
+        *others: float,
     ) -> tuple[list[tuple[Image.Image, str]]]:
+        """Samples of a class, a prompt and a picture's file, each of which may be empty.
+
+        Args:
+            scale, others: of guidance, one for each part of what the prior follows.
+        """
         wanted = None if label in (None, ALL_CLASSES) else label
-        numbers = whole("The number of images", count), scale, heat, whole("The seed", seed)
-        return (actions.generate(self.pipe, wanted, *numbers),)
+        numbers = whole("The number of images", count), (scale, *others) if others else scale, heat
+        asked = self.pipe, wanted, *numbers, whole("The seed", seed), (prompt or "").strip() or None
+        if file is None:
+            return (actions.generate(*asked),)
+        with without_folder(file):
+            return (actions.generate(*asked, file),)
 
     def read(self, file: str | None, level: float, label: int | None) -> Shown:
         image = read_uploaded(self.model, file)
@@ -125,9 +144,16 @@ def read_uploaded(model: VQModel, file: str | None) -> Tensor:
     """
     require(file is not None, "There is no picture.", "Upload one.")
     assert file is not None
-    try:
+    with without_folder(file):
         return actions.read_image(model, file)
-    except BadImage as error:  # the server's folder is nothing to the browser
+
+
+@contextmanager
+def without_folder(file: str) -> Iterator[None]:
+    """What is wrong with an uploaded picture is said without the server's folder, which is nothing to the browser."""
+    try:
+        yield
+    except BadImage as error:
         message = str(error).replace(shown(file), shown(Path(file).name))
         raise BadImage(error.reason, message) from error
 

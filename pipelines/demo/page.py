@@ -12,11 +12,13 @@ from typing import Any
 from codegrid.errors import CodegridError, require
 from codegrid.names import printable
 from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.demo import actions
 from codegrid.pipelines.demo.actions import DIFFERENCE_GAIN
 from codegrid.pipelines.demo.edit_page import edit_tab
 from codegrid.pipelines.demo.handlers import ALL_CLASSES, NUMBER_SHOWN, PICK, PUT, Handlers, answer, class_choices
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import make_accelerator
+from codegrid.prior.conditions import parts_of
 from codegrid.tokenizer.images import check_colours
 
 
@@ -100,20 +102,30 @@ def make_page(pipe: ImageGenerationPipeline, title: str = "Codegrid") -> Any:
 
 
 def _generation(gradio: Any, pipe: ImageGenerationPipeline) -> None:
-    choices = [("all classes", ALL_CLASSES), *class_choices(pipe)]
-    conditional, guided, sampling = pipe.class_names is not None, pipe.sequence.can_be_guided, pipe.sampling
+    follows, classes, sampling = actions.conditions_of(pipe), class_choices(pipe), pipe.sampling
+    choices = [("no class" if follows else "all classes", ALL_CLASSES), *classes]
+    parts = [part.type for part in parts_of(pipe.sequence.conditioning)]
+    given = sampling.part_guidance or (sampling.guidance_scale,) * len(parts)
     with gradio.Row():
         with gradio.Column(scale=1, min_width=260):
-            chosen = gradio.Dropdown(choices, value=ALL_CLASSES, label="Class", visible=conditional, elem_id="class")
-            number = gradio.Slider(1, 64, 16, step=1, label="Images")
-            guidance = gradio.Slider(1, 8, sampling.guidance_scale, step=0.1, label="Guidance", visible=guided)
+            prompt = gradio.Textbox(label="Prompt", visible="text" in follows, lines=1, elem_id="prompt")
+            picture = gradio.File(
+                label="Picture to follow", visible="picture" in follows, height=120, elem_id="condition"
+            )
+            chosen = gradio.Dropdown(choices, value=ALL_CLASSES, label="Class", visible=bool(classes), elem_id="class")
+            number = gradio.Slider(1, 64, 4 if follows else 16, step=1, label="Images")
+            scales = []
+            for part, scale in zip(parts, given, strict=True):
+                name = f"Guidance: {part}" if len(parts) > 1 else "Guidance"
+                can_be = pipe.sequence.can_be_guided
+                scales.append(gradio.Slider(0 if len(parts) > 1 else 1, 8, scale, step=0.1, label=name, visible=can_be))
             temperature = gradio.Slider(0, 2, sampling.temperature, step=0.05, label="Temperature")
             seed = gradio.Number(0, label="Seed", elem_id="seed")
             button = gradio.Button("Generate", variant="primary", elem_id="generate")
         with gradio.Column(scale=3):
             message = message_place(gradio, "notice")
             gallery = gradio.Gallery(show_label=False, columns=6, height="auto", elem_id="samples", format="png")
-    inputs = [chosen, number, guidance, temperature, seed]
+    inputs = [chosen, number, scales[0], temperature, seed, prompt, picture, *scales[1:]]
     button.click(answering(gradio, Handlers(pipe).generate, 1), inputs, [gallery, message])
 
 

@@ -14,20 +14,11 @@ from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import samples_card
 from codegrid.pipelines.generation.asked import Asked
 from codegrid.pipelines.system.files import write_atomically, write_text
-from codegrid.prior import SequenceConfig
-from codegrid.prior.conditioning import ClassCondition
-from codegrid.prior.conditions import parts_of
 
 OutputFormat = Literal["pictures", "imagefolder", "parquet"]
 DATA = "data"  # the folder of the rows or pictures
 _IN_A_SHARD = 1000
 _MOST_BYTES = 180  # of a class's name in a folder's
-
-
-def classes_of(sequence: SequenceConfig) -> tuple[str, ...]:
-    """The classes that a prior follows, alone or beside pictures and texts; empty if it has none."""
-    part = next((part for part in parts_of(sequence.conditioning) if isinstance(part, ClassCondition)), None)
-    return () if part is None else part.class_names
 
 
 def files_by_class(asked: Asked, classes: Sequence[str]) -> list[str]:

@@ -25,7 +25,6 @@ from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_dataset import (
     OutputFormat,
-    classes_of,
     files_by_class,
     first_pictures,
     write_card,
@@ -37,6 +36,7 @@ from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
 from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior import SamplingConfig
+from codegrid.prior.conditions import classes_of
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
 from codegrid.prior.sampling import image_generator
@@ -177,7 +177,7 @@ def _generate(
     """Claim the folder, make what it lacks, and write the sheet of all. `settings` are completed by what is drawn."""
     settings = {**_fingerprints(pipe), **settings, "labels": asked.labels, "num_images": asked.number, **asked.record()}
     everyone, num_images, labels = patient_barrier(accelerator), settings["num_images"], settings["labels"]
-    output_format, classes = settings.get("output_format", "pictures"), classes_of(pipe.sequence)
+    output_format, classes = settings.get("output_format", "pictures"), classes_of(pipe.sequence.conditioning)
     in_rows = output_format == "parquet"
     names = files_by_class(asked, classes) if output_format == "imagefolder" else []
     if accelerator.is_main_process and (told := claim_images(folder, settings)):

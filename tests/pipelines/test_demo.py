@@ -16,10 +16,14 @@ from PIL import Image
 from codegrid.errors import CodegridError
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.codes.conditions import picture_condition
 from codegrid.pipelines.demo import actions as demo
 from codegrid.pipelines.demo import page as demo_page
 from codegrid.pipelines.demo.actions import Cell
 from codegrid.pipelines.demo.handlers import ALL_CLASSES, PICK, PUT, Handlers, answer, class_choices
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.conditioning import ClassCondition
+from codegrid.prior.conditions import CombinedCondition, TextCondition
 from codegrid.tokenizer.images import BadImage, to_pil
 
 
@@ -184,6 +188,45 @@ def test_classes_are_chosen_by_number_whatever_their_names(pipeline_folder, tmp_
     assert [caption for _, caption in made] == ["0", "0"]
     (made,) = Handlers(pipe).generate(ALL_CLASSES, 3, 2.0, 1.0, 0)
     assert [caption for _, caption in made] == [name for name, _ in class_choices(pipe)]
+
+
+@pytest.fixture
+def following(model):
+    """A pipeline whose prior follows a class, a picture and a text."""
+    parts = (ClassCondition(("cat", "dog")), picture_condition(model, "grey"), TextCondition(12))
+    sequence = SequenceConfig(32, (4, 4), tokenizer_fingerprint=model.fingerprint(), condition=CombinedCondition(parts))
+    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
+    return ImageGenerationPipeline(model, prior, sequence)
+
+
+def test_prompts_and_uploaded_pictures_are_followed(following, pictures, tmp_path):
+    handlers, file = Handlers(following), str(pictures / "noise" / "0.png")
+    (made,) = handlers.generate(1, 2, 1.5, 0.8, 4, " a red dog ", file, 2.0, 3.0)
+    assert [caption for _, caption in made] == ["dog a red dog"] * 2
+    options = {"num_images_per_label": 2, "temperature": 0.8, "seed": 4, "progress": False}
+    expected = following(1, prompt="a red dog", condition=file, part_guidance=(1.5, 2.0, 3.0), **options).images
+    for (picture, _), image in zip(made, expected, strict=True):
+        np.testing.assert_array_equal(np.asarray(picture)[::8, ::8], np.asarray(image))
+    (made,) = handlers.generate(ALL_CLASSES, 3, 1.0, 1.0, 0, "heart", None, 1.0, 1.0)
+    assert [caption for _, caption in made] == ["heart"] * 3
+    *_, sentence = answer(handlers.generate, (ALL_CLASSES, 3, 1.0, 1.0, 0, " ", None, 1.0, 1.0), 1, UNCHANGED)
+    assert "Say what by class_labels or condition or prompt" in sentence
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    values = (ALL_CLASSES, 3, 1.0, 1.0, 0, "", str(tmp_path / "broken.png"), 1.0, 1.0)
+    *_, sentence = answer(handlers.generate, values, 1, UNCHANGED)
+    assert "broken.png" in sentence
+    assert str(tmp_path) not in sentence
+
+
+def test_the_page_has_a_field_for_each_part_that_is_followed(following, pipe):
+    pytest.importorskip("gradio", reason="needs the extra demo")
+    for one, seen in [(following, True), (pipe, False)]:
+        fields = {block.elem_id: block for block in demo_page.make_page(one).blocks.values() if block.elem_id}
+        assert (fields["prompt"].visible, fields["condition"].visible) == (seen, seen)
+        labels = [getattr(block, "label", "") or "" for block in demo_page.make_page(one).blocks.values()]
+        assert [label for label in labels if label.startswith("Guidance")] == (
+            ["Guidance: class", "Guidance: picture", "Guidance: text"] if seen else ["Guidance"]
+        )
 
 
 def test_a_taken_port_is_found_before_anything_is_loaded():
