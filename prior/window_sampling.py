@@ -43,6 +43,7 @@ def iterate_windows(
     laid_out: LaidOut | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     drop: Tensor | None = None,
+    window_labels: Tensor | None = None,
     **settings: Any,
 ) -> Iterator[Tensor]:
     """Draw grids of any size from the trained one on, by overlapping windows (`windows.py`).
@@ -59,7 +60,9 @@ def iterate_windows(
         order: a name, as in `sample_codes`: the order within each window.
         batch_size: windows at once; the rest as in `sample_codes`.
         labels, seeds, generators, num_steps, choice_temperature, weights, decoding, settings: as in `sample_codes`.
-        drop: as in `sample_codes`; every window follows the same condition.
+        drop: as in `sample_codes`.
+        window_labels: what each window follows, where that is not `labels` for all: int64 [W, B, *value_shape], in the
+            order of `WindowPlan.all_corners`.
         laid_out: as in `iterate_codes`.
         on_progress: called with the number of drawn codes and of all that are to be drawn.
 
@@ -82,6 +85,16 @@ def iterate_windows(
         check_decoding(decoding, model.device)
     way = replace(way, decoding=decoding)
     plan = window_plan(sequence, grid_shape, overlap=overlap)
+    prefixes = prefixes[None]  # [1, B, P], or [W, B, P]
+    if window_labels is not None:
+        number = len(plan.all_corners)
+        require(
+            tuple(window_labels.shape[:2]) == (number, len(generators)),
+            f"window_labels have the shape {list(window_labels.shape)}.",
+            f"Give one for each of {number} windows and {len(generators)} images.",
+        )
+        each = [prefixes_and_streams(config, own, None, generators, sequence, drop)[0] for own in window_labels]
+        prefixes = torch.stack(each)
     codes, again = _start(plan, len(generators), known_codes, redraw)
     if known_codes is None:
         again = again[:0]
@@ -139,7 +152,7 @@ def _images(
                 own = replace(plan, known=~mask, outward=drawing.way.reads != "before")
                 members = batch[(masks == mask).flatten(1).all(1)]
             begins = [streams[index] for index in members.tolist()]
-            codes[members] = _drawn(drawing, own, prefixes[members], codes[members], begins, report)
+            codes[members] = _drawn(drawing, own, prefixes[:, members], codes[members], begins, report)
         yield codes[batch].view(len(batch), *plan.codes_shape)
 
 
@@ -151,14 +164,17 @@ def _drawn(
     streams: Sequence[torch.Generator],
     report: _Report,
 ) -> Tensor:
-    """Codes [n, C] of images with the same known positions."""
-    images = len(codes)
+    """Codes [n, C] of images with the same known positions; prefixes are [1, n, P], or of each window [W, n, P]."""
+    images, corners = len(codes), plan.all_corners
     for one in plan.rounds():
         begin, wanted, parts, done = report.done, int(one.new.sum()) * images, [], 0
         rank = one.new.sum(1).argsort(stable=True)  # in several steps a batch has as many known codes everywhere
         places, new = one.codes[rank], one.new[rank]  # [m, L]
         given = codes[:, places].masked_fill(new, -1).transpose(0, 1).flatten(0, 1)  # [m * n, L]
-        for part in draw_batches(drawing, prefixes.repeat(len(new), 1), given, [*streams] * len(new)):
+        own = torch.zeros(len(new), dtype=torch.int64)
+        if len(prefixes) > 1:
+            own = (one.corners[rank, None] == corners).all(-1).long().argmax(1)  # [m]
+        for part in draw_batches(drawing, prefixes[own].flatten(0, 1), given, [*streams] * len(new)):
             parts.append(part.cpu())
             done += len(part)
             report(begin + wanted * done // len(given))

@@ -72,6 +72,11 @@ class WindowPlan:
         """[H, W], or [H, W, depth] if a position has several codes."""
         return self.grid_shape if self.sequence.depth == 1 else (*self.grid_shape, self.sequence.depth)
 
+    @property
+    def all_corners(self) -> Tensor:
+        """Row and column of the first position of every window, row by row: int64 [W, 2]."""
+        return torch.cartesian_prod(*(torch.tensor(starts) for starts in self.starts)).view(-1, 2)
+
     def rounds(self) -> Iterator[Round]:
         """The rounds in their order. Every position that is not known is new in one window of them."""
         shape = self.grid_shape
@@ -122,7 +127,7 @@ class WindowPlan:
         Two windows of a round have no unknown position in common. Without known codes the first window begins.
         """
         height, width = self.sequence.grid_shape
-        corners = torch.cartesian_prod(*(torch.tensor(starts) for starts in self.starts)).view(-1, 2)
+        corners = self.all_corners
         while not known.all():
             sums = torch.zeros(known.shape[0] + 1, known.shape[1] + 1, dtype=torch.int64)
             sums[1:, 1:] = known.long().cumsum(0).cumsum(1)

@@ -31,7 +31,7 @@ class Asked:
     """Args:
     number: images.
     labels: the class (or value of another condition) of each image; None if there is none.
-    codes: of the conditions' pictures, [N, tokens], with their `names`; image i takes picture i modulo N.
+    codes: of the conditions' pictures, [N, windows, tokens], with their `names`; image i takes picture i modulo N.
     prompts: texts; image i takes text i modulo their number.
     source: fingerprint and place of the pictures, for the record.
     """
@@ -67,12 +67,14 @@ def asked_images(
     condition: str | None,
     prompt: tuple[str, ...],
     num_images: int | None,
+    grid_shape: tuple[int, int],
 ) -> Asked:
     """What each image follows.
 
     Args:
         condition: a folder of pictures, or another source of them.
         num_images: None is one for each picture or prompt, whichever are more; 16 without.
+        grid_shape: of the images' codes.
 
     Raises:
         CodegridError: something is missing, not expected, or cannot be used.
@@ -97,7 +99,7 @@ def asked_images(
     if condition:
         part = parts["picture"]
         assert isinstance(part, PictureCondition)
-        codes, names, source = _of_folder(pipe, part, condition)
+        codes, names, source = _of_folder(pipe, part, condition, grid_shape)
     number = num_images or max(0 if codes is None else len(codes), len(prompt)) or DEFAULT
     labels = labels_in_turn(pipe.sequence, class_labels, number, bool(others))
     captions = [_caption(pipe, labels, names, prompt, index) for index in range(number)]
@@ -106,7 +108,7 @@ def asked_images(
 
 
 def _of_folder(
-    pipe: ImageGenerationPipeline, part: PictureCondition, place: str
+    pipe: ImageGenerationPipeline, part: PictureCondition, place: str, grid_shape: tuple[int, int]
 ) -> tuple[Tensor, tuple[str, ...], dict[str, str]]:
     from codegrid.pipelines.data.sources import open_images  # loads datasets, which classes alone do not need
 
@@ -114,7 +116,7 @@ def _of_folder(
     found = []
     for record in images:
         try:
-            found.append(condition_codes(pipe, part, [record.data]))
+            found.append(condition_codes(pipe, part, [record.data], grid_shape))
         except BadImage as error:
             raise DataError(
                 f"{printable(record.source_id)} cannot be followed: {str(error).rstrip('.')}.",

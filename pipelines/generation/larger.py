@@ -48,11 +48,13 @@ def iterate_grids(
     grid_shape: tuple[int, int],
     labels: Tensor | None,
     prefix_codes: Tensor | None = None,
+    window_labels: Tensor | None = None,
     **options: Any,
 ) -> Iterator[Tensor]:
     """Grids [n, H, W] or [n, H, W, depth] of each batch: of the trained size, or by windows of a larger one.
 
-    `options` are those of `iterate_codes`; the call itself raises the errors about arguments.
+    `window_labels` are those of `iterate_windows`, `options` those of `iterate_codes`; the call itself raises the
+    errors about arguments.
     """
     if tuple(grid_shape) == tuple(sequence.grid_shape):
         batches = iterate_codes(model, sequence, labels, prefix_codes=prefix_codes, **options)
@@ -62,7 +64,7 @@ def iterate_grids(
         "prefix_codes is given for a picture larger than trained.",
         "Go on from a picture's codes with `pipe.outpaint`.",
     )
-    return iterate_windows(model, sequence, grid_shape, labels, **options)
+    return iterate_windows(model, sequence, grid_shape, labels, window_labels=window_labels, **options)
 
 
 def known_in(codes: Tensor, grid_shape: tuple[int, int], top: int, left: int) -> tuple[Tensor, Tensor]:

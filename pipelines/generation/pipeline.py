@@ -213,8 +213,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
         per_label = whole_number("num_images_per_label", num_images_per_label)
         num_images = None if num_images is None else whole_number("num_images", num_images)
         grid = grid_of_size(self.tokenizer.config, height, width)
-        wanted = wanted_images(self, class_labels, condition, prompt, per_label, num_images)
-        wanted.check_grid(self.sequence, grid)
+        wanted = wanted_images(self, class_labels, condition, prompt, per_label, num_images, grid)
         bar = CodesBar(wanted.number * grid[0] * grid[1] * self.sequence.depth, progress, callback)
         batches = iterate_grids(
             self.prior,
@@ -223,6 +222,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
             wanted.values,
             None if prefix_codes is None else torch.as_tensor(prefix_codes),
             drop=wanted.drop,
+            window_labels=wanted.windows,
             generators=streams_of_images(seed, generator, wanted.number),
             order=order,
             num_steps=None if num_steps is None else whole_number("num_steps", num_steps),

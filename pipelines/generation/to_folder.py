@@ -128,8 +128,8 @@ def generate_images(
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
     pipe.sampling = replace(pipe.sampling, **chosen)
-    asked = asked_images(pipe, class_labels, condition, prompt, num_images)
     grid = grid_of_size(pipe.tokenizer.config, height, width)
+    asked = asked_images(pipe, class_labels, condition, prompt, num_images, grid)
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]  # of all ranks
     settings = {"pipeline": pipeline, "seed": seed, "weights": weights, "sampling": pipe.sampling.to_dict()}
     settings |= _given(dtype=dtype, height=height, width=width) | _of_the_device(accelerator, batch_size, decoding)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,9 +14,9 @@ from torch import Tensor
 from codegrid.errors import CodegridError, require
 from codegrid.pipelines.generation.arguments import as_labels, labels_of_images
 from codegrid.pipelines.system.devices import evaluating
-from codegrid.prior import SequenceConfig
 from codegrid.prior.conditioning import Condition
 from codegrid.prior.conditions import CombinedCondition, PictureCondition, TextCondition, parts_of
+from codegrid.prior.windows import window_plan
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_images
 
@@ -33,26 +34,14 @@ class Wanted:
     values: [N, *value_shape] for `sample_codes`; None for an unconditional prior.
     drop: bool [N, parts], the parts that are not given; None if all are.
     labels: what the output says of each image: its class where there are classes, else its value.
+    windows: of pictures larger than trained that follow pictures, what each window follows, [W, N, *value_shape].
     """
 
     number: int
     values: Tensor | None = None
     drop: Tensor | None = None
     labels: list[Any] | None = None
-
-    def check_grid(self, sequence: SequenceConfig, grid_shape: tuple[int, int]) -> None:
-        """Refuse pictures as the condition of larger ones: each window would follow the whole picture.
-
-        Raises:
-            CodegridError: the grid is not the trained one, and the prior follows pictures.
-        """
-        has_picture = any(isinstance(part, PictureCondition) for part in parts_of(sequence.conditioning))
-        require(
-            not has_picture or tuple(grid_shape) == tuple(sequence.grid_shape),
-            f"A grid of {grid_shape[0]}x{grid_shape[1]} codes is asked for, and this pipeline follows pictures, which "
-            f"have the trained size.",
-            "Leave height and width out.",
-        )
+    windows: Tensor | None = None
 
 
 def wanted_images(
@@ -62,8 +51,12 @@ def wanted_images(
     prompt: Any,
     per_label: int,
     num_images: int | None,
+    grid_shape: tuple[int, int],
 ) -> Wanted:
     """The values of each image: those given, each `per_label` times. One of a kind is for all of another.
+
+    Args:
+        grid_shape: of the images' codes.
 
     Raises:
         CodegridError: something is missing, not expected or cannot be used, or the numbers contradict each other.
@@ -82,7 +75,9 @@ def wanted_images(
         f"num_images is given, and this pipeline's images follow {kind.describe()}.",
         f"Give {' and '.join(arguments)}, with num_images_per_label.",
     )
-    found = [None if given.get(part.type) is None else _values(pipe, part, given[part.type]) for part in parts]
+    found = [
+        None if given.get(part.type) is None else _values(pipe, part, given[part.type], grid_shape) for part in parts
+    ]
     if all(values is None for values in found):
         raise CodegridError(
             f"This pipeline's images follow {kind.describe()}.", f"Say what by {' or '.join(arguments)}."
@@ -102,35 +97,50 @@ def wanted_images(
     )
     columns = [_filled(values, part, most) for values, part in zip(found, parts, strict=True)]
     drop = torch.tensor([[values is None for values in found]]).expand(most * per_label, -1) if missing else None
-    whole = torch.cat([column.reshape(most, -1) for column in columns], 1) if len(parts) > 1 else columns[0]
+    windows = max(column.shape[1] for column in columns)
+    whole = torch.cat([column.expand(-1, windows, -1) for column in columns], 2)  # [N, W, n]
     classes = next((column for column, part in zip(columns, parts, strict=True) if part.type == "class"), None)
-    labels = whole if classes is None or "class_labels" in missing else classes
+    labels = whole[:, 0] if windows == 1 else whole
+    if classes is not None and "class_labels" not in missing:
+        labels = classes[:, 0, 0]
+    values = whole.transpose(0, 1).repeat_interleave(per_label, 1)  # [W, N, n]
     return Wanted(
         most * per_label,
-        whole.repeat_interleave(per_label, 0),
+        values[0],
         drop,
         labels.repeat_interleave(per_label, 0).tolist(),
+        values if windows > 1 else None,
     )
 
 
-def condition_codes(pipe: ImageGenerationPipeline, part: PictureCondition, pictures: Any) -> Tensor:
-    """Pictures, or integer codes [N, ...], of a condition -> its values int64 [N, tokens].
+def condition_codes(
+    pipe: ImageGenerationPipeline, part: PictureCondition, pictures: Any, grid_shape: tuple[int, int]
+) -> Tensor:
+    """Pictures, or integer codes [N, ...], of a condition -> its values int64 [N, 1, tokens].
 
-    Pictures are what the condition is: small ones for downscale, grey ones for grey. Smaller ones are scaled up.
+    Pictures are what the condition is: small ones for downscale, grey ones for grey. Smaller ones are scaled up. Of
+    images larger than trained (`grid_shape` of codes) a window follows the part of the picture at its place, which is
+    encoded by itself as in training: [N, W, tokens].
 
     Raises:
         BadImage, CodegridError: a picture cannot be used, or the condition is of a tokenizer that is not there.
     """
-    if isinstance(pictures, (Tensor, np.ndarray)) and _holds_codes(pictures, part):
-        return torch.tensor(part.parse(list(torch.as_tensor(pictures))))
+    corners = window_plan(pipe.sequence, grid_shape).all_corners
+    if isinstance(pictures, (Tensor, np.ndarray)) and _holds_codes(pictures, part, len(corners)):
+        codes = torch.as_tensor(pictures).flatten(0, 1) if len(corners) > 1 else torch.as_tensor(pictures)
+        return torch.tensor(part.parse(list(codes))).view(-1, len(corners), part.num_tokens)
     model = condition_model(pipe, part)
     config = model.config
-    preprocessing = replace(config.preprocessing_config, smaller="upscale")
+    size, places = _sizes(pipe, model, grid_shape, corners)
+    preprocessing = replace(config.preprocessing_config, smaller="upscale", image_size=size)
     images = to_images(pictures, preprocessing, config.backbone_config.in_channels)
+    height, width = config.preprocessing_config.size
     found = []
     with evaluating(model):
         for few in images.split(pipe.default_batch_size()):
-            found.append(model.encode(few.to(model.device)).flatten(1).cpu())
+            parts = [few[..., top : top + height, left : left + width] for top, left in places]
+            codes = [model.encode(one.to(model.device)).flatten(1).cpu() for one in parts]
+            found.append(torch.stack(codes, 1))
     return torch.cat(found)
 
 
@@ -166,24 +176,51 @@ def _check_expected(kind: Condition, given: dict[str, Any]) -> None:
         )
 
 
-def _values(pipe: ImageGenerationPipeline, part: Condition, given: Any) -> Tensor:
+def _sizes(
+    pipe: ImageGenerationPipeline, model: VQModel, grid_shape: tuple[int, int], corners: Tensor
+) -> tuple[tuple[int, int], list[tuple[int, int]]]:
+    """Height and width of a condition's picture for images of `grid_shape` codes, and where each window begins in it.
+
+    `model` may have another size than the images' tokenizer.
+    """
+    factor, size, places = pipe.tokenizer.config.pixels_per_position, [], []
+    sides = zip(pipe.tokenizer.config.preprocessing_config.size, model.config.preprocessing_config.size, strict=True)
+    for own, other, side, starts in zip(*zip(*sides, strict=True), grid_shape, corners.T.tolist(), strict=True):
+        pixels = [number * factor * other for number in (side, *starts)]
+        require(
+            not any(number % own for number in pixels),
+            f"Windows of larger images begin between two pixels of the pictures to follow, which have {other} pixels "
+            f"where the images have {own}.",
+            "Leave height and width out.",
+        )
+        size.append(pixels[0] // own)
+        places.append([number // own for number in pixels[1:]])
+    return (size[0], size[1]), list(zip(*places, strict=True))
+
+
+def _values(pipe: ImageGenerationPipeline, part: Condition, given: Any, grid_shape: tuple[int, int]) -> Tensor:
     if isinstance(part, PictureCondition):
-        return condition_codes(pipe, part, given)
+        return condition_codes(pipe, part, given, grid_shape)
     inputs = as_labels(given)
     require(bool(inputs), f"{ARGUMENTS.get(part.type, 'class_labels')} is empty.", "Give at least one.")
-    return torch.tensor(part.parse(inputs))
+    values = torch.tensor(part.parse(inputs))
+    return values.view(len(values), 1, -1)
 
 
 def _filled(values: Tensor | None, part: Condition, number: int) -> Tensor:
-    """[number, *value_shape]; zeros where the part is not given, which is dropped."""
+    """[number, windows, n]; zeros where the part is not given, which is dropped."""
     if values is None:
-        return torch.zeros(number, *part.value_shape, dtype=torch.int64)
-    return values.expand(number, *part.value_shape) if len(values) == 1 else values
+        return torch.zeros(number, 1, math.prod(part.value_shape), dtype=torch.int64)
+    return values.expand(number, -1, -1)
 
 
-def _holds_codes(pictures: Tensor | np.ndarray, part: PictureCondition) -> bool:
-    """Whether integers are codes [N, tokens] or [N, h, w(, depth)], and no pixels, which are uint8."""
+def _holds_codes(pictures: Tensor | np.ndarray, part: PictureCondition, windows: int) -> bool:
+    """Whether integers are codes, and no pixels, which are uint8.
+
+    They are [N, tokens] or [N, h, w(, depth)]; of several windows [N, windows, tokens].
+    """
     values: Sequence[int] = tuple(pictures.shape[1:])
     whole = not (torch.as_tensor(pictures).is_floating_point()) and str(pictures.dtype).rpartition(".")[2] != "uint8"
     grid = part.grid_shape if part.depth == 1 else (*part.grid_shape, part.depth)
-    return whole and values in {(part.num_tokens,), grid}
+    one = {(part.num_tokens,), (1, part.num_tokens), grid}
+    return whole and values in (one if windows == 1 else {(windows, part.num_tokens)})

@@ -11,13 +11,20 @@ import torch
 from PIL import Image
 
 from codegrid.errors import CodegridError
+from codegrid.pipelines.codes.conditions import picture_condition
 from codegrid.pipelines.commands import main
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.evaluation.classification import ClassificationScores, _scores, evaluate_classification
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
+from codegrid.pipelines.generation.to_folder import generate_images
 from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior.conditioning import ClassCondition
+from codegrid.prior.conditions import combined
 from codegrid.prior.orders import random_orders
+from codegrid.prior.sampling import image_generator
+from codegrid.prior.window_sampling import sample_windows
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.images import to_model
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
@@ -42,6 +49,62 @@ def made(architecture="any_order_gpt2", classes=("a", "b")):
 @pytest.fixture(scope="module", params=["llama", "any_order_gpt2", "bert"])
 def pipe(request):
     return made(request.param)
+
+
+def following(architecture, *others):
+    """A pipeline that follows pictures, with or without others beside them."""
+    plain = made(architecture)
+    condition = combined(*others, picture_condition(plain.tokenizer, "grey"))
+    sequence = SequenceConfig(32, (4, 4), condition=condition)
+    return ImageGenerationPipeline(
+        plain.tokenizer, make_prior(PriorConfig(**SIZE, architecture=architecture), sequence), sequence
+    )
+
+
+@pytest.mark.parametrize("architecture", ["llama", "any_order_gpt2", "bert"])
+@pytest.mark.parametrize("others", [(), (ClassCondition(("a", "b")),)], ids=["picture", "class and picture"])
+def test_each_window_of_a_larger_picture_follows_its_part(architecture, others, tmp_path):
+    pipe, pictures = following(architecture, *others), [np.asarray(noise(20, seed))[:12] for seed in (1, 2)]
+    given = {"class_labels": ["b", "a"]} if others else {}
+    options = {"height": 12, "width": 20, "guidance_scale": 1.5}
+    drawn = pipe(condition=[Image.fromarray(one) for one in pictures], **given, **options, **QUIET)
+    assert drawn.images[0].size == (20, 12)
+    corners = [(top, left) for top in (0, 2) for left in (0, 2, 4, 6)]  # half a window apart
+    parts = [
+        to_model(torch.from_numpy(np.stack([one[2 * top : 2 * top + 8, 2 * left : 2 * left + 8] for one in pictures])))
+        for top, left in corners
+    ]
+    with torch.no_grad():
+        labels = torch.stack([pipe.tokenizer.encode(part).flatten(1) for part in parts])  # [W, 2, 16]
+    if others:
+        labels = torch.cat([torch.tensor([1, 0]).view(1, 2, 1).expand(8, 2, 1), labels], 2)
+    same = {"generators": [image_generator(0, index) for index in range(2)], "guidance_scale": 1.5}
+    expected = sample_windows(pipe.prior, pipe.sequence, (6, 10), labels[0], window_labels=labels, **same)
+    assert torch.equal(drawn.codes, expected)
+    same["generators"] = [image_generator(0, index) for index in range(2)]
+    first_alone = sample_windows(pipe.prior, pipe.sequence, (6, 10), labels[0], **same)
+    assert torch.equal(first_alone[:, :4, :4], drawn.codes[:, :4, :4])
+    assert not torch.equal(first_alone, drawn.codes)
+    with pytest.raises(CodegridError, match="window_labels have the shape"):
+        sample_windows(pipe.prior, pipe.sequence, (6, 12), labels[0], window_labels=labels, seeds=[0, 1])
+
+
+def test_generate_follows_large_pictures(tmp_path):
+    pipe = following("llama")
+    (tmp_path / "given").mkdir()
+    noise(20, 3).crop((0, 0, 20, 12)).save(tmp_path / "given" / "a.png")
+    pipe.save_pretrained(tmp_path / "pipe")
+    out = generate_images(
+        str(tmp_path / "pipe"),
+        str(tmp_path / "out"),
+        num_images=2,
+        condition=str(tmp_path / "given"),
+        height=12,
+        width=20,
+    )
+    expected = pipe(condition=str(tmp_path / "given" / "a.png"), height=12, width=20, num_images_per_label=2, **QUIET)
+    for path, image in zip(sorted(out.glob("0*.png")), expected.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(image))
 
 
 def noise(size=8, seed=0):
