@@ -87,12 +87,7 @@ def iterate_windows(
     plan = window_plan(sequence, grid_shape, overlap=overlap)
     prefixes = prefixes[None]  # [1, B, P], or [W, B, P]
     if window_labels is not None:
-        number = len(plan.all_corners)
-        require(
-            tuple(window_labels.shape[:2]) == (number, len(generators)),
-            f"window_labels have the shape {list(window_labels.shape)}.",
-            f"Give one for each of {number} windows and {len(generators)} images.",
-        )
+        _check_window_labels(window_labels, plan, len(generators))
         each = [prefixes_and_streams(config, own, None, generators, sequence, drop)[0] for own in window_labels]
         prefixes = torch.stack(each)
     codes, again = _start(plan, len(generators), known_codes, redraw)
@@ -129,6 +124,15 @@ def check_raster(redraw: Tensor) -> None:
         "This prior knows raster order only: it goes on at the bottom and at the right of the grid's upper left part, "
         "and other codes are known.",
         "Extend at these two sides, or train a prior of any order: `codegrid train-prior ... --order annealed`.",
+    )
+
+
+def _check_window_labels(labels: Tensor, plan: WindowPlan, images: int) -> None:
+    windows = len(plan.all_corners)
+    require(
+        tuple(labels.shape[:2]) == (windows, images),
+        f"window_labels have the shape {list(labels.shape)}.",
+        f"Give one for each of {windows} windows and {images} images.",
     )
 
 

@@ -79,8 +79,7 @@ def generate_images(
     Args:
         pipeline: folder or Hub name of a pipeline ("fashion-mnist" comes with the package); or the folder of a prior of
             imported codes, which gives codes.npy.
-        output_dir: folder for the images. To resume after a stop, run the same command again; with more
-            num_images it adds to those that are there.
+        output_dir: folder for the images. The same command again resumes, and adds what is more in num_images.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
         num_images: total number of images; None is 16, or one for each picture of condition or each prompt.
         condition: a folder of pictures to follow, of a prior that knows pictures, in turn.
@@ -112,18 +111,13 @@ def generate_images(
     """
     for name, value in (("num_images", num_images), ("batch_size", batch_size)):
         require(value is None or value >= 1, f"{name} is {value}.", "Give at least 1.")
-    chosen = {
-        **_given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule),
-        **_given(guidance_power=guidance_power, guidance_range=guidance_range),
-        **_given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, part_guidance=part_guidance),
-    }
+    chosen = _given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, guidance_power=guidance_power)
+    chosen |= _given(guidance_range=guidance_range, part_guidance=part_guidance)
+    chosen |= _given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
     accelerator, given = _device_for(decoding), {"weights": weights, "decoding": decoding}
     if is_without_pictures(pipeline):
-        require(
-            not (height or width or condition or prompt or output_format != "pictures"),
-            "Codes have no size and no pictures, and follow classes.",
-            "Leave it out.",
-        )
+        others = bool(height or width or condition or prompt or output_format != "pictures")
+        require(not others, "Codes have no size and no pictures, and follow classes.", "Leave it out.")
         return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, given)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
