@@ -221,9 +221,8 @@ def draw_batches(
             if on_progress is not None:
                 on_progress(done + position * images, total)
 
-        drawn = _uniforms(generators[part], way.numbers(sequence), device)
-        uniforms = None if settings.temperature == 0 else drawn[:, : sequence.length]
-        images_part = way.part(sequence, part, prefixes, given, drawn, uniforms, device)
+        drawn = _uniforms(generators[part], way.numbers(sequence))
+        images_part = way.part(sequence, part, prefixes, given, drawn, settings.temperature == 0, device)
         branches = guidance_of(settings, sequence).branches
         # Entered for one batch at a time: around a `yield` the modes would also apply to the caller's code.
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
@@ -347,10 +346,10 @@ def _given(codes: Tensor | None, images: int, sequence: SequenceConfig) -> Tenso
     return codes
 
 
-def _uniforms(generators: Sequence[torch.Generator], length: int, device: torch.device) -> Tensor:
-    """[n, L] float64 in [0, 1), drawn on each generator's device, so that they do not depend on the model's device."""
+def _uniforms(generators: Sequence[torch.Generator], length: int) -> Tensor:
+    """[n, L] float64 in [0, 1) on the CPU, drawn on each generator's device: they do not depend on the model's."""
     drawn = [torch.rand(length, generator=one, dtype=torch.float64, device=one.device).cpu() for one in generators]
-    return torch.stack(drawn).to("cpu" if device.type == "mps" else device)
+    return torch.stack(drawn)
 
 
 def _rows(images: int, branches: int, batch_size: int, weights: DecoderWeights) -> int:

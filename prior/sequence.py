@@ -95,8 +95,10 @@ def dropped(prefix: Tensor, drop: Tensor, config: SequenceConfig) -> Tensor:
     return config.without(prefix, drop)
 
 
-def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
+def to_codes(tokens: Tensor, config: SequenceConfig, *, validate: bool = True) -> Tensor:
     """Code tokens without their prefix, [B, L] -> grids of codes [B, h, w] int64, or [B, h, w, depth] if depth > 1.
+
+    `validate` as in `to_tokens`.
 
     Raises:
         CodegridError: wrong shape, or a token that is not a code.
@@ -107,9 +109,11 @@ def to_codes(tokens: Tensor, config: SequenceConfig) -> Tensor:
         f"Give integers of shape [B, {config.length}], without the prefix.",
     )
     tokens = tokens.long()
-    check_codes(tokens, config)
+    if validate:
+        check_codes(tokens, config)
     if config.order != "positions":
-        tokens = torch.empty_like(tokens).index_copy_(1, config.code_of_token.to(tokens.device), tokens)
+        places = config.code_of_token.to(tokens.device, non_blocking=True)
+        tokens = torch.empty_like(tokens).index_copy_(1, places, tokens)
     shape = config.grid_shape if config.depth == 1 else (*config.grid_shape, config.depth)
     return tokens.reshape(len(tokens), *shape)
 
@@ -175,7 +179,7 @@ def flat_rows(codes: Tensor, config: SequenceConfig) -> Tensor:
 def check_codes(codes: Tensor, config: SequenceConfig) -> None:
     if not codes.numel():
         return
-    low, high = (int(extreme) for extreme in codes.aminmax())
+    low, high = torch.stack(codes.aminmax()).tolist()  # one look at the device
     require(
         low >= 0 and high < config.codebook_size,
         f"A code lies outside the codebook: they run from {low} to {high}, the codebook from 0 to "

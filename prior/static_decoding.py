@@ -153,8 +153,8 @@ class StaticSampling:
         self.graphs = Graphs(self._state) if graphs else None
         whole = {"dtype": torch.int64, "device": device}
         double = {"dtype": torch.float64, "device": "cpu" if device.type == "mps" else device}
-        self.scales = torch.tensor(scales, **double)  # [L]
-        self.null = sequence.null_prefix.to(device)
+        self.scales = torch.tensor(scales, dtype=torch.float64).to(double["device"], non_blocking=True)  # [L]
+        self.null = sequence.null_prefix.to(device, non_blocking=True)
         self.image = torch.arange(rows, device=device) % self.images  # [R], the image of each row
         self.order, self.given = (torch.zeros(self.images, length, **whole) for _ in range(2))
         self.uniforms = torch.zeros(self.images, length, **double)

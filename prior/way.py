@@ -61,31 +61,36 @@ class Way:
         prefixes: Tensor,
         given: Tensor,
         drawn: Tensor,
-        uniforms: Tensor | None,
+        greedy: bool,
         device: torch.device,
     ) -> Part:
-        """The images of a batch on the device. `prefixes` and `given` are of all images; `drawn` has the `numbers` of
-        the batch, [n, ...], and `uniforms` those that draw its codes."""
-        prefixes, given = prefixes[batch], given[batch]
+        """The images of a batch on the device, where the host does not wait for it.
+
+        `prefixes` and `given` are of all images; `drawn` has the `numbers` of the batch, [n, ...]. All are on the CPU.
+        """
+
+        def there(values: Tensor) -> Tensor:
+            return values.to(device, non_blocking=True)
+
+        prefixes, given, length = there(prefixes[batch]), given[batch], sequence.length
+        uniforms = drawn[:, :length]
+        uniforms = None if greedy else uniforms if device.type == "mps" else there(uniforms)  # mps has no float64
         if self.order is None:
             known = tuple((given >= 0).sum(0).tolist())
-            return Part(prefixes.to(device), given.to(device), None, uniforms, known)
-        length = sequence.length
+            return Part(prefixes, there(given), None, uniforms, known)
         whole = torch.full((len(given), length), -1)
         whole[:, : given.shape[1]] = given
         if self.order == "confidence":
-            noise = drawn[:, length:].unflatten(1, (-1, length)).to(device, torch.float32)
+            noise = there(drawn[:, length:].unflatten(1, (-1, length)).float())
             known = (len(whole),) * int((whole[0] >= 0).sum())
-            return Part(prefixes.to(device), whole.to(device), None, uniforms, known, noise)
+            return Part(prefixes, there(whole), None, uniforms, known, noise)
         if isinstance(self.order, Tensor):
             order = self.order[batch]
         else:
-            order = named_orders(
-                self.order, drawn[:, length:].cpu() if self.order != "raster" else drawn.cpu(), sequence
-            )
+            order = named_orders(self.order, drawn[:, length:] if self.order != "raster" else drawn, sequence)
         order = known_first(order, whole >= 0)
         known = tuple((whole.gather(1, order) >= 0).sum(0).tolist())
-        return Part(prefixes.to(device), whole.to(device), order.to(device), uniforms, known)
+        return Part(prefixes, there(whole), there(order), uniforms, known)
 
 
 def way_to_draw(

@@ -35,6 +35,7 @@ from codegrid.pipelines.system.numbers import number
 from codegrid.prior.conditions import TextCondition, parts_of
 from codegrid.prior.sampling import image_generator
 from codegrid.tokenizer.images import check_colours, to_model, to_pil, to_uint8
+from codegrid.tokenizer.moving import to_device
 
 NAME = "conditional"
 _LEAST, _MOST_TRAINING, _IN_SHEET, _BATCH = 4, 10_000, 10, 32
@@ -283,7 +284,8 @@ def _reconstructed(pipe: ImageGenerationPipeline, pixels: np.ndarray) -> np.ndar
     made = []
     with evaluating(pipe.tokenizer):
         for first in range(0, len(pixels), _BATCH):
-            images = to_model(torch.from_numpy(pixels[first : first + _BATCH])).to(pipe.device)
+            few = torch.from_numpy(pixels[first : first + _BATCH])
+            images = to_model(to_device(few, pipe.device))
             made.append(to_uint8(pipe.tokenizer.decode(pipe.tokenizer.encode(images)).clamp(-1, 1)).cpu().numpy())
     return np.concatenate(made)
 

@@ -15,6 +15,7 @@ from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.prior.sampling import image_generator
 from codegrid.tokenizer.images import to_model, to_uint8
+from codegrid.tokenizer.moving import to_device
 
 MOST_SAMPLES = 100  # results a picture
 _TRAINING_AT_ONCE = 1000
@@ -24,7 +25,7 @@ def reconstructed(pipe: ImageGenerationPipeline, pixels: Tensor, masks: np.ndarr
     """The hole filled with the tokenizer's reconstruction of the whole picture: uint8 [N, 1, H, W, C]."""
     images = to_model(pixels)
     with evaluating(pipe.tokenizer):
-        codes = pipe.tokenizer.encode(images.to(pipe.tokenizer.device)).cpu()
+        codes = pipe.tokenizer.encode(to_device(images, pipe.tokenizer.device)).cpu()
     made = composite(images, pipe.decode(codes, labels), torch.from_numpy(masks))
     return to_uint8(made)[:, None]
 

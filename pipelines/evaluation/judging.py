@@ -20,6 +20,7 @@ from codegrid.pipelines.evaluation.reference import Reference
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
 from codegrid.tokenizer.images import to_model, to_uint8
+from codegrid.tokenizer.moving import to_device
 
 _MOST_RECONSTRUCTED = 2000
 _CHUNK, _BATCH = 250, 32  # pictures per entry of the feature cache, and per batch of the tokenizer
@@ -146,7 +147,7 @@ def _reconstructed(pipe: ImageGenerationPipeline, reference: Reference, places: 
             conditions = None if classes is None else torch.tensor(classes)[torch.tensor(chunk.labels)]
             made = []
             for first in range(0, len(part), _BATCH):
-                images = to_model(chunk.pixels[first : first + _BATCH]).to(pipe.device)
+                images = to_model(to_device(chunk.pixels[first : first + _BATCH], pipe.device))
                 condition = None if conditions is None else conditions[first : first + _BATCH]
                 made.append(to_uint8(model(images, condition).reconstruction).cpu())
             keys.append(cache.key(torch.cat(made)))

@@ -21,6 +21,7 @@ from codegrid.prior import resolve_labels
 from codegrid.prior.architectures import architecture_of
 from codegrid.tokenizer.images import check_colours, open_picture, to_images, to_model
 from codegrid.tokenizer.images.squares import prepare
+from codegrid.tokenizer.moving import to_device
 
 if TYPE_CHECKING:
     from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -138,7 +139,7 @@ class Editing:
         if masks is not None:
             pixels = torch.stack([filled(image, mask) for image, mask in zip(pixels, masks, strict=True)])
         with evaluating(self.tokenizer):  # not `encode`, which wonders about a picture that is all fill
-            codes = self.tokenizer.encode(pixels.to(self.tokenizer.device)).cpu()
+            codes = self.tokenizer.encode(to_device(pixels, self.tokenizer.device)).cpu()
         return _Start(pixels, codes, masks)
 
     def _opened(

@@ -58,7 +58,7 @@ def iterate_grids(
     """
     if tuple(grid_shape) == tuple(sequence.grid_shape):
         batches = iterate_codes(model, sequence, labels, prefix_codes=prefix_codes, **options)
-        return (to_codes(batch, sequence) for batch in batches)
+        return (to_codes(batch, sequence, validate=False) for batch in batches)  # drawn codes are codes
     require(
         prefix_codes is None,
         "prefix_codes is given for a picture larger than trained.",

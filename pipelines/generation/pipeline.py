@@ -52,6 +52,7 @@ from codegrid.prior.static_decoding import Decoding
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import Picture, check_colours, to_images
 from codegrid.tokenizer.modeling import float_dtype
+from codegrid.tokenizer.moving import to_device
 
 # Default of class-conditional pipelines whose folder names no scale, if the prior has a null class.
 DEFAULT_GUIDANCE = 2.0
@@ -273,7 +274,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
         config = self.tokenizer.config
         images = to_images(images, config.preprocessing_config, config.backbone_config.in_channels)
         with evaluating(self.tokenizer):
-            return self.tokenizer.encode(images.to(self.tokenizer.device)).cpu()
+            return self.tokenizer.encode(to_device(images, self.tokenizer.device)).cpu()
 
     def decode(self, codes: Tensor, labels: Sequence[int] | None = None, tile: int | None = None) -> Tensor:
         """Codes and labels as in the output -> images float [N, C, H, W] in [-1, 1] on the CPU.
@@ -292,7 +293,9 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
             labels = resolve_labels(labels, self.sequence)
             classes = torch.tensor([self._decoder_classes[label] for label in labels])
         with evaluating(self.tokenizer):
-            return self.tokenizer.decode(codes.to(self.tokenizer.device), classes, tile=tile).float().clamp(-1, 1)
+            return (
+                self.tokenizer.decode(to_device(codes, self.tokenizer.device), classes, tile=tile).float().clamp(-1, 1)
+            )
 
     def save_pretrained(self, folder: str | Path) -> Path:
         """Write the pipeline's folder. It appears whole and replaces the files of an older pipeline there.

@@ -19,6 +19,7 @@ from codegrid.prior.conditions import CombinedCondition, PictureCondition, TextC
 from codegrid.prior.windows import window_plan
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_images
+from codegrid.tokenizer.moving import to_device
 
 if TYPE_CHECKING:
     from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -139,7 +140,7 @@ def condition_codes(
     with evaluating(model):
         for few in images.split(pipe.default_batch_size()):
             parts = [few[..., top : top + height, left : left + width] for top, left in places]
-            codes = [model.encode(one.to(model.device)).flatten(1).cpu() for one in parts]
+            codes = [model.encode(to_device(one, model.device)).flatten(1).cpu() for one in parts]
             found.append(torch.stack(codes, 1))
     return torch.cat(found)
 

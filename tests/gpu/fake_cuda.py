@@ -3,7 +3,8 @@
 Under torch's FakeTensorMode a tensor of the device "cuda" needs no CUDA. It has a shape and a type, and no values: an
 operation that mixes devices raises an error, and so does one that reads a value, which on a GPU is a wait of the host
 for the device. `NoWaits` adds what fake tensors do not say: copies between devices. A backward pass cannot be walked
-(torch's engine asks CUDA for a context), so `walk` puts zeros into its place.
+(torch's engine asks CUDA for a context), so `walk` puts zeros into its place. Tensors of the CPU keep their values, so
+that what the host prepares is computed.
 """
 
 from __future__ import annotations
@@ -17,27 +18,63 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-DEVICE = torch.device("cuda", 0)
-_COPIES = ("aten::_to_copy", "aten::copy_", "aten::_local_scalar_dense", "aten::item", "aten::nonzero")
+DEVICE, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
 class HostWaitsError(AssertionError):
     """What would have waited for the device."""
 
 
+class CudaWithoutValues(FakeTensorMode):
+    """A FakeTensorMode that computes what has to do with the CPU alone."""
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        leaves = tree_leaves((args, kwargs))
+        if any(isinstance(leaf, FakeTensor) or (isinstance(leaf, torch.device) and leaf != CPU) for leaf in leaves):
+            return super().dispatch(func, types, args, kwargs or {})
+        return func(*args, **(kwargs or {}))
+
+
 class NoWaits(TorchDispatchMode):
-    """Refuses copies from the device, reads of values, and copies to the device for which the host would wait."""
+    """Refuses copies from the device, reads of values, and copies to the device for which the host would wait.
+
+    Args:
+        looks: so many copies from the device and reads are allowed. They give zeros, or True; `looks` counts down.
+    """
+
+    def __init__(self, looks: int = 0) -> None:
+        super().__init__()
+        self.looks = looks
+
+    def _look(self, what: str) -> None:
+        if self.looks == 0:
+            raise HostWaitsError(what)
+        self.looks -= 1
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.is_inference_mode_enabled() and function.namespace == "aten":
+            with self:  # operations come whole there: `to`, which is a copy, and `item`, which is a read
+                parts = function.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        devices = {tensor.device.type for tensor in given}
         name = function._schema.name
-        if name in ("aten::_local_scalar_dense", "aten::nonzero") and any(t.device.type == "cuda" for t in given):
-            raise HostWaitsError(f"{name} reads a value of the device")
+        if name == "aten::_local_scalar_dense" and "cuda" in devices:
+            self._look(f"{name} reads a value of the device")
+            return True if given[0].dtype == torch.bool else 0
+        if name == "aten::nonzero" and "cuda" in devices:
+            raise HostWaitsError(f"{name} asks the device for a size")
+        if name.startswith("aten::index") and "cuda" in devices and "cpu" in {t.device.type for t in given if t.dim()}:
+            raise HostWaitsError(f"{name} takes an index to the device, or reads at one of the device")
+        if name == "aten::_to_copy" and devices == {"cuda"} and kwargs.get("device") == CPU:
+            self._look(f"{name} copies {list(given[0].shape)} from the device")
+            return torch.zeros(given[0].shape, dtype=kwargs.get("dtype") or given[0].dtype)
         result = function(*args, **kwargs)
         if name in ("aten::_to_copy", "aten::copy_"):
             source = given[-1].device.type
@@ -91,7 +128,8 @@ def fake_cuda() -> Iterator[FakeTensorMode]:
         warnings.filterwarnings("ignore", message=".*CUDA is not available.*")
         still = mock.patch.object(nn.Module, "_apply", lambda module, fn, recurse=True: module)  # `on_fake_cuda` moves
         pinned = mock.patch.object(Tensor, "pin_memory", lambda tensor: tensor)
-        with FakeTensorMode(allow_non_fake_inputs=True) as fake, still, pinned:
+        once = mock.patch.object(FakeTensor, "tolist", lambda tensor: tensor.cpu().tolist())  # one copy, as on a GPU
+        with CudaWithoutValues(allow_non_fake_inputs=True) as fake, still, pinned, once:
             yield fake
 
 

@@ -103,7 +103,7 @@ def test_a_step_is_traced_whole_and_once_for_all_positions(architecture, monkeyp
     way = way_to_draw(reads, SEQUENCE, 2, None, None, 1.0)
     drawn = torch.rand(2, SEQUENCE.length, dtype=torch.float64)
     prefixes, given = torch.tensor([[24], [25]]), torch.full((2, SEQUENCE.length if reads != "before" else 0), -1)
-    part = way.part(SEQUENCE, slice(0, 2), prefixes, given, drawn, drawn, weights.device)
+    part = way.part(SEQUENCE, slice(0, 2), prefixes, given, drawn, False, weights.device)
     counter, found = CompileCounter(), []
     torch._dynamo.reset()
     for traced in (False, True):
