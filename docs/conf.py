@@ -9,7 +9,7 @@ import codegrid
 project, author, copyright = "Codegrid", "Codegrid's contributors", "Codegrid's contributors, Apache-2.0"
 version = release = codegrid.__version__
 root_doc = "docs/index"
-include_patterns = ["*.md", "docs/*.md", "docs/api/*.md"]
+include_patterns = ["*.md", "docs/*.md", "docs/api/*.md", "docs/recipes/*.md"]
 exclude_patterns = [".venv*", "build", "dist", "runs", "tests"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 html_theme = "furo"
