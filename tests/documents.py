@@ -172,6 +172,7 @@ READ_FIRST = {"report", "look", "codec-info"}  # commands whose first word is re
 WRITTEN_TO = {"--output-dir", "--output", "--archive"}
 # What commands write where they are not told, below the folder that they are told.
 PARTS = {"quickstart": ("images", "tokenizer", "codes", "prior", "pipeline", "report.json")}
+PARTS["export-onnx"] = ("encoder.onnx", "decoder.onnx", "onnx.json")
 DEFAULTS = {"quickstart": "runs/quickstart", f"{DEVELOPERS} compare-quantizers": "runs/compare-quantizers"}
 DEFAULTS[f"{DEVELOPERS} search-recipe"] = "runs/search-recipe"
 # A name in capitals is the reader's own: IMAGES, CODES, PEERS/taming-transformers, TEST.parquet, USER/NAME.

@@ -179,15 +179,15 @@ class VQModel(PreTrainedModel):
         if tile is not None:
             factor = self.config.pixels_per_position
             return decode_tiles(lambda part: self.decode(part, labels), codes, factor, tile, overlap)
-        codes = codes.long()
-        lowest, highest = torch.stack(codes.aminmax()).tolist() if codes.numel() else (0, 0)  # one look at the device
+        codes, seen = codes.long(), not torch.compiler.is_exporting() and codes.numel()  # programs look at no values
+        lowest, highest = torch.stack(codes.aminmax()).tolist() if seen else (0, 0)  # one look at the device
         if lowest < 0 or highest >= size:
             raise CodegridError(
                 f"A code lies outside the codebook: they run from {lowest} to {highest}, the codebook from 0 to "
                 f"{size - 1}.",
                 "The codes come from another tokenizer: decode them with that one.",
             )
-        return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, len(codes)))
+        return self._decode_features(self.quantize.codes_to_features(codes), self._condition(labels, codes.shape[0]))
 
     def fingerprint(self) -> str:
         """sha256 over the weights and the config: equal fingerprints mean equal codes and equal reconstructions.

@@ -162,6 +162,10 @@ COMMANDS: dict[str, Command] = {
     "export-diffusers": Command(
         "export a tokenizer as diffusers' VQModel", Function("importing.checkpoints:export_diffusers")
     ),
+    "export-onnx": Command(
+        "export a tokenizer as two ONNX files, for programs without torch",
+        Function("importing.onnx_files:export_onnx"),
+    ),
     f"{DEVELOPERS} compare-quantizers": Command(
         "train one small tokenizer per quantizer, all alike, and write a table and a sheet",
         Function("comparison:compare_quantizers"),

@@ -78,6 +78,7 @@ CASES = [
     Reads(["push-to-hub"], {"--folder": "model"}, ["--repo-id", "user/name"]),
     Reads(["import-checkpoint", "taming"], {"--checkpoint": "checkpoint"}, OUT),
     Reads(["export-diffusers"], {"--tokenizer": "tokenizer"}, OUT),
+    Reads(["export-onnx"], {"--tokenizer": "tokenizer"}, OUT),
     Reads(["quickstart"], {"--test-data": "images"}, OUT),
     Reads(["dev", "write-comparison"], {"--comparison": "comparison"}),
     Reads(["dev", "search-recipe"], {"--data.source": "images"}, [*OUT, "--candidates", "batch_size=2"]),

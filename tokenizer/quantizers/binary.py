@@ -99,7 +99,8 @@ def bits_to_codes(bits: Tensor) -> Tensor:
 
 def codes_to_bits(codes: Tensor, num_bits: int) -> Tensor:
     """[B, h, w] int64 -> [B, num_bits, h, w] int64 of 0 and 1."""
-    return codes[:, None] >> torch.arange(num_bits, device=codes.device).view(-1, 1, 1) & 1
+    places = torch.arange(num_bits, device=codes.device).view(-1, 1, 1)
+    return codes[:, None].bitwise_right_shift(places) & 1  # `>>` has no form in ONNX
 
 
 def entropies(logits: Tensor, joint_bits: int) -> tuple[Tensor, Tensor]:

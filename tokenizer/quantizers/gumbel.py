@@ -79,7 +79,7 @@ class GumbelQuantizer(Quantizer):
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
-            return self._scores(features).argmax(1).view(len(features), *features.shape[2:])
+            return self._scores(features).argmax(1).view(features.shape[0], *features.shape[2:])
 
     def codes_to_features(self, codes: Tensor) -> Tensor:
         return F.embedding(codes, self.embedding.weight.float()).permute(0, 3, 1, 2)

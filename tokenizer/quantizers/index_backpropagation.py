@@ -101,7 +101,7 @@ class IBQ(Quantizer):
 
 def _most_similar(z: Tensor, codebook: Tensor) -> Tensor:
     rows = to_rows(z.detach())
-    return nearest_codes(rows, codebook.detach(), on_sphere=True).view(len(z), *z.shape[2:])  # the largest z.e
+    return nearest_codes(rows, codebook.detach(), on_sphere=True).view(z.shape[0], *z.shape[2:])  # the largest z.e
 
 
 def _through_the_index(logits: Tensor, codes: Tensor, codebook: Tensor) -> Tensor:

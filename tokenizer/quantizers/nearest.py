@@ -23,13 +23,16 @@ def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Te
     """Index of the nearest code for each row; ties go to the lower code: [N, D], [K, D] -> [N] int64.
 
     argmin |z - e|^2 = argmax (z.e - |e|^2 / 2); on the sphere the second part is the same for every code. Rows are
-    processed in chunks, so that the [N, K] matrix never exists.
+    processed in chunks, so that the [N, K] matrix never exists; in an exported program, which has no loop over a number
+    of rows that it does not know, it does.
     """
     size = len(codebook)
     codebook = F.pad(codebook, (0, 0, 0, -size % _BLOCK))  # whole blocks
     offset = torch.zeros_like(codebook[:, 0]) if on_sphere else -0.5 * codebook.square().sum(1)
     offset[size:] = -torch.inf
     transposed = codebook.t()
+    if torch.compiler.is_exporting():
+        return torch.addmm(offset, rows, transposed).argmax(1)
     at_once = _SCORES_AT_ONCE.get(rows.device.type, _SCORES_AT_ONCE_ELSEWHERE)
     wide_enough = min(2 * codebook.shape[1], _SCORES_AT_MOST // len(codebook))
     step = min(len(rows), max(1, wide_enough, at_once // len(codebook)))

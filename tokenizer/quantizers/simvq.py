@@ -106,4 +106,4 @@ class SimVQ(Quantizer):
 
 
 def _nearest(z: Tensor, embedding: Tensor) -> Tensor:
-    return nearest_codes(to_rows(z.detach()), embedding.detach()).view(len(z), *z.shape[2:])
+    return nearest_codes(to_rows(z.detach()), embedding.detach()).view(z.shape[0], *z.shape[2:])

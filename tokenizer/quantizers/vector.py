@@ -265,7 +265,7 @@ class VectorQuantizer(Quantizer):
 
     def _nearest(self, z: Tensor, codebook: Tensor) -> Tensor:
         codes = nearest_codes(to_rows(z.detach()), codebook.detach(), on_sphere=self.config.l2_normalize)
-        return codes.view(len(z), *z.shape[2:])
+        return codes.view(z.shape[0], *z.shape[2:])
 
 
 def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
