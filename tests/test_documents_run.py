@@ -6,6 +6,7 @@ weights.
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import shutil
@@ -16,6 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as HubImage
 from documents import DOCUMENTS, ROOT, Block, blocks, codegrid_words, name_of, read, snippets, split
 from PIL import Image
 from safetensors.torch import safe_open, save_file
@@ -26,7 +29,7 @@ from codegrid.pipelines.commands import main
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, open_images
 from codegrid.pipelines.importing.parity import random_weights
-from codegrid.prior import PriorConfig, SequenceConfig, make_prior
+from codegrid.prior import PriorConfig, SequenceConfig, make_prior, save_prior
 from codegrid.prior.conditions import CombinedCondition, TextCondition
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.feature_nets.efficientnet_lite import EfficientNetLite0
@@ -98,6 +101,27 @@ def quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return run
 
 
+def few_emoji(folder: Path) -> None:
+    """A data set as emoji64 is: pictures of code points in three styles, with their names."""
+    folder.mkdir()
+    draw = random.Random(1)
+    for split_name, points in (("train", 8), ("validation", 4)):
+        rows = []
+        for point in range(points):
+            for style in range(3):
+                picture, file = Image.new("RGB", (16, 16), "white"), io.BytesIO()
+                picture.paste(tuple(draw.randrange(200) for _ in range(3)), (2, 3, 6 + point, 10 + style))
+                picture.save(file, "PNG")
+                image = {"bytes": file.getvalue(), "path": None}
+                rows.append({"image": image, "label": point % 2, "style": style, "codepoint": f"1F44{point}"})
+                rows[-1]["name"] = f"{('round', 'square')[point % 2]} thing {point}"
+        labels = {"label": ClassLabel(names=["Objects", "Flags"])}
+        labels["style"] = ClassLabel(names=["noto", "twemoji", "fluent"])
+        texts = {"codepoint": Value("string"), "name": Value("string")}
+        table = Dataset.from_list(rows, features=Features({"image": HubImage(), **labels, **texts}))
+        table.to_parquet(str(folder / f"{split_name}-00000-of-00001.parquet"))
+
+
 def small(words: list[str]) -> list[str]:
     """A command line with the options that make it small."""
     name, rest = split(words)
@@ -124,8 +148,20 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         picture = Image.new("RGB", (64, 72), tuple(draw.randrange(256) for _ in range(3)))
         picture.paste((255, 255, 255), (index, index, index + 20, index + 30))
         picture.save(folder / f"{index:02}.png")
-    for name, saved in (("DIR", "tokenizer"), ("RUN", "tokenizer"), ("PIPELINE", "pipeline"), ("NEW_CODES", "codes")):
+    tokenizers = [(name, "tokenizer") for name in ("DIR", "RUN", "TOKENIZER")]
+    for name, saved in (*tokenizers, ("PIPELINE", "pipeline"), ("NEW_CODES", "codes")):
         shutil.copytree(SAVED / saved, tmp_path / name)
+    few_emoji(tmp_path / "emoji64")
+    model = VQModel.from_pretrained(SAVED / "tokenizer").eval()
+    sequence = SequenceConfig(
+        *(model.config.quantizer_config.codebook_size, model.config.grid_shape),
+        tokenizer_fingerprint=model.fingerprint(),
+        condition=picture_condition(model, "downscale:4"),
+    )
+    config = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    save_prior(make_prior(config, sequence), sequence, tmp_path / "RESTORATION")
+    (tmp_path / "SHAPES").mkdir()
+    Image.new("RGB", (20, 20), "black").save(tmp_path / "SHAPES" / "square.png")
     hub = tmp_path / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     save_file(EfficientNetLite0().state_dict(), hub / "efficientnet_lite0.safetensors")
@@ -145,6 +181,9 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize(("document", "marked"), MARKED)
 def test_marked_blocks_run(document: Path, marked: list[Block], quickstart: Path, readers_folder: Path) -> None:
     for block in marked:
+        if block.language == "python":
+            exec(compile(block.text, name_of(document), "exec"), {})
+            continue
         for line in lines_of(block):
             words = codegrid_words(line)
             assert words is not None, f"{line} is no command of this project"

@@ -138,6 +138,7 @@ COMMANDS: dict[str, Command] = {
                 "prior": "evaluation.prior:evaluate_prior",
                 "conditional": "evaluation.conditional:evaluate_conditional",
                 "classification": "evaluation.classification:evaluate_classification",
+                "augmentation": "comparison.augmentation:evaluate_augmentation",
                 "compression": "compression.evaluation:evaluate_compression",
             }
         ),

@@ -17,7 +17,7 @@ from codegrid.errors import CodegridError
 
 _WIDTH = 24
 _LEARNING_RATE = 1e-2  # peak learning rate
-_SHIFT = 1  # maximum shift of a training image in each direction, in pixels
+_SHIFT = 1  # most pixels that a training image is shifted in each direction
 _PAIRS_FROM = 500  # most images per class for the diversity
 _AT_ONCE = 500  # images to compare or classify at once
 _NUMBERS_AT_ONCE = 16_777_216  # most float32 numbers in a chunk of training images: 64 MB
@@ -49,7 +49,14 @@ def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1, pool: 
 
 
 def train_classifier(
-    images: np.ndarray, labels: np.ndarray, num_classes: int, *, seed: int, steps: int = 1100, batch_size: int = 64
+    images: np.ndarray,
+    labels: np.ndarray,
+    num_classes: int,
+    *,
+    seed: int,
+    steps: int = 1100,
+    batch_size: int = 64,
+    shift: int | None = _SHIFT,
 ) -> nn.Module:
     """Train the judge with AdamW and a one-cycle learning rate, on mirrored and shifted images.
 
@@ -57,6 +64,7 @@ def train_classifier(
         images: real images, uint8 [N, H, W, C].
         labels: their classes [N], integers in [0, num_classes).
         seed: fixes the starting weights, the order and the augmentation.
+        shift: most pixels by which an image is shifted; None neither shifts nor mirrors.
 
     Returns:
         a module in evaluation mode: uint8 [B, H, W, C] -> logits [B, num_classes].
@@ -83,7 +91,8 @@ def train_classifier(
             if len(order) < batch_size:
                 order = torch.randperm(len(x), generator=generator)
             chosen, order = order[:batch_size], order[batch_size:]
-            logits = model(_augmented(x[chosen], generator))
+            batch = x[chosen] if shift is None else _augmented(x[chosen], generator, shift)
+            logits = model(batch)
             loss = F.cross_entropy(logits, y[chosen])
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -92,12 +101,12 @@ def train_classifier(
     return model.eval()
 
 
-def _augmented(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror half of the images and shift each by up to `_SHIFT` pixels (the edge repeats): uint8 [B, H, W, C]."""
+def _augmented(images: Tensor, generator: torch.Generator, shift: int = _SHIFT) -> Tensor:
+    """Mirror half of the images and shift each by up to `shift` pixels (the edge repeats): uint8 [B, H, W, C]."""
     batch, height, width, _ = images.shape
     mirrored = torch.rand(batch, generator=generator) < 0.5
     images = torch.where(mirrored[:, None, None, None], images.flip(2), images)
-    shifts = torch.randint(-_SHIFT, _SHIFT + 1, (2, batch, 1), generator=generator)
+    shifts = torch.randint(-shift, shift + 1, (2, batch, 1), generator=generator)
     rows = (torch.arange(height) + shifts[0]).clamp(0, height - 1)  # [B, H]
     columns = (torch.arange(width) + shifts[1]).clamp(0, width - 1)  # [B, W]
     return images[torch.arange(batch)[:, None, None], rows[:, :, None], columns[:, None, :]]
