@@ -42,9 +42,9 @@ class PriorConfig:
             one half of each head by the row of the grid and the other by the column; it needs a depth of 1, and
             dimensions per head that are a multiple of 4. "qwen3" is a Llama that normalises queries and keys
             (arXiv:2302.05442). "gpt2" has learned positions, layer norms and by default an ungated MLP of 4 times the
-            width; it has no shared key heads. "any_order_gpt2" is one whose codes come in any order, and "bert" a
-            masked prior (MaskGIT, arXiv:2202.04200), for a depth of 1. "auto" chooses by `positions` and `qk_norm`;
-            their defaults give a Llama.
+            width; it has no shared key heads. "any_order_llama" and "any_order_gpt2" are a Llama and a GPT-2 whose
+            codes come in any order, and "bert" a masked prior (MaskGIT, arXiv:2202.04200), for a depth of 1. "auto"
+            chooses by `positions` and `qk_norm`; their defaults give a Llama.
 
     Raises:
         CodegridError: a field is out of its range. The message names it.

@@ -104,7 +104,8 @@ class Decoder:
         """Several tokens of every row at once, of a prior of any order, and several questions after the last of them.
 
         Each question is the last token with a target of its own: it sees the tokens before it and no other question,
-        and is not kept in the cache.
+        and is not kept in the cache. In the last layer only the questions are computed to the end: of the tokens before
+        them nothing but keys and values is read again.
 
         Args:
             tokens: the next N tokens of every row, [R, N].
@@ -125,11 +126,12 @@ class Decoder:
         hidden = hidden.flatten(0, 1)
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden)).view(rows, many, -1)
-            read = self._attend_many(index, qkv, layer.head_norm, seen, places)
-            hidden = hidden + layer.output(read.flatten(0, 1))
+            first = kept - 1 if index == len(weights.layers) - 1 else 0
+            read = self._attend_many(index, qkv, layer.head_norm, seen, places, first)  # [R, M - first, H * hd]
+            hidden = hidden.view(rows, -1, width)[:, first:].flatten(0, 1) + layer.output(read.flatten(0, 1))
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += kept
-        return hidden.view(rows, many, width)[:, kept - 1 :]
+        return hidden.view(rows, asked, width)
 
     def _seen(self, kept: int, many: int, device: torch.device) -> Tensor:
         """Which positions of the cache each of the inputs of `advance_many` attends to: bool [many, T]."""
@@ -145,8 +147,12 @@ class Decoder:
         head_norm: Callable[[Tensor], Tensor] | None,
         seen: Tensor,
         places: tuple[Tensor, Tensor],
+        first: int,
     ) -> Tensor:
-        """[R, M, (H + 2 * Hkv) * hd] -> [R, M, H * hd]; the new keys are written behind the cache's position."""
+        """[R, M, (H + 2 * Hkv) * hd] -> what the inputs from `first` on read, [R, M - first, H * hd].
+
+        The new keys are written behind the cache's position.
+        """
         weights = self.weights
         rows, many = qkv.shape[:2]
         shared, end = weights.num_key_value_heads, self.position + many
@@ -158,13 +164,12 @@ class Decoder:
             query_key = weights.turn_places(query_key, *places)
         self.keys[index, :rows, :, self.position : end] = query_key[:, :, weights.num_heads :].transpose(1, 2)
         self.values[index, :rows, :, self.position : end] = heads[:, :, weights.num_heads + shared :].transpose(1, 2)
-        query = query_key[:, :, : weights.num_heads].unflatten(2, (shared, -1))  # [R, M, Hkv, G, hd]
-        query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [R, Hkv, G * M, hd]
+        query = query_key[:, first:, : weights.num_heads].unflatten(2, (shared, -1))  # [R, m, Hkv, G, hd]
+        query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [R, Hkv, G * m, hd]
         groups = weights.num_heads // shared
-        read = attention(
-            query, self.keys[index, :rows, :, :end], self.values[index, :rows, :, :end], seen.repeat(groups, 1)
-        )
-        return read.unflatten(2, (groups, many)).permute(0, 3, 1, 2, 4).flatten(2)
+        keys, values = self.keys[index, :rows, :, :end], self.values[index, :rows, :, :end]
+        read = attention(query, keys, values, seen[first:].repeat(groups, 1))
+        return read.unflatten(2, (groups, many - first)).permute(0, 3, 1, 2, 4).flatten(2)
 
     def logits(self, hidden: Tensor) -> Tensor:
         return self.weights.head(self.weights.norm(hidden))

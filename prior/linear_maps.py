@@ -35,6 +35,9 @@ class Linear(Protocol):
 
 
 _MOST_ROWS = 48  # in one product on a CPU: divisible by every multiple of the trial
+# Or exactly so many, where they give a row the same bits: steps of many codes have hundreds of rows, and a product of a
+# small weight takes long beside its few rows. Where the trial itself would take long, 48 rows are enough.
+_MANY_ROWS, _LONGEST_TRIAL = (768, 384, 192, 96), 2**28
 _TRIED_ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 24, 32, 40, 48)
 _MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)
 _POWERS = (1, 2, 4, 8, 16)  # powers of two: if layers differ, the largest is their least common multiple
@@ -44,10 +47,12 @@ _BLOCK = 32  # block of inputs, and of outputs, of torch._weight_int8pack_mm
 
 
 class _OnCPU:
-    """A map for few rows that takes many in parts of `most_rows`, the number of rows of the largest trial."""
+    """A map for few rows that takes many in parts: of `many_rows` each, and then of at most `most_rows`, the numbers of
+    rows of a trial."""
 
     row_multiple = 1
     most_rows = _MOST_ROWS
+    many_rows: tuple[int, ...] = ()
 
     def product(self, rows: Tensor) -> Tensor:
         raise NotImplementedError
@@ -55,7 +60,11 @@ class _OnCPU:
     def __call__(self, rows: Tensor) -> Tensor:
         if len(rows) <= self.most_rows:
             return self.product(rows)
-        return torch.cat([self.product(part) for part in rows.split(self.most_rows)])
+        sizes, left = [], len(rows)
+        for size in (*self.many_rows, self.most_rows):
+            sizes += [size] * (left // size)
+            left %= size
+        return torch.cat([self.product(part) for part in rows.split([*sizes, left] if left else sizes)])
 
 
 class PackedLinear(_OnCPU):
@@ -200,10 +209,36 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | No
         multiple = _steady_multiple(*trial, _PACKED_MULTIPLES, torch.get_num_threads())
         if multiple is None:
             return None
-        packed.row_multiple = multiple
+        packed.row_multiple, packed.many_rows = multiple, _many_rows(*trial, torch.get_num_threads())
         return packed
     except (AttributeError, RuntimeError):  # private operators: another torch may lack or rename them
         return None
+
+
+@functools.cache
+def _many_rows(
+    kind: Callable[[Tensor, Tensor | None], _OnCPU],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    biased: bool,
+    threads: int,
+) -> tuple[int, ...]:
+    """Those of `_MANY_ROWS` whose product gives every row the bits that it has among `_MOST_ROWS`."""
+    short = [rows for rows in _MANY_ROWS if rows * shape[0] * shape[1] <= _LONGEST_TRIAL]
+    if not short:
+        return ()
+    rows, weight, bias = _trial(max(short), shape, dtype, biased)
+    linear = kind(weight, bias)
+    parts = torch.cat([linear.product(part) for part in rows.split(_MOST_ROWS)])
+    return tuple(number for number in short if torch.equal(linear.product(rows[:number]), parts[:number]))
+
+
+def _trial(rows: int, shape: tuple[int, int], dtype: torch.dtype, biased: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Random rows, a weight and a bias."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(rows, shape[1], generator=generator).to(dtype)
+    weight = torch.randn(shape, generator=generator).to(dtype)
+    return drawn, weight, torch.randn(shape[0], generator=generator).to(dtype) if biased else None
 
 
 @functools.cache
@@ -220,10 +255,7 @@ def _steady_multiple(
     It depends on the weight's shape [out, in], not on its values. The order of the sums differs between one or two rows
     and three to six in FBGEMM, below 16 rows and above in MKL with AVX-512, and 8 rows and 40 in torch 2.11's oneDNN.
     """
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randn(_MOST_ROWS, shape[1], generator=generator).to(dtype)
-    weight = torch.randn(shape, generator=generator).to(dtype)
-    bias = torch.randn(shape[0], generator=generator).to(dtype) if biased else None
+    rows, weight, bias = _trial(_MOST_ROWS, shape, dtype, biased)
     linear = kind(weight, bias)
     whole = linear.product(rows)
 

@@ -252,7 +252,7 @@ class PriorTrainingConfig(TrainingConfig):
             random in the first half of the steps, then a falling share, which after three quarters stays at
             `random_share` (RAR, arXiv:2411.00776); "mixed": `random_share` from the first step. A prior that learned
             random orders fills in any part of a picture.
-            With `model.architecture` "auto" it is an "any_order_gpt2". A masked prior ("bert") has no order.
+            With `model.architecture` "auto" it is an "any_order_llama". A masked prior ("bert") has no order.
         random_share: share of the samples in random order at the end of an "annealed" run, and all along a "mixed" one,
             in [0, 1].
         freeze: parts that keep the weights of `init_from` bit for bit: "embeddings" (of the tokens and positions),
@@ -303,7 +303,7 @@ class PriorTrainingConfig(TrainingConfig):
         require(0 <= self.random_share <= 1, f"random_share is {self.random_share}.", "It must lie in [0, 1].")
         model = self.model
         if self.order != "raster" and model == replace(model, architecture="auto", positions="rotary", qk_norm=False):
-            object.__setattr__(self, "model", replace(model, architecture="any_order_gpt2"))
+            object.__setattr__(self, "model", replace(model, architecture="any_order_llama"))
         reads = self.model.record.reads
         require(
             self.order == "raster" or reads == "any order" or self.init_from is not None,

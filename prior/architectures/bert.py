@@ -26,7 +26,7 @@ def _config(config: PriorConfig, sequence: SequenceConfig) -> BertConfig:
         sequence.depth == 1,
         f"A masked prior draws many positions at once, and there are {sequence.depth} codes at each, which follow each "
         "other.",
-        "Use the architecture 'any_order_gpt2' or 'llama'.",
+        "Use the architecture 'any_order_llama' or 'llama'.",
     )
     return BertConfig(
         **shared_values(config, sequence),

@@ -19,7 +19,7 @@ from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerCon
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "initializer_range": 0.3}
 
 
-@pytest.fixture(scope="module", params=["any_order_gpt2", "bert"])
+@pytest.fixture(scope="module", params=["any_order_llama", "bert"])
 def pipe(request):
     torch.manual_seed(0)
     return made(request.param)

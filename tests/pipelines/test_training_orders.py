@@ -21,7 +21,7 @@ from codegrid.prior import PriorConfig, SequenceConfig, load_prior, make_prior
 
 SEQUENCE = SequenceConfig(24, (3, 4))
 KINDS = [{"order": "annealed"}, {"order": "random"}, {"model": {"architecture": "bert"}}]
-KINDS += [{"order": "annealed", "model": {"architecture": "any_order_llama"}}]
+KINDS += [{"order": "annealed", "model": {"architecture": "any_order_gpt2"}}]
 
 
 def orders_of(architecture, **fields):
@@ -96,7 +96,7 @@ def test_what_a_masked_prior_sees_follows_the_cosine():
 
 def test_configs_say_the_architecture_and_older_ones_have_raster_order(prior_config, tmp_path):
     config = prior_config(tmp_path, order="annealed")
-    assert config.model.architecture == "any_order_gpt2"
+    assert config.model.architecture == "any_order_llama"
     assert prior_config(tmp_path).order == "raster"
     for fields, said in [
         ({"order": "spiral"}, "spiral"),
@@ -128,7 +128,7 @@ def test_a_start_from_weights_of_another_kind_is_refused(prior_config, prior_fol
     with pytest.raises(CodegridError, match="is a Qwen3ForCausalLM, which does not become one of codes in any order"):
         train_prior.train_prior(prior_config(tmp_path / "run", order="annealed", init_from=str(other)))
     first = train_prior.train_prior(prior_config(tmp_path / "first", order="annealed"))
-    with pytest.raises(CodegridError, match="AnyOrderGPT2LMHeadModel, of codes in any order"):
+    with pytest.raises(CodegridError, match="AnyOrderLlamaForCausalLM, of codes in any order"):
         train_prior.train_prior(prior_config(tmp_path / "run", init_from=str(first)))
     train_prior.train_prior(prior_config(tmp_path / "run", order="annealed", init_from=str(first)))
     saved = json.loads((tmp_path / "run" / "training_config.json").read_text())

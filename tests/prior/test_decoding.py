@@ -101,9 +101,10 @@ def test_a_wide_map_gives_a_row_the_same_bits_among_any_number_of_rows(inputs, o
     torch.set_num_threads(threads)
     try:
         linear = linear_map(torch.randn(outputs, inputs), None, pack, "exact")
-        rows = torch.randn(240, inputs)  # 240 and the padded numbers are multiples of each of 1, 2, 4, 8 and 16
+        # The padded numbers are multiples of each of 1, 2, 4, 8 and 16; 1488 rows are products of every size.
+        rows = torch.randn(1488 if outputs < 1024 else 240, inputs)
         expected = linear(rows)
-        for count in (1, 2, 3, 8, 17, 40, 100):
+        for count in (1, 2, 3, 8, 17, 40, 100, 200):
             padding = rows[: -count % linear.row_multiple]
             assert torch.equal(linear(torch.cat([rows[:count], padding]))[:count], expected[:count]), count
             assert torch.equal(linear(torch.cat([rows[-count:], padding]))[:count], expected[-count:]), count
@@ -122,6 +123,25 @@ def test_where_no_multiple_is_steady_every_product_has_one_size(monkeypatch):
     rows = torch.randn(96, 4)
     assert torch.equal(linear(rows)[:32], linear(rows[:32]))
     assert torch.equal(linear(rows[:32])[:16], linear(rows[:16]))
+
+
+@torch.no_grad()
+def test_products_of_many_rows_are_of_the_sizes_that_give_the_same_bits(monkeypatch):
+    sizes = []
+
+    class Packed(prior.linear_maps.PackedLinear):
+        def product(self, rows):
+            sizes.append(len(rows))
+            return super().product(rows) + (len(rows) == 384)  # one size has other bits
+
+    monkeypatch.setattr(prior.linear_maps, "PackedLinear", Packed)
+    linear = linear_map(torch.randn(8, 4), None, None, "exact")
+    rows = torch.randn(1000, 4)
+    sizes.clear()
+    whole = linear(rows)
+    assert sizes == [768, 192, 40]
+    assert torch.equal(whole, torch.cat([linear(part) for part in rows.split(40)]))
+    assert prior.linear_maps._many_rows(Packed, (2**14, 2**14), torch.float32, False, 1) == ()  # the trial is too long
 
 
 @torch.no_grad()
