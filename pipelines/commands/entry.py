@@ -11,6 +11,7 @@ import codegrid
 from codegrid.names import encodable
 from codegrid.pipelines.commands.nearest import unknown
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS
+from codegrid.pipelines.system.threads import wait_asleep_beside_others
 
 HELP = {"-h", "--help"}
 
@@ -61,6 +62,7 @@ def _call(words: list[str]) -> None:
     rest = words[len(name.split()) :]
     if COMMANDS[name].first and rest and not rest[0].startswith("-"):
         rest = [COMMANDS[name].first, *rest]
+    wait_asleep_beside_others()
     from codegrid.pipelines.commands import parsing  # it loads the parser's library
 
     before, sys.argv = sys.argv, [f"codegrid {name}", *rest]  # evaluations record it and trackers show it

@@ -75,6 +75,7 @@ def evaluate_generation(
     cache_dir: str | None = None,
     samples: str | None = None,
     save_statistics: str | None = None,
+    num_workers: int = 0,
     data: ReferenceConfig = ReferenceConfig(),  # noqa: B008
 ) -> Path:
     """Score a pipeline's samples against real images: FID, KID, Inception score, precision, recall, class agreement.
@@ -107,6 +108,7 @@ def evaluate_generation(
         samples: finished samples instead of a pipeline's: images of one size as in data.source, or an .npz file with
             arr_0. The reference is cut to their size.
         save_statistics: .npz file for mean and covariance of the reference's features, to be a reference later.
+        num_workers: processes that load the pictures; 0 loads in the main process.
         data: the real images.
 
     Raises:
@@ -118,6 +120,7 @@ def evaluate_generation(
     request = Request(
         *(pipeline, samples, num_images, batch_size, seed, num_reference, judge_images),
         *(tuple(guidance_scales), tuple(temperatures), top_k, top_p, npz, save_statistics, tuple(num_steps)),
+        num_workers,
     )
     config = reference_config(data, reference, reference_split)
     folder = output_folder(output_dir, pipeline or samples or "")
@@ -192,7 +195,8 @@ def _scored_pipeline(
     check_colours(config.backbone_config.in_channels, "`codegrid evaluate generation`")
     settings = request.settings(pipe.sampling)
     check_settings(settings, pipe.sequence, pipe.prior, request.num_steps)
-    opened = open_reference(data, Cut(config.preprocessing_config, config.backbone_config.in_channels))
+    cut = Cut(config.preprocessing_config, config.backbone_config.in_channels)
+    opened = open_reference(data, cut, request.num_workers)
     cache = FeatureCache(load_feature_net(*net[:2], accelerator.device), net[2])
     made = [
         Samples(pipe, setting, steps, folder, request.num_images, request.seed, request.batch_size, accelerator)
@@ -229,9 +233,9 @@ def _scored_pipeline(
 def _scored_samples(request: Request, data: Any, accelerator: Accelerator, net: tuple[Any, Any, Any]) -> _Scored:
     """Finished samples: one row."""
     assert request.samples is not None
-    pictures, said = open_samples(request.samples)
+    pictures, said = open_samples(request.samples, request.num_workers)
     check_number(len(pictures), "samples", LEAST_IMAGES)
-    opened = open_reference(data, pictures.cut)
+    opened = open_reference(data, pictures.cut, request.num_workers)
     cache = FeatureCache(load_feature_net(*net[:2], accelerator.device), net[2])
     said = f"Samples: {said}\n{opened.said}"
     if opened.data is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from codegrid.names import shown
-from codegrid.pipelines.data.batches import read_picture, whole_disk
+from codegrid.pipelines.data.batches import Pictures, read_picture
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.features import FeatureCache
@@ -59,25 +61,27 @@ class Chunk(NamedTuple):
 
 
 class FolderPictures:
-    """The pictures of a source; those that cannot be used are left out by name."""
+    """The pictures of a source, loaded by `num_workers` processes; those that cannot be used are left out by name."""
 
-    def __init__(self, source: ImageSource, cut: Cut) -> None:
+    def __init__(self, source: ImageSource, cut: Cut, num_workers: int = 0) -> None:
         self.source, self.cut, self.description = source, cut, source.description
-        self.fingerprint = source.fingerprint
+        self.fingerprint, self.num_workers = source.fingerprint, num_workers
 
     def __len__(self) -> int:
         return len(self.source)
 
     def read(self, chunks: Iterable[Sequence[int]]) -> Iterator[Chunk]:
+        chunks = [[int(row) for row in chunk] for chunk in chunks]
+        read = partial(read_picture, preprocessing=self.cut.preprocessing, channels=self.cut.channels)
+        found = Pictures(self.source, read).in_order(itertools.chain.from_iterable(chunks), self.num_workers)
         for chunk in chunks:
-            found = (read_picture(self.source[int(row)], self.cut.preprocessing, self.cut.channels) for row in chunk)
             kept, rows, labels, skipped = [], [], [], {}
-            for row, picture in zip(chunk, whole_disk(found), strict=True):
+            for row, picture in zip(chunk, itertools.islice(found, len(chunk)), strict=True):
                 if picture.pixels is None:
                     skipped[picture.source_id] = f"{picture.reason}: {picture.detail}"
                 else:
                     kept.append(picture.pixels[0])
-                    rows.append(int(row))
+                    rows.append(row)
                     labels.append(picture.label)
             pixels = torch.from_numpy(np.stack(kept)) if kept else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
             yield Chunk(pixels, rows, labels, skipped)
@@ -192,7 +196,7 @@ def is_npz(source: str) -> bool:
     return path.suffix.lower() == ".npz" or (path.is_file() and path.suffix.lower() in (".npy", ".pt", ".pkl", ".mat"))
 
 
-def open_samples(samples: str) -> tuple[FolderPictures | ArrayPictures, str]:
+def open_samples(samples: str, num_workers: int = 0) -> tuple[FolderPictures | ArrayPictures, str]:
     """Finished samples, all of one size, and a sentence about them.
 
     Raises:
@@ -223,7 +227,7 @@ def open_samples(samples: str) -> tuple[FolderPictures | ArrayPictures, str]:
         )
     ((width, height),) = sizes
     cut = Cut(replace(Preprocessing(), image_size=(height, width), max_aspect=10_000), 3)
-    return FolderPictures(source, cut), f"{source.description}, of {height}x{width} (height x width)."
+    return FolderPictures(source, cut, num_workers), f"{source.description}, of {height}x{width} (height x width)."
 
 
 def _size(record: ImageRecord) -> tuple[int, int] | None:

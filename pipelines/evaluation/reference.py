@@ -98,8 +98,8 @@ class Reference:
         return describe_few({"samples": number, **real}, dimensions, name)
 
 
-def open_reference(data: DataConfig, cut: Cut) -> OpenReference:
-    """Open the reference, with pictures cut by `cut`.
+def open_reference(data: DataConfig, cut: Cut, num_workers: int = 0) -> OpenReference:
+    """Open the reference, with pictures cut by `cut` and loaded by `num_workers` processes.
 
     Raises:
         DataError: it cannot be read as configured, or its pictures have another size and are cut already.
@@ -107,7 +107,7 @@ def open_reference(data: DataConfig, cut: Cut) -> OpenReference:
     if not is_npz(data.source):
         source = open_images(data)
         check_number(len(source), "reference pictures", _LEAST)
-        pictures = FolderPictures(source, cut)
+        pictures = FolderPictures(source, cut, num_workers)
         record = {
             "source": data.source,
             "split": data.split,

@@ -61,9 +61,11 @@ class Request:
     npz: bool = False
     save_statistics: str | None = None
     num_steps: tuple[int, ...] = ()
+    num_workers: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in {"num_images": LEAST_IMAGES, "batch_size": 1, "seed": 0, "judge_images": 0}.items():
+        least_values = {"num_images": LEAST_IMAGES, "batch_size": 1, "seed": 0, "judge_images": 0, "num_workers": 0}
+        for name, least in least_values.items():
             value = getattr(self, name)
             require(value >= least, f"{name} is {value}.", f"Give at least {least}.")
         require(

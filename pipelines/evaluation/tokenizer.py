@@ -58,6 +58,7 @@ def evaluate_tokenizer(
     mixed_precision: Literal["no", "bf16"] = "no",
     cache_dir: str | None = None,
     part: Part = "auto",
+    num_workers: int = 0,
 ) -> Path:
     """Score a tokenizer's reconstructions: PSNR, SSIM, LPIPS, rFID, codes in use, perplexity, bits a pixel, throughput.
 
@@ -79,6 +80,7 @@ def evaluate_tokenizer(
         cache_dir: cache folder for features, keyed by image content; by default ~/.cache/codegrid/features.
         part: which of the images: what was held out, what was trained on, or all of the split. "auto" is what the
             tokenizer's own run held out if these are its images, else all.
+        num_workers: processes that load images; 0 loads in the main process.
 
     Raises:
         DataError: the images cannot be read as configured, none of them could be used, or nothing is held out.
@@ -86,6 +88,7 @@ def evaluate_tokenizer(
         OutputError: the output folder's reconstruction.json is something else.
     """
     require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
+    require(num_workers >= 0, f"num_workers is {num_workers}.", "Give at least 0.")
     accelerator = make_accelerator(mixed_precision=mixed_precision)
     folder = output_folder(output_dir, tokenizer)
     Ledger(NAME, {}).check(folder)
@@ -94,7 +97,8 @@ def evaluate_tokenizer(
     cache = _cache(feature_net, feature_weights, cache_dir, model, len(chosen.source), accelerator)
     distances = _lpips(lpips, lpips_weights, model, accelerator)
     overlap = announce_pictures(chosen, model, accelerator)
-    row, notes, without = _score(model, chosen.source, data.source, accelerator, batch_size, distances, cache)
+    sizes = (batch_size, num_workers)
+    row, notes, without = _score(model, chosen.source, data.source, accelerator, sizes, distances, cache)
     if accelerator.is_main_process:
         record = {
             **_made_with(tokenizer, model, chosen, data, overlap),
@@ -115,16 +119,27 @@ def _score(
     source: ImageSource,
     name: str,
     accelerator: Accelerator,
-    batch_size: int,
+    sizes: tuple[int, int],
     distances: dict[str, LPIPS],
     cache: FeatureCache | None,
 ) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
-    """(scores, sentences of caution, record of what was left out), of all ranks; the distance on the main process."""
-    keys, skipped = [], {}
+    """(scores, sentences of caution, record of what was left out), of all ranks; the distance on the main process.
+
+    `sizes` are batch_size and num_workers.
+    """
+    (batch_size, num_workers), keys, skipped = sizes, [], {}
     remember = None if cache is None else lambda images, made: keys.append((cache.key(images), cache.key(made)))
     scores = asdict(
         evaluate_reconstruction(
-            model, source, accelerator, batch_size, distances, remember, skipped=skipped, progress=True
+            model,
+            source,
+            accelerator,
+            batch_size,
+            distances,
+            remember,
+            skipped=skipped,
+            progress=True,
+            num_workers=num_workers,
         )
     )
     without = left_out(dict(gather_object(list(skipped.items()))))

@@ -1,7 +1,8 @@
-"""What differs between systems: locks of files, a process's memory, and who may listen for signals."""
+"""What differs between systems: locks of files, a process's memory and threads, and who may listen for signals."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
@@ -54,6 +55,23 @@ def peak_memory() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     memory = psutil.Process().memory_info()
     return getattr(memory, "peak_wset", memory.rss)
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep what is freed, up to pieces of 32 MiB, for the next step instead of giving it back.
+
+    glibc asks the system for each large map anew, which fills it with zeros, page by page. Returns whether it was told:
+    not where the C library is another one, or where the environment has its settings already.
+    """
+    by_user = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
+    if not sys.platform.startswith("linux") or by_user:
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):  # musl has none
+        return False
+    # malloc.h: M_MMAP_THRESHOLD, of which 32 MiB is the most, and M_TRIM_THRESHOLD.
+    return bool(mallopt(-3, 32 * 2**20) and mallopt(-1, 2**31 - 1))
 
 
 def handle_signals(handler: Callable[[int, Any], None]) -> Callable[[], None] | None:

@@ -23,7 +23,7 @@ from codegrid.names import shown
 from codegrid.pipelines.system.console import RESUME
 from codegrid.pipelines.system.devices import looks, make_accelerator, wait_patiently
 from codegrid.pipelines.system.files import GO_ON, OutputError, said_twice, write_atomically, write_text
-from codegrid.pipelines.system.machine import handle_signals
+from codegrid.pipelines.system.machine import handle_signals, keep_freed_memory
 from codegrid.pipelines.training.claim import Identity, check_folder, claim_folder
 from codegrid.pipelines.training.config import TrainingConfig
 from codegrid.pipelines.training.tracking import (
@@ -69,6 +69,8 @@ class Run:
             config.device, config.mixed_precision, training=True, deterministic=config.deterministic
         )
         check_distribution(self.accelerator)
+        if self.accelerator.device.type == "cpu":
+            keep_freed_memory()
         self.is_main = self.accelerator.is_main_process
         # An uneven split fails here, before any rank starts to compute.
         self.micro_batch_size = config.micro_batch_size(self.accelerator.num_processes)

@@ -23,6 +23,7 @@ from codegrid.pipelines.evaluation import generation, tokenizer
 from codegrid.pipelines.evaluation.distances import frechet_distance, precision_recall
 from codegrid.pipelines.evaluation.features import FeatureNet
 from codegrid.pipelines.evaluation.generation import evaluate_generation, sweep_charts
+from codegrid.pipelines.evaluation.picture_sets import Cut, FolderPictures
 from codegrid.pipelines.evaluation.reconstruction import evaluate_reconstruction, pixel_scores
 from codegrid.pipelines.evaluation.tokenizer import evaluate_tokenizer
 from codegrid.pipelines.generation.make import make_pipeline
@@ -30,6 +31,7 @@ from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training.prior.train import train_prior
 from codegrid.tokenizer import metrics
+from codegrid.tokenizer.images import Preprocessing
 
 
 @pytest.fixture(autouse=True)
@@ -96,8 +98,8 @@ def test_reconstruction_scores_and_their_circumstances(own_tokenizer, pictures, 
     assert "rfd_small" in card
     assert "rfid" not in card
     number = len(small_net)
-    evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4, part="all")
-    assert len(small_net) == number  # all features were in the cache
+    evaluate_tokenizer(str(own_tokenizer), DataConfig(str(pictures)), batch_size=4, part="all", num_workers=2)
+    assert len(small_net) == number  # all features were in the cache: workers read the same pictures
     assert (own_tokenizer / "README.md").read_text().count("Evaluation of reconstruction |") == 1
 
 
@@ -188,6 +190,14 @@ def test_generation_is_scored_against_the_reference(pipeline, pictures):
     assert (record["seed"], record["feature_net"]["resize"]) == (3, "2x2")
     assert "fd_small" in (pipeline / "README.md").read_text()
     assert ImageGenerationPipeline.from_pretrained(pipeline)  # the card and the JSON are no hindrance
+
+
+def test_sets_of_pictures_are_the_same_when_workers_read_them(pictures):
+    source, cut = open_images(DataConfig(str(pictures))), Cut(Preprocessing(16), 3)
+    sets = [list(FolderPictures(source, cut, number).read([[0, 2, 3], [17, 16], []])) for number in (0, 2)]
+    assert [(chunk.rows, chunk.labels, chunk.skipped) for chunk in sets[0]] == [tuple(c[1:]) for c in sets[1]]
+    assert [chunk.rows for chunk in sets[0]] == [[0, 2, 3], [17, 16], []]
+    assert all(torch.equal(one.pixels, other.pixels) for one, other in zip(*sets, strict=True))
 
 
 def test_a_sweep_has_a_row_a_setting_and_a_plot(pipeline, pictures):

@@ -1,0 +1,65 @@
+"""Memory that is kept for the next step, and threads that wait asleep."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from codegrid.pipelines.system import threads
+from codegrid.pipelines.system.threads import wait_asleep_beside_others
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from codegrid.pipelines.system.machine import keep_freed_memory
+told = keep_freed_memory() if sys.argv[1] == "keep" else False
+pages = []
+for turn in range(8):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    maps = [np.ones(3 * 2**20) for _ in range(5)]  # of 24 MiB; glibc learns by itself to keep two
+    del maps
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(told, min(pages[1:]))
+"""
+
+
+def pages_a_turn(way: str, **environment: str) -> tuple[bool, int]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    command = [sys.executable, "-c", FAULTS, way]
+    told, pages = subprocess.check_output(command, env={**clean, **environment}, text=True).split()
+    return told == "True", int(pages)
+
+
+@pytest.mark.skipif("glibc" not in os.confstr("CS_GNU_LIBC_VERSION"), reason="glibc's")
+def test_what_is_freed_is_kept_for_the_next_step_unless_the_user_says_otherwise():
+    assert pages_a_turn("plain")[1] > 1000
+    told, pages = pages_a_turn("keep")
+    assert told
+    assert pages < 100
+    assert pages_a_turn("keep", MALLOC_TRIM_THRESHOLD_="1000000")[0] is False
+
+
+@pytest.mark.parametrize(
+    ("load", "loaded", "environment", "expected"),
+    [
+        (3.2, False, {}, "passive"),
+        (0.4, False, {}, None),
+        (3.2, True, {}, None),  # too late
+        (3.2, False, {"GOMP_SPINCOUNT": "7"}, None),
+        (3.2, False, {"OMP_WAIT_POLICY": "active"}, "active"),
+    ],
+)
+def test_threads_wait_asleep_beside_other_processes(monkeypatch, load, loaded, environment, expected):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is taken back afterwards
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(threads.sys, "modules", {"torch": None} if loaded else {})
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    wait_asleep_beside_others()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
