@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -68,12 +69,12 @@ def announce_prior(
     num_rows: int,
     num_held_out: int,
     start: int,
-    num_samples: int = 0,
+    estimated: Callable[[], MemoryEstimate],
 ) -> float:
     """Print the sizes, the data, the resolved values of the config, and the least time and memory that training takes.
 
     Args:
-        num_samples: images that an evaluation samples.
+        estimated: gives the estimate of a micro-batch's memory.
 
     Returns:
         operations of one row's forward and backward pass; 0 on other ranks, which print nothing.
@@ -81,7 +82,7 @@ def announce_prior(
     if not run.is_main:
         return 0.0
     run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
-    estimate = estimate_of_prior(run, config, objective, sequence, num_samples)
+    estimate = estimated()
     run.log(
         f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
         f"{sequence.conditioning.describe()}{_tokens_before(sequence)}{_frozen(config)}.\n"

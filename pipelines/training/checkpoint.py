@@ -27,6 +27,7 @@ from codegrid.errors import CodegridError
 from codegrid.names import shown
 from codegrid.pipelines.system.files import GO_ON, OutputError, fsync, sha256, write_json
 from codegrid.pipelines.system.numbers import memory
+from codegrid.pipelines.training.divided import divided_like
 
 Tensors = dict[str, Tensor]
 
@@ -211,7 +212,8 @@ def load_optimizer_tensors(optimizer: Optimizer, model: nn.Module, tensors: Tens
             loaded = value.to(parameter.device if _steps_on_device(optimizer) else "cpu", copy=True)
         else:
             # Keep the parameter's memory format: the fused AdamW pairs weights and moments by their place in memory.
-            loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            loaded = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+            loaded.copy_(divided_like(value, parameter))
         optimizer.state[parameter][slot] = loaded
 
 

@@ -50,6 +50,7 @@ _MAY_CHANGE = {
     "compile",
     "deterministic",
     "profile",
+    "sharding",
 }
 # Fields that may change although the weights depend on them: the run reports the change.
 _MAY_BE_CHANGED_ALOUD = {"gradient_accumulation_steps"}

@@ -246,6 +246,9 @@ class PriorTrainingConfig(TrainingConfig):
             docs/benchmarks.md). False uses the forward pass of transformers. The gradients agree up to rounding.
         compile: compile the blocks with torch.compile: a minute or more at the start, then faster steps. Evaluation
             does not change, so these two may change when a run resumes.
+        sharding: "fsdp2" divides weights, gradients, moments and average among the ranks (torch's `fully_shard`), for
+            priors that do not fit on one GPU; the losses are those of whole models up to rounding, and checkpoints and
+            the finished prior are whole. No samples are drawn while it trains. It may change when a run resumes.
         num_samples: images to sample at each evaluation, always with the same seeds; 0 for none. They need a tokenizer:
             `tokenizer`, or the folder that the codes name.
         order: the order of an image's codes in training. "raster"; "random", another one for each sample; "annealed":
@@ -269,6 +272,7 @@ class PriorTrainingConfig(TrainingConfig):
     gradient_checkpointing: bool = False
     fast_forward: bool = True
     compile: bool = False
+    sharding: Literal["none", "fsdp2"] = younger("none")
     num_samples: int = 20
     model: PriorConfig = field(default_factory=PriorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -290,9 +294,28 @@ class PriorTrainingConfig(TrainingConfig):
             f"gradient_checkpointing is not there for the architecture {self.model.record.name!r}.",
             "Turn it off, or use 'llama'.",
         )
+        self._check_sharding()
         require(self.num_samples >= 0, f"num_samples is {self.num_samples}.", "It must not be negative.")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}.", "It must lie in [0, 1).")
+
+    def _check_sharding(self) -> None:
+        require(
+            self.sharding in ("none", "fsdp2"),
+            f"sharding is {self.sharding!r}.",
+            "Choose one of 'none' and 'fsdp2'.",
+        )
+        require(
+            self.sharding == "none" or self.optimizer.type != "muon",
+            f"sharding is {self.sharding!r} and optimizer.type 'muon', which orthogonalizes whole matrices, and each "
+            "rank has a part of each.",
+            "Choose --optimizer.type adamw, or --sharding none.",
+        )
+        require(
+            self.sharding == "none" or not self.compile,
+            f"sharding is {self.sharding!r} and compile is on: nobody has tried the two together.",
+            "Turn one of them off.",
+        )
 
     def _check_order(self) -> None:
         require(

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from codegrid.pipelines.training.divided import divided_like, is_divided, local
+
 
 class EMA:
     """theta_ema <- d theta_ema + (1 - d) theta after every step, d = min(decay, (1 + step) / (10 + step)).
@@ -27,8 +29,8 @@ class EMA:
         """Average the weights after a step; not if `skipped`, a scalar on the device, is 1."""
         if self.weights:
             share = 1 - min(self.decay, (1 + step) / (10 + step))
-            averages = [self.weights[name] for name, _ in self.model.named_parameters()]
-            parameters = [parameter.detach() for parameter in self.model.parameters()]
+            averages = [local(self.weights[name]) for name, _ in self.model.named_parameters()]
+            parameters = [local(parameter.detach()) for parameter in self.model.parameters()]
             if skipped is None:
                 torch._foreach_lerp_(averages, parameters, share)
             else:
@@ -46,6 +48,13 @@ class EMA:
         if not self.weights:
             yield
             return
+        if any(map(is_divided, self.weights.values())):  # what gathers them has them by their place in memory
+            self._exchange()
+            try:
+                yield
+            finally:
+                self._exchange()
+            return
         kept = {name: parameter.data for name, parameter in self.model.named_parameters()}
         for name, parameter in self.model.named_parameters():
             parameter.data = self.weights[name]
@@ -55,6 +64,14 @@ class EMA:
             for name, parameter in self.model.named_parameters():
                 parameter.data = kept[name]
 
+    @torch.no_grad()
+    def _exchange(self) -> None:
+        for name, parameter in self.model.named_parameters():
+            weights, average = local(parameter.detach()), local(self.weights[name])
+            kept = weights.clone()
+            weights.copy_(average)
+            average.copy_(kept)
+
     def load(self, weights: dict[str, Tensor]) -> None:
         for name, tensor in self.weights.items():
-            tensor.copy_(weights[name])
+            tensor.copy_(divided_like(weights[name], tensor))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 
 from codegrid.pipelines.system.devices import looks
 from codegrid.pipelines.training.optim import OptimizerConfig, learning_rate, make_optimizer, set_learning_rate
@@ -27,16 +29,22 @@ class Learner:
     def make(
         cls, module: nn.Module, config: OptimizerConfig, accelerator: Accelerator, called: nn.Module | None = None
     ) -> Learner:
-        """`called` is a module around `module` with the same weights; None means `module` itself."""
-        module.to(accelerator.device)
+        """`called` is a module around `module` with the same weights; None means `module` itself.
+
+        One that is divided among the ranks (`FSDPModule`) exchanges its gradients itself.
+        """
+        called = called or module
+        divided = isinstance(called, FSDPModule)
+        module = module if divided else module.to(accelerator.device)
         optimizer = make_optimizer(module, config)
-        wrapped = accelerator.prepare_model(called or module)
+        wrapped = called if divided else accelerator.prepare_model(called)
         return cls(module, wrapped, optimizer, config)
 
     def clip(self) -> Tensor:
         """Clip the gradients to `max_grad_norm` and return their norm before, a scalar on the device."""
         parameters = [p for p in self.module.parameters() if p.grad is not None]
-        return nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf"))
+        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm or float("inf"))
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
     def update(self, step: int, max_steps: int, skipped: Tensor | None = None) -> None:
         """One step of the optimizer; none if `skipped`, a scalar on the device, is 1."""
@@ -47,6 +55,10 @@ class Learner:
     @contextlib.contextmanager
     def exchanging_gradients(self, accelerator: Accelerator, exchange: bool) -> Iterator[None]:
         """Context in which backward passes exchange gradients between ranks, or do not."""
+        if isinstance(self.wrapped, FSDPModule):
+            self.wrapped.set_requires_gradient_sync(exchange)
+            yield
+            return
         with contextlib.nullcontext() if exchange else accelerator.no_sync(self.wrapped):
             yield
 

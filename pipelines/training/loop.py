@@ -23,6 +23,7 @@ from codegrid.pipelines.training.checkpoint import (
     newest_checkpoint,
     save_checkpoint,
 )
+from codegrid.pipelines.training.divided import gathered
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate
 from codegrid.pipelines.training.out_of_memory import is_out_of_memory, out_of_memory
 from codegrid.pipelines.training.profiling import profiling
@@ -73,7 +74,7 @@ class Stage(ABC):
 
     @abstractmethod
     def export(self, scores: Scores) -> None:
-        """Write the finished model into the run's folder. Called on the main process only."""
+        """Write the finished model into the run's folder, on the main process. All ranks call it together."""
 
     def read(self, counts: dict[str, Tensor]) -> tuple[Scores, dict[str, Tensor]]:
         """Scores computed from the counts of a window, and histograms [N] for the trackers."""
@@ -148,10 +149,9 @@ def fit(run: Run, stage: Stage, window: Window, start: int) -> None:
             wait_patiently(run.accelerator)  # the main process alone draws pictures
     trace.close()
     scores = scores or stage.evaluate(None)
-    if run.is_main:
-        stage.export(scores)
-        if done := config.max_steps - start:
-            run.log(f"{done:,} steps took {duration(time.monotonic() - began)}.")
+    stage.export(scores)
+    if done := config.max_steps - start:
+        run.log(f"{done:,} steps took {duration(time.monotonic() - began)}.")
     wait_patiently(run.accelerator)
 
 
@@ -244,8 +244,9 @@ def _rates(run: Run, stage: Stage, rate: float) -> Scores:
 
 def _save(run: Run, stage: Stage, window: Window, done: int) -> None:
     windows = gather_windows(window, run.accelerator)
+    groups = {name: gathered(tensors, run.is_main) for name, tensors in stage.groups().items()}
     if run.is_main:
-        groups = {name: tensors for name, tensors in {**stage.groups(), "window": windows}.items() if tensors}
+        groups = {name: tensors for name, tensors in {**groups, "window": windows}.items() if tensors}
         made_from = {} if run.identity is None else {"made_from": run.identity.description, **run.identity.fixed}
         checkpoint = Checkpoint(done, groups, made_from)
         save_checkpoint(run.checkpoints, checkpoint, run.config.keep_last, run.config.keep_every)

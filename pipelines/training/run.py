@@ -277,7 +277,8 @@ def check_distribution(accelerator: Accelerator) -> None:
         raise TrainingError(
             f"Accelerate's config says {kind.value}, and each rank here trains whole models, alone (NO) or as one of "
             "several (MULTI_GPU).",
-            "Run `accelerate config` again without it, or start the ranks with torchrun.",
+            "Run `accelerate config` again without it, or start the ranks with torchrun. `codegrid train-prior "
+            "--sharding fsdp2` divides a prior among them.",
         )
 
 

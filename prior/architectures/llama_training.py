@@ -6,6 +6,8 @@ over memory (`row_operations.py`).
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -30,10 +32,9 @@ def llama_blocks(inner: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tens
     `cos` and `signed_sin` turn queries and keys; their shapes broadcast to [B, T, H + Hkv, hd].
     """
     for layer in inner.layers:
-        if checkpointing and torch.is_grad_enabled():
-            hidden = checkpoint(_block, layer, hidden, cos, signed_sin, use_reentrant=False)
-        else:
-            hidden = _block(layer, hidden, cos, signed_sin)
+        # A layer whose weights are divided among ranks has a method that gathers them first.
+        block = getattr(layer, "fast_forward", None) or partial(llama_block, layer)
+        hidden = block(hidden, cos, signed_sin, checkpointing)
     return rms_norm(hidden, inner.norm.weight, inner.norm.variance_epsilon)
 
 
@@ -63,6 +64,13 @@ def rotation_at(inner: nn.Module, hidden: Tensor, positions: Tensor) -> tuple[Te
     kind = hidden.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
     return cos[:, :, None].to(dtype), signed_sin[:, :, None].to(dtype)
+
+
+def llama_block(layer: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tensor, checkpointing: bool) -> Tensor:
+    """A block: [B, T, D] -> [B, T, D]."""
+    if checkpointing and torch.is_grad_enabled():
+        return checkpoint(_block, layer, hidden, cos, signed_sin, use_reentrant=False)
+    return _block(layer, hidden, cos, signed_sin)
 
 
 def _block(layer: nn.Module, hidden: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import itertools
 import json
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,6 +19,7 @@ from codegrid.pipelines.training import checkpoint as checkpoint_module
 from codegrid.pipelines.training import loop
 from codegrid.pipelines.training.checkpoint import (
     Checkpoint,
+    load_checkpoint,
     load_newest_checkpoint,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -108,6 +111,20 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path, name, damage):
     assert len(said) == 1
     assert "step-000000010" in said[0]
     assert name in said[0]
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's count of a process's own memory")
+def test_a_checkpoint_is_read_by_mapping(tmp_path):
+    """Its pages are the file's: a prior of 3B parameters has 50 GB of them, and eight ranks read it."""
+
+    def own() -> int:
+        return int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    path = save_checkpoint(tmp_path, make(1, model={"weight": torch.rand(2**23)}), 1)  # 32 MiB
+    before = own()
+    weight = load_checkpoint(path).groups["model"]["weight"]
+    assert weight.sum() > 1
+    assert own() - before < 2**23
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from codegrid.pipelines.training.announcement import announce_prior, estimate_of
 from codegrid.pipelines.training.checkpoint import Tensors, load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.claim import Identity
 from codegrid.pipelines.training.config import PriorTrainingConfig
+from codegrid.pipelines.training.divided import divided_like
 from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
@@ -31,6 +32,7 @@ from codegrid.pipelines.training.memory_estimate import MemoryEstimate
 from codegrid.pipelines.training.prior.frozen import freeze
 from codegrid.pipelines.training.prior.orders import RASTER, Orders, TrainingOrders, check_order
 from codegrid.pipelines.training.prior.samples import rows_to_follow, sample_picture, samples_tokenizer
+from codegrid.pipelines.training.prior.sharding import of_each_rank, shard, whole
 from codegrid.pipelines.training.run import Run
 from codegrid.pipelines.training.switches import check_compiler, compile_prior, not_compiled
 from codegrid.pipelines.training.window import Window
@@ -68,7 +70,7 @@ def train_prior(config: PriorTrainingConfig) -> Path:
         start = resume(run, stage, window)
         rows, held_out = len(stage.rows), len(stage.held_out)
         stage.flops_a_sample = announce_prior(
-            run, config, stage.objective, stage.sequence, rows, held_out, start, stage.num_samples
+            run, config, stage.objective, stage.sequence, rows, held_out, start, stage.memory
         )
         if line := _never_seen(codes, stage.rows):
             run.log(line)
@@ -172,12 +174,18 @@ class PriorStage(Stage):
         )
         optimizer = config.optimizer.for_batch(config.batch_size)
         self.orders = TrainingOrders(config, self.sequence, self.model)
+        self.sharded = config.sharding != "none" and run.num_ranks > 1
+        # Only the main process samples images, and of a divided prior it has a part.
+        samples = run.is_main and not self.sharded
+        self.tokenizer = samples_tokenizer(config, codes.manifest, run.log) if samples else None
+        self._divided_memory = None
+        if self.sharded:
+            self._divided_memory = of_each_rank(self.memory(), self.model, run.num_ranks)
+            shard(self.objective, run.accelerator)
         self.learner = Learner.make(self.model, optimizer, run.accelerator, self.objective)
         self.ema = EMA(self.model, config.ema_decay)
         self.optimizers = {"learning_rate": self.learner.optimizer}
         self.tokens_a_sample = self.sequence.length
-        # Only the main process samples images.
-        self.tokenizer = samples_tokenizer(config, codes.manifest, run.log) if run.is_main else None
         self.model.train()
 
     def step(self, step: int) -> dict[str, Tensor]:
@@ -243,18 +251,22 @@ class PriorStage(Stage):
         accelerator, size = self.run.accelerator, self.run.micro_batch_size
         if not len(self.held_out):
             return {}
-        mine = self.held_out[accelerator.process_index :: accelerator.num_processes]
+        ranks, model = accelerator.num_processes, self.objective if self.sharded else self.model
+        places = np.arange(len(self.held_out))[accelerator.process_index :: ranks]
         sums = torch.zeros(3, device=self.device)  # nats, nats in random orders, rows
-        places = np.arange(len(self.held_out))[accelerator.process_index :: accelerator.num_processes]
-        with self.ema.applied(), evaluating(self.model), not_compiled(), accelerator.autocast():
-            for first in range(0, len(mine), size):
-                rows = mine[first : first + size]
-                raster, random = self.orders.held_out(places[first : first + size])
-                loss = self._loss(self.model, rows, None, raster)
-                other = loss if random is None else self._loss(self.model, rows, None, random)
-                sums[0] += loss.float() * len(rows)
-                sums[1] += other.float() * len(rows)
-                sums[2] += len(rows)
+        with self.ema.applied(), evaluating(model), not_compiled(), accelerator.autocast():
+            for first in range(0, -(-len(self.held_out) // ranks), size):
+                mine = places[first : first + size]
+                if not len(mine) and not self.sharded:
+                    break
+                # Ranks that gather weights from each other take equally many steps; one without a row reads any.
+                read = mine if len(mine) else np.zeros(1, np.int64)
+                raster, random = self.orders.held_out(read)
+                loss = self._loss(model, self.held_out[read], None, raster)
+                other = loss if random is None else self._loss(model, self.held_out[read], None, random)
+                sums[0] += loss.float() * len(mine)
+                sums[1] += other.float() * len(mine)
+                sums[2] += len(mine)
         total, other, number = accelerator.reduce(sums, "sum").tolist()
         scores = {"cross_entropy": total / number, "bits_per_code": bits_per_code(total / number)}
         return scores | ({"cross_entropy_any_order": other / number} if self.orders.reads == "any order" else {})
@@ -265,6 +277,8 @@ class PriorStage(Stage):
         return 0 if self.tokenizer is None else self.config.num_samples
 
     def memory(self) -> MemoryEstimate:
+        if self._divided_memory is not None:
+            return self._divided_memory
         return estimate_of_prior(self.run, self.config, self.objective, self.sequence, self.num_samples)
 
     def groups(self) -> dict[str, Tensors]:
@@ -275,14 +289,18 @@ class PriorStage(Stage):
         }
 
     def load(self, groups: dict[str, Tensors]) -> None:
-        self.model.load_state_dict(groups["model"])
+        own = self.model.state_dict()
+        weights = {name: divided_like(value, own.get(name, value)) for name, value in groups["model"].items()}
+        self.model.load_state_dict(weights)
         load_optimizer_tensors(self.learner.optimizer, self.model, groups.get("optimizer", {}), self.run.log)
         self.ema.load(groups.get("ema", {}))
 
     def export(self, scores: Scores) -> None:
         with self.ema.applied():
-            codes, made_by = self.config.codes, self.codes.manifest.tokenizer
-            export_prior(self.model, self.sequence, self.run.folder, codes, scores, made_by)
+            model = whole(self.model, self.run.is_main) if self.sharded else self.model
+            if model is not None and self.run.is_main:
+                codes, made_by = self.config.codes, self.codes.manifest.tokenizer
+                export_prior(model, self.sequence, self.run.folder, codes, scores, made_by)
 
 
 def sequence_of(

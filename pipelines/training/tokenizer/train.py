@@ -216,6 +216,8 @@ class TokenizerStage(Stage):
             load_optimizer_tensors(discriminator.optimizer, discriminator.module, state, self.run.log)
 
     def export(self, scores: Scores) -> None:
+        if not self.run.is_main:
+            return
         with self.learners.ema.applied():
             export_tokenizer(self.model, self.run.folder, self.config.data.source, scores)
 
