@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from codegrid.tokenizer.quantizers.shortlist import nearest_of_shortlist, pays, rounded
+
 # Number of float32 scores held at once: 1 MB, which fits into a CPU core's own cache. On a GPU it is 1 GiB: smaller
 # products would be many launches, and each reads the whole codebook.
 _SCORES_AT_ONCE = {"cpu": 262_144}
@@ -24,8 +26,27 @@ def nearest_codes(rows: Tensor, codebook: Tensor, on_sphere: bool = False) -> Te
 
     argmin |z - e|^2 = argmax (z.e - |e|^2 / 2); on the sphere the second part is the same for every code. Rows are
     processed in chunks, so that the [N, K] matrix never exists; in an exported program, which has no loop over a number
-    of rows that it does not know, it does.
+    of rows that it does not know, it does. Where a CPU multiplies bfloat16, `shortlist.py` finds wide codes, the
+    nearest by float64. Elsewhere float32's rounding decides between codes that are as near.
     """
+    if pays(rows, codebook):
+        return _by_shortlist(rows, codebook, on_sphere)
+    return _by_scores(rows, codebook, on_sphere)
+
+
+def _by_shortlist(rows: Tensor, codebook: Tensor, on_sphere: bool) -> Tensor:
+    whole, codes = rounded(codebook, on_sphere), [torch.empty(0, dtype=torch.int64)]
+    step = max(1, 2 * _SCORES_AT_MOST // len(codebook))  # as many bytes as other scores
+    memory = rows.new_empty(min(step, len(rows)), whole.matrix.shape[1], dtype=torch.bfloat16)
+    for part in rows.split(step):
+        nearest, found = nearest_of_shortlist(part, codebook, whole, on_sphere, memory)
+        if not found.all():
+            nearest[~found] = _by_scores(part[~found], codebook, on_sphere)
+        codes.append(nearest)
+    return torch.cat(codes)
+
+
+def _by_scores(rows: Tensor, codebook: Tensor, on_sphere: bool) -> Tensor:
     size = len(codebook)
     codebook = F.pad(codebook, (0, 0, 0, -size % _BLOCK))  # whole blocks
     offset = torch.zeros_like(codebook[:, 0]) if on_sphere else -0.5 * codebook.square().sum(1)
