@@ -31,6 +31,7 @@ def log_likelihood(
     on_progress: Callable[[int], None] | None = None,
     orders: Tensor | None = None,
     drop: Tensor | None = None,
+    given: int = 0,
 ) -> Tensor:
     """log p of the codes of each image, in nats.
 
@@ -47,6 +48,8 @@ def log_likelihood(
         orders: of a prior of any order, [L] or [M, L] int64 permutations of the tokens (`codegrid.prior.orders`): the
             mean of the log p in each of them. None is raster order.
         drop: the parts of the condition that an image has not, as in `to_tokens`.
+        given: the first codes of each, in the order in which they are read, that are known: log p of the others given
+            them.
 
     Returns:
         float64 [N] on the CPU.
@@ -56,6 +59,7 @@ def log_likelihood(
             given for a prior of raster order; it is a masked prior; or the logits are not finite.
     """
     walks = _checked_orders(model, sequence, orders)
+    require(0 <= given < sequence.length, f"given is {given}.", f"Give at least 0 and below {sequence.length} codes.")
     require(batch_size is None or batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
     tokens = _tokens(codes, labels, drop, sequence)
     size = batch_size or max(1, _AT_ONCE // (sequence.length * sequence.codebook_size))
@@ -67,7 +71,7 @@ def log_likelihood(
                 logits = code_logits(model, part, sequence, order).cpu().double()  # [b, L, K]
                 target = part[:, sequence.prefix_length :, None].cpu()
                 chosen = logits.gather(-1, target if order is None else target[:, order])[..., 0]
-                sums[first : first + size] += (chosen - logits.logsumexp(-1)).sum(1) / len(walks)
+                sums[first : first + size] += (chosen - logits.logsumexp(-1))[:, given:].sum(1) / len(walks)
             if on_progress is not None:
                 on_progress(first + len(part))
     require(

@@ -14,6 +14,8 @@ from torch import Tensor
 from codegrid.errors import CodegridError, require
 from codegrid.pipelines.codec.file_format import (
     MODELS,
+    MOST_CODES,
+    MOST_SIDE,
     Archive,
     Entry,
     FileFormatError,
@@ -28,6 +30,7 @@ from codegrid.pipelines.codec.file_format import (
 from codegrid.pipelines.codec.models import CodeModel, FixedModel
 from codegrid.pipelines.codec.prior import BOUND, MOST_BOUND, PriorModel
 from codegrid.pipelines.codec.windows import WindowedModel
+from codegrid.pipelines.generation.codes_only import CodesPipeline, is_without_pictures
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.devices import evaluating
@@ -48,13 +51,15 @@ class ImageCodec:
 
     Args:
         pipe: a pipeline. Guidance, temperature and the rest of its sampling settings have no influence. With a
-            `context` (make-pipeline --context), files can be written by it.
+            `context` (make-pipeline --context), files can be written by it. Of imported codes, which have no pictures,
+            a `CodesPipeline`: then `compress_codes`, `archive` and `codes` are what there is.
         source: the pipeline's name for people, which archives carry.
     """
 
-    def __init__(self, pipe: ImageGenerationPipeline, source: str = "") -> None:
+    def __init__(self, pipe: ImageGenerationPipeline | CodesPipeline, source: str = "") -> None:
         self.pipe, self.source = pipe, source
-        self._tokenizer = bytes.fromhex(pipe.tokenizer.codes_fingerprint())[:4]
+        own = pipe.fingerprint if isinstance(pipe, CodesPipeline) else pipe.tokenizer.codes_fingerprint()
+        self._tokenizer = bytes.fromhex(own)[:4]
         self._prior_fingerprint = weights_fingerprint(pipe.prior)
         self._models: dict[tuple[str, int | None], CodeModel] = {}
 
@@ -62,12 +67,34 @@ class ImageCodec:
     def from_pretrained(cls, folder_or_repo: str | Path, **options: Any) -> ImageCodec:
         """Load a pipeline's folder or Hub repository; options as of `ImageGenerationPipeline.from_pretrained`.
 
+        The folder of a prior of imported codes gives a codec of codes.
+
         Raises:
             LoadingError: there is no pipeline, or a part of it is damaged.
         """
-        pipe = ImageGenerationPipeline.from_pretrained(folder_or_repo, **options)
+        kind = CodesPipeline if is_without_pictures(folder_or_repo) else ImageGenerationPipeline
+        pipe = kind.from_pretrained(folder_or_repo, **options)
         name = Path(folder_or_repo).name if Path(folder_or_repo).is_dir() else str(folder_or_repo)
         return cls(pipe, name)
+
+    @property
+    def is_of_codes(self) -> bool:
+        """Whether its codes were imported, and have no pictures."""
+        return isinstance(self.pipe, CodesPipeline)
+
+    @property
+    def pictures(self) -> ImageGenerationPipeline:
+        """The pipeline, which makes pictures of codes.
+
+        Raises:
+            CodegridError: the codes were imported.
+        """
+        if isinstance(self.pipe, CodesPipeline):
+            raise CodegridError(
+                "The codes of this prior were imported by `codegrid import-codes`: they have no pictures.",
+                "Compress codes: compress_codes, or --data.source with a code data set.",
+            )
+        return self.pipe
 
     @property
     def fingerprints(self) -> dict[str, str]:
@@ -97,10 +124,10 @@ class ImageCodec:
             BadImage, CodegridError: a picture or a label cannot be used, or the pipeline lacks the model.
         """
         if not whole:
-            return self.compress_codes(self.pipe.encode(images), labels, model, bound)
+            return self.compress_codes(self.pictures.encode(images), labels, model, bound)
         several = list(images) if isinstance(images, (list, tuple)) else [images]
         given = [None] * len(several) if labels is None else _one_each(labels, len(several))
-        config = self.pipe.tokenizer.config
+        config = self.pictures.tokenizer.config
         multiple, channels = config.pixels_per_position, config.backbone_config.in_channels
         blobs = []
         for picture, label in zip(several, given, strict=True):
@@ -118,7 +145,7 @@ class ImageCodec:
 
     def encode_whole(self, picture: Whole) -> Tensor:
         """A picture of any size -> codes [1, h, w(, depth)]; a large one in tiles."""
-        tokenizer = self.pipe.tokenizer
+        tokenizer = self.pictures.tokenizer
         images = to_model(torch.from_numpy(picture.pixels)[None]).to(tokenizer.device)
         tile = _tile(picture.pixels.shape[:2], tokenizer.config.pixels_per_position)
         with evaluating(tokenizer), torch.inference_mode():
@@ -164,7 +191,7 @@ class ImageCodec:
                 or model. Codes whose checksum is wrong are never returned.
         """
         archive = unpack(blob)
-        codes = self._codes(archive, range(len(archive.entries)) if places is None else places)
+        codes = self.codes_of(archive, range(len(archive.entries)) if places is None else places)
         return codes[0] if archive.is_single else codes
 
     def decompress(
@@ -222,6 +249,11 @@ class ImageCodec:
         whole = _with_depth(codes, self.pipe.sequence.depth)
         classes = self._classes(labels, len(whole), model)
         grid = (whole.shape[1], whole.shape[2])
+        require(
+            max(grid) <= MOST_SIDE and grid[0] * grid[1] <= MOST_CODES,
+            f"The grid has {grid[0]} x {grid[1]} codes, and a file holds at most {MOST_SIDE} a side and {MOST_CODES}.",
+            "Cut it: of sequences, `codegrid import-codes --length`.",
+        )
         coder = self.model(model, bound)
         if isinstance(coder, PriorModel) and grid != self.pipe.sequence.grid_shape:
             coder = WindowedModel(coder)
@@ -240,7 +272,7 @@ class ImageCodec:
         if labels is None:
             needed = model == "prior" and self.pipe.sequence.num_classes and not self.pipe.sequence.null_class
             require(
-                not needed and self.pipe.tokenizer.config.num_classes == 0,
+                not needed and (self.is_of_codes or self.pictures.tokenizer.config.num_classes == 0),
                 "No labels are given, and this pipeline knows images of a class only.",
                 "Give labels: --label-column for a data set, or folders of classes.",
             )
@@ -250,10 +282,10 @@ class ImageCodec:
 
     def decoded(self, archive: Archive, places: Sequence[int]) -> Tensor:
         """Some images of an archive: float [n, C, H, W] in [-1, 1]. Raises FileFormatError as `codes` does."""
-        codes, added = self._codes(archive, places), archive.header.added
+        codes, added = self.codes_of(archive, places), archive.header.added
         known = [label for place in places if (label := archive.entries[place].label) is not None]
         labels = known if len(known) == len(places) and known else None
-        factor = self.pipe.tokenizer.config.pixels_per_position
+        factor = self.pictures.tokenizer.config.pixels_per_position
         require_format(
             added is None or max(added) < factor,
             f"The file says that {max(added or (0,))} pixels were added: at most {factor - 1}.",
@@ -263,14 +295,14 @@ class ImageCodec:
     def pixels(self, codes: Tensor, labels: Sequence[int] | None, added: tuple[int, int] | None) -> Tensor:
         """Codes [n, h, w(, depth)] -> images float [n, C, H, W] in [-1, 1], without what was added; see `Whole`."""
         if added is None:
-            return self.pipe.decode(codes, labels)
-        factor = self.pipe.tokenizer.config.pixels_per_position
+            return self.pictures.decode(codes, labels)
+        factor = self.pictures.tokenizer.config.pixels_per_position
         height, width = (side * factor for side in codes.shape[1:3])
-        images = self.pipe.decode(codes, labels, tile=_tile((height, width), factor))
+        images = self.pictures.decode(codes, labels, tile=_tile((height, width), factor))
         return images[:, :, : height - added[0], : width - added[1]]
 
-    def _codes(self, archive: Archive, places: Sequence[int]) -> Tensor:
-        """Codes int64 [n, h, w(, depth)] of some images, whose checksums are right."""
+    def codes_of(self, archive: Archive, places: Sequence[int]) -> Tensor:
+        """Codes int64 [n, h, w(, depth)] of some images, whose checksums are right. Raises as `codes` does."""
         header = archive.header
         coder = self._checked_model(header)
         entries = [archive.entries[place] for place in places]

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -15,6 +16,7 @@ from codegrid.names import encodable, for_file, shown
 from codegrid.pipelines.codec.file_format import Archive, FileFormatError, pack, pack_archive, unpack
 from codegrid.pipelines.codec.prior import BOUND
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
+from codegrid.pipelines.compression.imported_codes import Opened, opened_codes, write_codes
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_images
@@ -58,8 +60,10 @@ def compress(
     upright and cut as in training, in sRGB, transparency over white. EXIF, other frames and the original size are gone.
 
     Args:
-        pipeline: folder or Hub name. Whoever reads the files needs the same pipeline.
-        data: the pictures; data.source may be one picture's file.
+        pipeline: folder or Hub name. Whoever reads the files needs the same pipeline. Of imported codes the prior's
+            folder.
+        data: the pictures; data.source may be one picture's file. Of imported codes, a code data set or what
+            `codegrid import-codes` reads, in rows of the prior's shape.
         output_dir: folder for a file a picture.
         archive: one file for all pictures, instead of output_dir: a few bytes smaller for each.
         model: probabilities of the codes. "prior": the transformer's, the smallest files, and the slowest. "context":
@@ -90,13 +94,17 @@ def compress(
     codec = ImageCodec.from_pretrained(pipeline)
     codec.pipe.to(make_accelerator().device)
     codec.model(model, bound)
-    records, total, known, identity = _opened(data)
+    require(
+        not (codec.is_of_codes and whole), "whole keeps a picture's size, and these are codes.", "Leave --whole out."
+    )
+    records, total, known, identity = (opened_codes if codec.is_of_codes else _opened)(data, codec)
     settings = _Settings(codec, model, bound, _classes(codec, known), whole)
     claim = {"pipeline": codec.fingerprints, "model": model, "bound": bound, "source_fingerprint": identity}
     claim |= {"whole": True} if whole else {}
     parts = Path(archive).with_name(f".{Path(archive).name}.parts") if archive else Path(output_dir or "")
     claim_images(parts, claim)
-    print(_say_kept(codec, whole))
+    if not codec.is_of_codes:
+        print(_say_kept(codec, whole))
     skipped: dict[str, str] = {}
     bar = tqdm(total=total, unit="image", dynamic_ncols=True)
     write = _write_part if archive else _write_each
@@ -107,13 +115,14 @@ def compress(
     _say_skipped(skipped)
     _check_any(parts, data)
     if archive is None:
-        return _said(parts, [*parts.glob(f"*{SUFFIX}")])
+        return _said(codec, parts, [*parts.glob(f"*{SUFFIX}")])
     _join(parts, Path(archive), codec.source, names)
-    return _said(Path(archive), [Path(archive)])
+    return _said(codec, Path(archive), [Path(archive)])
 
 
 def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT_ONCE) -> Path:
-    """Write the pictures of compressed files as PNG. The same command again goes on after a stop.
+    """Write the pictures of compressed files as PNG, or imported codes as codes.npy, whose rows have the axes of the
+    source. The same command again goes on after a stop.
 
     Args:
         files: a file (.cgc), an archive (.cga), or a folder of them.
@@ -132,6 +141,8 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT
     codec.pipe.to(make_accelerator().device)
     folder = Path(output_dir)
     archives = [(path, _unpacked(path)) for path in paths]
+    if codec.is_of_codes:
+        return write_codes(codec, archives, folder)
     bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
     for path, archive in archives:
         targets = [folder / name for name in _picture_names(path, archive)]
@@ -190,7 +201,7 @@ def codec_info(file: str) -> None:
     print(f"Codes take {payload:,} bytes, {8 * payload / max(1, codes):.3f} bits a position of the grid.")
 
 
-def _opened(data: DataConfig) -> tuple[Iterable[ImageRecord], int | None, tuple[str, ...] | None, str]:
+def _opened(data: DataConfig, codec: ImageCodec) -> Opened:
     """The pictures, their number, their classes, and what tells them from others."""
     path = Path(data.source)
     if path.is_file() and path.suffix.lower() not in (".parquet", ".tar"):
@@ -254,22 +265,35 @@ def _compressed(
     settings: _Settings, records: list[ImageRecord], skipped: dict[str, str]
 ) -> Iterator[tuple[str, Archive]]:
     """The name of each picture that could be used, and its compressed form."""
-    codec, tokenizer = settings.codec, settings.codec.pipe.tokenizer
+    codec = settings.codec
+    if codec.is_of_codes:
+        if records:
+            yield from _compressed_codes(
+                settings, records, torch.from_numpy(np.stack([record.data for record in records]))
+            )
+        return
     if settings.whole:
         yield from _compressed_whole(settings, records, skipped)
         return
+    tokenizer = codec.pictures.tokenizer
     for batch in prepared_batches(tokenizer, records, max(1, len(records))):
         skipped.update(batch.skipped)
         if not batch.records:
             continue
         with evaluating(tokenizer), torch.inference_mode():
             codes = tokenizer.encode(to_model(batch.pixels).to(tokenizer.device)).cpu()
-        labels = None
-        if settings.classes is not None and all(record.label is not None for record in batch.records):
-            labels = [settings.classes[record.label] for record in batch.records]
-        blobs = codec.compress_codes(codes, labels, settings.model, settings.bound)
-        for record, blob in zip(batch.records, blobs, strict=True):
-            yield record.source_id, unpack(blob)
+        yield from _compressed_codes(settings, batch.records, codes)
+
+
+def _compressed_codes(
+    settings: _Settings, records: list[ImageRecord], codes: torch.Tensor
+) -> Iterator[tuple[str, Archive]]:
+    labels = None
+    if settings.classes is not None and all(record.label is not None for record in records):
+        labels = [settings.classes[record.label] for record in records]
+    blobs = settings.codec.compress_codes(codes, labels, settings.model, settings.bound)
+    for record, blob in zip(records, blobs, strict=True):
+        yield record.source_id, unpack(blob)
 
 
 def _compressed_whole(
@@ -355,10 +379,11 @@ def _check_any(folder: Path, data: DataConfig) -> None:
     raise DataError(f"None of the pictures of {shown(data.source)} could be used.", "The reasons stand above.")
 
 
-def _said(result: Path, files: list[Path]) -> Path:
+def _said(codec: ImageCodec, result: Path, files: list[Path]) -> Path:
     size = sum(file.stat().st_size for file in files)
     number = len(files) if result.is_dir() else len(unpack(result.read_bytes()).entries)
-    print(f"{number:,} pictures take {size:,} bytes, {size / number:.1f} each, in {result}.")
+    what = "rows of codes" if codec.is_of_codes else "pictures"
+    print(f"{number:,} {what} take {size:,} bytes, {size / number:.1f} each, in {result}.")
     return result
 
 

@@ -35,7 +35,8 @@ class PriorScores:
         nats_per_code, nats_per_code_error: mean of -log p and its standard error over the rows.
         bits_per_code: the same in bits; guessing needs log2 of the codebook's size.
         perplexity: exp of the nats: as many equally likely codes would be as hard to guess.
-        bits_per_image, bits_per_pixel: of a row, and of a pixel of the tokenizer's pictures (None: size unknown).
+        bits_per_image, bits_per_pixel: of a row's scored codes, and of a pixel of the tokenizer's pictures (None:
+            size unknown, or not all codes scored).
     """
 
     num_rows: int
@@ -55,6 +56,7 @@ def evaluate_prior(
     unconditional: bool = False,
     batch_size: int | None = None,
     mixed_precision: str = "no",
+    given: int = 0,
 ) -> Path:
     """Score a prior on codes: nats and bits a code, bits a picture and a pixel, perplexity; by class where there are.
 
@@ -67,6 +69,8 @@ def evaluate_prior(
         unconditional: score without classes, by the null class.
         batch_size: rows at once; None: as many as fit.
         mixed_precision: "no" computes in the weights' dtype.
+        given: the first codes of each row are known, and the others are scored: rows that overlap by so many score a
+            long sequence with as many codes before each.
 
     Raises:
         CodesError: the codes are damaged, or the prior does not fit them.
@@ -81,17 +85,17 @@ def evaluate_prior(
     accelerator = make_accelerator("auto", mixed_precision)
     model, sequence = load_prior_and_sequence(prior)
     data = open_codes(codes)
-    _check_fit(sequence, data.manifest, prior, codes)
+    check_fit(sequence, data.manifest, prior, codes)
     rows, said = _rows(prior, codes, data, validation_fraction)
     print(f"{said} of {data.manifest.source}")
     model.to(accelerator.device)
-    nats, labels = _scored(model, sequence, data, rows, unconditional, batch_size)
-    scores = _summary(nats, sequence, data.manifest)
+    nats, labels = _scored(model, sequence, data, rows, unconditional, batch_size, given)
+    scores = _summary(nats, sequence.length - given, None if given else data.manifest)
     folder = output_folder(output_dir, prior)
     record: dict[str, Any] = {
         "kind": "prior",
         "results": [asdict(scores)],
-        "by_class": _by_class(nats, labels, sequence),
+        "by_class": _by_class(nats / (sequence.length - given), labels, sequence),
         "prior": prior,
         "prior_fingerprint": weights_fingerprint(model),
         "codes": codes,
@@ -99,6 +103,7 @@ def evaluate_prior(
         "tokenizer_fingerprint": data.manifest.tokenizer_fingerprint,
         "rows": said,
         "unconditional": unconditional,
+        "given": given,
         **circumstances(accelerator),
     }
     write_json(folder / "prior.json", record)
@@ -113,7 +118,7 @@ def evaluate_prior(
     return folder
 
 
-def _check_fit(sequence: SequenceConfig, manifest: CodesManifest, prior: str, codes: str) -> None:
+def check_fit(sequence: SequenceConfig, manifest: CodesManifest, prior: str, codes: str) -> None:
     """Refuse codes of another tokenizer, grid or set of classes.
 
     Raises:
@@ -177,6 +182,7 @@ def _scored(
     rows: np.ndarray,
     unconditional: bool,
     batch_size: int | None,
+    given: int,
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """-log p of each row in nats, float64 [N], and its class, -1 for unknown (None: no classes)."""
     nats, labels = np.empty(len(rows)), np.full(len(rows), -1)
@@ -193,7 +199,7 @@ def _scored(
             "Some of these rows have no class, and this prior has no null class.",
             "Score it on rows that have one.",
         )
-        found = log_likelihood(model, sequence, codes, values, batch_size=batch_size, drop=drop)
+        found = log_likelihood(model, sequence, codes, values, batch_size=batch_size, drop=drop, given=given)
         nats[first : first + at_once] = -found.numpy()
         if values is not None and unknown is not None and sequence.class_names is not None:
             labels[first : first + at_once] = torch.where(unknown, -1, values).numpy()
@@ -202,26 +208,26 @@ def _scored(
     return nats, labels if conditional and sequence.class_names is not None else None
 
 
-def _summary(nats: np.ndarray, sequence: SequenceConfig, manifest: CodesManifest) -> PriorScores:
-    per_code = nats / sequence.length
+def _summary(nats: np.ndarray, num_codes: int, manifest: CodesManifest | None) -> PriorScores:
+    per_code = nats / num_codes
     mean = float(per_code.mean())
     error = float(per_code.std(ddof=1) / math.sqrt(len(nats))) if len(nats) > 1 else math.nan
     bits = mean / math.log(2)
-    image = bits * sequence.length
-    size = (manifest.preprocessing or {}).get("image_size")
+    image = bits * num_codes
+    size = ((manifest and manifest.preprocessing) or {}).get("image_size")
     height, width = (size, size) if isinstance(size, int) else size or (0, 0)
     pixels = height * width
     return PriorScores(len(nats), mean, error, bits, math.exp(mean), image, image / pixels if pixels else None)
 
 
-def _by_class(nats: np.ndarray, labels: np.ndarray | None, sequence: SequenceConfig) -> dict[str, dict[str, float]]:
+def _by_class(per_code: np.ndarray, labels: np.ndarray | None, sequence: SequenceConfig) -> dict[str, dict[str, float]]:
     """Nats a code and rows of each class that occurs."""
     if labels is None:
         return {}
     return {
         name: {
             "num_rows": int((labels == index).sum()),
-            "nats_per_code": float(nats[labels == index].mean() / sequence.length),
+            "nats_per_code": float(per_code[labels == index].mean()),
         }
         for index, name in enumerate(sequence.class_names or ())
         if (labels == index).any()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel
 
+from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
+from codegrid.pipelines.codec.context import ContextModel
 from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior import SequenceConfig, iterate_codes, to_codes
@@ -20,9 +24,43 @@ CODES_NAME = "codes.npy"
 _PARTS = ".parts"
 
 
-def is_without_pictures(folder: str) -> bool:
+@dataclass(frozen=True)
+class CodesPipeline:
+    """What a pipeline is of codes without pictures: a prior, and a model of neighbouring codes or None."""
+
+    prior: PreTrainedModel
+    sequence: SequenceConfig
+    context: ContextModel | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of what made the codes, their codebook and shape."""
+        return self.sequence.tokenizer_fingerprint or ""
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        return self.sequence.class_names
+
+    def to(self, device: torch.device) -> CodesPipeline:
+        self.prior.to(device)
+        return self
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **options: Any) -> CodesPipeline:
+        """Load a prior's folder, with its context/ if it has one; options as of `load_prior_and_sequence`."""
+        return cls(*load_prior_and_sequence(folder, **options), ContextModel.of_pipeline(Path(folder)))
+
+
+def is_without_pictures(folder: str | Path) -> bool:
     """Whether `folder` is a prior whose codes were imported."""
     return (Path(folder) / SEQUENCE_CONFIG_NAME).is_file() and SequenceConfig.load(folder).axes is not None
+
+
+def as_stored(codes: np.ndarray, sequence: SequenceConfig) -> np.ndarray:
+    """Codes [N, ...] with the axes of the source -> [N, h, w, depth], position by position."""
+    assert sequence.axes is not None
+    inside = np.moveaxis(codes, 1, -1) if next(iter(sequence.axes)) == "d" else codes
+    return inside.reshape(len(codes), *sequence.grid_shape, sequence.depth)
 
 
 def as_imported(codes: np.ndarray, sequence: SequenceConfig) -> np.ndarray:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 
+from codegrid.errors import require
+from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import cards_of
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer, local_folder
-from codegrid.pipelines.codec.context import ContextModel, count_contexts
+from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel, count_contexts
+from codegrid.pipelines.generation.codes_only import is_without_pictures
 from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenerationPipeline
-from codegrid.prior import SamplingConfig
+from codegrid.pipelines.system.files import replace_folder
+from codegrid.prior import SamplingConfig, save_prior
 from codegrid.prior.codes import open_codes
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.guidance import guidance_of
 
-_MOST_COUNTED = 200_000  # rows of codes
+_MOST_COUNTED, _MOST_CODES = 200_000, 2**26  # rows of codes, and codes in them
 
 
 def make_pipeline(
@@ -37,7 +43,7 @@ def make_pipeline(
     """Combine a tokenizer and a prior into a pipeline folder, with its default sampling settings.
 
     Args:
-        tokenizer: folder or Hub name.
+        tokenizer: folder or Hub name. "none" with a prior of imported codes: the folder then holds it and the context.
         prior: folder or Hub name.
         output_dir: the pipeline's folder.
         guidance_scale: scale s of classifier-free guidance: u + s (c - u), logits with (c) and without (u) the class; 1
@@ -59,6 +65,8 @@ def make_pipeline(
         LoadingError: the tokenizer or the prior cannot be loaded, or the prior's or the context's codes are another
             tokenizer's.
     """
+    if tokenizer == "none":
+        return _of_codes(prior, Path(output_dir), context)
     folders = {"tokenizer": local_folder(tokenizer, "tokenizer"), "prior": local_folder(prior, "prior")}
     model = load_tokenizer(folders["tokenizer"])
     prior_model, sequence = load_prior_and_sequence(folders["prior"])
@@ -76,10 +84,32 @@ def make_pipeline(
     return pipe.save_pretrained(output_dir)
 
 
+def _of_codes(prior: str, folder: Path, context: str | None) -> Path:
+    """A prior of imported codes and a context model of them."""
+    require(
+        context is not None and is_without_pictures(prior),
+        'tokenizer is "none".',
+        "Name one. Only a prior of imported codes has none, and is put together with a --context.",
+    )
+    require(not folder.exists(), f"{shown(folder)} is there already.", "Choose another --output-dir.")
+    model, sequence = load_prior_and_sequence(prior)
+    counted = _count_contexts(str(context))
+    counted.check_tokenizer(sequence.tokenizer_fingerprint or "")
+    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
+    try:
+        save_prior(model, sequence, aside)
+        counted.save(aside / CONTEXT_FOLDER)
+        replace_folder(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return folder
+
+
 def _count_contexts(codes: str) -> ContextModel:
-    """A context model of a code data set, of at most `_MOST_COUNTED` rows spread over it."""
+    """A context model of a code data set, of a bounded number of rows spread over it."""
     data = open_codes(codes)
     manifest = data.manifest
-    rows = np.linspace(0, len(data) - 1, min(len(data), _MOST_COUNTED)).round().astype(np.int64)
+    most = max(20, min(_MOST_COUNTED, _MOST_CODES // manifest.sequence_config().length))
+    rows = np.linspace(0, len(data) - 1, min(len(data), most)).round().astype(np.int64)
     grids = data.codes(rows).reshape(len(rows), *manifest.grid_shape, manifest.depth)
     return count_contexts(grids, manifest.codebook_size, manifest.tokenizer_fingerprint)
