@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+_SHORT = 512  # positions
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (https://arxiv.org/abs/1910.07467)."""
@@ -37,6 +39,37 @@ def gated_silu(gate_up: Tensor) -> Tensor:
         gate, up = gate_up.chunk(2, dim=-1)
         return F.silu(gate) * up
     return _GatedSiLU.apply(gate_up)
+
+
+def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float = 0.0) -> Tensor:
+    """Attention of each position to itself and those before it, of [B, H, T, hd] (key and value may have fewer heads).
+
+    torch's kernel for CPUs goes over short sequences in bf16 in two to four times the time of the plain products
+    (docs/recipes/text.md), which keep [B, H, T, T] probabilities. Elsewhere it is torch's.
+    """
+    plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _SHORT
+    if plain and query.shape == key.shape and not dropout and not torch.compiler.is_compiling():
+        return _Attention.apply(query, key, value)
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        scale, length = query.shape[-1] ** -0.5, query.shape[2]
+        after = torch.full((length, length), -torch.inf).triu(1)
+        shares = torch.add(after, (query @ key.mT).float(), alpha=scale).softmax(-1).to(query.dtype)  # [B, H, T, T]
+        ctx.save_for_backward(query, key, value, shares)
+        return shares @ value
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        query, key, value, shares = ctx.saved_tensors
+        scores = torch.ops.aten._softmax_backward_data(grad @ value.mT, shares, -1, shares.dtype)
+        scores.mul_(query.shape[-1] ** -0.5)
+        return scores @ key, scores.mT @ query, shares.mT @ grad
 
 
 class _RMSNorm(torch.autograd.Function):

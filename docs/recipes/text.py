@@ -49,7 +49,7 @@ def nanogpt(text: str, clone: str) -> None:
 
 @torch.no_grad()
 def score_nanogpt(clone: str, checkpoint: str, held_out: str) -> None:
-    """Bits a character of the second halves of the held-out windows, as `codegrid evaluate prior --given 128` has them."""
+    """Bits a character of the second halves of the held-out windows, as of `codegrid evaluate prior --given 128`."""
     sys.path.insert(0, clone)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]  # nanoGPT's
 
@@ -60,11 +60,10 @@ def score_nanogpt(clone: str, checkpoint: str, held_out: str) -> None:
     nats, rows = 0.0, torch.from_numpy(np.load(held_out, allow_pickle=False).astype(np.int64))
     for part in rows.split(32):
         logits, _ = model(part[:, :-1], part[:, 1:])  # with targets it gives the logits of all positions
-        nats += F.cross_entropy(
-            logits[:, KNOWN - 1 :].flatten(0, 1).double(), part[:, KNOWN:].flatten(), reduction="sum"
-        )
+        scores = logits[:, KNOWN - 1 :].flatten(0, 1).double()
+        nats += F.cross_entropy(scores, part[:, KNOWN:].flatten(), reduction="sum").item()
     scored = len(rows) * (LENGTH - KNOWN)
-    print(f"{float(nats) / scored / math.log(2):.4f} bits a character over {scored:,}, step {saved['iter_num']}.")
+    print(f"{nats / scored / math.log(2):.4f} bits a character over {scored:,}, step {saved['iter_num']}.")
 
 
 def main(words: list[str] | None = None) -> None:

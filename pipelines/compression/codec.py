@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.errors import CodegridError, require
+from codegrid.pipelines.artifacts.index import is_without_pictures
 from codegrid.pipelines.codec.file_format import (
     MODELS,
     MOST_CODES,
@@ -30,7 +31,7 @@ from codegrid.pipelines.codec.file_format import (
 from codegrid.pipelines.codec.models import CodeModel, FixedModel
 from codegrid.pipelines.codec.prior import BOUND, MOST_BOUND, PriorModel
 from codegrid.pipelines.codec.windows import WindowedModel
-from codegrid.pipelines.generation.codes_only import CodesPipeline, is_without_pictures
+from codegrid.pipelines.generation.codes_only import CodesPipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
 from codegrid.pipelines.system.devices import evaluating

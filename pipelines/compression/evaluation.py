@@ -84,7 +84,7 @@ def evaluate_compression(
     distance = FeatureDistance(FeatureDistanceConfig(feature_net, feature_weights)) if feature_net else None
     codec = ImageCodec.from_pretrained(pipeline)
     accelerator = make_accelerator()
-    codec.pipe.to(accelerator.device)
+    codec.pictures.to(accelerator.device)
     source = open_images(data)
     print("\n".join(describe_source(source)))
     pixels, labels = _pictures(codec, source, num_images, whole)
@@ -104,7 +104,7 @@ def evaluate_compression(
         "bytes_of_the_pipeline": receiver,
         "parameters": {part: _parameters(module) for part, module in _parts(codec).items()},
         "whole": whole,
-        "data": {**describe_data(source, data.source, data.split, codec.pipe.tokenizer), "num_images": len(pixels)},
+        "data": {**describe_data(source, data.source, data.split, codec.pictures.tokenizer), "num_images": len(pixels)},
         **circumstances(accelerator),
     }
     folder = output_folder(output_dir, pipeline)
@@ -131,7 +131,7 @@ def _pictures(codec: ImageCodec, source: Any, most: int, whole: bool) -> tuple[n
     if isinstance(source, ImageSource):
         rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
         source = source.subset(rows, "to compress")
-    tokenizer = codec.pipe.tokenizer
+    tokenizer = codec.pictures.tokenizer
     pixels, labels = _whole_pixels(tokenizer, source) if whole else all_pixels(tokenizer, source)
     if not len(pixels):
         raise DataError("None of the pictures could be used.", "codegrid look says what is read of them.")
@@ -241,7 +241,7 @@ def _own(codec: ImageCodec, model: ModelName, trial: _Trial) -> dict[str, Any]:
 
 def _encoded(codec: ImageCodec, trial: _Trial) -> tuple[Tensor, tuple[int, int] | None]:
     """Codes int64 [N, h, w(, depth)] on the CPU, and what was added to whole pictures."""
-    tokenizer, parts, pixels = codec.pipe.tokenizer, [], trial.pixels
+    tokenizer, parts, pixels = codec.pictures.tokenizer, [], trial.pixels
     if trial.whole:
         several = [padded(one, tokenizer.config.pixels_per_position) for one in pixels]
         return torch.cat([codec.encode_whole(one) for one in several]), several[0].added
@@ -308,7 +308,7 @@ def _receiver(codec: ImageCodec) -> dict[str, int]:
 
 
 def _parts(codec: ImageCodec) -> dict[str, torch.nn.Module]:
-    return {"tokenizer": codec.pipe.tokenizer, "prior": codec.pipe.prior}
+    return {"tokenizer": codec.pictures.tokenizer, "prior": codec.pipe.prior}
 
 
 def _parameters(module: torch.nn.Module) -> int:

@@ -351,7 +351,7 @@ def _found(path: Path) -> list[Path]:
 
 
 def _say_kept(codec: ImageCodec, whole: bool) -> str:
-    height, width = codec.pipe.tokenizer.config.preprocessing_config.size
+    height, width = codec.pictures.tokenizer.config.preprocessing_config.size
     if whole:
         return (
             "Pictures are turned upright and keep their size, with transparency over white; EXIF and further frames "

@@ -18,7 +18,6 @@ from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.files import write_atomically
 from codegrid.prior import SequenceConfig, iterate_codes, to_codes
 from codegrid.prior.sampling import image_generator
-from codegrid.prior.sequence_config import SEQUENCE_CONFIG_NAME
 
 CODES_NAME = "codes.npy"
 _PARTS = ".parts"
@@ -49,11 +48,6 @@ class CodesPipeline:
     def from_pretrained(cls, folder: str | Path, **options: Any) -> CodesPipeline:
         """Load a prior's folder, with its context/ if it has one; options as of `load_prior_and_sequence`."""
         return cls(*load_prior_and_sequence(folder, **options), ContextModel.of_pipeline(Path(folder)))
-
-
-def is_without_pictures(folder: str | Path) -> bool:
-    """Whether `folder` is a prior whose codes were imported."""
-    return (Path(folder) / SEQUENCE_CONFIG_NAME).is_file() and SequenceConfig.load(folder).axes is not None
 
 
 def as_stored(codes: np.ndarray, sequence: SequenceConfig) -> np.ndarray:

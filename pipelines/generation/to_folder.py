@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from codegrid.errors import require
 from codegrid.names import for_file, shown
+from codegrid.pipelines.artifacts.index import is_without_pictures
 from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
 from codegrid.pipelines.generation.asked import DEFAULT, Asked, asked_images, labels_in_turn
-from codegrid.pipelines.generation.codes_only import CODES_NAME, is_without_pictures, write_codes
+from codegrid.pipelines.generation.codes_only import CODES_NAME, write_codes
 from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_dataset import (

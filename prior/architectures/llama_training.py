@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import LlamaForCausalLM, LlamaModel, Qwen3ForCausalLM
 
-from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
+from codegrid.prior.row_operations import causal_attention, gated_silu, rms_norm, rotate
 
 LlamaLike = LlamaForCausalLM | Qwen3ForCausalLM
 
@@ -98,12 +98,10 @@ def _attend(attention: nn.Module, normed: Tensor, cos: Tensor, signed_sin: Tenso
         )
         query_key = torch.cat([rms_norm(part, norm.weight, norm.variance_epsilon) for part, norm in parts], dim=2)
     query, key = rotate(query_key, cos, signed_sin).split([turned - shared, shared], dim=2)
-    read = F.scaled_dot_product_attention(
+    read = causal_attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
         value.transpose(1, 2),
-        is_causal=True,
-        dropout_p=attention.attention_dropout if attention.training else 0.0,
-        enable_gqa=turned != 2 * shared,
+        attention.attention_dropout if attention.training else 0.0,
     )  # [B, H, T, hd]
     return read.transpose(1, 2).flatten(2)

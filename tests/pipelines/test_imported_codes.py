@@ -9,17 +9,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from codegrid.pipelines.codes.bring import ImportCodesConfig, import_codes
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
+from codegrid.pipelines.compression.evaluation import evaluate_compression
+from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.evaluation.prior import evaluate_prior
 from codegrid.pipelines.generation.codes_only import as_imported
 from codegrid.pipelines.generation.make import make_pipeline
+from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import generate_images
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training.prior.presets import quickstart_prior
 from codegrid.pipelines.training.prior.train import train_prior
-from codegrid.prior import SequenceConfig
+from codegrid.prior import SequenceConfig, load_prior, to_tokens
 from codegrid.prior.codes import open_codes
 from codegrid.prior.sequence_config import AXES
 
@@ -179,5 +183,23 @@ def test_a_prior_learns_them_scores_them_and_gives_them_back(tmp_path, tokenizer
     assert codes.max() < 16
     fewer = generate_images(str(tmp_path / "run"), str(tmp_path / "fewer"), num_images=3, batch_size=3, seed=3)
     assert np.array_equal(np.load(fewer / "codes.npy", allow_pickle=False), codes[:3])
+    run, pictures = str(tmp_path / "run"), DataConfig(str(tmp_path / "rows.parquet"))
     with pytest.raises(ValueError, match="codes without pictures"):
-        make_pipeline(str(tokenizer_folder), str(tmp_path / "run"), str(tmp_path / "pipeline"))
+        make_pipeline(str(tokenizer_folder), run, str(tmp_path / "pipeline"))
+    with pytest.raises(ValueError, match="no pictures"):  # of edit, demo and the evaluations of pictures
+        ImageGenerationPipeline.from_pretrained(run)
+    with pytest.raises(ValueError, match="no pictures"):
+        evaluate_compression(run, pictures)
+    known = evaluate_prior(run, str(folder), str(tmp_path / "known"), given=8) / "prior.json"
+    behind = json.loads(known.read_text())["results"][0]["nats_per_code"]
+    model, sequence = load_prior(run)
+    rows = open_codes(folder).split(0.2)[1]
+    data = open_codes(folder)
+    codes, (labels, _) = torch.from_numpy(data.codes(rows)), data.condition_values(rows)
+    with torch.no_grad():  # of the stock model: each code behind the eighth
+        tokens = to_tokens(codes, labels, None, sequence)
+        scores = model(tokens).logits[:, :-1, :16].double().log_softmax(-1)
+    chosen = scores.gather(-1, tokens[:, 1:, None])[:, 8:, 0]
+    assert behind == pytest.approx(-chosen.mean().item(), abs=1e-5)
+    with pytest.raises(ValueError, match="given is 12"):
+        evaluate_prior(run, str(folder), str(tmp_path / "known"), given=12)

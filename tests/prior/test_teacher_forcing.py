@@ -8,7 +8,7 @@ from torch import nn
 
 from codegrid.errors import CodegridError
 from codegrid.prior import PriorConfig, PriorObjective, SequenceConfig, make_prior
-from codegrid.prior.row_operations import gated_silu, rms_norm, rotate
+from codegrid.prior.row_operations import causal_attention, gated_silu, rms_norm, rotate
 from codegrid.prior.teacher_forcing import hidden_states
 
 SEQUENCE = SequenceConfig(16, (4, 4), class_names=("a", "b"))
@@ -111,3 +111,20 @@ def test_compiled_it_is_the_same():
         found.append((loss, *torch.autograd.grad(loss, list(objective.parameters()))))
     for own, expected in zip(*found, strict=True):
         torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 7, 64])
+def test_attention_of_short_sequences_in_bf16_is_that_of_float64(length):
+    torch.manual_seed(0)
+    parts = [torch.randn(2, length, 3, 8, dtype=torch.bfloat16).transpose(1, 2).requires_grad_() for _ in range(3)]
+    grad = torch.randn(2, 3, length, 8)
+    found = causal_attention(*parts)
+    assert found.grad_fn is not None
+    assert type(found.grad_fn).__name__ == "_AttentionBackward"  # the road that is under test
+    exact = [part.detach().double().requires_grad_() for part in parts]
+    scores = exact[0] @ exact[1].mT / 8**0.5
+    seen = scores.masked_fill(torch.ones(length, length).triu(1).bool(), -torch.inf).softmax(-1) @ exact[2]
+    ours = [found, *torch.autograd.grad(found, parts, grad.bfloat16())]
+    theirs = [seen, *torch.autograd.grad(seen, exact, grad.double())]
+    for own, right in zip(ours, theirs, strict=True):
+        assert (own.double() - right).norm() <= 0.02 * right.norm()
