@@ -45,7 +45,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor, dropout: float =
     """Attention of each position to itself and those before it, of [B, H, T, hd] (key and value may have fewer heads).
 
     torch's kernel for CPUs goes over short sequences in bf16 in two to four times the time of the plain products
-    (docs/recipes/text.md), which keep [B, H, T, T] probabilities. Elsewhere it is torch's.
+    (docs/recipes/book.md), which keep [B, H, T, T] probabilities. Elsewhere it is torch's.
     """
     plain = query.device.type == "cpu" and query.dtype == torch.bfloat16 and query.shape[2] <= _SHORT
     if plain and query.shape == key.shape and not dropout and not torch.compiler.is_compiling():

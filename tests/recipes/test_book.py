@@ -1,4 +1,4 @@
-"""docs/recipes/text.md on a small text: what the page's commands do."""
+"""docs/recipes/book.md on a small text: what the page's commands do."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def text(tmp_path: Path) -> bytes:
 
 def test_every_held_out_character_is_scored_once_and_none_is_trained_on(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    recipe_of("text.md")["windows"]("kjv.txt", "TRAINING.npy", "HELD.npy")
+    recipe_of("book.md")["windows"]("kjv.txt", "TRAINING.npy", "HELD.npy")
     cut = len(text) * 9 // 10
     rows = np.load("HELD.npy", allow_pickle=False)
     scored = rows[:, 128:].tobytes()
@@ -33,7 +33,7 @@ def test_every_held_out_character_is_scored_once_and_none_is_trained_on(text, tm
 def test_the_page_runs(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     small = {"nanogpt": None, "score-nanogpt": None, "generate": ["--num-images", "1"]}
-    ran = run_page("text.md", small, {})
+    ran = run_page("book.md", small, {})
     assert {"windows", "import-codes", "train-prior", "evaluate", "generate", "show", "compress", "decompress"} <= {
         *ran
     }

@@ -1,4 +1,4 @@
-"""docs/recipes/text.md: windows of a text as rows of bytes, samples as text, and nanoGPT's own model on the same."""
+"""docs/recipes/book.md: windows of a text as rows of bytes, samples as text, and nanoGPT's own model on the same."""
 
 from __future__ import annotations
 
