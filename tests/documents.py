@@ -178,7 +178,7 @@ DEFAULTS[f"{DEVELOPERS} search-recipe"] = "runs/search-recipe"
 # A name in capitals is the reader's own: IMAGES, CODES, PEERS/taming-transformers, TEST.parquet, USER/NAME.
 OWN = re.compile(r"[A-Z][A-Z_0-9]*([./][\w.-]+)*")
 # Pictures and weights that a page says where to get, or that only its figures are of, and what comes with the package.
-NAMED_DATA = {"emoji64", "squeezenet1_1_caffe.safetensors", *SHIPPED}
+NAMED_DATA = {"emoji64", "squeezenet1_1_caffe.safetensors", "none", *SHIPPED}  # --tokenizer none: there is none
 
 
 class Step(NamedTuple):
