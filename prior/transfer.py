@@ -24,8 +24,9 @@ def transferred(
 ) -> PreTrainedModel:
     """A prior of `new` sequences with the weights of one of `old` sequences, in training mode.
 
-    Classes are matched by name. A class that is new starts as the null token: as an image of no class. Of other
-    conditions, pictures made in another way and texts start from pictures and texts of the same tokens. A prior of
+    Classes are matched by name. A class that is new starts as the null token: as an image of no class. Pictures and
+    texts start from those of the same tokens, however the pictures are made; all their tokens start as the null token,
+    where the other prior follows none. A prior of
     raster order becomes one of any order whose embeddings of places start at 0: in raster order it is the prior that
     it started from.
 
@@ -46,8 +47,9 @@ def transferred(
             f"{name} of the codes is {now}, of the prior to start from {before}.",
             "Take codes of the tokenizer that the prior was trained with, or start without its weights.",
         )
+    before, now = _tokens_of(old), _tokens_of(new)
     require(
-        _tokens_of(old) == _tokens_of(new),
+        all(before.get(kind, part) == part for kind, part in now.items()),
         f"These codes follow {new.conditioning.describe()}, the prior to start from {old.conditioning.describe()}.",
         "Start from a prior whose pictures and texts are of the same tokenizers, or without another prior's weights.",
     )
@@ -73,10 +75,10 @@ def transferred(
     return started.train()
 
 
-def _tokens_of(sequence: SequenceConfig) -> list[Condition]:
-    """The conditions other than classes, without what makes no difference for their tokens."""
+def _tokens_of(sequence: SequenceConfig) -> dict[str, Condition]:
+    """The conditions other than classes by their type, without what makes no difference for their tokens."""
     parts = [part for part in parts_of(sequence.conditioning) if not isinstance(part, (NoCondition, ClassCondition))]
-    return [replace(part, made_by=None) if isinstance(part, PictureCondition) else part for part in parts]
+    return {part.type: replace(part, made_by=None) if isinstance(part, PictureCondition) else part for part in parts}
 
 
 def becomes_any_order(model: PreTrainedModel) -> bool:
@@ -108,7 +110,9 @@ def _sources(old: SequenceConfig, new: SequenceConfig) -> torch.Tensor:
             classes, first = before.get(part.type, (None, 0))
             known = {name: first + label for label, name in enumerate(getattr(classes, "class_names", ()))}
             sources += [known.get(name, old.null_token) for name in part.class_names]
-        else:
-            first = before[part.type][1] if part.vocab_size else 0
+        elif part.type in before:
+            first = before[part.type][1]
             sources += range(first, first + part.vocab_size)
+        else:
+            sources += [old.null_token] * part.vocab_size
     return torch.tensor([*sources, old.null_token])

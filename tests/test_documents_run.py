@@ -10,6 +10,7 @@ import io
 import json
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,8 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
     config = PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
     save_prior(make_prior(config, sequence), sequence, tmp_path / "RESTORATION")
+    sequence = replace(sequence, condition=None, class_names=("Objects", "Flags"))
+    save_prior(make_prior(config, sequence), sequence, tmp_path / "CLASS_PRIOR")
     (tmp_path / "SHAPES").mkdir()
     Image.new("RGB", (20, 20), "black").save(tmp_path / "SHAPES" / "square.png")
     hub = tmp_path / "hub" / "checkpoints"

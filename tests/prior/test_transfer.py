@@ -97,9 +97,22 @@ def test_a_prior_of_pictures_made_in_another_way_starts_from_one():
     assert len(transferred(model, old, alone).get_input_embeddings().weight) == 7 + 5 + 1
 
 
-@pytest.mark.parametrize(
-    "condition", [None, PictureCondition(6, (1, 2)), PictureCondition(5, (2, 1)), TextCondition(2, num_ids=5)]
-)
+@torch.no_grad()
+def test_a_text_that_is_new_starts_as_none():
+    old, text = SequenceConfig(7, (2, 2), class_names=("cat", "dog")), TextCondition(1, num_ids=5)
+    new = SequenceConfig(7, (2, 2), condition=text)
+    model = make_prior(PriorConfig(16, 2, 2, initializer_range=0.3), old)
+    started = transferred(model, old, new)
+    tokens = to_tokens(CODES, torch.tensor([[0], [3], [5]]), None, new)
+    found = started.eval()(tokens[:, :-1]).logits[..., :7]
+    torch.testing.assert_close(found, logits(model, old, [0, 0, 0], drop=True), rtol=1e-5, atol=1e-5)
+    back = transferred(started, new, SequenceConfig(7, (2, 2)))
+    torch.testing.assert_close(
+        logits(back, SequenceConfig(7, (2, 2)), None), logits(model, old, [0] * 3, drop=True), rtol=1e-5, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("condition", [PictureCondition(6, (1, 2)), PictureCondition(5, (2, 1))])
 def test_a_condition_of_other_tokens_is_refused(condition):
     old = SequenceConfig(7, (2, 2), condition=PICTURE)
     model = make_prior(PriorConfig(16, 1, 2), old)
