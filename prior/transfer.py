@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from codegrid.errors import require
 from codegrid.prior.architectures import Architecture, architecture_named, architecture_of
+from codegrid.prior.architectures.base import num_positions
 from codegrid.prior.conditioning import ClassCondition, Condition, NoCondition
 from codegrid.prior.conditions import PictureCondition, parts_of
 from codegrid.prior.modeling import generation_config
@@ -17,6 +18,9 @@ from codegrid.prior.sequence_config import SequenceConfig
 
 # The architecture of any order that a prior of raster order becomes: it has the same weights and two embeddings more.
 _OF_ANY_ORDER = {"llama": "any_order_llama", "gpt2": "any_order_gpt2"}
+
+# Those whose positions count from each other alone, so that a longer condition moves nothing.
+_OF_ANY_LENGTH = ("llama", "qwen3")
 
 
 def transferred(
@@ -37,7 +41,8 @@ def transferred(
 
     Raises:
         CodegridError: the codes are not of one kind (codebook, grid, depth, order), or their conditions have other
-            tokens; or there is no architecture of any order with these weights.
+            tokens, or another number of them than a prior of learned places has; or there is no architecture of any
+            order with these weights.
     """
     kind = _of_any_order(model) if any_order else None
     for name in ("codebook_size", "grid_shape", "depth", "order"):
@@ -54,6 +59,15 @@ def transferred(
         "Start from a prior whose pictures and texts are of the same tokenizers, or without another prior's weights.",
     )
     config = copy.deepcopy(model.config)
+    if old.prefix_length != new.prefix_length:
+        record = architecture_of(model)
+        require(
+            kind is None and record is not None and record.name in _OF_ANY_LENGTH,
+            f"These codes have {new.prefix_length} tokens before them, and a {type(model).__name__} of "
+            f"{old.prefix_length} has learned where each code stands.",
+            f"Start from one of {', '.join(_OF_ANY_LENGTH)}, or from fresh weights.",
+        )
+        config.max_position_embeddings = num_positions(new)
     if kind is not None:
         values = config.to_dict()
         config = kind.config_class(

@@ -100,12 +100,18 @@ def test_a_prior_of_pictures_made_in_another_way_starts_from_one():
 @torch.no_grad()
 def test_a_text_that_is_new_starts_as_none():
     old, text = SequenceConfig(7, (2, 2), class_names=("cat", "dog")), TextCondition(1, num_ids=5)
+    longer = SequenceConfig(7, (2, 2), condition=TextCondition(9))
     new = SequenceConfig(7, (2, 2), condition=text)
     model = make_prior(PriorConfig(16, 2, 2, initializer_range=0.3), old)
     started = transferred(model, old, new)
     tokens = to_tokens(CODES, torch.tensor([[0], [3], [5]]), None, new)
     found = started.eval()(tokens[:, :-1]).logits[..., :7]
     torch.testing.assert_close(found, logits(model, old, [0, 0, 0], drop=True), rtol=1e-5, atol=1e-5)
+    assert transferred(model, old, longer).config.max_position_embeddings >= 9 + 3
+    for other in ("gpt2", "grid_llama", "bert"):
+        fixed = make_prior(PriorConfig(16, 1, 2, architecture=other), old)
+        with pytest.raises(CodegridError, match=r"9 tokens before them, and a .* of 1 has learned where"):
+            transferred(fixed, old, longer)
     back = transferred(started, new, SequenceConfig(7, (2, 2)))
     torch.testing.assert_close(
         logits(back, SequenceConfig(7, (2, 2)), None), logits(model, old, [0] * 3, drop=True), rtol=1e-5, atol=1e-5
