@@ -1,0 +1,123 @@
+"""docs/recipes/video.py: clips and their windows, frames that follow frames, and the page's commands."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from recipe_pages import FEW_STEPS, recipe_of, run_page
+from tiny_runs import write_pictures
+
+from codegrid.prior import PriorConfig, SequenceConfig, log_likelihood, make_prior
+from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.images import to_model
+
+
+@pytest.fixture(scope="module")
+def recipe() -> dict[str, Any]:
+    return recipe_of("video.md")
+
+
+def test_a_picture_moves_evenly_by_two_pixels_or_more(recipe: dict[str, Any]) -> None:
+    """The centroid of a single colour is the middle of the square: its place is known in every frame."""
+    picture, seen = np.zeros((24, 24, 3), np.uint8), set()
+    for seed in range(40):
+        clip = recipe["moving"](picture, 12, random.Random(seed), 255)
+        assert (clip != 255).sum() == 12 * 24 * 24 * 3  # all of it in every frame
+        steps = np.diff(recipe["centroids"](clip), axis=0)
+        assert np.abs(steps - steps[0]).max() < 1e-6
+        assert np.hypot(*steps[0]) >= 2 - 1e-6
+        seen.add(tuple(steps[0].round().astype(int)))
+    assert len(seen) > 15
+
+
+def test_the_centroid_leaves_noise_out(recipe: dict[str, Any]) -> None:
+    frame = np.full((1, 64, 64, 3), 250, np.uint8)
+    frame[0, 10:20, 30:34] = 0
+    frame[0, 60:, 60:] = 240  # what a tokenizer makes of white
+    assert recipe["centroids"](frame)[0].tolist() == pytest.approx([14.5, 31.5], abs=1e-3)
+    true = np.zeros((2, 3, 8, 8, 3), np.uint8)
+    assert recipe["psnr"](true + 16, true).tolist() == pytest.approx([10 * np.log10(255**2 / 256)] * 3)
+
+
+def test_windows_of_clips(recipe: dict[str, Any]) -> None:
+    clips = {"a": [*"abcdefg"], "b": [*"ABC"]}
+    assert ["".join(row) for row in recipe["rows_of"](clips, 3, 1)] == ["abc", "bcd", "cde", "def", "efg", "ABC"]
+    assert ["".join(row) for row in recipe["rows_of"](clips, 3, 3)] == ["adg"]
+
+
+def test_frames_follow_the_last_known_ones(recipe: dict[str, Any], monkeypatch) -> None:
+    """With a prior that counts: a row has 5 frames, of which 2 are given, so that 7 frames take three rounds."""
+    sequence = SequenceConfig(100, (5 * 2, 3), axes={"t": 5, "h": 2, "w": 3})
+
+    def counting(model, sequence, *, seeds, prefix_codes, temperature):
+        first = prefix_codes[:, :1, :1] + torch.arange(5).repeat_interleave(2)[:, None]  # [B, 10, 1]
+        assert (prefix_codes == first[:, :4].expand_as(prefix_codes)).all()  # each round begins with the last two
+        rounds.append(seeds)
+        return first.expand(-1, -1, 3).reshape(len(prefix_codes), -1)
+
+    rounds: list[list[int]] = []
+    names = recipe["next_frames"].__globals__
+    monkeypatch.setitem(names, "sample_codes", counting)
+    start = torch.tensor([10, 50])[:, None] + torch.arange(2)
+    known = start[..., None, None].expand(2, 2, 2, 3)
+    after = recipe["next_frames"](None, sequence, known, 7, 1.0)
+    assert after.shape == (2, 7, 2, 3)
+    assert after[..., 0, 0].tolist() == [[*range(12, 19)], [*range(52, 59)]]
+    assert (after == after[..., :1, :1]).all()
+    assert len({seed for seeds in rounds for seed in seeds}) == 6  # of each clip and round its own
+
+
+def test_the_bits_of_frames_are_those_of_their_codes(recipe: dict[str, Any]) -> None:
+    sequence = SequenceConfig(16, (3 * 2, 2), axes={"t": 3, "h": 2, "w": 2})
+    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
+    codes = torch.randint(16, (9, 3, 2, 2))
+    bits = recipe["frame_bits"](prior, sequence, codes)
+    assert bits.shape == (3,)
+    assert bits.sum() == pytest.approx(-float(log_likelihood(prior, sequence, codes.flatten(1)).mean()) / np.log(2))
+    other = codes.clone()
+    other[:, 2] = (other[:, 2] + 1) % 16  # a later frame changes nothing in those before it
+    assert recipe["frame_bits"](prior, sequence, other)[:2] == pytest.approx(bits[:2])
+
+
+def test_the_frames_of_a_video_are_cut(recipe: dict[str, Any], tmp_path: Path) -> None:
+    av = pytest.importorskip("av", reason="needs PyAV")
+    with av.open(str(tmp_path / "grey.mp4"), "w") as file:
+        stream = file.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 160, 96, "yuv420p"
+        for index in range(10):
+            frame = av.VideoFrame.from_ndarray(np.full((96, 160, 3), 25 * index, np.uint8), format="rgb24")
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
+    recipe["cut"](tmp_path / "grey.mp4", tmp_path / "FRAMES", held_out=0.3)
+    frames = sorted((tmp_path / "FRAMES").rglob("*.png"))
+    assert [frame.parent.parent.name for frame in frames] == ["train"] * 7 + ["validation"] * 3
+    pixels = np.stack([np.asarray(Image.open(frame)) for frame in frames]).astype(int)
+    assert pixels.shape == (10, 64, 64, 3)
+    assert np.abs(pixels - 25 * np.arange(10)[:, None, None, None]).max() <= 8  # lossy; the next frame is 25 away
+
+
+def test_the_page_in_two_steps(recipe: dict[str, Any], tmp_path: Path, capsys, monkeypatch) -> None:
+    """The commands of docs/recipes/video.md, but for those that need the network."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(Path("IMAGES"))
+    small = {"move": ["--clips", "6", "--validation-clips", "2"], "predict": ["--number", "2"], "cut": None}
+    small["train-prior"] = [*FEW_STEPS, "--num-samples", "0", "--model.num-hidden-layers", "1"]
+    ran = run_page("video.md", small, {})
+    assert {"move", "clips", "import-codes", "train-prior", "predict"} <= set(ran)
+    rows, vq = np.load("clips.npy"), VQModel.from_pretrained("TOKENIZER").eval()
+    assert rows.shape == (6, 12, 8, 8)
+    frames = [np.asarray(Image.open(path)) for path in sorted(Path("FRAMES/train/00004").iterdir())]
+    with torch.no_grad():
+        assert (vq.encode(to_model(np.stack(frames))).numpy() == rows[4]).mean() > 0.99
+    said = capsys.readouterr().out
+    assert "frame 8 predicted" in said
+    assert "frame 8 the true codes, decoded" in said
+    with Image.open("predicted.gif") as film:
+        assert film.n_frames == 12
+        assert film.size == (2 * 64, 2 * 64 + 4)
