@@ -59,7 +59,7 @@ def score_nanogpt(clone: str, checkpoint: str, held_out: str) -> None:
     model.eval()
     nats, rows = 0.0, torch.from_numpy(np.load(held_out, allow_pickle=False).astype(np.int64))
     for part in rows.split(32):
-        logits, _ = model(part[:, :-1], part[:, 1:])  # with targets it gives the logits of all positions
+        logits, _ = model(part[:, :-1], part[:, 1:].contiguous())  # with targets it gives the logits of all positions
         scores = logits[:, KNOWN - 1 :].flatten(0, 1).double()
         nats += F.cross_entropy(scores, part[:, KNOWN:].flatten(), reduction="sum").item()
     scored = len(rows) * (LENGTH - KNOWN)
