@@ -113,7 +113,7 @@ def _save(program: ExportedProgram, path: Path, inputs: list[str], outputs: list
         written = torch.onnx.export(
             program, dynamo=True, input_names=inputs, output_names=outputs, verbose=False, external_data=False
         )
-    require(written is not None, "torch.onnx.export gave nothing.", "Install another version of torch.")
+    assert written is not None  # with dynamo=True it is a program
     written.save(path)
 
 
@@ -188,7 +188,7 @@ def _about(model: VQModel, name: str, folder: Path, difference: dict[str, Any]) 
         "quantizer": quantizer.type,
         "codebook_size": quantizer.codebook_size,
         "codes_per_position": quantizer.depth,
-        "classes": [config.id2label[label] for label in range(config.num_classes)],
+        "classes": [(config.id2label or {})[label] for label in range(config.num_classes)],
         "encoder": {"file": ENCODER, "sha256": sha256(folder / ENCODER), "inputs": [images], "outputs": [codes]},
         "decoder": {
             "file": DECODER,
