@@ -20,7 +20,7 @@ import torch
 import yaml
 from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as HubImage
-from documents import DOCUMENTS, ROOT, Block, blocks, codegrid_words, name_of, read, snippets, split
+from documents import DOCUMENTS, ROOT, Block, blocks, codegrid_words, name_of, read, snippets_of, split
 from PIL import Image
 from safetensors.torch import safe_open, save_file
 
@@ -61,8 +61,15 @@ MARKED = [
     for document in DOCUMENTS
     if any(block.is_run for block in blocks(read(document)))
 ]
+
+
+def unmarked_snippets(document: Path) -> list[str]:
+    """Python that needs nothing of its page's commands; what is marked runs among these."""
+    return snippets_of([block for block in blocks(read(document)) if not block.is_run])
+
+
 # The Python of onnx.md runs in tests/pipelines/test_onnx_files.py, which has its files.
-WITH_SNIPPETS = [document for document in DOCUMENTS if snippets(read(document)) and document.name != "onnx.md"]
+WITH_SNIPPETS = [document for document in DOCUMENTS if unmarked_snippets(document) and document.name != "onnx.md"]
 
 
 @pytest.fixture
@@ -206,7 +213,7 @@ def test_snippets_run_one_after_the_other(document: Path, quickstart: Path, read
     shutil.copytree(SAVED / "prior", readers_folder / "runs" / "prior")
     shutil.copytree(SAVED / "pipeline", readers_folder / "runs" / "pipeline-with-context")
     names: dict[str, Any] = {}
-    for snippet in snippets(read(document)):
+    for snippet in unmarked_snippets(document):
         names |= READERS
         exec(compile(snippet, name_of(document), "exec"), names)
     if document.name == "README.md":

@@ -11,7 +11,7 @@ import codegrid
 from codegrid.names import encodable
 from codegrid.pipelines.commands.nearest import unknown
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS
-from codegrid.pipelines.system.threads import wait_asleep_beside_others
+from codegrid.pipelines.commands.threads import wait_asleep_beside_others
 
 HELP = {"-h", "--help"}
 

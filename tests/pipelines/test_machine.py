@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from codegrid.pipelines.system import threads
-from codegrid.pipelines.system.threads import wait_asleep_beside_others
+from codegrid.pipelines.commands import threads
+from codegrid.pipelines.commands.threads import wait_asleep_beside_others
 
 FAULTS = """
 import resource, sys
