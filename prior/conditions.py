@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -30,6 +31,7 @@ _MOST_PARTS = 3  # of a combination: guidance of each has 2^parts branches
 _MOST_TOKENS = 2**20
 _PICTURE, _TEXT = "condition_codes", "prompt"  # columns of a code data set
 
+_COPIES: dict[str, str] = {}  # folders of priors with the tokenizer of their texts, by the hash of its vocabulary
 _logger = logging.getLogger(__name__)
 
 
@@ -150,8 +152,8 @@ class TextCondition(Condition):
         """
         if tokenizer == BYTES:
             return cls(length)
-        ids = _tokenizer(tokenizer).get_vocab()
-        return cls(length, tokenizer, max(ids.values()) + 1, _hash(ids))
+        loaded, vocabulary = _tokenizer(tokenizer)
+        return cls(length, tokenizer, max(loaded.get_vocab().values()) + 1, vocabulary)
 
     @property
     def num_tokens(self) -> int:
@@ -179,7 +181,10 @@ class TextCondition(Condition):
 
     def encode(self, text: str) -> tuple[list[int], bool]:
         """A text of any characters, lone surrogates and names of other bytes too -> its ids, and whether it was cut."""
-        ids = list(_bytes(text)) if self.tokenizer == BYTES else self._loaded().encode(text, add_special_tokens=False)
+        raw = _bytes(text)
+        ids = list(raw)
+        if self.tokenizer != BYTES:
+            ids = self.loaded().encode(raw.decode("utf-8", "replace"), add_special_tokens=False)
         kept = ids[: self.length]
         if self.tokenizer == BYTES and len(ids) > self.length:
             end = self.length
@@ -192,16 +197,21 @@ class TextCondition(Condition):
         ids = [int(number) for number in value if number != self.num_ids]
         if self.tokenizer == BYTES:
             return bytes(ids).decode(errors="replace")
-        return str(self._loaded().decode(ids))
+        return str(self.loaded().decode(ids))
 
     def describe(self) -> str:
         by = BYTES if self.tokenizer == BYTES else f"tokens of {self.tokenizer}"
         return f"a text of up to {self.length} {by}"
 
-    def _loaded(self) -> Any:
-        tokenizer = _tokenizer(self.tokenizer)
+    def loaded(self) -> Any:
+        """Its tokenizer of transformers.
+
+        Raises:
+            CodegridError: it cannot be loaded, or has another vocabulary than in training.
+        """
+        tokenizer, vocabulary = _tokenizer(_COPIES.get(self.tokenizer_hash or "", self.tokenizer))
         require(
-            self.tokenizer_hash in (None, _hash(tokenizer.get_vocab())),
+            self.tokenizer_hash in (None, vocabulary),
             f"The text's tokenizer {self.tokenizer!r} has another vocabulary than when the prior was trained.",
             "Give the version that made the codes of the texts.",
         )
@@ -319,6 +329,29 @@ def classes_of(condition: Condition) -> tuple[str, ...]:
     return next((part.class_names for part in parts_of(condition) if isinstance(part, ClassCondition)), ())
 
 
+def save_text_tokenizer(condition: Condition, folder: str | Path) -> None:
+    """Write the tokenizer of the texts that a prior follows into the prior's folder, which is then whole.
+
+    Bytes need none. One that cannot be loaded any more costs no training: a line in the log says that it is missing.
+    """
+    for text in _with_tokenizer(condition):
+        try:
+            text.loaded().save_pretrained(folder)
+        except CodegridError as error:
+            _logger.warning(f"The prior is saved without the tokenizer of its texts. {error}")
+
+
+def find_text_tokenizer(condition: Condition, folder: Path) -> None:
+    """Let texts be read by the tokenizer in a prior's folder, where one is: the place of its training may be gone."""
+    for text in _with_tokenizer(condition):
+        if text.tokenizer_hash and (folder / "tokenizer_config.json").is_file():
+            _COPIES[text.tokenizer_hash] = str(folder)
+
+
+def _with_tokenizer(condition: Condition) -> list[TextCondition]:
+    return [part for part in parts_of(condition) if isinstance(part, TextCondition) and part.tokenizer != BYTES]
+
+
 def combined(*conditions: Condition | None) -> Condition | None:
     """One condition of those that are given: a combination, where there are several; None, where there is none."""
     given = tuple(condition for condition in conditions if condition is not None)
@@ -344,16 +377,15 @@ def _bytes(text: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def _hash(ids: Mapping[str, int]) -> str:
-    return hashlib.sha256(json.dumps(sorted(ids.items())).encode()).hexdigest()
-
-
 @cache
-def _tokenizer(name: str) -> Any:
+def _tokenizer(name: str) -> tuple[Any, str]:
+    """A tokenizer of transformers, and the hash of its vocabulary."""
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        ids = sorted(loaded.get_vocab().items())
+        return loaded, hashlib.sha256(json.dumps(ids).encode()).hexdigest()
     except Exception as error:  # transformers and tokenizers raise whatever their files do
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise CodegridError(

@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from codegrid.downloads import place_in, read_json, snapshot, weight_files
 from codegrid.errors import CodegridError, MissingFileError, require
 from codegrid.prior.architectures import ARCHITECTURES, Architecture, architecture_of_class
+from codegrid.prior.conditions import find_text_tokenizer, save_text_tokenizer
 from codegrid.prior.configuration import PriorConfig, transformers_config
 from codegrid.prior.sequence_config import SEQUENCE_CONFIG_NAME, SequenceConfig
 
@@ -66,6 +67,8 @@ def cached_width(config: PreTrainedConfig) -> int:
 def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | Path) -> None:
     """Write weights (safetensors), config.json, generation_config.json and sequence_config.json into `folder`.
 
+    The tokenizer of texts that the prior follows goes beside them.
+
     Raises:
         CodegridError: the model is none of `ARCHITECTURES`, or its vocabulary is not that of `sequence`.
     """
@@ -77,6 +80,7 @@ def save_prior(model: PreTrainedModel, sequence: SequenceConfig, folder: str | P
     _check_fit(model.config, sequence, "the model's config")
     model.generation_config = generation_config(sequence)
     model.save_pretrained(folder)
+    save_text_tokenizer(sequence.conditioning, folder)
     sequence.save(folder)  # last: load_prior reads it first
 
 
@@ -120,6 +124,7 @@ def load_prior(
         )
     folder = folder / inside
     sequence = SequenceConfig.load(folder)
+    find_text_tokenizer(sequence.conditioning, folder)
     record = _check_architecture(folder)
     files = weight_files(folder)
     kwargs.setdefault("attn_implementation", "sdpa")

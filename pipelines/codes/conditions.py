@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -143,8 +144,7 @@ def open_conditions(
     model: VQModel,
     *,
     tokenizer: str | None = None,
-    text_tokenizer: str = "bytes",
-    text_length: int = 64,
+    text: TextCondition | None = None,
 ) -> Conditions:
     """The conditions that a tokenization asks for.
 
@@ -153,6 +153,7 @@ def open_conditions(
             picture.
         captions: "column:NAME", "txt" or "class"; None for no text.
         tokenizer: of the condition's pictures; None is `model`.
+        text: how texts become tokens, where there are captions.
 
     Raises:
         DataError: there is no such condition, or the data has none.
@@ -162,7 +163,6 @@ def open_conditions(
         f"condition_tokenizer is {tokenizer!r}, and there is no condition.",
         "Give one by --condition.",
     )
-    text = None if captions is None else TextCondition.of(text_tokenizer, text_length)
     texts = None if captions is None else Captions(data, images, captions)
     if condition is None:
         return Conditions(text=text, captions=texts)
@@ -197,13 +197,19 @@ def _paired(condition: str, images: ImageSource, data: DataConfig) -> tuple[Imag
     if condition.startswith(COLUMN):
         column = condition.removeprefix(COLUMN)
         require(bool(column), f"condition is {condition!r}, without a column.", "Give column:NAME.")
-        other = open_images(replace(data, image_column=column, label_column=NO_LABELS, limit=None))
+        try:
+            other = open_images(replace(data, image_column=column, label_column=NO_LABELS, limit=None))
+        except DataError as error:
+            said = error.what.rstrip(".")
+            raise DataError(f"condition is {condition!r}: {said}.", "Name a column of pictures.") from error
         found = {name: place for place, name in enumerate(other.names())}
     else:
         folder = condition.removeprefix(FOLDER)
+        if not folder or not Path(folder).is_dir():
+            raise DataError(f"condition is {condition!r}, and that is no folder here.", "Give folder:PATH.")
         plain = DataConfig(folder, label_column=NO_LABELS, follow_links=data.follow_links, top_folders="classes")
         other = open_images(plain)
-        places = {posixpath.splitext(name)[0]: place for place, name in enumerate(other.names())}
+        places = _places_by_stem(other.names(), {posixpath.splitext(name)[0] for name in names})
         stems = {name: posixpath.splitext(name)[0] for name in names}
         found = {name: places[stem] for name, stem in stems.items() if stem in places}
     if not any(name in found for name in names):
@@ -213,3 +219,20 @@ def _paired(condition: str, images: ImageSource, data: DataConfig) -> tuple[Imag
             "Give each pair one path and name below its folder; the suffix may differ.",
         )
     return other, found
+
+
+def _places_by_stem(names: list[str], wanted: set[str]) -> dict[str, int]:
+    """The place of each wanted path without its suffix.
+
+    Raises:
+        DataError: two files differ in their suffix alone.
+    """
+    places: dict[str, int] = {}
+    for place, name in enumerate(names):
+        stem = posixpath.splitext(name)[0]
+        if stem in places and stem in wanted:
+            raise DataError(
+                f"{shown(names[places[stem]])} and {shown(name)} both belong to one picture.", "Leave one of them out."
+            )
+        places[stem] = place
+    return places

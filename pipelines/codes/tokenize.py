@@ -41,6 +41,7 @@ from codegrid.pipelines.system.devices import Policy, evaluating, make_accelerat
 from codegrid.pipelines.system.files import write_json, write_text
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard, read_manifest
 from codegrid.prior.conditioning import condition_to_dict
+from codegrid.prior.conditions import TextCondition
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.fields import established
 from codegrid.tokenizer.images import TEN_CROP, to_model
@@ -164,15 +165,9 @@ def variants(config: TokenizationConfig) -> list[Variant]:
 
 
 def conditions_of(config: TokenizationConfig, images: ImageStream, model: VQModel) -> Conditions:
+    text = None if config.captions is None else TextCondition.of(config.text_tokenizer, config.text_length)
     return open_conditions(
-        config.condition,
-        config.captions,
-        images,
-        config.data,
-        model,
-        tokenizer=config.condition_tokenizer,
-        text_tokenizer=config.text_tokenizer,
-        text_length=config.text_length,
+        config.condition, config.captions, images, config.data, model, tokenizer=config.condition_tokenizer, text=text
     )
 
 

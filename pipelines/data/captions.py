@@ -54,7 +54,7 @@ class Captions:
         assert isinstance(data, Path)  # of a folder
         try:
             with data.with_suffix(".txt").open("rb") as file:
-                return file.read(_MOST_BYTES).decode("utf-8", "surrogateescape").strip()
+                return file.read(_MOST_BYTES).decode("utf-8", "surrogateescape").strip() or None
         except OSError:
             return None
 

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from codegrid.errors import CodegridError, require
+from codegrid.names import shown
 from codegrid.pipelines.data.records import DataError
 from codegrid.pipelines.system.randomness import numpy_generator
 
@@ -43,10 +44,17 @@ class Degradation:
         """Pixels uint8 [H, W, C] -> uint8 [H, W, C]; what is random depends on name, source id and variant alone.
 
         Raises:
-            CodegridError: a function from outside gave something else.
+            CodegridError: a function from outside failed, or gave something else.
         """
         mark = int.from_bytes(hashlib.blake2b(source_id.encode("utf-8", "replace"), digest_size=8).digest(), "big")
-        made = np.asarray(self.function(pixels.copy(), numpy_generator(0, f"condition {self.name}", mark, variant)))
+        generator = numpy_generator(0, f"condition {self.name}", mark, variant)
+        try:
+            made = np.asarray(self.function(pixels.copy(), generator))
+        except Exception as error:
+            raise CodegridError(
+                f"The condition {self.name} failed on {shown(source_id)} ({type(error).__name__}: {error}).",
+                "Mend the function, or leave the picture out.",
+            ) from error
         require(
             made.dtype == np.uint8 and made.shape == pixels.shape,
             f"The condition {self.name} made {made.dtype} {list(made.shape)} of uint8 {list(pixels.shape)}.",
@@ -64,6 +72,7 @@ class _Kind:
     least: float
     most: float
     what: str
+    whole: bool = False  # no fractions
 
 
 def degradation(name: str) -> Degradation:
@@ -120,11 +129,9 @@ def _number(name: str, text: str | None) -> float:
         value = kind.default if text is None else float(text)
     except ValueError:
         value = None
-    if value is None or not kind.least <= value <= kind.most:
-        raise DataError(
-            f"condition is {name!r}.",
-            f"Write {name.partition(':')[0]}:{kind.what}, a number from {kind.least:g} to {kind.most:g}.",
-        )
+    if value is None or not kind.least <= value <= kind.most or (kind.whole and value % 1):
+        a_number = f"a {'whole ' * kind.whole}number from {kind.least:g} to {kind.most:g}"
+        raise DataError(f"condition is {name!r}.", f"Write {name.partition(':')[0]}:{kind.what}, {a_number}.")
     return value
 
 
@@ -218,7 +225,7 @@ _PLAIN: dict[str, Degrade] = {"grey": _grey, "edges": _edges, "silhouette": _sil
 _KINDS = {
     "downscale": _Kind(_with(_downscale), None, 1, 64, "FACTOR"),
     "noise": _Kind(_with(_noise), None, 0, 255, "SIGMA"),
-    "jpeg": _Kind(_with(_jpeg), None, 1, 95, "QUALITY"),
+    "jpeg": _Kind(_with(_jpeg), None, 1, 95, "QUALITY", True),
     "blur": _Kind(_with(_blur), 2.0, 0.1, 64, "RADIUS"),
 }
 _REGISTERED: dict[str, Degrade] = {}

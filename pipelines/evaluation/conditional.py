@@ -52,8 +52,7 @@ class _Way:
     def read(self, source: ImageSource, data: DataConfig, most: int) -> tuple[Pairs, dict[str, str]]:
         """At most `most` pictures of a source with their conditions, and why others were left out."""
         pipe, text = self.pipe, self.text
-        options = {} if text is None else {"text_tokenizer": text.tokenizer, "text_length": text.length}
-        found = open_conditions(self.condition, self.captions, source, data, pipe.tokenizer, **options)
+        found = open_conditions(self.condition, self.captions, source, data, pipe.tokenizer, text=text)
         if (part := picture_part(pipe.sequence.conditioning)) is not None:
             model = condition_model(pipe, part)
             found = replace(found, model=None if model is pipe.tokenizer else model)

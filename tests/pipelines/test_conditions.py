@@ -118,6 +118,11 @@ def test_a_picture_of_another_folder(tokenized, tokenizer_folder, pictures, tmp_
     assert rows[0]["condition_codes"] == model.encode(to_model(torch.from_numpy(turned[None]))).flatten().tolist()
     with pytest.raises(DataError, match="none of its pictures belongs to one of"):
         tokenized("elsewhere", condition=f"folder:{pictures / 'noise'}")
+    shutil.copy(other / "gradient" / "0.bmp", other / "gradient" / "0.png")
+    with pytest.raises(DataError, match=r"gradient/0\.bmp and gradient/0\.png both belong to one picture"):
+        tokenized("twice", condition=f"folder:{other}")
+    with pytest.raises(DataError, match="condition is 'folder:nowhere', and that is no folder here"):
+        tokenized("nowhere", condition="folder:nowhere")  # and is not looked for on the Hub
 
 
 @pytest.fixture
@@ -173,8 +178,9 @@ def test_texts_beside_the_pictures(tokenized, pictures, tmp_path):
     for path in folder.rglob("*.png"):
         path.with_suffix(".txt").write_bytes(f" ein {path.parent.name} \xff\n".encode("latin-1"))
     (folder / "noise" / "0.txt").unlink()
+    (folder / "noise" / "1.txt").write_text(" \n")  # as in a column, an empty text is none
     codes = tokenized(source=folder, captions="txt", text_length=8)
-    assert read_manifest(codes).num_skipped == 1
+    assert read_manifest(codes).num_skipped == 2
     assert bytes(number for number in rows_of(codes)[0]["prompt"] if number < 256) == b"ein grad"
     named = tokenized("named", label_column=None, captions="class", text_length=8)
     assert rows_of(named)[0]["text"] == "gradient"

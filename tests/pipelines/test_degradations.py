@@ -64,7 +64,8 @@ def test_they_are_what_they_are_called():
         ("downscale", "Write downscale:FACTOR, a number from 1 to 64"),
         ("noise:x", "Write noise:SIGMA, a number from 0 to 255"),
         ("noise:nan", "Write noise:SIGMA"),
-        ("jpeg:500", "Write jpeg:QUALITY, a number from 1 to 95"),
+        ("jpeg:500", "Write jpeg:QUALITY, a whole number from 1 to 95"),
+        ("jpeg:5.5", "Write jpeg:QUALITY, a whole number from 1 to 95"),
         ("grey:2", "Write grey: it has no number"),
         ("no_such_module_of_mine:f", "cannot be imported"),
         ("", "There are downscale:FACTOR"),
@@ -91,12 +92,19 @@ def test_a_function_of_python(monkeypatch):
     with pytest.raises(CodegridError, match=r"The condition wrong made float64 \[1, 32, 3\] of uint8 \[32, 32, 3\]"):
         degradation("wrong")(picture, "")
     assert degradations.is_known("turned")
+    with pytest.raises(CodegridError, match=r"The condition wrong failed on a\.png \(ZeroDivisionError"):
+        degradations.Degradation("wrong", lambda pixels, generator: pixels // (1 // 0))(picture, "a.png")
     assert not degradations.is_known(f"{__name__}:upside_down")  # a file must not cause an import
 
 
 def test_plain_ways():
     true = np.stack([disc(), disc()[::-1]])
-    for name, expected in [("downscale:4", {"bicubic", "Lanczos"}), ("grey", {"grey", "mean chroma"})]:
+    for name, expected in [
+        ("downscale:4", {"bicubic", "Lanczos"}),
+        ("grey", {"grey", "mean chroma"}),
+        ("jpeg:5", {"the JPEG", "non-local means"}),
+        ("blur", {"condition itself"}),
+    ]:
         made = degradation(name)
         given = np.stack([made(one, "") for one in true])
         ways = floors_of(name)
@@ -112,6 +120,7 @@ def test_plain_ways():
     coloured, inside = floors_of("grey")["mean chroma"](true, grey), grey[..., 0] < 200
     assert chroma(coloured)[inside].mean(0) == pytest.approx(chroma(true).mean((0, 1, 2)), abs=1)
     assert floors_of(None) == {}
+    assert np.array_equal(floors_of("jpeg:95")["non-local means"](true, true), true)
     pool = np.random.default_rng(0).integers(0, 256, (1200, 4, 4, 1), dtype=np.uint8)
     assert nearest_pairs(pool[[7, 1101]], pool).tolist() == [7, 1101]
     labels = np.arange(len(pool)) % 3

@@ -287,3 +287,31 @@ def test_a_tokenizer_of_transformers(tmp_path, caplog):
         condition.parse(["red"])
     with pytest.raises(CodegridError, match="cannot be loaded"):
         TextCondition.of(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "any_order_gpt2"])
+def test_a_saved_prior_has_the_tokenizer_of_its_texts(architecture, tmp_path, caplog):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    from codegrid.prior import conditions
+
+    made = Tokenizer(models.WordLevel({"[UNK]": 0, "red": 1, architecture: 2}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]").save_pretrained(tmp_path / "words")
+    kind = CombinedCondition((CLASSES, TextCondition.of(str(tmp_path / "words"), 4)))
+    sequence = sequence_of(kind)
+    model = make_prior(PriorConfig(**SIZE, architecture=architecture), sequence)
+    save_prior(model, sequence, tmp_path / "prior")
+    (tmp_path / "words").rename(tmp_path / "elsewhere")
+    conditions._tokenizer.cache_clear()
+    text = parts_of(load_prior(tmp_path / "prior")[1].conditioning)[1]
+    assert text.parse(["red \udcff"]) == [[1, 0, 3, 3]]
+    save_prior(model, sequence, tmp_path / "again")  # from the copy
+    assert (tmp_path / "again" / "tokenizer.json").is_file()
+    conditions._COPIES.clear()
+    conditions._tokenizer.cache_clear()
+    save_prior(model, sequence, tmp_path / "without")
+    assert "saved without the tokenizer of its texts" in caplog.text
+    assert "cannot be loaded" in caplog.text
+    assert load_prior(tmp_path / "without")[1] == sequence
