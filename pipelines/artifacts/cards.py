@@ -73,19 +73,25 @@ def prior_card(
 
     `model_type` comes from the prior's config.
     """
+    imported = sequence.axes is not None
+    gives = "a row, position by position" if imported else "a grid for the tokenizer's decode"
     network = next(record for record in ARCHITECTURES.values() if record.model_type == model_type)
     auto = "AutoModelForMaskedLM" if network.reads == "around" else "AutoModelForCausalLM"
     return _card(
         {
             "library_name": "codegrid",
-            "tags": ["codegrid", network.name, "image-prior"],
+            "tags": ["codegrid", network.name, "code-prior" if imported else "image-prior"],
             **_base_model(tokenizer),
         },
-        "Prior of image codes",
-        f"A {network.title} that predicts sequences of {sequence.length} image codes of {sequence.codebook_size}, with "
-        f"{sequence.conditioning.describe()}.\n"
-        f"Its codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n",
-        training_section(_trained_on_codes(codes, tokenizer), scores, "Held-out codes"),
+        "Prior of imported codes" if imported else "Prior of image codes",
+        f"A {network.title} that predicts sequences of {sequence.length} {'' if imported else 'image '}codes of "
+        f"{sequence.codebook_size}, with {sequence.conditioning.describe()}.\n"
+        + (
+            f"Its codes were imported and have no pictures; the axes of a row are {_sizes(sequence.axes)}.\n"
+            if sequence.axes is not None
+            else f"Its codes are those of the tokenizer with fingerprint `{sequence.tokenizer_fingerprint}`.\n"
+        ),
+        training_section(_trained_on_codes(codes, tokenizer, imported), scores, "Held-out codes"),
         f"""## Use
 
 ```python
@@ -93,7 +99,7 @@ from codegrid.prior import load_prior, sample_codes, to_codes
 
 model, sequence = load_prior("{PLACEHOLDER}")
 sampled = sample_codes(model, sequence, seeds=[0])
-codes = to_codes(sampled, sequence)  # a grid for the tokenizer's decode
+codes = to_codes(sampled, sequence)  # {gives}
 ```
 
 `{auto}.from_pretrained("{PLACEHOLDER}")` gives the same model; `sequence_config.json` says what its
@@ -172,15 +178,16 @@ def codes_card(manifest: CodesManifest) -> str:
     }
     made = f"made by the tokenizer `{manifest.tokenizer}` with fingerprint\n`{manifest.tokenizer_fingerprint}`{changed}"
     if manifest.axes is not None:
-        sizes = ", ".join(f"{axis} {size}" for axis, size in manifest.axes.items())
+        sizes = _sizes(manifest.axes)
         made = f"imported: `{manifest.tokenizer}` made them, and they have no pictures (axes of a row: {sizes})"
+    codes, images = ("image codes", "images") if manifest.axes is None else ("imported codes", "sequences")
     return _card(
         {
             "configs": [entry],
-            "tags": ["codegrid", "image-codes"],
+            "tags": ["codegrid", codes.replace(" ", "-")],
         },
-        "Image codes",
-        f"""{manifest.num_rows} rows from {manifest.num_images} images of `{manifest.source}`,
+        codes.capitalize(),
+        f"""{manifest.num_rows} rows from {manifest.num_images} {images} of `{manifest.source}`,
 {manifest.num_skipped} left out, {classes}. A row is {height}x{width} codes of {manifest.codebook_size} in raster order
 ({manifest.depth} a position), {made}.{follows}
 `manifest.json` has the rest.{f" {note}" if note else ""}
@@ -308,10 +315,15 @@ def _naming(text: str, facts: CardFacts) -> str:
     return text.replace(f'"{PLACEHOLDER}"', f'"{facts.repo_id}"{subfolder}')
 
 
-def _trained_on_codes(codes: str | None, tokenizer: str | None) -> str:
+def _trained_on_codes(codes: str | None, tokenizer: str | None, imported: bool) -> str:
     if codes is None:
         return ""
-    return f"Trained on the codes `{codes}`" + (f", made by the tokenizer `{tokenizer}`." if tokenizer else ".")
+    by = f", made by {'' if imported else 'the tokenizer '}`{tokenizer}`." if tokenizer else "."
+    return f"Trained on the codes `{codes}`{by}"
+
+
+def _sizes(axes: Mapping[str, int]) -> str:
+    return ", ".join(f"{axis} {size}" for axis, size in axes.items())
 
 
 def _training_of(card: str) -> str:

@@ -7,11 +7,10 @@ from pathlib import Path
 from codegrid.downloads import read_json
 from codegrid.errors import CodegridError
 from codegrid.names import shown
-from codegrid.pipelines.artifacts.loading import LoadingError
+from codegrid.pipelines.artifacts.loading import LoadingError, refuse_without_pictures
 from codegrid.pipelines.system.files import write_json
-from codegrid.prior import ARCHITECTURES, SamplingConfig, SequenceConfig
+from codegrid.prior import ARCHITECTURES, SamplingConfig
 from codegrid.prior.architectures import architecture_of_class
-from codegrid.prior.sequence_config import SEQUENCE_CONFIG_NAME
 from codegrid.tokenizer.fields import from_dict
 
 MODEL_INDEX_NAME = "model_index.json"
@@ -38,11 +37,6 @@ def write_index(folder: Path, prior: str, sampling: SamplingConfig, two_tokenize
     write_json(folder / MODEL_INDEX_NAME, {**index, **({CONDITION_TOKENIZER: _TOKENIZER} if two_tokenizers else {})})
 
 
-def is_without_pictures(folder: str | Path) -> bool:
-    """Whether `folder` is a prior whose codes were imported."""
-    return (Path(folder) / SEQUENCE_CONFIG_NAME).is_file() and SequenceConfig.load(folder).axes is not None
-
-
 def read_index(folder: Path) -> SamplingConfig:
     """Check model_index.json against the allow-list and return the pipeline's sampling defaults.
 
@@ -51,11 +45,7 @@ def read_index(folder: Path) -> SamplingConfig:
     """
     path = folder / MODEL_INDEX_NAME
     if not path.is_file() and not path.is_symlink():
-        if is_without_pictures(folder):
-            raise LoadingError(
-                f"{shown(folder)} holds a prior of codes that `codegrid import-codes` brought: they have no pictures.",
-                "It is for codegrid generate, evaluate prior, compress and decompress.",
-            )
+        refuse_without_pictures(folder)
         raise LoadingError(
             f"{shown(folder)} is no pipeline: it has no {MODEL_INDEX_NAME}.",
             "Make one of a tokenizer and a prior by `codegrid make-pipeline`.",

@@ -13,6 +13,7 @@ from codegrid.errors import CodegridError, require
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.shipped import shipped_folder
 from codegrid.prior import SequenceConfig, load_prior
+from codegrid.prior.sequence_config import SEQUENCE_CONFIG_NAME
 from codegrid.tokenizer import VQModel, VQModelConfig
 from codegrid.tokenizer.modeling import float_dtype
 
@@ -100,6 +101,20 @@ def _missing_files(folder: Path, what: str) -> list[str]:
     return [name for name in names if not (folder / name).is_file()]
 
 
+def is_without_pictures(folder: str | Path) -> bool:
+    """Whether `folder` is a prior whose codes were imported."""
+    return (Path(folder) / SEQUENCE_CONFIG_NAME).is_file() and SequenceConfig.load(folder).axes is not None
+
+
+def refuse_without_pictures(folder: Path) -> None:
+    """Raises: LoadingError: `folder` is a prior whose codes were imported, and a tokenizer or a pipeline is wanted."""
+    if is_without_pictures(folder):
+        raise LoadingError(
+            f"{shown(folder)} holds a prior of codes that `codegrid import-codes` brought: they have no pictures.",
+            "It is for codegrid generate, evaluate prior, compress and decompress.",
+        )
+
+
 def load_tokenizer(
     folder_or_repo: str | Path,
     revision: str | None = None,
@@ -125,6 +140,7 @@ def load_tokenizer(
     wanted, device = float_dtype(dtype, torch_dtype), _device(device_map)
     folder = local_folder(folder_or_repo, "tokenizer", revision, subfolder, token, **hub_options(hub))
     path = folder / "config.json"
+    refuse_without_pictures(folder)
     if not path.is_file() and not path.is_symlink():
         if (folder / "training_config.json").is_file():
             raise LoadingError(

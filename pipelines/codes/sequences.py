@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +20,7 @@ from codegrid.pipelines.data.records import DataError
 # What the axes of one row of integers are: l positions of a sequence (frames of sound, bytes), h and w rows and columns
 # of a grid, d codes at each position (of a residual quantizer: coarse to fine), t frames.
 Axes = Literal["l", "ld", "dl", "hw", "hwd", "dhw", "thw", "thwd"]  # those of codegrid.prior.sequence_config
-_READINGS = {
+_READINGS: dict[Axes, str] = {
     "l": "a sequence",
     "ld": "a sequence, each position with its codes side by side",
     "dl": "a sequence, its codes level by level (as EnCodec's)",
@@ -30,6 +31,7 @@ _READINGS = {
     "thwd": "frames of grids with several codes a position",
 }
 _AT_ONCE = 1_000  # rows of a table
+Batches = Iterator[tuple[str, pa.RecordBatch]]  # with the name of the part of the table that they are from
 
 
 class Row(NamedTuple):
@@ -65,87 +67,61 @@ def open_sequences(
     Raises:
         DataError: there is no such file or column, it holds no whole numbers, or its axes have several readings.
     """
-    path = Path(source)
-    if path.suffix == ".npy":
+    path, columns = Path(source), [codes_column, *([label_column] if label_column else [])]
+    if path.suffix in (".npy", ".txt"):
         require(label_column is None, f"{shown(path)} has no columns.", "Leave --label-column out.")
         return _array(path, axes)
-    if path.suffix == ".txt":
-        require(label_column is None, f"{shown(path)} has no columns.", "Leave --label-column out.")
-        return _bytes(path, axes)
-    if path.exists():
-        return _parquet(path, axes, codes_column, label_column)
-    return _of_the_hub(source, axes, codes_column, label_column, split)
+    return _parquet(path, axes, columns) if path.exists() else _of_the_hub(source, axes, columns, split)
 
 
 def _array(path: Path, axes: Axes | None) -> Sequences:
+    """An .npy file, or the bytes of a text: mapped, not read."""
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
+        text = path.suffix == ".txt"
+        array = np.memmap(path, np.uint8, "r") if text else np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{shown(path)} cannot be read as an array: {error}.", "Save it with numpy.save, as integers."
+            f"{shown(path)} cannot be read: {error}.", "Give a text that is not empty, or what numpy.save wrote."
         ) from error
-    _check_integers(array.dtype, shown(path))
-    if axes is None and array.ndim == 1:
-        axes = "l"
-    if axes is None or array.ndim not in (len(axes), len(axes) + 1):
-        said = "" if axes is None else f", which is not --axes {axes}, nor rows of that"
-        readings = [
-            f"--axes {letters} reads {_count(array.shape, letters)}"
-            for letters in get_args(Axes)
-            if array.ndim in (len(letters), len(letters) + 1)
-        ]
-        raise DataError(
-            f"{shown(path)} is an array of {_shape(array.shape)}{said}.",
-            f"Say what its axes are: {'; '.join(readings)}." if readings else "Give an array of 1 to 5 axes.",
-        )
-    several = array.ndim > len(axes)
-    description = f"{shown(path.name)}: {_count(array.shape, axes)} of {array.dtype}"
+    shape = array.shape
+    require(array.dtype.kind in "iu", f"{shown(path)} holds {array.dtype}, not whole numbers.", "Codes run from 0 on.")
+
+    def reading(letters: Axes) -> str:
+        """Such as "8 rows, each a sequence (1,000)"."""
+        rows = f"{shape[0]:,} rows, each " if len(shape) > len(letters) else ""
+        return f"{rows}{_READINGS[letters]} ({_sizes(shape[len(shape) - len(letters) :])})"
+
+    what = f"{shown(path)} is an array of {_sizes(shape) or 'no axes'}"
+    axes = _settled(axes, (array.ndim, array.ndim - 1), what, reading)
+    single = array.ndim == len(axes)
 
     def rows() -> Iterator[Row]:
-        for index, codes in enumerate(array if several else [array]):
+        for index, codes in enumerate([array] if single else array):
             yield Row(f"{path.name}:{index}", codes)
 
-    return Sequences(rows, axes, description, single=not several)
+    return Sequences(rows, axes, f"{shown(path.name)}: {reading(axes)} of {array.dtype}", single=single)
 
 
-def _bytes(path: Path, axes: Axes | None) -> Sequences:
-    require(axes in (None, "l"), f"{shown(path)} is text, and --axes is {axes}.", "A text's bytes are a sequence: l.")
-    require(path.is_file(), f"There is no file {shown(path)}.", "Check the path.")
-    require(path.stat().st_size > 0, f"{shown(path)} is empty.", "Give a text.")
-    array = np.memmap(path, np.uint8, "r")
-    description = f"{shown(path.name)}: a sequence of {len(array):,} bytes"
-    return Sequences(lambda: iter([Row(f"{path.name}:0", array)]), "l", description, single=True)
-
-
-def _parquet(path: Path, axes: Axes | None, codes_column: str, label_column: str | None) -> Sequences:
+def _parquet(path: Path, axes: Axes | None, columns: list[str]) -> Sequences:
     files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    require(
-        bool(files), f"{shown(path)} has no Parquet files.", "Give .npy, .txt or .parquet files, or a folder of them."
-    )
+    kinds = "Give .npy, .txt or .parquet files, or a folder of them."
+    require(bool(files), f"{shown(path)} has no Parquet files.", kinds)
     try:
         tables = [pq.ParquetFile(file) for file in files]
     except (OSError, pa.ArrowException) as error:
-        raise DataError(
-            f"{shown(path)} cannot be read as Parquet: {error}.", "Give .npy, .txt or .parquet files."
-        ) from error
-    wanted = [codes_column, *([label_column] if label_column else [])]
-    schema = tables[0].schema_arrow
-    _check_columns(schema, wanted, shown(path))
-    axes = _axes_of(schema.field(codes_column).type, axes, f"{shown(path)}, column {shown(codes_column)}")
+        raise DataError(f"{shown(path)} cannot be read as Parquet: {error}.", kinds) from error
 
-    def rows() -> Iterator[Row]:
+    def batches() -> Batches:
         for file, table in zip(files, tables, strict=True):
-            first = 0
-            for batch in table.iter_batches(_AT_ONCE, columns=wanted):
-                yield from _rows(pa.table(batch), wanted, file.name, first)
-                first += len(batch)
+            for batch in table.iter_batches(_AT_ONCE, columns=columns):
+                yield file.name, batch
 
     number = sum(table.metadata.num_rows for table in tables)
-    named = f"{number:,} rows in {len(files)} Parquet file{'s' * (len(files) > 1)} of {shown(path.name)}"
-    return Sequences(rows, axes, f"{named}: {_READINGS[axes]}", _class_names(schema, label_column))
+    what = f"{number:,} rows in {len(files)} Parquet file{'s' * (len(files) > 1)} of {shown(path.name)}"
+    return _table(batches, tables[0].schema_arrow, columns, axes, what)
 
 
-def _of_the_hub(source: str, axes: Axes | None, codes_column: str, label_column: str | None, split: str) -> Sequences:
+def _of_the_hub(source: str, axes: Axes | None, columns: list[str], split: str) -> Sequences:
     from datasets import load_dataset
 
     try:
@@ -155,111 +131,99 @@ def _of_the_hub(source: str, axes: Axes | None, codes_column: str, label_column:
             f"{source!r} is neither a file here nor a data set that the Hub gives ({type(error).__name__}: {error}).",
             "Give .npy, .txt or .parquet files, or the name of a data set.",
         ) from error
-    wanted = [codes_column, *([label_column] if label_column else [])]
-    schema = table.data.schema
-    _check_columns(schema, wanted, source)
-    axes = _axes_of(schema.field(codes_column).type, axes, f"{source}, column {codes_column}")
-    names = getattr(table.features[label_column], "names", None) if label_column else None
 
-    def rows() -> Iterator[Row]:
-        arrow = table.select_columns(wanted).with_format("arrow")
-        for first, part in zip(range(0, len(table), _AT_ONCE), arrow.iter(_AT_ONCE), strict=True):
-            yield from _rows(part, wanted, split, first)
+    def batches() -> Batches:
+        for part in table.select_columns(columns).with_format("arrow").iter(_AT_ONCE):
+            yield from ((split, batch) for batch in part.to_batches())
 
-    return Sequences(
-        rows, axes, f"{len(table):,} rows of {source} ({split}): {_READINGS[axes]}", names and tuple(names)
-    )
+    return _table(batches, table.features.arrow_schema, columns, axes, f"{len(table):,} rows of {source} ({split})")
 
 
-def _rows(table: pa.Table, columns: list[str], prefix: str, first: int) -> Iterator[Row]:
-    labels = table[columns[1]].to_pylist() if columns[1:] else [None] * len(table)
-    for index, codes in enumerate(_arrays(table[columns[0]].combine_chunks(), prefix, first)):
-        yield Row(f"{prefix}:{first + index}", codes, labels[index])
-
-
-def _arrays(lists: Any, prefix: str, first: int) -> Iterator[np.ndarray]:
-    """Each list of (lists of) integers of an Arrow array as an array."""
-    if isinstance(lists, pa.ChunkedArray):
-        lists = pa.concat_arrays(lists.chunks)
-    if isinstance(lists, pa.ExtensionArray):  # datasets' Array2D and the like
-        lists = lists.storage
-    lengths, values = [], lists
-    while (
-        pa.types.is_list(values.type) or pa.types.is_large_list(values.type) or pa.types.is_fixed_size_list(values.type)
-    ):
-        require(not values.null_count, f"A row of {prefix} from row {first} on has no codes.", "Leave such rows out.")
-        lengths.append(pc.list_value_length(values).to_numpy(zero_copy_only=False))
-        values = pc.list_flatten(values)
-    require(not values.null_count, f"A code of {prefix} from row {first} on is null.", "Leave such rows out.")
-    numbers = values.to_numpy(zero_copy_only=False)
-    starts = [np.concatenate([[0], np.cumsum(each)]) for each in lengths]
-    for row in range(len(lists)):
-        shape, low, high = [], row, row + 1
-        for level, each in zip(lengths, starts, strict=True):
-            sizes = set(level[low:high].tolist())
-            require(
-                len(sizes) == 1,
-                f"Row {first + row} of {prefix} has lists of different lengths in it: {sorted(sizes)[:5]}.",
-                "The codes of a row are a rectangle.",
-            )
-            shape.append(sizes.pop())
-            low, high = int(each[low]), int(each[high])
-        yield numbers[low:high].reshape(shape)
-
-
-def _axes_of(kind: Any, axes: Axes | None, what: str) -> Axes:
-    """The axes of a column of lists; refused with the readings where there are several."""
-    if isinstance(kind, pa.ExtensionType):
-        kind = kind.storage_type
-    depth = 0
-    while pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        kind, depth = kind.value_type, depth + 1
+def _table(
+    batches: Callable[[], Batches], schema: pa.Schema, columns: list[str], axes: Axes | None, what: str
+) -> Sequences:
+    """Rows of the column of codes and that of labels, if there are two `columns`."""
+    for column in columns:
+        require(
+            column in schema.names,
+            f"The table of {what} has no column {shown(column)}.",
+            f"Choose --codes-column (and --label-column) of {', '.join(map(shown, schema.names))}.",
+        )
+    kind, deep = _storage(schema.field(columns[0]).type), 0
+    while _is_list(kind):
+        kind, deep = kind.value_type, deep + 1
+    what_kind = f"The column {shown(columns[0])} is {kind}{' in lists' * (deep > 0)}{f', {deep} deep' * (deep > 1)}"
     require(
-        depth > 0 and pa.types.is_integer(kind),
-        f"{what} is {kind}{' in lists' * bool(depth)}.",
+        deep > 0 and pa.types.is_integer(kind),
+        f"{what_kind}.",
         "Give a column of lists of whole numbers: --codes-column.",
     )
-    if axes is None and depth == 1:
-        return "l"
-    if axes is None or len(axes) != depth:
-        readings = [f"{letters} ({_READINGS[letters]})" for letters in get_args(Axes) if len(letters) == depth]
-        said = "" if axes is None else f", which is not --axes {axes}"
-        raise DataError(
-            f"{what} has lists in lists, {depth} deep{said}.",
-            f"Say what their axes are by --axes: {', '.join(readings)}.",
+    axes = _settled(axes, (deep,), what_kind, lambda letters: f"rows, each {_READINGS[letters]}")
+
+    def rows() -> Iterator[Row]:
+        seen = Counter[str]()
+        for name, batch in batches():
+            labels = batch.column(1).to_pylist() if columns[1:] else [None] * len(batch)
+            codes = batch.column(0)
+            codes = codes.cast(_storage(codes.type))
+            for index, label in enumerate(labels):
+                place = f"{name}:{seen[name]}"
+                seen[name] += 1
+                yield Row(place, _numbers(codes.slice(index, 1), place), label)
+
+    return Sequences(rows, axes, f"{what}: {_READINGS[axes]}", _class_names(schema, columns))
+
+
+def _numbers(lists: pa.Array, place: str) -> np.ndarray:
+    """An array of one row, (lists of) a list of integers -> these with an axis for each level."""
+    shape = []
+    while _is_list(lists.type):
+        sizes = pc.unique(pc.list_value_length(lists)).to_pylist()
+        require(None not in sizes, f"{place} has no codes, or a list in it is null.", "Leave such rows out.")
+        require(
+            len(sizes) == 1,
+            f"{place} has lists of different lengths in it: {sorted(sizes)[:5]}.",
+            "The codes of a row are a rectangle.",
         )
-    return axes
+        shape.append(sizes[0])
+        lists = pc.list_flatten(lists)
+    require(not lists.null_count, f"A code of {place} is null.", "Leave such rows out.")
+    return lists.to_numpy(zero_copy_only=False).reshape(shape)
 
 
-def _check_columns(schema: pa.Schema, wanted: list[str], what: str) -> None:
-    for column in wanted:
-        if column not in schema.names:
-            raise DataError(
-                f"{what} has no column {shown(column)}.",
-                f"Choose --codes-column (and --label-column) of {', '.join(map(shown, schema.names))}.",
-            )
+def _is_list(kind: Any) -> bool:
+    return pa.types.is_nested(kind) and hasattr(kind, "value_type")
 
 
-def _check_integers(dtype: np.dtype, what: str) -> None:
-    require(dtype.kind in "iu", f"{what} holds {dtype}, not whole numbers.", "Codes are whole numbers from 0 on.")
+def _storage(kind: Any) -> Any:
+    """The lists that an extension type keeps, such as Array2D of datasets."""
+    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _class_names(schema: pa.Schema, label_column: str | None) -> tuple[str, ...] | None:
-    """The names of a ClassLabel column, which `datasets` keeps in the file's metadata."""
-    from datasets import Features
+def _settled(axes: Axes | None, lengths: tuple[int, ...], what: str, reading: Callable[[Axes], str]) -> Axes:
+    """The axes, which are as many as one of `lengths`; refused with their readings where none or several fit."""
+    fitting = [letters for letters in _READINGS if len(letters) in lengths]
+    if axes in fitting or (axes is None and len(fitting) == 1):
+        return axes or fitting[0]
+    said = "" if axes is None else f", which is not --axes {axes}, nor rows of that"
+    raise DataError(
+        f"{what}{said}.",
+        f"Say what its axes are: {'; '.join(f'--axes {letters} reads {reading(letters)}' for letters in fitting)}."
+        if fitting
+        else "Give rows of 1 to 4 axes.",
+    )
+
+
+def _class_names(schema: pa.Schema, columns: list[str]) -> tuple[str, ...] | None:
+    """The names of a ClassLabel column, which `datasets` keeps in the metadata of a table."""
+    from datasets import ClassLabel, Features
 
     try:
-        return tuple(Features.from_arrow_schema(schema)[label_column].names)  # type: ignore[index]
-    except Exception:  # no label column, no metadata, or of another kind
+        label = Features.from_arrow_schema(schema)[columns[1]]
+    except Exception:  # no label column, no metadata, or of a kind that datasets does not know
         return None
+    return tuple(label.names) if isinstance(label, ClassLabel) else None
 
 
-def _count(shape: tuple[int, ...], axes: str) -> str:
-    """Such as "8 rows, each a sequence (1,000)"."""
-    if len(shape) == len(axes):
-        return f"{_READINGS[axes]} ({_shape(shape)})"
-    return f"{shape[0]:,} rows, each {_READINGS[axes]} ({_shape(shape[1:])})"
-
-
-def _shape(shape: tuple[int, ...]) -> str:
+def _sizes(shape: tuple[int, ...]) -> str:
     return " x ".join(f"{size:,}" for size in shape)

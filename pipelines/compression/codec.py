@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.errors import CodegridError, require
-from codegrid.pipelines.artifacts.index import is_without_pictures
+from codegrid.pipelines.artifacts.loading import is_without_pictures
 from codegrid.pipelines.codec.file_format import (
     MODELS,
     MOST_CODES,

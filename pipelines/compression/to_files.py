@@ -183,15 +183,19 @@ def codec_info(file: str) -> None:
     archive = _unpacked(path)
     header, payload = archive.header, sum(len(entry.payload) for entry in archive.entries)
     number = len(archive.entries)
-    print(f"{path}: {len(data):,} bytes, {'one image' if archive.is_single else f'an archive of {number:,} images'}.")
+    # A file of the pipeline's own shape does not say what its codes are of.
+    one, several = (
+        ("image", "images") if header.added is not None else ("image, or row of imported codes", "images, or of rows")
+    )
+    what = f"one {one}" if archive.is_single else f"an archive of {number:,} {several}"
+    print(f"{path}: {len(data):,} bytes, {what}.")
     if archive.source:
         print(f"Pipeline: {shown(archive.source)}.")
-    size = "cut to the tokenizer's size" if header.added is None else "of the picture's own size"
+    size = "as the pipeline's are" if header.added is None else "of the picture's own size"
     windows = "" if header.overlap is None else ", window by window"
     print(f"Grid: {header.grid[0]} x {header.grid[1]} codes, {size}. Model: {header.model}{windows}.")
-    print(
-        f"Fingerprints begin with: tokenizer {header.tokenizer.hex()}, model {header.model_fingerprint.hex() or '-'}."
-    )
+    own = header.model_fingerprint.hex() or "-"
+    print(f"Fingerprints begin with: tokenizer (or source of the codes) {header.tokenizer.hex()}, model {own}.")
     if header.bound is not None:
         print(f"It is read where logits differ from the writer's by at most 2^-{header.bound}.")
     labels = sorted({entry.label for entry in archive.entries if entry.label is not None})

@@ -140,7 +140,7 @@ def check_fit(sequence: SequenceConfig, manifest: CodesManifest, prior: str, cod
             f"The prior {shown(prior)} and the codes {shown(codes)} do not fit each other: "
             + "; ".join(f"{name} {own[name]} and {theirs[name]}" for name in different)
             + ".",
-            "Score it on codes of the tokenizer whose codes it was trained on.",
+            "Score it on codes of the tokenizer (or the source) whose codes it was trained on, in the same shape.",
         )
 
 

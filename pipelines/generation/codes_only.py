@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ from codegrid.prior import SequenceConfig, iterate_codes, to_codes
 from codegrid.prior.sampling import image_generator
 
 CODES_NAME = "codes.npy"
-_PARTS = ".parts"
 
 
 @dataclass(frozen=True)
@@ -76,33 +75,33 @@ def write_codes(
     batch_size: int,
     sampling: dict[str, Any],
 ) -> None:
-    """Draw rows of codes into codes.npy [num_images, ...]. Each batch is kept until all are there: a stop loses one."""
-    path, parts = folder / CODES_NAME, folder / _PARTS
-    if path.is_file() and len(np.load(path, mmap_mode="r", allow_pickle=False)) == num_images:
+    """Draw rows of codes into codes.npy [num_images, ...], a batch at a time; a stop loses one."""
+    path, aside = folder / CODES_NAME, folder / f".{CODES_NAME}"
+    if _rows(path) == num_images:
         return
-    parts.mkdir(exist_ok=True)
+    if _rows(aside) != num_images:  # -1: not drawn yet
+        shape = (num_images, *(sequence.axes or {}).values())
+        write_atomically(aside, lambda new: np.lib.format.open_memmap(new, "w+", np.int64, shape).fill(-1))
+    array = np.lib.format.open_memmap(aside, "r+")
     with resumable():
         for first in tqdm(range(0, num_images, batch_size), unit="batch", dynamic_ncols=True):
-            last, part = min(first + batch_size, num_images), parts / f"{first:09d}-{batch_size}.npy"
-            if part.is_file() and last - first == len(np.load(part, mmap_mode="r", allow_pickle=False)):
+            part = array[first : first + batch_size]
+            if part.min() >= 0:
                 continue
+            rows = range(first, first + len(part))
             drawn = iterate_codes(
                 prior,
                 sequence,
-                None if labels is None else labels[first:last],
-                generators=[image_generator(seed, index) for index in range(first, last)],
+                None if labels is None else [labels[row] for row in rows],
+                generators=[image_generator(seed, row) for row in rows],
                 batch_size=batch_size,
                 **sampling,
             )
             codes = np.concatenate([to_codes(batch, sequence).cpu().numpy() for batch in drawn])
-            rows = as_imported(codes.reshape(len(codes), -1), sequence)
-            write_atomically(part, lambda aside, rows=rows: _save(aside, rows))
-        files = [parts / f"{first:09d}-{batch_size}.npy" for first in range(0, num_images, batch_size)]
-        everything = np.concatenate([np.load(file, allow_pickle=False) for file in files])
-        write_atomically(path, lambda aside: _save(aside, everything))
-    shutil.rmtree(parts)
+            part[:] = as_imported(codes.reshape(len(codes), -1), sequence)
+            array.flush()
+    os.replace(aside, path)
 
 
-def _save(path: Path, codes: np.ndarray) -> None:
-    with path.open("wb") as file:  # numpy.save would add a suffix to a name
-        np.save(file, codes, allow_pickle=False)
+def _rows(path: Path) -> int:
+    return len(np.load(path, mmap_mode="r", allow_pickle=False)) if path.is_file() else 0

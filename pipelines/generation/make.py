@@ -11,8 +11,12 @@ import numpy as np
 from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import cards_of
-from codegrid.pipelines.artifacts.index import is_without_pictures
-from codegrid.pipelines.artifacts.loading import load_prior_and_sequence, load_tokenizer, local_folder
+from codegrid.pipelines.artifacts.loading import (
+    is_without_pictures,
+    load_prior_and_sequence,
+    load_tokenizer,
+    local_folder,
+)
 from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel, count_contexts
 from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenerationPipeline
 from codegrid.pipelines.system.files import replace_folder

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from codegrid.errors import require
 from codegrid.names import for_file, shown
-from codegrid.pipelines.artifacts.index import is_without_pictures
-from codegrid.pipelines.artifacts.loading import load_prior_and_sequence
+from codegrid.pipelines.artifacts.loading import is_without_pictures, load_prior_and_sequence
 from codegrid.pipelines.generation.asked import DEFAULT, Asked, asked_images, labels_in_turn
 from codegrid.pipelines.generation.codes_only import CODES_NAME, write_codes
 from codegrid.pipelines.generation.larger import grid_of_size

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
-from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer
+from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer, refuse_without_pictures
 from codegrid.pipelines.compression.beside import NAME as COMPRESSION
 from codegrid.pipelines.compression.beside import SHEET_NAME, curves
 from codegrid.pipelines.data.records import DataConfig, DataError
@@ -161,6 +161,7 @@ def _prior_sections(folder: Path, device: Any, alone: bool) -> list[Section]:
     try:
         prior, sequence = load_prior(folder)
         manifest = read_manifest(Path(_read(folder / CONFIG_NAME)["codes"]))
+        refuse_without_pictures(folder)
         tokenizer = load_tokenizer(_read(folder / CONFIG_NAME)["tokenizer"] or manifest.tokenizer)
         pipe = ImageGenerationPipeline(tokenizer, prior, sequence)
     except (LoadingError, CodesError, ValueError, OSError) as error:

@@ -101,3 +101,33 @@ def test_training_a_prior_on_ten_times_the_rows(clean, tmp_path, tally):
             row.survived += 1
         row.lost = f"{peaks[0] / 1024:.0f} and {peaks[1] / 1024:.0f} MiB"
         assert peaks[1] < 1.1 * peaks[0]
+
+
+def through_every_command(folder: Path, frames: int) -> dict[str, int]:
+    """Peak kB of each command that takes imported codes, of `frames` random frames of 8 levels, as EnCodec has them."""
+    folder.mkdir()
+    codes = np.random.default_rng(0).integers(0, 1024, (8, frames), dtype=np.uint16)
+    np.save(folder / "frames.npy", codes)
+    imported, run, archive = folder / "CODES", folder / "RUN", folder / "rows.cga"
+    prior = [*PRIOR.replace("--max-steps 150", "--max-steps 2").split(), "--codes", imported, "--output-dir", run]
+    read = ["--made-by", "noise", "--codebook-size", "1024", "--axes", "dl", "--length", "75"]
+    commands = {
+        "import_codes": ["--source", folder / "frames.npy", *read, "--output-dir", imported],
+        "train_prior": [*prior, "--num-samples", 0],
+        "generate": ["--pipeline", run, "--num-images", 8, "--output-dir", folder / "DRAWN"],
+        "evaluate": ["prior", "--prior", run, "--codes", imported, "--validation-fraction", 0],
+        "compress": ["--pipeline", run, "--data.source", imported, "--model", "fixed", "--archive", archive],
+        "decompress": ["--pipeline", run, "--files", archive, "--output-dir", folder / "BACK"],
+    }
+    peaks = {name: peak(Command(name, *words, folder=folder)) for name, words in commands.items()}
+    back = np.load(folder / "BACK" / "codes.npy", mmap_mode="r", allow_pickle=False)
+    assert np.array_equal(back, codes[:, : len(back) * 75].reshape(8, -1, 75).swapaxes(0, 1))
+    return peaks
+
+
+@pytest.mark.slow
+def test_ten_times_the_codes_of_others(tmp_path):
+    few, many = (through_every_command(tmp_path / str(frames), frames) for frames in (2 * ROWS, 20 * ROWS))
+    for name in few:
+        print(f"{name}: {few[name] / 1024:.0f} and {many[name] / 1024:.0f} MiB")
+    assert all(many[name] < 1.1 * few[name] for name in few)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +12,25 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.codes.bring import ImportCodesConfig, import_codes
+from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
 from codegrid.pipelines.compression.evaluation import evaluate_compression
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.evaluation.prior import evaluate_prior
+from codegrid.pipelines.evaluation.reconstruct import reconstruct
+from codegrid.pipelines.generation import codes_only
 from codegrid.pipelines.generation.codes_only import as_imported
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import generate_images
+from codegrid.pipelines.importing.checkpoints import export_diffusers
+from codegrid.pipelines.report.report import report
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training.prior.presets import quickstart_prior
 from codegrid.pipelines.training.prior.train import train_prior
-from codegrid.prior import SequenceConfig, load_prior, to_tokens
+from codegrid.prior import PriorConfig, SequenceConfig, iterate_codes, load_prior, make_prior, to_tokens
 from codegrid.prior.codes import open_codes
 from codegrid.prior.sequence_config import AXES
 
@@ -117,7 +124,7 @@ REFUSED = [
     ("floats.npy", {"axes": "l"}, "holds float64, not whole numbers"),
     ("objects.npy", {"axes": "l"}, "cannot be read as an array"),
     ("negative.npy", {}, "holds the code -1"),
-    ("nested.parquet", {}, "lists in lists, 2 deep.*hw .a grid"),
+    ("nested.parquet", {}, "in lists, 2 deep.*--axes hw reads rows, each a grid"),
     ("nested.parquet", {"codes_column": "x"}, "has no column x.*codes"),
     ("ragged.parquet", {}, "has the shape .3,., the first row .2,."),
     ("ragged.parquet", {"codes_column": "names"}, "names is string in lists"),
@@ -190,6 +197,17 @@ def test_a_prior_learns_them_scores_them_and_gives_them_back(tmp_path, tokenizer
         ImageGenerationPipeline.from_pretrained(run)
     with pytest.raises(ValueError, match="no pictures"):
         evaluate_compression(run, pictures)
+    for command in (
+        lambda: reconstruct(run, pictures, str(tmp_path / "no")),
+        lambda: export_diffusers(run, str(tmp_path / "no")),
+        lambda: tokenize_dataset(TokenizationConfig(run, pictures, str(tmp_path / "no"))),
+    ):
+        with pytest.raises(LoadingError, match=r"holds a prior of codes that .*: they have no pictures"):
+            command()
+    assert "they have no pictures" in report(run).read_text()
+    for card in (tmp_path / "run" / "README.md", folder / "README.md"):
+        assert "image" not in card.read_text()
+        assert "tokenizer" not in card.read_text()
     known = evaluate_prior(run, str(folder), str(tmp_path / "known"), given=8) / "prior.json"
     behind = json.loads(known.read_text())["results"][0]["nats_per_code"]
     model, sequence = load_prior(run)
@@ -203,3 +221,30 @@ def test_a_prior_learns_them_scores_them_and_gives_them_back(tmp_path, tokenizer
     assert behind == pytest.approx(-chosen.mean().item(), abs=1e-5)
     with pytest.raises(ValueError, match="given is 12"):
         evaluate_prior(run, str(folder), str(tmp_path / "known"), given=12)
+
+
+def test_drawing_goes_on_after_a_stop(tmp_path, monkeypatch):
+    sequence = SequenceConfig(16, (1, 6), 2, axes={"d": 2, "l": 6})
+    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence).eval()
+    given = {"labels": None, "num_images": 5, "seed": 3, "batch_size": 2, "sampling": {}}
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    whole.mkdir()
+    stopped.mkdir()
+    codes_only.write_codes(prior, sequence, whole, **given)
+    drawn = []
+
+    def draw_one(*arguments, **options):
+        if drawn:
+            raise RuntimeError("stopped")
+        drawn.append(len(options["generators"]))
+        return iterate_codes(*arguments, **options)
+
+    monkeypatch.setattr(codes_only, "iterate_codes", draw_one)
+    for left in (2, 1, 0):
+        with pytest.raises(RuntimeError, match="stopped") if left else nullcontext():
+            codes_only.write_codes(prior, sequence, stopped, **given)
+        assert (stopped / "codes.npy").exists() == (not left)
+        assert drawn == [2 if left else 1]
+        drawn.clear()
+    assert (stopped / "codes.npy").read_bytes() == (whole / "codes.npy").read_bytes()
+    assert [path.name for path in stopped.iterdir()] == ["codes.npy"]
