@@ -202,8 +202,9 @@ class _Windows:
                 yield named, np.ascontiguousarray(piece).reshape(-1)
 
     def _check(self, row: Row, piece: np.ndarray) -> None:
+        require(piece.size > 0, f"{shown(row.name)} has no codes.", "Leave such rows out.")
         self._shape = self._shape or piece.shape
-        if piece.shape != self._shape or not piece.size:
+        if piece.shape != self._shape:
             raise DataError(
                 f"{shown(row.name)} has the shape {piece.shape}, the first row {self._shape}.",
                 "All rows have one shape; --length N cuts sequences of different lengths into rows of N positions.",

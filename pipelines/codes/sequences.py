@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+import pyarrow.dataset as pads
 
 from codegrid.errors import require
 from codegrid.names import shown
@@ -31,7 +31,6 @@ _READINGS: dict[Axes, str] = {
     "thwd": "frames of grids with several codes a position",
 }
 _AT_ONCE = 1_000  # rows of a table
-Batches = Iterator[tuple[str, pa.RecordBatch]]  # with the name of the part of the table that they are from
 
 
 class Row(NamedTuple):
@@ -71,7 +70,7 @@ def open_sequences(
     if path.suffix in (".npy", ".txt"):
         require(label_column is None, f"{shown(path)} has no columns.", "Leave --label-column out.")
         return _array(path, axes)
-    return _parquet(path, axes, columns) if path.exists() else _of_the_hub(source, axes, columns, split)
+    return _table(source, axes, columns, split)
 
 
 def _array(path: Path, axes: Axes | None) -> Sequences:
@@ -81,7 +80,7 @@ def _array(path: Path, axes: Axes | None) -> Sequences:
         array = np.memmap(path, np.uint8, "r") if text else np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{shown(path)} cannot be read: {error}.", "Give a text that is not empty, or what numpy.save wrote."
+            f"{shown(path)} cannot be read ({error}).", "Give a text that is not empty, or what numpy.save wrote."
         ) from error
     shape = array.shape
     require(array.dtype.kind in "iu", f"{shown(path)} holds {array.dtype}, not whole numbers.", "Codes run from 0 on.")
@@ -102,76 +101,55 @@ def _array(path: Path, axes: Axes | None) -> Sequences:
     return Sequences(rows, axes, f"{shown(path.name)}: {reading(axes)} of {array.dtype}", single=single)
 
 
-def _parquet(path: Path, axes: Axes | None, columns: list[str]) -> Sequences:
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    kinds = "Give .npy, .txt or .parquet files, or a folder of them."
-    require(bool(files), f"{shown(path)} has no Parquet files.", kinds)
-    try:
-        tables = [pq.ParquetFile(file) for file in files]
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{shown(path)} cannot be read as Parquet: {error}.", kinds) from error
-
-    def batches() -> Batches:
-        for file, table in zip(files, tables, strict=True):
-            for batch in table.iter_batches(_AT_ONCE, columns=columns):
-                yield file.name, batch
-
-    number = sum(table.metadata.num_rows for table in tables)
-    what = f"{number:,} rows in {len(files)} Parquet file{'s' * (len(files) > 1)} of {shown(path.name)}"
-    return _table(batches, tables[0].schema_arrow, columns, axes, what)
-
-
-def _of_the_hub(source: str, axes: Axes | None, columns: list[str], split: str) -> Sequences:
-    from datasets import load_dataset
-
-    try:
-        table = load_dataset(source, split=split)
-    except Exception as error:  # the loader raises whatever its back ends raise
-        raise DataError(
-            f"{source!r} is neither a file here nor a data set that the Hub gives ({type(error).__name__}: {error}).",
-            "Give .npy, .txt or .parquet files, or the name of a data set.",
-        ) from error
-
-    def batches() -> Batches:
-        for part in table.select_columns(columns).with_format("arrow").iter(_AT_ONCE):
-            yield from ((split, batch) for batch in part.to_batches())
-
-    return _table(batches, table.features.arrow_schema, columns, axes, f"{len(table):,} rows of {source} ({split})")
-
-
-def _table(
-    batches: Callable[[], Batches], schema: pa.Schema, columns: list[str], axes: Axes | None, what: str
-) -> Sequences:
+def _table(source: str, axes: Axes | None, columns: list[str], split: str) -> Sequences:
     """Rows of the column of codes and that of labels, if there are two `columns`."""
+    table, what = _opened(source, split)
     for column in columns:
         require(
-            column in schema.names,
+            column in table.schema.names,
             f"The table of {what} has no column {shown(column)}.",
-            f"Choose --codes-column (and --label-column) of {', '.join(map(shown, schema.names))}.",
+            f"Choose --codes-column (and --label-column) of {', '.join(map(shown, table.schema.names))}.",
         )
-    kind, deep = _storage(schema.field(columns[0]).type), 0
+    kind, deep = _storage(table.schema.field(columns[0]).type), 0
     while _is_list(kind):
         kind, deep = kind.value_type, deep + 1
-    what_kind = f"The column {shown(columns[0])} is {kind}{' in lists' * (deep > 0)}{f', {deep} deep' * (deep > 1)}"
-    require(
-        deep > 0 and pa.types.is_integer(kind),
-        f"{what_kind}.",
-        "Give a column of lists of whole numbers: --codes-column.",
-    )
-    axes = _settled(axes, (deep,), what_kind, lambda letters: f"rows, each {_READINGS[letters]}")
+    column = f"The column {shown(columns[0])} is {kind}{' in lists' * (deep > 0)}{f', {deep} deep' * (deep > 1)}"
+    whole = deep > 0 and pa.types.is_integer(kind)
+    require(whole, f"{column}.", "Give a column of lists of whole numbers: --codes-column.")
+    axes = _settled(axes, (deep,), column, lambda letters: f"rows, each {_READINGS[letters]}")
 
     def rows() -> Iterator[Row]:
-        seen = Counter[str]()
-        for name, batch in batches():
-            labels = batch.column(1).to_pylist() if columns[1:] else [None] * len(batch)
-            codes = batch.column(0)
-            codes = codes.cast(_storage(codes.type))
-            for index, label in enumerate(labels):
-                place = f"{name}:{seen[name]}"
-                seen[name] += 1
-                yield Row(place, _numbers(codes.slice(index, 1), place), label)
+        places = (f"{Path(source).name}:{index}" for index in count())
+        few = {"batch_size": _AT_ONCE, "batch_readahead": 1, "fragment_readahead": 1}
+        try:
+            for batch in table.to_batches(columns=columns, **few):
+                codes = batch.column(0).cast(_storage(batch.column(0).type))
+                labels = batch.column(1).to_pylist() if columns[1:] else [None] * len(batch)
+                for index, (label, place) in enumerate(zip(labels, places, strict=False)):
+                    yield Row(place, _numbers(codes.slice(index, 1), place), label)
+        except pa.ArrowException as error:  # a damaged file, or one with columns of another kind than the first
+            raise DataError(f"{what} cannot be read ({error}).", "Give files that are whole and alike.") from error
 
-    return Sequences(rows, axes, f"{what}: {_READINGS[axes]}", _class_names(schema, columns))
+    return Sequences(rows, axes, f"{what}: {_READINGS[axes]}", _class_names(table.schema, columns))
+
+
+def _opened(source: str, split: str) -> tuple[pads.Dataset, str]:
+    """The table of Parquet files or of a data set of the Hub, and what it is."""
+    path, kinds = Path(source), "Give .npy, .txt or .parquet files, a folder of them, or the name of a data set."
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    require(bool(files), f"{shown(path)} has no Parquet files.", kinds)
+    try:
+        if path.exists():
+            table = pads.dataset([str(file) for file in files], format="parquet")
+            what = f"{len(files)} Parquet file{'s' * (len(files) > 1)} of {shown(path.name)}"
+        else:
+            from datasets import load_dataset
+
+            table, what = pads.dataset(load_dataset(source, split=split).data.table), f"{source} ({split})"
+        return table, f"{table.count_rows():,} rows in {what}"
+    except Exception as error:  # the Hub's loader raises whatever its back ends raise
+        place = "cannot be read as Parquet" if path.exists() else "is neither a file here nor a data set of the Hub"
+        raise DataError(f"{shown(source)} {place} ({type(error).__name__}: {error}).", kinds) from error
 
 
 def _numbers(lists: pa.Array, place: str) -> np.ndarray:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import cards_of
+from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.loading import (
     is_without_pictures,
     load_prior_and_sequence,
@@ -19,7 +18,6 @@ from codegrid.pipelines.artifacts.loading import (
 )
 from codegrid.pipelines.codec.context import CONTEXT_FOLDER, ContextModel, count_contexts
 from codegrid.pipelines.generation.pipeline import DEFAULT_GUIDANCE, ImageGenerationPipeline
-from codegrid.pipelines.system.files import replace_folder
 from codegrid.prior import SamplingConfig, save_prior
 from codegrid.prior.codes import open_codes
 from codegrid.prior.distribution import GuidanceSchedule
@@ -99,13 +97,12 @@ def _of_codes(prior: str, folder: Path, context: str | None) -> Path:
     model, sequence = load_prior_and_sequence(prior)
     counted = _count_contexts(str(context))
     counted.check_tokenizer(sequence.tokenizer_fingerprint or "")
-    aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    try:
+
+    def write(aside: Path) -> None:
         save_prior(model, sequence, aside)
         counted.save(aside / CONTEXT_FOLDER)
-        replace_folder(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+
+    export(folder, write)
     return folder
 
 

@@ -122,14 +122,16 @@ REFUSED = [
     ("codes.npy", {"axes": "l", "length": 51}, "No row of 51 positions"),
     ("codes.npy", {"axes": "l", "label_column": "x"}, "has no columns"),
     ("floats.npy", {"axes": "l"}, "holds float64, not whole numbers"),
-    ("objects.npy", {"axes": "l"}, "cannot be read as an array"),
+    ("objects.npy", {"axes": "l"}, "cannot be read"),
     ("negative.npy", {}, "holds the code -1"),
     ("nested.parquet", {}, "in lists, 2 deep.*--axes hw reads rows, each a grid"),
     ("nested.parquet", {"codes_column": "x"}, "has no column x.*codes"),
     ("ragged.parquet", {}, "has the shape .3,., the first row .2,."),
     ("ragged.parquet", {"codes_column": "names"}, "names is string in lists"),
     ("holes.parquet", {}, "has no codes"),
-    ("empty.txt", {}, "is empty"),
+    ("zero.npy", {"axes": "l"}, "zero.npy:0 has no codes"),
+    ("unlike", {}, "2 Parquet files of unlike cannot be read .*truncated"),
+    ("empty.txt", {}, "cannot be read .cannot mmap an empty file"),
     ("none/at-all", {}, "neither a file here nor a data set"),
 ]
 
@@ -145,6 +147,10 @@ def sources(tmp_path_factory) -> Path:
     pq.write_table(pa.table({"codes": [[1, 2], [1, 2, 3]], "names": [["a"], ["b"]]}), folder / "ragged.parquet")
     pq.write_table(pa.table({"codes": [[1, 2], None]}), folder / "holes.parquet")
     (folder / "empty.txt").write_text("")
+    saved(folder, np.zeros((3, 0), np.int64), "zero.npy")
+    (folder / "unlike").mkdir()
+    for name, codes in (("a", [[1, 2]]), ("b", [[0.5, 2.0]])):
+        pq.write_table(pa.table({"codes": codes}), folder / "unlike" / f"{name}.parquet")
     return folder
 
 
