@@ -29,20 +29,22 @@ from codegrid.tokenizer.images import to_model, to_square, to_uint8
 SIDE = 64
 
 
-def velocities(by: int, fastest: int) -> list[tuple[int, int]]:
-    """Pixels a frame, down and to the right: multiples of `by` up to `fastest` times it, together at least 2 pixels."""
-    steps = range(-by * fastest, by * fastest + 1, by)
+def velocities(fastest: int = 3) -> list[tuple[int, int]]:
+    """Pixels a frame, down and to the right: whole numbers, together at least 2."""
+    steps = range(-fastest, fastest + 1)
     return [(down, right) for down in steps for right in steps if down**2 + right**2 >= 4]
 
 
-def moving(picture: np.ndarray, frames: int, draw: random.Random, background: int, by: int, fastest: int) -> np.ndarray:
-    """picture uint8 [s, s, 3] -> frames uint8 [T, SIDE, SIDE, 3] in which it moves evenly, and back from the edges."""
+def moving(picture: np.ndarray, frames: int, draw: random.Random, background: int) -> np.ndarray:
+    """picture uint8 [s, s, 3] -> frames uint8 [T, SIDE, SIDE, 3] in which it moves evenly and stays inside."""
     size, clip = len(picture), np.full((frames, SIDE, SIDE, 3), background, np.uint8)
-    room, steps = SIDE - size, draw.choice(velocities(by, fastest))
-    first = [draw.randrange(0, room + 1, by) for _ in steps]
+    steps, places = draw.choice(velocities()), []
+    for step in steps:
+        low, high = sorted((0, step * (frames - 1)))
+        require(SIDE - size >= high - low, f"{frames} frames of {step} pixels leave the frame.", "Take fewer frames.")
+        places.append(draw.randint(-low, SIDE - size - high))
     for time in range(frames):
-        places = [(place + time * step) % (2 * room) for place, step in zip(first, steps, strict=True)]
-        top, left = (min(place, 2 * room - place) for place in places)
+        top, left = (place + time * step for place, step in zip(places, steps, strict=True))
         clip[time, top : top + size, left : left + size] = picture
     return clip
 
@@ -56,8 +58,6 @@ def move(
     validation_clips: int = 200,
     frames: int = 12,
     size: int = 24,
-    by: int = 8,
-    fastest: int = 1,
     background: int = 255,
 ) -> None:
     """Write clips in which a picture of SOURCE (as `--data.source`) moves evenly.
@@ -67,8 +67,6 @@ def move(
         clips, validation_clips: how many of each.
         frames: of a clip.
         size: of the picture in a frame, in pixels.
-        by: places and pixels a frame are multiples of it; 8 is what the tokenizer makes one code of.
-        fastest: how many times `by` a frame at most, down and to the right.
         background: grey level around it; that of the pictures themselves.
     """
     images = open_images(DataConfig(source, **({} if split is None else {"split": split})))
@@ -80,7 +78,7 @@ def move(
     for part, number, of in (("train", clips, images), ("validation", validation_clips, others)):
         for index in tqdm(range(number), mininterval=5, desc=part):
             picture = to_square(of[draw.choice(rows[part])].data, prepared)
-            write(moving(picture, frames, draw, background, by, fastest), output / part / f"{index:05}")
+            write(moving(picture, frames, draw, background), output / part / f"{index:05}")
     print(f"{clips:,} and {validation_clips:,} clips of {frames} frames are in {output}.")
 
 

@@ -86,7 +86,7 @@ def import_codes(config: ImportCodesConfig) -> Path:
         return folder
     print(f"Read as: {read.description}.")
     aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    windows = _Windows(config, read)
+    windows = Windows(config, read)
     try:
         (aside / "data").mkdir(parents=True)
         manifest = _write(config, read, windows, aside)
@@ -128,7 +128,7 @@ def _is_there(folder: Path, plan: str) -> bool:
     raise OutputError(f"{shown(folder)} holds {there}, of another source or settings.", "Choose another --output-dir.")
 
 
-def _write(config: ImportCodesConfig, read: Sequences, windows: _Windows, folder: Path) -> CodesManifest:
+def _write(config: ImportCodesConfig, read: Sequences, windows: Windows, folder: Path) -> CodesManifest:
     names = _class_names(config, read)
     shards = tuple(
         _write_shard(shard_path(folder, shard), part, config.codebook_size, names)
@@ -165,7 +165,7 @@ def _write(config: ImportCodesConfig, read: Sequences, windows: _Windows, folder
     return manifest
 
 
-class _Windows:
+class Windows:
     """Cuts the rows of the source into windows of one shape, and counts what does not fit."""
 
     def __init__(self, config: ImportCodesConfig, read: Sequences) -> None:

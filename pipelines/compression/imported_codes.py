@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.codec.file_format import Archive, require_format
-from codegrid.pipelines.codes.sequences import Row, open_sequences
+from codegrid.pipelines.codes.bring import ImportCodesConfig, Windows
+from codegrid.pipelines.codes.sequences import Axes, open_sequences
 from codegrid.pipelines.compression.codec import ImageCodec
-from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord
+from codegrid.pipelines.data.records import DataConfig, ImageRecord
 from codegrid.pipelines.evaluation.prior import check_fit
-from codegrid.pipelines.generation.codes_only import CODES_NAME, as_imported, as_stored
+from codegrid.pipelines.generation.codes_only import CODES_NAME, as_imported
 from codegrid.pipelines.system.files import write_atomically
-from codegrid.prior import SequenceConfig
 from codegrid.prior.codes import MANIFEST_NAME, open_codes
 
 # Records, their number, their classes, and what tells them from others.
@@ -28,38 +29,31 @@ def opened_codes(data: DataConfig, codec: ImageCodec) -> Opened:
     """A code data set, or a source of `codegrid import-codes`: the data of a record are its codes [h, w, depth]."""
     require(data == DataConfig(data.source), "data.source is what is read of codes.", "Leave other --data options out.")
     sequence, path = codec.pipe.sequence, Path(data.source)
+    shape = (*sequence.grid_shape, sequence.depth)
     if (path / MANIFEST_NAME).is_file() or not path.exists():
         codes = open_codes(data.source)
         check_fit(sequence, codes.manifest, codec.source, data.source)
-        shape = (*sequence.grid_shape, sequence.depth)
         labels = codes.labels if codes.labels is not None else np.full(len(codes), -1)
         records = (
             ImageRecord(codes.codes(np.array([row]))[0].reshape(shape), None if label < 0 else int(label), f"{row}")
             for row, label in enumerate(labels)
         )
         return records, len(codes), codes.manifest.class_names, codes.manifest.fingerprint()
-    assert sequence.axes is not None
-    read, state = open_sequences(data.source, "".join(sequence.axes), "codes", None, "train"), path.stat()
-    print(f"Read as: {read.description}.")
-    records = (ImageRecord(_stored(row, sequence), None, row.name) for row in read.rows())
-    return records, None, None, f"{path.name} {state.st_size} {state.st_mtime_ns}"
+    axes, state = sequence.axes or {}, path.stat()
+    settings = ImportCodesConfig(data.source, "the prior's", sequence.codebook_size, "", cast(Axes, "".join(axes)))
+    windows = Windows(settings, open_sequences(data.source, settings.axes, settings.codes_column, None, settings.split))
+    print(f"Read as: {windows.read.description}.")
 
+    def read() -> Iterator[ImageRecord]:
+        for row, row_codes in windows:
+            require(
+                windows.axes == axes,
+                f"{shown(row.name)} has the axes {windows.axes}, and the prior's rows {axes}.",
+                "Give rows as `codegrid import-codes` was given them.",
+            )
+            yield ImageRecord(row_codes.astype(np.int64).reshape(shape), None, row.name)
 
-def _stored(row: Row, sequence: SequenceConfig) -> np.ndarray:
-    """A row of the source -> codes int64 [h, w, depth].
-
-    Raises:
-        DataError: it has another shape than the prior's rows, or a code outside of the codebook.
-    """
-    shape, codes = tuple((sequence.axes or {}).values()), row.codes
-    low, high = codes.min(initial=0), codes.max(initial=0)
-    if codes.shape != shape or low < 0 or high >= sequence.codebook_size:
-        raise DataError(
-            f"{shown(row.name)} holds codes from {low} to {high} in the shape {codes.shape}, and the "
-            f"prior's rows have the shape {shape} and codes below {sequence.codebook_size:,}.",
-            "Give rows as `codegrid import-codes` was given them.",
-        )
-    return as_stored(codes[None].astype(np.int64), sequence)[0]
+    return read(), None, None, f"{path.name} {state.st_size} {state.st_mtime_ns}"
 
 
 def write_codes(codec: ImageCodec, archives: list[tuple[Path, Archive]], folder: Path) -> Path:

@@ -49,13 +49,6 @@ class CodesPipeline:
         return cls(*load_prior_and_sequence(folder, **options), ContextModel.of_pipeline(Path(folder)))
 
 
-def as_stored(codes: np.ndarray, sequence: SequenceConfig) -> np.ndarray:
-    """Codes [N, ...] with the axes of the source -> [N, h, w, depth], position by position."""
-    assert sequence.axes is not None
-    inside = np.moveaxis(codes, 1, -1) if next(iter(sequence.axes)) == "d" else codes
-    return inside.reshape(len(codes), *sequence.grid_shape, sequence.depth)
-
-
 def as_imported(codes: np.ndarray, sequence: SequenceConfig) -> np.ndarray:
     """Codes [N, length], position by position -> [N, ...] with the axes of a row of the source."""
     axes = sequence.axes

@@ -12,10 +12,9 @@ from codegrid.pipelines.codec.file_format import FileFormatError, unpack
 from codegrid.pipelines.codes.bring import ImportCodesConfig, import_codes
 from codegrid.pipelines.compression.to_files import compress, decompress
 from codegrid.pipelines.data.records import DataConfig
-from codegrid.pipelines.generation.codes_only import as_stored
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.prior import PriorConfig, make_prior, save_prior
-from codegrid.prior.codes import read_manifest
+from codegrid.prior.codes import open_codes, read_manifest
 
 MODELS = ("fixed", "context", "prior")
 SIZES = {"l": 7, "h": 3, "w": 4, "d": 2, "t": 3}
@@ -52,8 +51,8 @@ def test_rows_of_every_shape_come_back_exactly(axes, tmp_path):
         back = np.load(tmp_path / f"back-{model}" / "codes.npy", allow_pickle=False)
         assert np.array_equal(back, rows)
     # A file of one row, in Python; nothing of the archives' bytes depends on which road they took.
-    stored = torch.from_numpy(as_stored(rows[:1].astype(np.int64), codec.pipe.sequence))
-    grid = stored if codec.pipe.sequence.depth > 1 else stored[..., 0]
+    sequence, first = codec.pipe.sequence, open_codes(tmp_path / "CODES").codes(np.arange(1))
+    grid = torch.from_numpy(first).reshape(1, *sequence.grid_shape, *([sequence.depth] if sequence.depth > 1 else []))
     for model in MODELS:
         (blob,) = codec.compress_codes(grid, model=model)
         assert torch.equal(codec.codes(blob), grid[0])
@@ -102,8 +101,8 @@ def test_damaged_files_and_files_of_others_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "whole", "message"),
     [
-        ("wide.npy", {}, False, r"wide.npy:0 holds codes from 0 to 7 in the shape \(8,\)"),
-        ("high.npy", {}, False, "codes from 0 to 11"),
+        ("wide.npy", {}, False, "wide.npy:0 has the axes {'l': 8}, and the prior's rows {'l': 7}"),
+        ("high.npy", {}, False, "high.npy:1 holds the code 11, and the codebook has 11"),
         ("rows.npy", {"split": "test"}, False, "data.source is what is read"),
         ("rows.npy", {}, True, "these are codes"),
         ("OTHERS", {}, False, "do not fit each other"),

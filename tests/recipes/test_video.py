@@ -23,22 +23,17 @@ def recipe() -> dict[str, Any]:
     return recipe_of("video.md")
 
 
-@pytest.mark.parametrize(("by", "fastest", "number"), [(8, 1, 8), (1, 3, 40), (4, 2, 24)])
-def test_a_picture_moves_evenly_and_comes_back_from_the_edges(recipe: dict[str, Any], by, fastest, number) -> None:
+def test_a_picture_moves_evenly_by_two_pixels_or_more(recipe: dict[str, Any]) -> None:
     """The centroid of a single colour is the middle of the square: its place is known in every frame."""
-    picture, times, seen = np.zeros((24, 24, 3), np.uint8), np.arange(12)[:, None], set()
-    ways = recipe["velocities"](by, fastest)
-    assert len(ways) == number
-    assert min(np.hypot(*way) for way in ways) >= 2
+    picture, seen = np.zeros((24, 24, 3), np.uint8), set()
     for seed in range(40):
-        clip = recipe["moving"](picture, 12, random.Random(seed), 255, by, fastest)
+        clip = recipe["moving"](picture, 12, random.Random(seed), 255)
         assert (clip != 255).sum() == 12 * 24 * 24 * 3  # all of it in every frame
-        places = recipe["centroids"](clip) - 11.5
-        assert places[0] / by == pytest.approx((places[0] / by).round(), abs=1e-6)
-        gone = {way: 40 - np.abs(40 - (places[0] + times * way) % 80) for way in ways}  # [T, 2] of each
-        seen.add(min(gone, key=lambda way: np.abs(gone[way] - places).max()))
-        assert min(np.abs(each - places).max() for each in gone.values()) < 1e-6
-    assert len(seen) > 5
+        steps = np.diff(recipe["centroids"](clip), axis=0)
+        assert np.abs(steps - steps[0]).max() < 1e-6
+        assert np.hypot(*steps[0]) >= 2 - 1e-6
+        seen.add(tuple(steps[0].round().astype(int)))
+    assert len(seen) > 15
 
 
 def test_the_centroid_leaves_noise_out(recipe: dict[str, Any]) -> None:
