@@ -130,9 +130,10 @@ def _is_there(folder: Path, plan: str) -> bool:
 
 def _write(config: ImportCodesConfig, read: Sequences, windows: Windows, folder: Path) -> CodesManifest:
     names = _class_names(config, read)
+    bar = tqdm(windows, unit=" rows", dynamic_ncols=True, mininterval=1.0)
     shards = tuple(
         _write_shard(shard_path(folder, shard), part, config.codebook_size, names)
-        for shard, part in enumerate(_parts(iter(windows)))
+        for shard, part in enumerate(_parts(iter(bar)))
     )
     if not shards:
         raise DataError(
@@ -185,7 +186,7 @@ class Windows:
 
     def __iter__(self) -> Iterator[tuple[Row, np.ndarray]]:
         """(row, codes [L] position by position) of every window."""
-        for row in tqdm(self.read.rows(), unit=" sequences", dynamic_ncols=True, mininterval=1.0):
+        for row in self.read.rows():
             codes = np.moveaxis(row.codes, 0, -1) if self.read.axes[0] == "d" else row.codes
             length = self.config.length or len(codes)
             whole = len(codes) // length if length else 1  # of a row without codes `_check` speaks
