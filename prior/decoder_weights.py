@@ -59,10 +59,10 @@ class DecoderWeights:
     length: int  # positions that can be decoded
     device: torch.device
     dtype: torch.dtype
-    # Of a prior of any order: own and target places -> what is added to `embed`; and what turns queries and keys
-    # [..., H + Hkv, hd] by these places, in place of `turn` (None: nothing turns).
+    # Of a prior of any order: own and target places -> what is added to `embed`; and -> what turns the queries and keys
+    # [..., H + Hkv, hd] of every layer by these places, in place of `turn` (None: nothing turns).
     embed_places: Callable[[Tensor, Tensor], Tensor] | None = None
-    turn_places: Callable[[Tensor, Tensor, Tensor], Tensor] | None = None
+    turn_places: Callable[[Tensor, Tensor], Callable[[Tensor], Tensor]] | None = None
 
     @property
     def row_multiple(self) -> int:

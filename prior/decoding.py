@@ -93,9 +93,10 @@ class Decoder:
                 own = torch.full_like(tokens, self.position)
                 places = own, own + 1
             hidden = hidden + weights.embed_places(*places)
+        turn = self._turn(places)
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden))
-            hidden = hidden + layer.output(self._attend(index, qkv, layer.head_norm, places))
+            hidden = hidden + layer.output(self._attend(index, qkv, layer.head_norm, turn))
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += 1
         return hidden
@@ -122,19 +123,28 @@ class Decoder:
         assert weights.embed_places is not None
         hidden = weights.embed(tokens, steps) + weights.embed_places(*places)  # [R, M, D]
         rows, many, width = hidden.shape
-        seen = self._seen(kept, many, tokens.device)  # [M, T]
+        seen, turn = self._seen(kept, many, tokens.device), self._turn(places)
         hidden = hidden.flatten(0, 1)
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden)).view(rows, many, -1)
             first = kept - 1 if index == len(weights.layers) - 1 else 0
-            read = self._attend_many(index, qkv, layer.head_norm, seen, places, first)  # [R, M - first, H * hd]
+            read = self._attend_many(index, qkv, layer.head_norm, seen, turn, first)  # [R, M - first, H * hd]
             hidden = hidden.view(rows, -1, width)[:, first:].flatten(0, 1) + layer.output(read.flatten(0, 1))
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         self.position += kept
         return hidden.view(rows, asked, width)
 
-    def _seen(self, kept: int, many: int, device: torch.device) -> Tensor:
-        """Which positions of the cache each of the inputs of `advance_many` attends to: bool [many, T]."""
+    def _turn(self, places: tuple[Tensor, Tensor] | None) -> Callable[[Tensor], Tensor]:
+        """What turns the queries and keys of every layer."""
+        if places is not None and self.weights.turn_places is not None:
+            return self.weights.turn_places(*places)
+        position = self.position
+        return lambda heads: self.weights.turn(heads, position)
+
+    def _seen(self, kept: int, many: int, device: torch.device) -> Tensor | None:
+        """Which positions of the cache each of the inputs of `advance_many` attends to: bool [many, T]; None is all."""
+        if many == 1:
+            return None
         new = torch.ones(many, many, dtype=torch.bool, device=device).tril()
         new[kept:, kept - 1 :] = False
         new |= torch.eye(many, dtype=torch.bool, device=device)
@@ -145,8 +155,8 @@ class Decoder:
         index: int,
         qkv: Tensor,
         head_norm: Callable[[Tensor], Tensor] | None,
-        seen: Tensor,
-        places: tuple[Tensor, Tensor],
+        seen: Tensor | None,
+        turn: Callable[[Tensor], Tensor],
         first: int,
     ) -> Tensor:
         """[R, M, (H + 2 * Hkv) * hd] -> what the inputs from `first` on read, [R, M - first, H * hd].
@@ -160,15 +170,14 @@ class Decoder:
         query_key = heads[:, :, : weights.num_heads + shared]
         if head_norm is not None:
             query_key = head_norm(query_key)
-        if weights.turn_places is not None:
-            query_key = weights.turn_places(query_key, *places)
+        query_key = turn(query_key)
         self.keys[index, :rows, :, self.position : end] = query_key[:, :, weights.num_heads :].transpose(1, 2)
         self.values[index, :rows, :, self.position : end] = heads[:, :, weights.num_heads + shared :].transpose(1, 2)
         query = query_key[:, first:, : weights.num_heads].unflatten(2, (shared, -1))  # [R, m, Hkv, G, hd]
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [R, Hkv, G * m, hd]
         groups = weights.num_heads // shared
         keys, values = self.keys[index, :rows, :, :end], self.values[index, :rows, :, :end]
-        read = attention(query, keys, values, seen[first:].repeat(groups, 1))
+        read = attention(query, keys, values, None if seen is None else seen[first:].repeat(groups, 1))
         return read.unflatten(2, (groups, many - first)).permute(0, 3, 1, 2, 4).flatten(2)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -179,7 +188,7 @@ class Decoder:
         index: int,
         qkv: Tensor,
         head_norm: Callable[[Tensor], Tensor] | None,
-        places: tuple[Tensor, Tensor] | None,
+        turn: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """[R, (H + 2 * Hkv) * hd] -> the heads' attention over the positions so far, [R, H * hd]."""
         weights, position = self.weights, self.position
@@ -187,11 +196,7 @@ class Decoder:
         turned = weights.num_heads + shared
         heads = qkv.view(rows, turned + shared, weights.head_dim)
         query_key = heads[:, :turned]  # [R, H + Hkv, hd]
-        query_key = query_key if head_norm is None else head_norm(query_key)
-        if places is not None and weights.turn_places is not None:
-            query_key = weights.turn_places(query_key, *places)
-        else:
-            query_key = weights.turn(query_key, position)
+        query_key = turn(query_key if head_norm is None else head_norm(query_key))
         keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, position] = query_key[:, weights.num_heads :]
         values[:, :, position] = heads[:, turned:]
@@ -209,5 +214,5 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None =
     # On CPUs the fused kernel splits its sums by the number of rows, and it is no faster for one query.
     scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2))  # [R, Hkv, G, T]
     if seen is not None:
-        scores = scores.masked_fill(~seen, float("-inf"))
+        scores.masked_fill_(~seen, float("-inf"))
     return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values)

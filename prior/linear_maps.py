@@ -35,9 +35,9 @@ class Linear(Protocol):
 
 
 _MOST_ROWS = 48  # in one product on a CPU: divisible by every multiple of the trial
-# Or exactly so many, where they give a row the same bits: steps of many codes have hundreds of rows, and a product of a
-# small weight takes long beside its few rows. Where the trial itself would take long, 48 rows are enough.
-_MANY_ROWS, _LONGEST_TRIAL = (768, 384, 192, 96), 2**28
+# Or more, where a trial of exactly so many gives a row the same bits: steps of many codes have hundreds of rows, and a
+# product of a small weight takes long beside its few rows. Where the trial itself would take long, 48 are enough.
+_MANY_ROWS, _LONGEST_TRIAL = 768, 2**28
 _TRIED_ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 10, 12, 15, 16, 24, 32, 40, 48)
 _MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16)
 _POWERS = (1, 2, 4, 8, 16)  # powers of two: if layers differ, the largest is their least common multiple
@@ -47,12 +47,11 @@ _BLOCK = 32  # block of inputs, and of outputs, of torch._weight_int8pack_mm
 
 
 class _OnCPU:
-    """A map for few rows that takes many in parts: of `many_rows` each, and then of at most `most_rows`, the numbers of
-    rows of a trial."""
+    """A map for few rows that takes many in parts: of as many as `many_rows` allows, else of at most `most_rows`."""
 
     row_multiple = 1
     most_rows = _MOST_ROWS
-    many_rows: tuple[int, ...] = ()
+    many_rows: Callable[[int], int] | None = None  # rows that are left -> those of the next product, 0 for `most_rows`
 
     def product(self, rows: Tensor) -> Tensor:
         raise NotImplementedError
@@ -61,10 +60,13 @@ class _OnCPU:
         if len(rows) <= self.most_rows:
             return self.product(rows)
         sizes, left = [], len(rows)
-        for size in (*self.many_rows, self.most_rows):
-            sizes += [size] * (left // size)
-            left %= size
-        return torch.cat([self.product(part) for part in rows.split([*sizes, left] if left else sizes)])
+        while left:
+            many = self.many_rows(left) if self.many_rows is not None and left > self.most_rows else 0
+            sizes.append(many or min(left, self.most_rows))
+            left -= sizes[-1]
+        if len(sizes) == 1:
+            return self.product(rows)
+        return torch.cat([self.product(part) for part in rows.split(sizes)])
 
 
 class PackedLinear(_OnCPU):
@@ -209,28 +211,36 @@ def pack_linear(weight: Tensor, bias: Tensor | None = None) -> PackedLinear | No
         multiple = _steady_multiple(*trial, _PACKED_MULTIPLES, torch.get_num_threads())
         if multiple is None:
             return None
-        packed.row_multiple, packed.many_rows = multiple, _many_rows(*trial, torch.get_num_threads())
+        packed.row_multiple, packed.many_rows = multiple, functools.partial(_many_rows, *trial)
         return packed
     except (AttributeError, RuntimeError):  # private operators: another torch may lack or rename them
         return None
 
 
-@functools.cache
 def _many_rows(
     kind: Callable[[Tensor, Tensor | None], _OnCPU],
     shape: tuple[int, int],
     dtype: torch.dtype,
     biased: bool,
+    left: int,
+) -> int:
+    """Rows of a product that gives every row the bits that it has among `_MOST_ROWS`; 0 if so many do not."""
+    rows = min(left, _MANY_ROWS, _LONGEST_TRIAL // (shape[0] * shape[1]))
+    return rows if rows > _MOST_ROWS and _same_bits(kind, shape, dtype, biased, rows, torch.get_num_threads()) else 0
+
+
+@functools.cache
+def _same_bits(
+    kind: Callable[[Tensor, Tensor | None], _OnCPU],
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    biased: bool,
+    number: int,
     threads: int,
-) -> tuple[int, ...]:
-    """Those of `_MANY_ROWS` whose product gives every row the bits that it has among `_MOST_ROWS`."""
-    short = [rows for rows in _MANY_ROWS if rows * shape[0] * shape[1] <= _LONGEST_TRIAL]
-    if not short:
-        return ()
-    rows, weight, bias = _trial(max(short), shape, dtype, biased)
+) -> bool:
+    rows, weight, bias = _trial(number, shape, dtype, biased)
     linear = kind(weight, bias)
-    parts = torch.cat([linear.product(part) for part in rows.split(_MOST_ROWS)])
-    return tuple(number for number in short if torch.equal(linear.product(rows[:number]), parts[:number]))
+    return torch.equal(linear.product(rows), torch.cat([linear.product(part) for part in rows.split(_MOST_ROWS)]))
 
 
 def _trial(rows: int, shape: tuple[int, int], dtype: torch.dtype, biased: bool) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -69,10 +69,17 @@ class StaticDecoder:
         hidden = weights.embed(tokens, positions)  # [R, M, D]
         if places is not None and weights.embed_places is not None:
             hidden = hidden + weights.embed_places(*places)
+        if places is not None and weights.turn_places is not None:
+            turn = weights.turn_places(*places)
+        else:
+
+            def turn(heads: Tensor) -> Tensor:
+                return weights.turn(heads, positions[:, None])  # the same for all heads
+
         hidden = hidden.flatten(0, 1)
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden)).view(rows, many, -1)
-            query_key, values = self._heads(qkv, layer.head_norm, positions, places)
+            query_key, values = self._heads(qkv, layer.head_norm, turn)
             hidden = hidden + layer.output(self._attend(index, query_key, values, slots, seen).flatten(0, 1))
             hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
         return hidden.view(rows, many, -1)
@@ -84,19 +91,13 @@ class StaticDecoder:
         self,
         qkv: Tensor,
         head_norm: Callable[[Tensor], Tensor] | None,
-        positions: Tensor,
-        places: tuple[Tensor, Tensor] | None,
+        turn: Callable[[Tensor], Tensor],
     ) -> tuple[Tensor, Tensor]:
         """[R, M, (H + 2 * Hkv) * hd] -> rotated queries and keys [R, M, H + Hkv, hd], and values [R, M, Hkv, hd]."""
         turned = self.weights.num_heads + self.weights.num_key_value_heads
         heads = qkv.unflatten(2, (-1, self.weights.head_dim))
         query_key = heads[:, :, :turned]
-        query_key = query_key if head_norm is None else head_norm(query_key)
-        if places is not None and self.weights.turn_places is not None:
-            query_key = self.weights.turn_places(query_key, *places)
-        else:
-            query_key = self.weights.turn(query_key, positions[:, None])  # the same for all heads
-        return query_key, heads[:, :, turned:]
+        return turn(query_key if head_norm is None else head_norm(query_key)), heads[:, :, turned:]
 
     def _attend(self, index: int, query_key: Tensor, new_values: Tensor, slots: Tensor, seen: Tensor) -> Tensor:
         """[R, M, H * hd]; the new keys and values are written to their slots first."""

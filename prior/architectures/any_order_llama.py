@@ -9,6 +9,7 @@ with embeddings of 0, and training can start from it (`prior/transfer.py`). Plac
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ from codegrid.errors import require
 from codegrid.prior.architectures.any_order import counted_places
 from codegrid.prior.architectures.base import Architecture
 from codegrid.prior.architectures.llama import check_rotary, llama_values
-from codegrid.prior.architectures.llama_decoding import read_llama
+from codegrid.prior.architectures.llama_decoding import Rotation, read_llama, rotated
 from codegrid.prior.architectures.llama_training import is_plain_llama, llama_blocks, rotation_at
 from codegrid.prior.decoder_weights import AsMap, DecoderWeights
 
@@ -94,11 +95,13 @@ def _read(model: AnyOrderLlamaForCausalLM, num_codes: int, length: int, as_map: 
     """See `read_weights`."""
     weights = read_llama(model, num_codes, length + 1, as_map)  # the last place may come before others
     own, target = model.model.own_places.weight.detach(), model.model.target_places.weight.detach()
+    rotation = weights.turn
+    assert isinstance(rotation, Rotation)
     return replace(
         weights,
         length=length,
         embed_places=lambda place, asked: F.embedding(place, own) + F.embedding(asked, target),
-        turn_places=_Turn(weights.turn, model.config.num_attention_heads),
+        turn_places=_Turn(rotation, model.config.num_attention_heads),
     )
 
 
@@ -106,13 +109,19 @@ def _read(model: AnyOrderLlamaForCausalLM, num_codes: int, length: int, as_map: 
 class _Turn:
     """Turns queries by the place before the one that is asked for, and keys by their own."""
 
-    turn: Any  # `DecoderWeights.turn`
+    rotation: Rotation
     num_heads: int
 
-    def __call__(self, heads: Tensor, own: Tensor, target: Tensor) -> Tensor:
-        """[..., H + Hkv, hd] and places [...] -> the same, turned."""
-        query, key = heads[..., : self.num_heads, :], heads[..., self.num_heads :, :]
-        return torch.cat([self.turn(query, (target - 1)[..., None]), self.turn(key, own[..., None])], -2)
+    def __call__(self, own: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """Places [...] -> heads [..., H + Hkv, hd] -> the same, turned."""
+        turn = self.rotation
+        angles = [(turn.cos[place], turn.signed_sin[place]) for place in ((target - 1)[..., None], own[..., None])]
+
+        def turned(heads: Tensor) -> Tensor:
+            parts = heads[..., : self.num_heads, :], heads[..., self.num_heads :, :]
+            return torch.cat([rotated(part, *angle) for part, angle in zip(parts, angles, strict=True)], -2)
+
+        return turned
 
 
 ANY_ORDER_LLAMA = Architecture(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ def read_llama(
     half = sin.shape[-1] // 2  # cos, sin: [1, T, hd]
     return DecoderWeights(
         embed=lambda tokens, position: F.embedding(tokens, embedding),
-        turn=_Rotation(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)),
+        turn=Rotation(cos[0], torch.cat([-sin[0, :, :half], sin[0, :, half:]], dim=-1)),
         layers=tuple(_read_layer(layer, as_map) for layer in model.model.layers),
         norm=_read_norm(model.model.norm),
         head=joined([model.lm_head], as_map, num_codes),
@@ -40,15 +41,23 @@ def read_llama(
 
 
 @dataclass(frozen=True)
-class _Rotation:
+class Rotation:
     """Rotary positions (https://arxiv.org/abs/2104.09864); pairs are half a head apart."""
 
     cos: Tensor  # [T, hd]
     signed_sin: Tensor  # [T, hd], its first half negated
 
-    def __call__(self, heads: Tensor, position: int) -> Tensor:
-        half = heads.shape[-1] // 2
-        return torch.addcmul(heads * self.cos[position], heads.roll(half, -1), self.signed_sin[position])
+    def __call__(self, heads: Tensor, position: Any) -> Tensor:
+        return rotated(heads, self.cos[position], self.signed_sin[position])
+
+
+def rotated(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+    """[..., hd], turned by angles that broadcast to it: a pass over each half in place of a rolled copy."""
+    half = heads.shape[-1] // 2
+    out = heads * cos
+    out[..., :half].addcmul_(heads[..., half:], signed_sin[..., :half])
+    out[..., half:].addcmul_(heads[..., :half], signed_sin[..., half:])
+    return out
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class _GatedMLP:
 
     def __call__(self, rows: Tensor) -> Tensor:
         gate, up = self.gate_up(rows).chunk(2, dim=-1)  # [R, I] each
-        return self.down(self.activation(gate) * up)
+        return self.down(self.activation(gate).mul_(up))
 
 
 def _read_layer(layer: nn.Module, as_map: AsMap) -> LayerWeights:

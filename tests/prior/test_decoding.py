@@ -126,22 +126,27 @@ def test_where_no_multiple_is_steady_every_product_has_one_size(monkeypatch):
 
 
 @torch.no_grad()
-def test_products_of_many_rows_are_of_the_sizes_that_give_the_same_bits(monkeypatch):
+@pytest.mark.parametrize(
+    ("unlike", "expected"), [((), [768, 232]), ((232,), [768, 48, 184]), ((768, 952), [48, 48, 48, 48, 48, 760])]
+)
+def test_products_of_many_rows_are_of_the_sizes_that_give_the_same_bits(monkeypatch, unlike, expected):
+    """1,000 rows, where products of some numbers of rows have other bits."""
     sizes = []
 
     class Packed(prior.linear_maps.PackedLinear):
         def product(self, rows):
             sizes.append(len(rows))
-            return super().product(rows) + (len(rows) == 384)  # one size has other bits
+            return super().product(rows) + (len(rows) in unlike)
 
     monkeypatch.setattr(prior.linear_maps, "PackedLinear", Packed)
     linear = linear_map(torch.randn(8, 4), None, None, "exact")
     rows = torch.randn(1000, 4)
+    linear(rows)  # with its trials
     sizes.clear()
     whole = linear(rows)
-    assert sizes == [768, 192, 40]
+    assert sizes == expected
     assert torch.equal(whole, torch.cat([linear(part) for part in rows.split(40)]))
-    assert prior.linear_maps._many_rows(Packed, (2**14, 2**14), torch.float32, False, 1) == ()  # the trial is too long
+    assert prior.linear_maps._many_rows(Packed, (2**14, 2**14), torch.float32, False, 1000) == 0  # too long a trial
 
 
 @torch.no_grad()
