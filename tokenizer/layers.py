@@ -16,13 +16,29 @@ def not_hidden(layer: nn.Conv2d) -> nn.Conv2d:
     return layer
 
 
-def group_norm(channels: int, groups: int, condition_dim: int = 0) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int, condition_dim: int = 0) -> GroupNorm:
     if condition_dim:
         return ConditionalGroupNorm(channels, groups, condition_dim)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return GroupNorm(groups, channels, eps=1e-6)
 
 
-class ConditionalGroupNorm(nn.GroupNorm):
+class GroupNorm(nn.GroupNorm):
+    """torch's, in the precision that is fast where a gradient is asked for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(_widened(x)).to(x.dtype)
+
+
+def _widened(x: Tensor) -> Tensor:
+    """A map in float32 for a norm on a CPU whose gradient is asked for, as autocast has it on GPUs.
+
+    torch's gradient of a bfloat16 map that lies channels-last takes two to five times as long (docs/experiments.md).
+    """
+    slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
+    return x.float() if slow else x
+
+
+class ConditionalGroupNorm(GroupNorm):
     """(1 + scale) * norm(x) + shift, both linear in the class's vector [B, E]; it starts as the plain norm.
 
     The adaptive group norm of Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233.
@@ -164,7 +180,8 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         rows = style.flatten(2)  # [B, Z, h*w]
         scale = self.gamma((rows.var(2) + 1e-6).sqrt())[..., None, None]  # [B, C, 1, 1]
-        return scale * F.group_norm(x, self.groups, eps=1e-6) + self.beta(rows.mean(2))[..., None, None]
+        normed = F.group_norm(_widened(x), self.groups, eps=1e-6).to(x.dtype)
+        return scale * normed + self.beta(rows.mean(2))[..., None, None]
 
 
 class Downsample(nn.Module):

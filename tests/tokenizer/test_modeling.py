@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from codegrid.tokenizer import (
     BackboneConfig,
@@ -290,6 +291,20 @@ def test_fused_blocks_with_levels_of_other_widths(sampling, mid, num_classes, tm
     assert model.decode(codes, labels).shape == images.shape
     model.save_pretrained(tmp_path)
     assert VQModel.from_pretrained(tmp_path).fingerprint() == model.fingerprint()
+
+
+def test_a_norm_of_bfloat16_computes_in_float32_where_a_gradient_is_asked_for():
+    norm = layers.group_norm(8, 4)
+    nn.init.normal_(norm.weight)
+    x = torch.randn(2, 8, 6, 6).bfloat16().to(memory_format=torch.channels_last)
+    wide = F.group_norm(x.float(), 4, norm.weight, norm.bias, 1e-6)
+    with torch.autocast("cpu", torch.bfloat16):
+        learning = norm(x)
+        with torch.no_grad():
+            still = norm(x)
+    assert torch.equal(learning, wide.bfloat16())
+    assert torch.equal(still, F.group_norm(x, 4, norm.weight, norm.bias, 1e-6))
+    assert learning.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_attention_at_the_bottleneck_needs_a_block_there():

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from codegrid.errors import require
 from codegrid.tokenizer.discriminators.base import DiscriminatorConfig
 from codegrid.tokenizer.discriminators.projection import Projection, check_labels
-from codegrid.tokenizer.layers import lay_out, not_hidden
+from codegrid.tokenizer.layers import GroupNorm, lay_out, not_hidden
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def _norm(name: str, channels: int) -> nn.Module:
     if name == "batch":
         # A discriminator never runs in evaluation mode, so nothing would read running statistics.
         return nn.BatchNorm2d(channels, track_running_stats=False)
-    return nn.GroupNorm(min(32, channels), channels) if name == "group" else nn.Identity()
+    return GroupNorm(min(32, channels), channels) if name == "group" else nn.Identity()
 
 
 def _init(module: nn.Module) -> None:
