@@ -12,9 +12,10 @@ from codegrid.pipelines.benchmarks.options import Benchmark
 from codegrid.pipelines.benchmarks.prior_step import PriorStep
 from codegrid.pipelines.benchmarks.rounded_weights import RoundedWeights
 from codegrid.pipelines.benchmarks.sampling import Sampling
+from codegrid.pipelines.benchmarks.tokenizing import Tokenizing
 from codegrid.pipelines.benchmarks.train_step import TrainStep
 
-_KINDS = (NearestCodes, TrainStep, Encode, Decode, Sampling, PriorStep, CodesReading, RoundedWeights)
+_KINDS = (NearestCodes, TrainStep, Encode, Decode, Tokenizing, Sampling, PriorStep, CodesReading, RoundedWeights)
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
 
 

@@ -11,7 +11,7 @@ import codegrid
 from codegrid.names import encodable
 from codegrid.pipelines.commands.nearest import unknown
 from codegrid.pipelines.commands.table import COMMANDS, DEVELOPERS
-from codegrid.pipelines.commands.threads import wait_asleep_beside_others
+from codegrid.pipelines.commands.threads import wait_awake_for_a_moment
 
 HELP = {"-h", "--help"}
 
@@ -62,7 +62,7 @@ def _call(words: list[str]) -> None:
     rest = words[len(name.split()) :]
     if COMMANDS[name].first and rest and not rest[0].startswith("-"):
         rest = [COMMANDS[name].first, *rest]
-    wait_asleep_beside_others()
+    wait_awake_for_a_moment()
     from codegrid.pipelines.commands import parsing  # it loads the parser's library
 
     before, sys.argv = sys.argv, [f"codegrid {name}", *rest]  # evaluations record it and trackers show it

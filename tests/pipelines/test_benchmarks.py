@@ -21,6 +21,7 @@ from codegrid.pipelines.benchmarks import (
     prior_step,
     rounded_weights,
     sampling,
+    tokenizing,
     train_step,
 )
 from codegrid.pipelines.benchmarks.memory import peak_extra_bytes
@@ -64,6 +65,16 @@ def test_encoding_and_decoding_are_timed(what, monkeypatch, tmp_path):
         (1, 1, what == "encode"),
         (2, 1, what == "encode"),
     ]
+
+
+def test_a_folder_of_jpegs_is_timed_beside_its_parts(monkeypatch, tmp_path):
+    monkeypatch.setattr(tokenizing, "_MADE", 3)
+    monkeypatch.setattr(tokenizing, "_SHAPE", (66, 90))
+    benchmark("tokenizing", repeats=1, only=("small64",), output=str(tmp_path / "report.json"))
+    rows = {row["what"]: row for row in json.loads((tmp_path / "report.json").read_text())["rows"]}
+    assert {name: row["pictures"] for name, row in rows.items()} == {"reading": 3, "encoding": 3, "job": 3}
+    bound = rows["reading"]["ms"] + rows["encoding"]["ms"]
+    assert rows["job"]["ratio"] == pytest.approx(bound / rows["job"]["ms"])
 
 
 def test_a_training_step_is_timed(monkeypatch, tmp_path):
@@ -187,6 +198,7 @@ def test_every_benchmark_can_be_asked_for_with_the_options_that_it_reads(capsys)
         "train-step": BESIDE_PEERS,
         "encode": BESIDE_PEERS,
         "decode": BESIDE_PEERS,
+        "tokenizing": TIMED | {"device", "pictures", "num_workers"},
         "sampling": TIMED | {"device", "llamagen"},
         "prior-step": BESIDE_PEERS,
         "codes-reading": TIMED,

@@ -1,4 +1,4 @@
-"""Memory that is kept for the next step, and threads that wait asleep."""
+"""Memory that is kept for the next step, and how threads wait."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 import pytest
 
 from codegrid.pipelines.commands import threads
-from codegrid.pipelines.commands.threads import wait_asleep_beside_others
 
 FAULTS = """
 import resource, sys
@@ -43,23 +42,20 @@ def test_what_is_freed_is_kept_for_the_next_step_unless_the_user_says_otherwise(
 
 
 @pytest.mark.parametrize(
-    ("load", "loaded", "environment", "expected"),
+    ("loaded", "environment", "expected"),
     [
-        (3.2, False, {}, "passive"),
-        (0.4, False, {}, None),
-        (3.2, True, {}, None),  # too late
-        (3.2, False, {"GOMP_SPINCOUNT": "7"}, None),
-        (3.2, False, {"OMP_WAIT_POLICY": "active"}, "active"),
+        (False, {}, "1000"),
+        (True, {}, None),  # too late
+        (False, {"GOMP_SPINCOUNT": "7"}, "7"),
+        (False, {"OMP_WAIT_POLICY": "active"}, None),
     ],
 )
-def test_threads_wait_asleep_beside_other_processes(monkeypatch, load, loaded, environment, expected):
+def test_threads_wait_awake_for_a_moment(monkeypatch, loaded, environment, expected):
     for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_WAIT_POLICY", "")  # so that it is taken back afterwards
-    monkeypatch.delenv("OMP_WAIT_POLICY")
+        monkeypatch.setenv(name, "")  # so that it is taken back afterwards
+        monkeypatch.delenv(name)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(threads.sys, "modules", {"torch": None} if loaded else {})
-    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
-    wait_asleep_beside_others()
-    assert os.environ.get("OMP_WAIT_POLICY") == expected
+    threads.wait_awake_for_a_moment()
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
