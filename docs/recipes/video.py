@@ -29,20 +29,20 @@ from codegrid.tokenizer.images import to_model, to_square, to_uint8
 SIDE = 64
 
 
-def velocities(fastest: int = 3) -> list[tuple[int, int]]:
-    """Pixels a frame, down and to the right: whole numbers, together at least 2."""
-    steps = range(-fastest, fastest + 1)
+def velocities(by: int, fastest: int) -> list[tuple[int, int]]:
+    """Pixels a frame, down and to the right: multiples of `by` up to `fastest` times it, together at least 2 pixels."""
+    steps = range(-by * fastest, by * fastest + 1, by)
     return [(down, right) for down in steps for right in steps if down**2 + right**2 >= 4]
 
 
-def moving(picture: np.ndarray, frames: int, draw: random.Random, background: int) -> np.ndarray:
+def moving(picture: np.ndarray, frames: int, draw: random.Random, background: int, by: int, fastest: int) -> np.ndarray:
     """picture uint8 [s, s, 3] -> frames uint8 [T, SIDE, SIDE, 3] in which it moves evenly and stays inside."""
     size, clip = len(picture), np.full((frames, SIDE, SIDE, 3), background, np.uint8)
-    steps, places = draw.choice(velocities()), []
+    steps, places = draw.choice(velocities(by, fastest)), []
     for step in steps:
         low, high = sorted((0, step * (frames - 1)))
         require(SIDE - size >= high - low, f"{frames} frames of {step} pixels leave the frame.", "Take fewer frames.")
-        places.append(draw.randint(-low, SIDE - size - high))
+        places.append(draw.randrange(-low, SIDE - size - high + 1, by))
     for time in range(frames):
         top, left = (place + time * step for place, step in zip(places, steps, strict=True))
         clip[time, top : top + size, left : left + size] = picture
@@ -57,7 +57,9 @@ def move(
     clips: int = 4000,
     validation_clips: int = 200,
     frames: int = 12,
-    size: int = 24,
+    size: int = 16,
+    by: int = 4,
+    fastest: int = 1,
     background: int = 255,
 ) -> None:
     """Write clips in which a picture of SOURCE (as `--data.source`) moves evenly.
@@ -67,6 +69,8 @@ def move(
         clips, validation_clips: how many of each.
         frames: of a clip.
         size: of the picture in a frame, in pixels.
+        by: places and pixels a frame are multiples of it; a tokenizer's code is 8 pixels high and wide.
+        fastest: how many times `by` a frame at most, down and to the right.
         background: grey level around it; that of the pictures themselves.
     """
     images = open_images(DataConfig(source, **({} if split is None else {"split": split})))
@@ -78,7 +82,7 @@ def move(
     for part, number, of in (("train", clips, images), ("validation", validation_clips, others)):
         for index in tqdm(range(number), mininterval=5, desc=part):
             picture = to_square(of[draw.choice(rows[part])].data, prepared)
-            write(moving(picture, frames, draw, background), output / part / f"{index:05}")
+            write(moving(picture, frames, draw, background, by, fastest), output / part / f"{index:05}")
     print(f"{clips:,} and {validation_clips:,} clips of {frames} frames are in {output}.")
 
 
@@ -160,8 +164,10 @@ def frame_bits(model, sequence, codes: torch.Tensor) -> np.ndarray:
 
 
 def centroids(frames: np.ndarray) -> np.ndarray:
-    """frames uint8 [..., H, W, 3] -> row and column [..., 2] of the mean of what differs from the corner's colour."""
-    weight = np.abs(frames.astype(float) - frames[..., :1, :1, :]).sum(-1)
+    """frames uint8 [..., H, W, 3] -> row and column [..., 2] of the mean of what differs from the edges' colour."""
+    edges = [frames[..., 0, :, :], frames[..., -1, :, :], frames[..., :, 0, :], frames[..., :, -1, :]]
+    ground = np.median(np.concatenate(edges, -2), -2)[..., None, None, :]
+    weight = np.abs(frames - ground).sum(-1)
     weight = np.where(weight > 60, weight, 0) + 1e-9  # of 765: the tokenizer's noise is no picture
     rows, columns = np.arange(weight.shape[-2]), np.arange(weight.shape[-1])
     total = weight.sum((-1, -2))

@@ -23,17 +23,21 @@ def recipe() -> dict[str, Any]:
     return recipe_of("video.md")
 
 
-def test_a_picture_moves_evenly_by_two_pixels_or_more(recipe: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("size", "by", "fastest", "ways"), [(16, 4, 1, 8), (24, 1, 3, 40)])
+def test_a_picture_moves_evenly_and_stays_inside(recipe: dict[str, Any], size, by, fastest, ways) -> None:
     """The centroid of a single colour is the middle of the square: its place is known in every frame."""
-    picture, seen = np.zeros((24, 24, 3), np.uint8), set()
+    picture, seen = np.zeros((size, size, 3), np.uint8), set()
+    assert len(recipe["velocities"](by, fastest)) == ways
     for seed in range(40):
-        clip = recipe["moving"](picture, 12, random.Random(seed), 255)
-        assert (clip != 255).sum() == 12 * 24 * 24 * 3  # all of it in every frame
-        steps = np.diff(recipe["centroids"](clip), axis=0)
+        clip = recipe["moving"](picture, 12, random.Random(seed), 255, by, fastest)
+        assert (clip != 255).sum() == 12 * size * size * 3  # all of it in every frame
+        places = recipe["centroids"](clip) - (size - 1) / 2
+        steps = np.diff(places, axis=0)
         assert np.abs(steps - steps[0]).max() < 1e-6
         assert np.hypot(*steps[0]) >= 2 - 1e-6
+        assert np.abs(places / by - (places / by).round()).max() < 1e-6
         seen.add(tuple(steps[0].round().astype(int)))
-    assert len(seen) > 15
+    assert len(seen) > 0.4 * ways
 
 
 def test_the_centroid_leaves_noise_out(recipe: dict[str, Any]) -> None:
