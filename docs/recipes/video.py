@@ -36,15 +36,13 @@ def velocities(by: int, fastest: int) -> list[tuple[int, int]]:
 
 
 def moving(picture: np.ndarray, frames: int, draw: random.Random, background: int, by: int, fastest: int) -> np.ndarray:
-    """picture uint8 [s, s, 3] -> frames uint8 [T, SIDE, SIDE, 3] in which it moves evenly and stays inside."""
+    """picture uint8 [s, s, 3] -> frames uint8 [T, SIDE, SIDE, 3] in which it moves evenly, and back from the edges."""
     size, clip = len(picture), np.full((frames, SIDE, SIDE, 3), background, np.uint8)
-    steps, places = draw.choice(velocities(by, fastest)), []
-    for step in steps:
-        low, high = sorted((0, step * (frames - 1)))
-        require(SIDE - size >= high - low, f"{frames} frames of {step} pixels leave the frame.", "Take fewer frames.")
-        places.append(draw.randrange(-low, SIDE - size - high + 1, by))
+    room, steps = SIDE - size, draw.choice(velocities(by, fastest))
+    first = [draw.randrange(0, room + 1, by) for _ in steps]
     for time in range(frames):
-        top, left = (place + time * step for place, step in zip(places, steps, strict=True))
+        places = [(place + time * step) % (2 * room) for place, step in zip(first, steps, strict=True)]
+        top, left = (min(place, 2 * room - place) for place in places)
         clip[time, top : top + size, left : left + size] = picture
     return clip
 
@@ -57,8 +55,8 @@ def move(
     clips: int = 4000,
     validation_clips: int = 200,
     frames: int = 12,
-    size: int = 16,
-    by: int = 4,
+    size: int = 24,
+    by: int = 8,
     fastest: int = 1,
     background: int = 255,
 ) -> None:
@@ -69,7 +67,7 @@ def move(
         clips, validation_clips: how many of each.
         frames: of a clip.
         size: of the picture in a frame, in pixels.
-        by: places and pixels a frame are multiples of it; a tokenizer's code is 8 pixels high and wide.
+        by: places and pixels a frame are multiples of it; 8 is what the tokenizer makes one code of.
         fastest: how many times `by` a frame at most, down and to the right.
         background: grey level around it; that of the pictures themselves.
     """
