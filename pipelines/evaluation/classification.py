@@ -52,6 +52,7 @@ def evaluate_classification(
     output_dir: str | None = None,
     num_images: int = 2000,
     orders: int = 0,
+    temperature: float = 1.0,
     codes: str | None = None,
     batch_size: int | None = None,
 ) -> Path:
@@ -63,6 +64,7 @@ def evaluate_classification(
         output_dir: folder for classification.json; by default a folder beside the pipeline's.
         num_images: at most so many pictures, spread evenly over the data.
         orders: of a prior of any order, the mean of so many random orders; 0 is raster order.
+        temperature: divides log p(codes | class), above 0: a prior that was trained for long is too sure of its class.
         codes: a code data set whose shares of classes are a prior of classes, which adds a row; the pipeline's training
             codes, for example.
         batch_size: pictures at once; None: as many as fit.
@@ -86,7 +88,8 @@ def evaluate_classification(
     source = open_images(data)
     print("\n".join(describe_source(source)))
     grids, labels = _labelled_codes(pipe, source, num_images)
-    posterior = pipe.classify(grids, orders=orders or None, batch_size=batch_size, progress=True)  # [N, C]
+    options = {"temperature": temperature, "orders": orders or None, "batch_size": batch_size}
+    posterior = pipe.classify(grids, **options, progress=True)  # [N, C]
     results = [_scores(name, posterior, shares, labels) for name, shares in priors.items()]
     folder = output_folder(output_dir, pipeline)
     counts = torch.bincount(labels, minlength=len(names))
@@ -100,6 +103,7 @@ def evaluate_classification(
         },
         "right_by_class": _by_class(posterior, labels, names),
         "orders": orders,
+        "temperature": temperature,
         "pipeline": pipeline,
         "codes": codes,
         "prior_fingerprint": weights_fingerprint(pipe.prior),

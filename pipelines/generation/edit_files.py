@@ -37,10 +37,13 @@ def edit_images(
     size: tuple[int, int] | None = None,
     whole: bool = False,
     class_label: str | None = None,
+    condition: str | None = None,
+    prompt: str | None = None,
     num_images: int = 4,
     seed: int = 0,
     composite: bool = True,
     guidance_scale: float | None = None,
+    part_guidance: tuple[float, ...] | None = None,
     temperature: float | None = None,
     order: Literal["raster", "random", "halton"] | None = None,
     num_steps: int | None = None,
@@ -57,16 +60,19 @@ def edit_images(
         output_dir: folder for the results.
         mask: a picture of the same size; what is white is drawn again, and nothing else changes.
         keep: share of the codes that are kept, in places of each result's own (variations).
-        strength: share of the codes that are drawn again as those of class_label.
+        strength: share of the codes that are drawn again as those of class_label (or condition or prompt).
         outpaint: sides at which the picture is gone on with: top, bottom, left or right, each by half a picture, or by
             so many pixels, such as right=32.
         size: height and width of the results instead, with the picture in the middle.
         whole: keep the picture's own size, the trained one or larger; otherwise it is cut and scaled as in training.
-        class_label: class of the results, by name or number; None is the null class, without guidance.
+        class_label: class of the results, by name or number; None is the null class.
+        condition: a picture that the results follow, of a prior that knows pictures; of a larger result, of all of it.
+        prompt: a text that the results follow, of a prior that knows texts. Without any of the three no guidance.
         num_images: number of results.
         seed: result i depends on seed and i alone.
         composite: keep the pixels outside of the mask; otherwise they are the tokenizer's reconstruction.
-        guidance_scale: scale of classifier-free guidance; needs class_label. None is the pipeline's.
+        guidance_scale: scale of classifier-free guidance; needs something to follow. None is the pipeline's.
+        part_guidance: a scale for each part of what the prior follows (class and picture), instead of guidance_scale.
         temperature: divides the logits; 0 takes the likeliest code.
         order: in which the codes are drawn; None is raster order, and halton with num_steps.
         num_steps: draw several codes a step, in this many steps; None is a code a step (of a masked prior 12 steps).
@@ -87,11 +93,13 @@ def edit_images(
     start = _start(pipe, Path(image), fingerprint)
     if mask is not None:
         read_masks(mask, 1)
+    others = {"condition": condition, "prompt": prompt, "part_guidance": part_guidance}
     settings: dict[str, Any] = {
         **{"tokenizer_fingerprint": fingerprint, "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "image": image, "mask": mask, "keep": keep, "strength": strength},
         **({"outpaint": outpaint} if outpaint else {} if size is None else {"size": size}),
         **({"whole": whole} if whole else {}),
+        **{name: value for name, value in others.items() if value is not None},
         **{"class_label": class_label, "num_images": num_images, "seed": seed, "composite": composite},
         **{"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps},
     }
@@ -107,6 +115,7 @@ def _made(
 ) -> ImagePipelineOutput:
     names = ("seed", "composite", "guidance_scale", "temperature", "order", "num_steps")
     options = {name: asked[name] for name in names} | {"num_images_per_image": asked["num_images"], "whole": whole}
+    options |= {name: asked[name] for name in ("condition", "prompt", "part_guidance") if name in asked}
     label = asked["class_label"]
     if asked["mask"] is not None:
         return pipe.inpaint(start, asked["mask"], label, **options)

@@ -12,12 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from codegrid.errors import require
-from codegrid.pipelines.generation.arguments import as_labels, streams_of_images, whole_number
+from codegrid.pipelines.generation.arguments import streams_of_images, whole_number
 from codegrid.pipelines.generation.larger import grid_of_size, iterate_grids
 from codegrid.pipelines.generation.masks import cells_of, composite, filled, prepared_mask, read_masks
 from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
+from codegrid.pipelines.generation.wanted import Wanted, wanted_images
 from codegrid.pipelines.system.devices import evaluating
-from codegrid.prior import resolve_labels
 from codegrid.prior.architectures import architecture_of
 from codegrid.tokenizer.images import check_colours, open_picture, to_images, to_model
 from codegrid.tokenizer.images.squares import prepare
@@ -61,12 +61,13 @@ class Editing:
         Args:
             images: see the class.
             mask_images: white is drawn again; see `masks.read_masks`. A picture's mask has the size of the picture.
-            class_labels: a class for each picture, or one for all. None is the null class, without guidance.
+            class_labels: a class for each picture, or one for all. None is the null class; without anything to follow
+                there is no guidance.
             whole: keep the pictures' own size, which is at least the trained one, in multiples of the pixels of a code;
                 otherwise they are prepared as in training. Larger ones are drawn by windows.
             composite: keep the pixels outside of the mask; False gives the decoded picture.
-            options: `num_images_per_image`, `seed`, `order`, `num_steps`, ... (`_drawn_again`), fields of
-                `SamplingConfig`.
+            options: `condition`, `prompt`, `num_images_per_image`, `seed`, `order`, `num_steps`, ... (`_drawn_again`),
+                fields of `SamplingConfig`.
 
         Raises:
             CodegridError: the prior knows raster order only, or a picture, mask, class or setting cannot be used.
@@ -100,20 +101,25 @@ class Editing:
         return self._drawn_again(self._start(images, None, whole), float(keep), class_labels, **options)
 
     def edit(
-        self: ImageGenerationPipeline, images: Any, class_labels: Any, strength: float = 0.8, **options: Any
+        self: ImageGenerationPipeline, images: Any, class_labels: Any = None, strength: float = 0.8, **options: Any
     ) -> ImagePipelineOutput:
-        """Draw a share of the codes again as those of another class.
+        """Draw a share of the codes again as those of another class, picture or text.
 
         Args:
             images, options: as in `inpaint`.
-            class_labels: the class of the results, for each picture or one for all.
+            class_labels: the class of the results, for each picture or one for all; or `condition` or `prompt`.
             strength: share of the positions that are drawn again, in (0, 1].
 
         Raises:
             CodegridError: see `inpaint`.
         """
         require(0 < strength <= 1, f"strength is {strength}.", "Give a share above 0 and of at most 1.")
-        require(class_labels is not None, "edit has no class_labels.", "Name the class, or call `variations`.")
+        follows = (class_labels, options.get("condition"), options.get("prompt"))
+        require(
+            any(value is not None for value in follows),
+            "edit has no class_labels.",
+            "Name the class (or give the condition or prompt that the prior follows), or call `variations`.",
+        )
         return self.variations(images, 1 - strength, class_labels, **options)
 
     def _check_editing(self: ImageGenerationPipeline) -> None:
@@ -202,6 +208,8 @@ class Editing:
         class_labels: Any,
         *,
         composite: bool = True,
+        condition: Any = None,
+        prompt: str | Sequence[str] | None = None,
         num_images_per_image: int = 1,
         seed: int | Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
@@ -217,6 +225,7 @@ class Editing:
 
         Args:
             redraw: positions bool [N, h, w], or the share that is kept, in places of each result's own.
+            condition, prompt: what the results follow beside the class, as in `stream`: one a picture, or one for all.
             seed, generator: as in `stream`, for the results.
             order, num_steps, batch_size: as in `codegrid.prior.sample_codes`.
             output_type, progress, callback: as in `stream`.
@@ -227,10 +236,11 @@ class Editing:
             check_colours(start.pixels.shape[1], 'output_type "pil" (not "np", "pt", "codes")')
         codes = start.codes.repeat_interleave(per, 0)
         number, grid = len(codes), tuple(codes.shape[1:3])
-        labels = self._labels_of(class_labels, len(start.codes), per)
+        wanted = self._wanted_of(class_labels, condition, prompt, len(start.codes), per, grid)
         given = {name: value for name, value in settings.items() if value is not None}
-        if labels is None and "guidance_scale" not in given:
-            given["guidance_scale"] = 1.0
+        sampling = self.sampling
+        if wanted.values is None:
+            sampling = replace(sampling, guidance_scale=1.0, part_guidance=None)
         streams = streams_of_images(seed, generator, number)
         if isinstance(redraw, float):
             cells = grid[0] * grid[1]
@@ -245,7 +255,9 @@ class Editing:
                 self.prior,
                 self.sequence,
                 grid,
-                None if labels is None else torch.tensor(labels),
+                wanted.values,
+                drop=wanted.drop,
+                window_labels=wanted.windows,
                 generators=streams,
                 known_codes=codes,
                 redraw=again,
@@ -254,14 +266,13 @@ class Editing:
                 batch_size=batch_size or self.default_batch_size(output_type != "codes", grid),
                 laid_out=self.laid_out,
                 on_progress=bar,
-                **replace(self.sampling, **given).to_dict(),
+                **replace(sampling, **given).to_dict(),
             )
             codes = torch.cat(list(drawn)).cpu()
         if output_type == "codes":
-            return ImagePipelineOutput(None, codes, labels)
-        return ImagePipelineOutput(
-            as_output(self._pixels_of(start, codes, labels, composite), output_type), codes, labels
-        )
+            return ImagePipelineOutput(None, codes, wanted.labels)
+        pixels = self._pixels_of(start, codes, wanted.labels, composite)
+        return ImagePipelineOutput(as_output(pixels, output_type), codes, wanted.labels)
 
     def _pixels_of(
         self: ImageGenerationPipeline, start: _Start, codes: Tensor, labels: list[Any] | None, keeps: bool
@@ -275,17 +286,26 @@ class Editing:
             return after
         return composite(start.pixels.repeat_interleave(per, 0), after, start.masks.repeat_interleave(per, 0))
 
-    def _labels_of(self: ImageGenerationPipeline, class_labels: Any, pictures: int, per: int) -> list[Any] | None:
-        if class_labels is None:
-            return None
-        given = as_labels(class_labels)
+    def _wanted_of(
+        self: ImageGenerationPipeline,
+        class_labels: Any,
+        condition: Any,
+        prompt: Any,
+        pictures: int,
+        per: int,
+        grid: tuple[int, int],
+    ) -> Wanted:
+        given = {"class_labels": class_labels, "condition": condition, "prompt": prompt}
+        names = [name for name, value in given.items() if value is not None]
+        if not names:
+            return Wanted(pictures * per)
+        wanted = wanted_images(self, class_labels, condition, prompt, 1, None, grid)
         require(
-            len(given) in (1, pictures),
-            f"There are {len(given)} class_labels for {pictures} pictures.",
+            wanted.number in (1, pictures),
+            f"There are {wanted.number} {' and '.join(names)} for {pictures} pictures.",
             "Give one, or one a picture.",
         )
-        labels = resolve_labels(given * (pictures if len(given) == 1 else 1), self.sequence)
-        return [label for label in labels for _ in range(per)]
+        return wanted.of((torch.arange(pictures) % wanted.number).repeat_interleave(per))
 
 
 def _is_float(values: Tensor | np.ndarray) -> bool:

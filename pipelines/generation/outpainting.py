@@ -47,7 +47,8 @@ class Outpainting:
             size: height and width of the results instead, the picture in the middle (half a code off if need be).
             whole: see `inpaint`.
             composite: keep the picture's pixels; False gives all of the decoded picture.
-            options: `num_images_per_image`, `seed`, `order`, `num_steps`, ... as in `inpaint`.
+            options: `condition`, `prompt`, `num_images_per_image`, `seed`, `order`, ... as in `inpaint`. A picture to
+                follow is one of the whole result.
 
         Raises:
             CodegridError: a side or size cannot be used, or the prior does not go on at a side.

@@ -65,6 +65,7 @@ class Scoring:
         images: Picture | Sequence[Picture] | Tensor | ImagePipelineOutput,
         *,
         class_prior: Sequence[float] | None = None,
+        temperature: float = 1.0,
         orders: Tensor | int | None = None,
         batch_size: int | None = None,
         progress: bool = False,
@@ -74,6 +75,9 @@ class Scoring:
         Args:
             images, orders, batch_size: as in `log_likelihood`.
             class_prior: p(class), C positive numbers, which are scaled to a sum of 1. None is the same for all.
+            temperature: divides log p(codes | class), above 0. Codes are no independent witnesses, and a prior that was
+                trained for long is too sure: above 1 the classes come nearer to `class_prior`. Without one the
+                likeliest class is the same.
             progress: show a bar.
 
         Raises:
@@ -90,6 +94,8 @@ class Scoring:
             f"class_prior is {class_prior}.",
             f"Give {len(names)} positive numbers, one a class.",
         )
+        usable = math.isfinite(temperature) and temperature > 0
+        require(usable, f"temperature is {temperature}.", "Give a number above 0.")
         codes, walks = self._codes_of(images), self._orders_of(orders)
         joint = torch.empty(len(codes), len(names), dtype=torch.float64)
         total = joint.numel() * self.sequence.length
@@ -107,7 +113,7 @@ class Scoring:
                         (label * len(codes) + done) * self.sequence.length, total
                     ),
                 )
-        return (joint + (shares / shares.sum()).log()).log_softmax(1)
+        return (joint / temperature + (shares / shares.sum()).log()).log_softmax(1)
 
     def _codes_of(self: ImageGenerationPipeline, images: Any) -> Tensor:
         if isinstance(images, ImagePipelineOutput):

@@ -44,6 +44,16 @@ class Wanted:
     labels: list[Any] | None = None
     windows: Tensor | None = None
 
+    def of(self, images: Tensor) -> Wanted:
+        """What some of the images want, by their indices [M]."""
+        return Wanted(
+            len(images),
+            None if self.values is None else self.values[images],
+            None if self.drop is None else self.drop[images],
+            None if self.labels is None else [self.labels[index] for index in images.tolist()],
+            None if self.windows is None else self.windows[:, images],
+        )
+
 
 def wanted_images(
     pipe: ImageGenerationPipeline,

@@ -21,7 +21,7 @@ from codegrid.prior import PriorConfig, SequenceConfig, make_prior
 from codegrid.prior.conditioning import ClassCondition
 from codegrid.prior.conditions import combined
 from codegrid.prior.orders import random_orders
-from codegrid.prior.sampling import image_generator
+from codegrid.prior.sampling import image_generator, sample_codes
 from codegrid.prior.window_sampling import sample_windows
 from codegrid.tokenizer import BackboneConfig, Preprocessing, VectorQuantizerConfig, VQModel, VQModelConfig
 from codegrid.tokenizer.images import to_model
@@ -87,6 +87,60 @@ def test_each_window_of_a_larger_picture_follows_its_part(architecture, others, 
     assert not torch.equal(first_alone, drawn.codes)
     with pytest.raises(CodegridError, match="window_labels have the shape"):
         sample_windows(pipe.prior, pipe.sequence, (6, 12), labels[0], window_labels=labels, seeds=[0, 1])
+
+
+@pytest.mark.parametrize("architecture", ["any_order_gpt2", "bert"])
+def test_edits_follow_pictures_beside_classes(architecture):
+    pipe = following(architecture, ClassCondition(("a", "b")))
+    pictures, shown = [noise(8, seed) for seed in (1, 2)], [noise(8, seed) for seed in (3, 4)]
+    mask = np.zeros((8, 8), dtype=np.uint8)
+    mask[2:6, 2:6] = 255
+    cells = torch.zeros(4, 4, dtype=torch.bool)
+    cells[1:3, 1:3] = True
+    options = {"num_images_per_image": 2, "guidance_scale": 1.5, **QUIET}
+    edited = pipe.inpaint(pictures, mask, ["b", "a"], condition=shown, **options)
+    assert edited.labels == [1, 1, 0, 0]
+    with torch.no_grad():
+        codes = pipe.tokenizer.encode(to_model(torch.from_numpy(np.stack([np.asarray(one) for one in shown]))))
+    values = torch.cat([torch.tensor([[1], [0]]), codes.flatten(1)], 1).repeat_interleave(2, 0)
+    same = {"known_codes": edited.codes, "redraw": cells, "seeds": None, "guidance_scale": 1.5}
+    same["generators"] = [image_generator(0, index) for index in range(4)]
+    expected = sample_codes(pipe.prior, pipe.sequence, values, **same)
+    assert torch.equal(edited.codes.flatten(1), expected)
+    alone = pipe.inpaint(pictures, mask, condition=shown[0], **options)  # one for all, and no class
+    same |= {"known_codes": alone.codes, "generators": [image_generator(0, index) for index in range(4)]}
+    drop = torch.tensor([[True, False]]).expand(4, 2)
+    expected = sample_codes(pipe.prior, pipe.sequence, values[:1].expand(4, -1), drop=drop, **same)
+    assert torch.equal(alone.codes.flatten(1), expected)
+    whole = noise(24, 5).crop((0, 0, 16, 8))  # the picture to follow of a wider result
+    wider = pipe.outpaint(pictures, "a", sides={"right": 8}, condition=whole, **options)
+    other = pipe.outpaint(pictures, "a", sides={"right": 8}, condition=noise(24, 6).crop((0, 0, 16, 8)), **options)
+    assert torch.equal(wider.codes[:, :, :4], other.codes[:, :, :4])
+    assert not torch.equal(wider.codes, other.codes)
+    assert pipe.edit(pictures, strength=0.5, condition=shown, **QUIET).codes.shape == (2, 4, 4)
+    with pytest.raises(CodegridError, match="There are 3 class_labels and condition for 2 pictures"):
+        pipe.inpaint(pictures, mask, "a", condition=[*shown, noise(8, 9)], **QUIET)
+    with pytest.raises(CodegridError, match="prompt is given, and this pipeline"):
+        pipe.variations(pictures, prompt="a cat", **QUIET)
+    with pytest.raises(CodegridError, match="condition is given, and this pipeline"):
+        made(architecture).inpaint(pictures, mask, condition=shown, **QUIET)
+    with pytest.raises(CodegridError, match="edit has no class_labels"):
+        pipe.edit(pictures, **QUIET)
+
+
+def test_edit_takes_a_picture_to_follow(tmp_path):
+    pipe = following("any_order_gpt2", ClassCondition(("a", "b")))
+    pipe.save_pretrained(tmp_path / "pipe")
+    noise(8, 1).save(tmp_path / "picture.png")
+    noise(8, 2).save(tmp_path / "shown.png")
+    line = ["edit", "--pipeline", str(tmp_path / "pipe"), "--image", str(tmp_path / "picture.png"), "--keep", "0.25"]
+    line += ["--num-images", "2", "--condition", str(tmp_path / "shown.png"), "--part-guidance", "1.5", "2"]
+    main([*line, "--class-label", "b", "--output-dir", str(tmp_path / "out")])
+    options = {"num_images_per_image": 2, "part_guidance": (1.5, 2.0), **QUIET}
+    expected = pipe.variations(noise(8, 1), 0.25, "b", condition=noise(8, 2), **options)
+    for path, image in zip(sorted((tmp_path / "out").glob("0*.png")), expected.images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(image))
+    assert json.loads((tmp_path / "out" / "generation.json").read_text())["part_guidance"] == [1.5, 2.0]
 
 
 def test_generate_follows_large_pictures(tmp_path):
@@ -293,6 +347,11 @@ def test_classes_by_bayes_rule():
     torch.testing.assert_close(pipe.classify(codes).exp().sum(1), torch.ones(4, dtype=torch.float64))
     pictures = [noise(seed=seed) for seed in range(2)]
     torch.testing.assert_close(pipe.classify(pictures), pipe.classify(pipe.encode(pictures)))
+    warm = pipe.classify(codes, class_prior=[2, 1, 1], temperature=3.0)
+    torch.testing.assert_close(warm, (joint / 3 + shares.log()).log_softmax(1))
+    for wrong in (0, -1.0, math.inf):
+        with pytest.raises(CodegridError, match="temperature is"):
+            pipe.classify(codes, temperature=wrong)
     for wrong in ([1, 1], [1, 0, 1], [1, math.nan, 1]):
         with pytest.raises(CodegridError, match="class_prior is"):
             pipe.classify(codes, class_prior=wrong)
@@ -334,6 +393,10 @@ def test_the_command_writes_plain_and_balanced_accuracy(folders, capsys):
     assert scores["balanced_accuracy"] == pytest.approx((right["a"] + right["b"]) / 2)
     assert scores["accuracy"] == pytest.approx((10 * right["a"] + 4 * right["b"]) / 14)
     assert f"balanced {scores['balanced_accuracy']:.3f}" in capsys.readouterr().out
+    main([*line, "--data.source", str(folders / "pictures"), "--output-dir", str(folders / "b"), "--temperature", "9"])
+    warm = json.loads((folders / "b" / "classification.json").read_text())
+    assert warm["right_by_class"] == right  # the likeliest class is the same, and less sure
+    assert abs(warm["results"][0]["nats"] - math.log(2)) < abs(scores["nats"] - math.log(2))
 
 
 def test_what_cannot_be_classified_is_refused(folders):
