@@ -67,7 +67,7 @@ def edit_images(
         whole: keep the picture's own size, the trained one or larger; otherwise it is cut and scaled as in training.
         class_label: class of the results, by name or number; None is the null class.
         condition: a picture that the results follow, of a prior that knows pictures; of a larger result, of all of it.
-        prompt: a text that the results follow, of a prior that knows texts. Without any of the three no guidance.
+        prompt: a text that they follow, of a prior that knows texts. Without any of the three there is no guidance.
         num_images: number of results.
         seed: result i depends on seed and i alone.
         composite: keep the pixels outside of the mask; otherwise they are the tokenizer's reconstruction.
@@ -89,17 +89,15 @@ def edit_images(
     accelerator = make_accelerator()
     pipe = ImageGenerationPipeline.from_pretrained(pipeline).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid edit`")
-    fingerprint = pipe.tokenizer.fingerprint()
-    start = _start(pipe, Path(image), fingerprint)
+    start = _start(pipe, Path(image), fingerprint := pipe.tokenizer.fingerprint())
     if mask is not None:
         read_masks(mask, 1)
-    others = {"condition": condition, "prompt": prompt, "part_guidance": part_guidance}
     settings: dict[str, Any] = {
         **{"tokenizer_fingerprint": fingerprint, "prior_fingerprint": weights_fingerprint(pipe.prior)},
         **{"pipeline": pipeline, "image": image, "mask": mask, "keep": keep, "strength": strength},
         **({"outpaint": outpaint} if outpaint else {} if size is None else {"size": size}),
         **({"whole": whole} if whole else {}),
-        **{name: value for name, value in others.items() if value is not None},
+        **_given(condition=condition, prompt=prompt, part_guidance=part_guidance),
         **{"class_label": class_label, "num_images": num_images, "seed": seed, "composite": composite},
         **{"guidance_scale": guidance_scale, "temperature": temperature, "order": order, "num_steps": num_steps},
     }
@@ -124,6 +122,10 @@ def _made(
     if asked["keep"] is not None:
         return pipe.variations(start, asked["keep"], label, **options)
     return pipe.edit(start, label, asked["strength"], **options)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _check_one(ways: dict[str, Any]) -> None:
