@@ -163,6 +163,8 @@ def _parameters(learners: TokenizerLearners, config: TokenizerTrainingConfig) ->
     text = f"{_count(model)} parameters ({counts}){_frozen(config)}"
     if learners.discriminator is not None:
         text += f"; discriminator {_count(learners.discriminator.module)}"
+    if learners.predictor is not None:
+        text += f"; a small prior for the rate {_count(learners.predictor.module)}, not kept"
     for name, net in learners.distances.items():
         text += f"; net of the {name} term {_count(net)}, not trained"
     return text

@@ -189,6 +189,7 @@ class TokenizerTrainingConfig(TrainingConfig):
         super().__post_init__()
         self._check_finetuning()
         self._check_frozen()
+        self._check_rate()
         require(0 <= self.revive_until <= 1, f"revive_until is {self.revive_until}.", "It must lie in [0, 1].")
         require(self.onset_bound >= 1, f"onset_bound is {self.onset_bound}.", "It must be at least 1.")
         require(0 <= self.usage_warning < 1, f"usage_warning is {self.usage_warning}.", "It must lie in [0, 1).")
@@ -215,6 +216,20 @@ class TokenizerTrainingConfig(TrainingConfig):
             "decoder" not in self.freeze or not (self.objective.adversarial_weight and self.objective.adaptive_weight),
             "freeze names the decoder, and objective.adaptive_weight reads the gradients of its last layer.",
             "Turn objective.adaptive_weight off, or set objective.adversarial_weight to 0.",
+        )
+
+    def _check_rate(self) -> None:
+        weight = self.objective.rate_weight
+        require(
+            not weight or self.quantizer.has_distances,
+            f"objective.rate_weight is {weight:g}, and the quantizer {self.quantizer.type!r} has no table of codes of "
+            "which each position takes the nearest one.",
+            "Set it to 0, or take quantizer.type vq or simvq.",
+        )
+        require(
+            not weight or not {"encoder", "quantizer"} <= set(self.freeze),
+            f"objective.rate_weight is {weight:g}, and encoder and quantizer are frozen: no code can change.",
+            "Set it to 0, or freeze less.",
         )
 
     @property

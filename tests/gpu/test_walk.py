@@ -27,6 +27,7 @@ from codegrid.pipelines.training.loop import BadSteps
 from codegrid.pipelines.training.optim import OptimizerConfig
 from codegrid.pipelines.training.prior.orders import TrainingOrders
 from codegrid.pipelines.training.prior.train import PriorStage
+from codegrid.pipelines.training.tokenizer.rate import CodePredictor
 from codegrid.pipelines.training.tokenizer.step import TokenizerLearners, train_step
 from codegrid.pipelines.training.window import add_to_window, window_means
 from codegrid.prior import PriorConfig, PriorObjective, SamplingConfig, SequenceConfig, make_prior, sampling
@@ -67,15 +68,17 @@ def training(quantizer, objective=PIXELS, **changes) -> TokenizerTrainingConfig:
 def walked_step(config: TokenizerTrainingConfig, step: int, kind: str = "adamw", classes: int = 0) -> dict:
     """The metrics of one step on the fake device."""
     model = VQModel(VQModelConfig(backbone=BACKBONE, quantizer=config.quantizer, num_classes=classes)).train()
+    predictor = (
+        CodePredictor(config.quantizer.codebook_size, model.config.grid_shape) if config.objective.rate_weight else None
+    )
     judge = None
     if config.objective.adversarial_weight:
         judge = make_discriminator(config.objective.discriminator, 3, CLASSES).train()
     with fake_cuda() as fake:
-        nets = [on_fake_cuda(module, fake) for module in (model, judge) if module is not None]
+        nets = [on_fake_cuda(module, fake) for module in (model, judge, predictor) if module is not None]
         host = accelerator()
-        optimizer = OptimizerConfig(type=kind)
-        learners = [Learner.make(net, optimizer, host) for net in nets]
-        together = TokenizerLearners(learners[0], learners[1] if judge else None, EMA(model, 0.99), {})
+        learners = [net and Learner.make(net, OptimizerConfig(type=kind), host) for net in (model, judge, predictor)]
+        together = TokenizerLearners(learners[0], learners[1], EMA(model, 0.99), {}, learners[2])
         together.running_logits = {name: torch.zeros((), device=DEVICE) for name in ("real", "fake")}
         images = [torch.empty(2, 3, 16, 16, device=DEVICE) for _ in range(2)]
         labels = [torch.zeros(2, dtype=torch.int64, device=DEVICE) for _ in images]
@@ -139,6 +142,14 @@ def test_a_step_where_the_host_looks_is_the_only_one_that_waits(kind):
     with pytest.raises(HostWaitsError):
         walked_step(training(QUANTIZERS_TRIED[0]), 10, kind)
     walked_step(training(QUANTIZERS_TRIED[0]), 11, kind)
+
+
+@pytest.mark.parametrize("quantizer", named([each for each in QUANTIZERS_TRIED if each.has_distances]))
+def test_a_step_with_the_rate_waits_for_nothing(quantizer):
+    objective = replace(PIXELS, rate_weight=0.001, adversarial_weight=0.5, adversarial_start=0)
+    metrics = walked_step(training(quantizer, objective), 3)
+    assert {"rate", "rate_grad_norm", "discriminator_grad_norm"} <= set(metrics)
+    assert metrics["rate"].device == DEVICE
 
 
 def test_a_class_conditional_step_waits_for_nothing():

@@ -27,7 +27,11 @@ import torch
 from accelerate import Accelerator
 
 from codegrid.pipelines.training.ema import EMA
-from codegrid.pipelines.training.tokenizer.step import _revive_codes, _update_quantizer
+from codegrid.pipelines.data.records import DataConfig
+from codegrid.pipelines.training.config import TokenizerTrainingConfig
+from codegrid.pipelines.training.tokenizer.step import _revive_codes, _update_quantizer, make_learners, train_step
+from codegrid.tokenizer import BackboneConfig, VQModel, VQModelConfig
+from codegrid.tokenizer.losses import ObjectiveConfig
 from codegrid.tokenizer.quantizers import HierarchicalQuantizerConfig, VectorQuantizerConfig, make_quantizer
 
 accelerator = Accelerator(cpu=True)
@@ -56,6 +60,22 @@ for name, config in quantizers.items():
         batches.append((features, codes))
     torch.save({"start": start, "moved": moved, "batches": batches, **module.quantize.state_dict()},
                f"{sys.argv[1]}/{name}-{rank}.pt")
+
+rated = TokenizerTrainingConfig(
+    data=DataConfig("images"),
+    backbone=BackboneConfig(resolution=16, ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(),
+                            mid_attention=False, z_channels=8, norm_groups=4),
+    quantizer=VectorQuantizerConfig(codebook_size=32, code_dim=4),
+    objective=ObjectiveConfig(perceptual_weight=0.0, adversarial_weight=0.0, rate_weight=0.1), output_dir="run")
+torch.manual_seed(0)
+model = VQModel(VQModelConfig(backbone=rated.backbone, quantizer=rated.quantizer)).train()
+learners = make_learners(model, rated.objective, rated.optimizer, rated.optimizer, 0.0, accelerator)
+for step in range(3):
+    generator = torch.Generator().manual_seed(2 * step + rank)
+    pictures = [torch.rand(2, 3, 16, 16, generator=generator) * 2 - 1 for _ in range(2)]
+    train_step(learners, rated, pictures, step, accelerator)
+state = {**model.state_dict(), **learners.predictor.module.state_dict()}
+torch.save({"first picture": pictures[0], **state}, f"{sys.argv[1]}/rate-{rank}.pt")
 """
 
 
@@ -82,6 +102,9 @@ def test_two_ranks_keep_one_codebook_of_means_through_updates_and_revivals(tmp_p
         assert not torch.equal(first[f"{prefix}embedding.weight"], first["start"])
         # The running sizes count both ranks' features: 100 a step, where the sum goes but for what revival sets.
         assert first[f"{prefix}cluster_size"].sum() > 75
+    first, second = (torch.load(tmp_path / f"rate-{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert not torch.equal(first.pop("first picture"), second.pop("first picture"))
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_running_means_are_of_what_the_forward_pass_quantized(tokenizer_config, tmp_path):

@@ -22,6 +22,8 @@ from codegrid.tokenizer.losses import (
     lecam_penalty,
     r1_penalty,
     reconstruction_terms,
+    soft_assignments,
+    soft_rate,
 )
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "losses.md").read_text(encoding="utf-8")
@@ -113,6 +115,14 @@ def check_r1():
 def check_lecam():
     found = lecam_penalty(torch.tensor(REAL), torch.tensor(FAKE), torch.tensor(0.8), torch.tensor(-0.3))
     assert found.item() == pytest.approx(((REAL + 0.3) ** 2).mean() + ((FAKE - 0.8) ** 2).mean())
+
+
+def check_rate():
+    distances, logits = np.array([[0.5, 1.0, 3.0], [0.2, 0.1, 0.4]]), np.array([[0.3, -1.0, 2.0], [0.0, 0.7, -0.2]])
+    p = np.exp(-distances / ((0.5 + 0.1) / 2))
+    p, q = p / p.sum(1, keepdims=True), np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    found = soft_rate(soft_assignments(torch.tensor(distances)), torch.tensor(logits).log_softmax(1))
+    assert found.item() == pytest.approx(-(p * np.log(q)).sum(1).mean())
 
 
 def gan(name: str, of_discriminator: float, of_generator: float) -> None:

@@ -104,6 +104,24 @@ def test_gradients_reach_the_encoder_and_the_codebook(quantizer):
     assert all(parameter.grad.abs().sum() > 0 for parameter in quantizer.parameters())
 
 
+def test_distances_are_there_where_they_are_promised_and_their_smallest_is_the_codes(quantizer):
+    z = features(requires_grad=True)
+    if not quantizer.config.has_distances:
+        with pytest.raises(NotImplementedError):
+            quantizer.distances(z)
+        return
+    with torch.autocast("cpu", torch.bfloat16):
+        distances = quantizer.eval().distances(z)
+    codes = quantizer.encode(z)
+    assert distances.shape == (codes.numel(), quantizer.config.codebook_size)
+    assert torch.equal(distances.argmin(1), codes.flatten())
+    scaled = torch.nn.functional.normalize(z, dim=1) if getattr(quantizer.config, "l2_normalize", False) else z
+    expected = (scaled - quantizer.codes_to_features(codes)).square().sum(1).flatten()
+    torch.testing.assert_close(distances.amin(1), expected, rtol=1e-4, atol=1e-5)
+    distances.sum().backward()
+    assert all(each.grad.abs().sum() > 0 for each in (z, *quantizer.parameters()))
+
+
 def test_bf16_features_and_autocast_change_no_code(quantizer):
     """Distances run in float32: a codebook of many close codes would be mixed up in bf16."""
     quantizer.eval()  # in training codes may be drawn

@@ -4,6 +4,7 @@ from codegrid.tokenizer.losses.adversarial import GAN_LOSSES, adaptive_weight, c
 from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.losses.objective import RECONSTRUCTION_WEIGHTS, TERMS, ObjectiveConfig, make_distances
 from codegrid.tokenizer.losses.perceptual import LPIPS
+from codegrid.tokenizer.losses.rate import soft_assignments, soft_rate
 from codegrid.tokenizer.losses.reconstruction import log_laplace_loss, reconstruction_terms
 from codegrid.tokenizer.losses.regularization import gradient_penalty, lecam_penalty, r1_penalty
 
@@ -23,5 +24,7 @@ __all__ = [
     "make_distances",
     "r1_penalty",
     "reconstruction_terms",
+    "soft_assignments",
+    "soft_rate",
     "warmup_factor",
 ]

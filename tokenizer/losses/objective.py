@@ -8,6 +8,7 @@ from torch import nn
 
 from codegrid.errors import require
 from codegrid.tokenizer.discriminators import DiscriminatorConfig, PatchGANConfig
+from codegrid.tokenizer.fields import younger
 from codegrid.tokenizer.losses.adversarial import GANLoss
 from codegrid.tokenizer.losses.feature_distance import FeatureDistance, FeatureDistanceConfig
 from codegrid.tokenizer.losses.perceptual import LPIPS, PerceptualNet
@@ -17,7 +18,7 @@ RECONSTRUCTION_WEIGHTS = ("l1_weight", "l2_weight", "smooth_l1_weight", "log_lap
 RECONSTRUCTION_WEIGHTS += ("feature_distance_weight",)
 # The terms by their names in logs: each has a `<term>_weight` and a `<term>_start`.
 RECONSTRUCTION_TERMS = tuple(name.removesuffix("_weight") for name in RECONSTRUCTION_WEIGHTS)
-TERMS = (*RECONSTRUCTION_TERMS, "adversarial", "gradient_penalty", "r1", "lecam")
+TERMS = (*RECONSTRUCTION_TERMS, "adversarial", "gradient_penalty", "r1", "lecam", "rate")
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class ObjectiveConfig:
         r1_every: compute that penalty once in this many steps, with its weight multiplied by this number.
         lecam_weight: weight of `lecam_penalty`, which keeps the logits near the EMA of the other kind's logits.
         lecam_decay: decay of these EMAs per step.
+        rate_weight: weight of the rate (`soft_rate`), in nats a code: what the codes cost a small prior that learns
+            beside the tokenizer. The codes get easier to predict, so that compressed pictures get smaller, and the
+            pictures a little worse; 0.001 and 0.002 were tried (docs/compression.md). It needs a quantizer with a table
+            of codes and one code a position ("vq", "simvq"), and holds a few [N, codebook_size] matrices of a
+            micro-batch of N codes.
         discriminator: the kind of discriminator, and its config.
     """
 
@@ -84,6 +90,8 @@ class ObjectiveConfig:
     lecam_weight: float = 0.0
     lecam_start: int = 0
     lecam_decay: float = 0.999
+    rate_weight: float = younger(0.0)
+    rate_start: int = younger(0)
     discriminator: DiscriminatorConfig = field(default_factory=PatchGANConfig)
 
     def __post_init__(self) -> None:

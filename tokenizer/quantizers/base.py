@@ -50,6 +50,8 @@ class QuantizerConfig:
     registered: ClassVar[dict[str, Any]] = {}
     # Whether it can be the inner quantizer of a residual one; it then has a `residual_level`.
     has_residual_levels: ClassVar[bool] = False
+    # Whether its quantizer has `distances`: a table of codes, of which each feature takes the nearest.
+    has_distances: ClassVar[bool] = False
 
     type: str = ""
 
@@ -110,6 +112,13 @@ class Quantizer(nn.Module):
     def codes_to_features(self, codes: Tensor) -> Tensor:
         """codes: [B, h, w] or [B, h, w, depth] int64 -> features: [B, code_dim, h, w] float32."""
         raise NotImplementedError
+
+    def distances(self, features: Tensor) -> Tensor:
+        """|z - e|^2 to every code, float32, with a gradient to features and codes; only if `config.has_distances`.
+
+        [B, code_dim, h, w] -> [B h w, codebook_size]; the smallest of a row is its code's.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `distances`.")
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -1,4 +1,4 @@
-"""The nearest code of each feature, in bounded memory."""
+"""The nearest code of each feature, in bounded memory; and the distances to all codes, where a loss needs them."""
 
 from __future__ import annotations
 
@@ -67,3 +67,8 @@ def _by_scores(rows: Tensor, codebook: Tensor, on_sphere: bool) -> Tensor:
         within = blocks[numbers[: len(chunk)], best].argmax(1)  # [n]
         codes[start : start + step] = best * _BLOCK + within
     return codes.clamp_(max=size - 1)  # a row of infinities has NaN scores beyond the codebook
+
+
+def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
+    """|z - e|^2 of all pairs at once, with a gradient: [N, D], [K, D] -> [N, K]."""
+    return torch.addmm(rows.square().sum(1)[:, None] + codebook.square().sum(1), rows, codebook.t(), alpha=-2)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from codegrid.errors import require
 from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerConfig, to_rows
 from codegrid.tokenizer.quantizers.gradients import straight_through
-from codegrid.tokenizer.quantizers.nearest import nearest_codes
+from codegrid.tokenizer.quantizers.nearest import nearest_codes, squared_distances
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class SimVQConfig(QuantizerConfig):
     """
 
     has_residual_levels: ClassVar[bool] = True
+    has_distances: ClassVar[bool] = True
 
     type: Literal["simvq"] = "simvq"
     codebook_size: int = 8192
@@ -95,6 +96,10 @@ class SimVQ(Quantizer):
     def codes_to_features(self, codes: Tensor) -> Tensor:
         with torch.autocast(codes.device.type, enabled=False):
             return F.embedding(codes, self._embedding()).permute(0, 3, 1, 2)
+
+    def distances(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return squared_distances(to_rows(features.float()), self._embedding())
 
     @torch.no_grad()
     def init_weights(self) -> None:

@@ -23,7 +23,7 @@ from codegrid.tokenizer.quantizers.base import Quantized, Quantizer, QuantizerCo
 from codegrid.tokenizer.quantizers.entropy import entropy_loss
 from codegrid.tokenizer.quantizers.gradients import rotation, straight_through
 from codegrid.tokenizer.quantizers.kmeans import kmeans, sum_by_code
-from codegrid.tokenizer.quantizers.nearest import nearest_codes
+from codegrid.tokenizer.quantizers.nearest import nearest_codes, squared_distances
 
 # k-means initialisation: the number of Lloyd's iterations, and of features per code and rank.
 _KMEANS_ITERATIONS = 10
@@ -67,6 +67,7 @@ class VectorQuantizerConfig(QuantizerConfig):
     """
 
     has_residual_levels: ClassVar[bool] = True
+    has_distances: ClassVar[bool] = True
 
     type: Literal["vq"] = "vq"
     codebook_size: int = 1024
@@ -175,6 +176,10 @@ class VectorQuantizer(Quantizer):
         with torch.autocast(codes.device.type, enabled=False):
             return F.embedding(codes, self._codebook()).permute(0, 3, 1, 2)
 
+    def distances(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return squared_distances(to_rows(self._place(features.float())), self._codebook())
+
     @torch.no_grad()
     def init_weights(self) -> None:
         nn.init.normal_(self.embedding.weight)
@@ -266,11 +271,6 @@ class VectorQuantizer(Quantizer):
     def _nearest(self, z: Tensor, codebook: Tensor) -> Tensor:
         codes = nearest_codes(to_rows(z.detach()), codebook.detach(), on_sphere=self.config.l2_normalize)
         return codes.view(z.shape[0], *z.shape[2:])
-
-
-def squared_distances(rows: Tensor, codebook: Tensor) -> Tensor:
-    """|z - e|^2 of all pairs at once, with a gradient: [N, D], [K, D] -> [N, K]."""
-    return torch.addmm(rows.square().sum(1)[:, None] + codebook.square().sum(1), rows, codebook.t(), alpha=-2)
 
 
 def isotropy_loss(features: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from codegrid.pipelines.training.tokenizer.adversarial import (
     generator_terms,
     update_running_logits,
 )
+from codegrid.pipelines.training.tokenizer.rate import make_predictor, rate_terms
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.discriminators import make_discriminator
 from codegrid.tokenizer.losses import ObjectiveConfig, make_distances, reconstruction_terms, warmup_factor
@@ -37,6 +38,7 @@ class TokenizerLearners:
     discriminator: Learner | None
     ema: EMA
     distances: dict[str, nn.Module]  # frozen nets that compare images, by term name
+    predictor: Learner | None = None  # the small prior of the rate
     # Running means of the logits, "real" and "fake", if LeCAM needs them; empty before its first step.
     running_logits: dict[str, Tensor] = field(default_factory=dict)
     # Sums since the last line of metrics. A checkpoint saves them, so that a resumed run writes the same lines.
@@ -59,9 +61,11 @@ def make_learners(
         judge = make_discriminator(objective.discriminator, model.config.backbone_config.in_channels, num_classes)
         discriminator = Learner.make(judge, discriminator_optimizer, accelerator)
     learner = Learner.make(model, optimizer, accelerator)
+    # Made last, so that a seed gives the other nets the same weights with and without it.
+    predictor = make_predictor(model, accelerator) if objective.rate_weight else None
     for distance in distances.values():
         distance.to(accelerator.device)
-    return TokenizerLearners(learner, discriminator, EMA(model, ema_decay), distances)
+    return TokenizerLearners(learner, discriminator, EMA(model, ema_decay), distances, predictor)
 
 
 def train_step(
@@ -83,7 +87,11 @@ def train_step(
     """
     model, discriminator, objective = learners.model, learners.discriminator, config.objective
     factor = warmup_factor(step, objective.adversarial_start, objective.adversarial_warmup) if discriminator else 0.0
-    active = [model, discriminator] if factor else [model]
+    active = {"grad_norm": model}
+    if factor:
+        active["discriminator_grad_norm"] = discriminator
+    if objective.is_active("rate", step):
+        active["rate_grad_norm"] = learners.predictor
     draws = torch_generator(config.seed, "gradient penalty", step, accelerator.process_index)
     values: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
     all_codes, all_features = [], []
@@ -91,7 +99,7 @@ def train_step(
         share = 1 / len(micro_batches)
         last = index == len(micro_batches) - 1
         with contextlib.ExitStack() as stack:
-            for learner in active:
+            for learner in active.values():
                 stack.enter_context(learner.exchanging_gradients(accelerator, last))
             classes = labels[index] if labels else None
             with accelerator.autocast():
@@ -114,6 +122,9 @@ def train_step(
                 loss = sum(output.losses.values()) + (gradient * output.reconstruction).sum()
             else:
                 loss = sum(losses.values())
+            if "rate_grad_norm" in active:
+                rate, learned = rate_terms(learners.predictor, model.module, output, accelerator)
+                loss, notes["rate"] = loss + objective.rate_weight * rate + learned, rate
             accelerator.backward(loss * share)
             if factor:
                 judged, logits = discriminator_terms(
@@ -141,7 +152,7 @@ def train_step(
 
 def _finish_step(
     learners: TokenizerLearners,
-    active: list[Learner],
+    active: dict[str, Learner],
     values: dict[str, Tensor],
     codes: Tensor,
     features: Tensor,
@@ -152,13 +163,16 @@ def _finish_step(
     """Update all state, or nothing if a gradient is not finite. `values` records what happened.
 
     Where the host does not look, the device decides, and codes are counted but not restarted.
+
+    Args:
+        active: the learners that got gradients, by the names under which their norms are logged.
     """
     quantizer = learners.model.module.quantize
     frozen = "quantizer" in config.freeze
     # Compute the statistics before the optimizer's step, with the weights of the forward pass.
     statistics = {} if frozen else quantizer.statistics(codes, features)
-    norms = update_together(active, step, config.max_steps)
-    values.update(zip(("grad_norm", "discriminator_grad_norm"), norms, strict=False))
+    norms = update_together(list(active.values()), step, config.max_steps)
+    values.update(zip(active, norms, strict=True))
     skipped = values["skipped_steps"] = not_finite(norms)  # the same on all ranks, like the gradients
     known = looks(step, skipped.device)
     if known and skipped:

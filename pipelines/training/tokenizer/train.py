@@ -127,8 +127,11 @@ class TokenizerStage(Stage):
         names = images.class_names
         self.disturbance = disturb(self.model, config.disturbance, names) if config.finetune_decoder else None
         self.optimizers = {"learning_rate": self.learners.model.optimizer}
-        if self.learners.discriminator is not None:
-            self.optimizers["discriminator_learning_rate"] = self.learners.discriminator.optimizer
+        # Learners beside the model, by the names of their files in a checkpoint.
+        beside = {"discriminator": self.learners.discriminator, "rate": self.learners.predictor}
+        self.beside = {name: learner for name, learner in beside.items() if learner is not None}
+        for name, learner in self.beside.items():
+            self.optimizers[f"{name}_learning_rate"] = learner.optimizer
         self.contents = Contents(images)
         self.tokens_a_sample = math.prod(self.model.config.codes_shape)
 
@@ -189,7 +192,7 @@ class TokenizerStage(Stage):
         return estimate_of_tokenizer(self.run, self.config, self.learners)
 
     def groups(self) -> dict[str, Tensors]:
-        model, discriminator = self.learners.model, self.learners.discriminator
+        model = self.learners.model
         groups = {
             "model": model.module.state_dict(),
             "optimizer": optimizer_tensors(model.optimizer, model.module),
@@ -197,23 +200,23 @@ class TokenizerStage(Stage):
             "running_logits": self.learners.running_logits,
             "contents": self.contents.tensors(),
         }
-        if discriminator is not None:
-            groups["discriminator"] = discriminator.module.state_dict()
-            groups["discriminator_optimizer"] = optimizer_tensors(discriminator.optimizer, discriminator.module)
+        for name, learner in self.beside.items():
+            groups[name] = learner.module.state_dict()
+            groups[f"{name}_optimizer"] = optimizer_tensors(learner.optimizer, learner.module)
         return groups
 
     def load(self, groups: dict[str, Tensors]) -> None:
-        model, discriminator = self.learners.model, self.learners.discriminator
+        model = self.learners.model
         model.module.load_state_dict(groups["model"])
         load_optimizer_tensors(model.optimizer, model.module, groups.get("optimizer", {}), self.run.log)
         self.learners.ema.load(groups.get("ema", {}))
         self.contents.load(groups.get("contents", {}))
         for name, mean in groups.get("running_logits", {}).items():
             self.learners.running_logits[name] = mean.to(self.device)
-        if discriminator is not None:
-            discriminator.module.load_state_dict(groups["discriminator"])
-            state = groups.get("discriminator_optimizer", {})  # empty before its first step
-            load_optimizer_tensors(discriminator.optimizer, discriminator.module, state, self.run.log)
+        for name, learner in self.beside.items():
+            learner.module.load_state_dict(groups[name])
+            state = groups.get(f"{name}_optimizer", {})  # empty before its first step
+            load_optimizer_tensors(learner.optimizer, learner.module, state, self.run.log)
 
     def export(self, scores: Scores) -> None:
         if not self.run.is_main:
