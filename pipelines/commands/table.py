@@ -146,9 +146,9 @@ COMMANDS: dict[str, Command] = {
     "compress": Command(
         "compress pictures to files of a few dozen bytes with a pipeline", Function("compression.to_files:compress")
     ),
-    "decompress": Command("write the pictures of compressed files", Function("compression.to_files:decompress")),
+    "decompress": Command("write the pictures of compressed files", Function("compression.from_files:decompress")),
     "codec-info": Command(
-        "say what a compressed file holds", Function("compression.to_files:codec_info"), first="--file"
+        "say what a compressed file holds", Function("compression.from_files:codec_info"), first="--file"
     ),
     "report": Command("show a run as one HTML page that needs no network", Function("report.report:report")),
     "demo": Command(

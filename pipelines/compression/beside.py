@@ -17,7 +17,7 @@ from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.numbers import number
 from codegrid.tokenizer.images import to_model, to_pil
 
-NAME, SHEET_NAME = "compression", "compression_pictures.png"
+NAME, WHOLE_NAME = "compression", "compression_whole"  # of the files; of pictures in their own size
 _CHARTED = 12  # curves end at so many times the fewest bytes: far beyond, nothing is compared
 _COLUMNS: dict[str, Callable[[Any], str]] = {
     "codec": str,
@@ -42,6 +42,11 @@ _CHARTS = (
     ("ssim", "bytes a picture without headers", "bytes_without_headers"),
     ("feature_distance", "bytes a picture without headers", "bytes_without_headers"),
 )
+
+
+def sheet_name(name: str) -> str:
+    """The file of the pictures side by side, beside `name`.json."""
+    return f"{name}_pictures.png"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import time
@@ -20,12 +19,22 @@ from tqdm import tqdm
 from codegrid.errors import require
 from codegrid.pipelines.codec.decisions import bits_of
 from codegrid.pipelines.codec.file_format import unpack
-from codegrid.pipelines.compression.beside import NAME, SHEET_NAME, Example, curves, markdown, notes, side_by_side
+from codegrid.pipelines.compression.beside import (
+    NAME,
+    WHOLE_NAME,
+    Example,
+    curves,
+    markdown,
+    notes,
+    sheet_name,
+    side_by_side,
+)
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
 from codegrid.pipelines.compression.others import OTHERS, coded_bytes
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.data.understood import describe_source
+from codegrid.pipelines.evaluation.left_out import check_usable, describe_left_out, left_out
 from codegrid.pipelines.evaluation.reconstruction import all_pixels
 from codegrid.pipelines.evaluation.results import FOLDER_NAME, circumstances, describe_data, output_folder
 from codegrid.pipelines.pictures.charts import png
@@ -63,8 +72,9 @@ def evaluate_compression(
         pipeline: folder or Hub name.
         data: the pictures; they should be none that the pipeline was trained on.
         output_dir: folder for compression.json, compression.md, compression.png (the curves) and
-            compression_pictures.png (some pictures by each codec, at the bytes nearest to ours). None is a folder
-            beside the pipeline's. A pipeline of this machine gets them, too, for its report.
+            compression_pictures.png (some pictures by each codec, at the bytes nearest to ours); with whole they are
+            named compression_whole. None is a folder beside the pipeline's. A pipeline of this machine gets them, too,
+            for its report.
         models: models of the pipeline; "context" is left out if it has none.
         others: other codecs, each at several settings: jpeg, webp, avif, jpeg2000.
         num_images: at most so many pictures, spread evenly over the data.
@@ -87,14 +97,16 @@ def evaluate_compression(
     codec.pictures.to(accelerator.device)
     source = open_images(data)
     print("\n".join(describe_source(source)))
-    pixels, labels = _pictures(codec, source, num_images, whole)
+    skipped: dict[str, str] = {}
+    pixels, labels = _pictures(codec, source, num_images, whole, skipped)
     trial = _Trial(pixels, labels, distance, whole)
     rows = [_own(codec, name, trial) for name in models if name != "context" or codec.pipe.context]
     rows += [_zstd(codec, trial, rows[0])] if rows else []
     for name in others:
         rows += _others(name, trial)
     receiver = _receiver(codec)
-    said = notes(rows, receiver)
+    out = left_out(skipped)
+    said = [*notes(rows, receiver), *describe_left_out(out)]
     record = {
         "kind": NAME,
         "results": rows,
@@ -104,7 +116,11 @@ def evaluate_compression(
         "bytes_of_the_pipeline": receiver,
         "parameters": {part: _parameters(module) for part, module in _parts(codec).items()},
         "whole": whole,
-        "data": {**describe_data(source, data.source, data.split, codec.pictures.tokenizer), "num_images": len(pixels)},
+        "data": {
+            **describe_data(source, data.source, data.split, codec.pictures.tokenizer),
+            "num_images": len(pixels),
+            "left_out": out,
+        },
         **circumstances(accelerator),
     }
     folder = output_folder(output_dir, pipeline)
@@ -118,36 +134,44 @@ def evaluate_compression(
 
 
 def _write(folder: Path, record: dict[str, Any], sheet: Image.Image) -> None:
-    rows, pictures = record["results"], {f"{NAME}.png": png(curves(record["results"]))}
-    pictures[SHEET_NAME] = sheet
-    write_json(folder / f"{NAME}.json", record)
-    write_text(folder / f"{NAME}.md", markdown(rows, record["notes"]))
-    for name, picture in pictures.items():
-        write_atomically(folder / name, lambda aside, picture=picture: picture.save(aside, format="PNG"))
+    rows, name = record["results"], WHOLE_NAME if record["whole"] else NAME
+    pictures = {f"{name}.png": png(curves(rows)), sheet_name(name): sheet}
+    write_json(folder / f"{name}.json", record)
+    write_text(folder / f"{name}.md", markdown(rows, record["notes"]))
+    for file, picture in pictures.items():
+        write_atomically(folder / file, lambda aside, picture=picture: picture.save(aside, format="PNG"))
 
 
-def _pictures(codec: ImageCodec, source: Any, most: int, whole: bool) -> tuple[np.ndarray, list[int] | None]:
-    """At most `most` pictures, uint8 [N, H, W, C], and their classes in the pipeline, or None."""
+def _pictures(
+    codec: ImageCodec, source: Any, most: int, whole: bool, skipped: dict[str, str]
+) -> tuple[np.ndarray, list[int] | None]:
+    """At most `most` pictures, uint8 [N, H, W, C], and their classes in the pipeline, or None.
+
+    `skipped` gets the names of those that cannot be used, with the reasons.
+    """
     if isinstance(source, ImageSource):
         rows = np.linspace(0, len(source) - 1, min(most, len(source))).round().astype(np.int64)
         source = source.subset(rows, "to compress")
     tokenizer = codec.pictures.tokenizer
-    pixels, labels = _whole_pixels(tokenizer, source) if whole else all_pixels(tokenizer, source)
-    if not len(pixels):
-        raise DataError("None of the pictures could be used.", "codegrid look says what is read of them.")
+    pixels, labels = (_whole_pixels if whole else all_pixels)(tokenizer, source, skipped)
+    check_usable(len(pixels), len(skipped), source.description, left_out(skipped))
     own, names = codec.pipe.class_names or (), source.class_names or ()
     if not names or not set(names) <= set(own) or (labels < 0).any():
         return pixels, None
     return pixels, [own.index(names[label]) for label in labels.tolist()]
 
 
-def _whole_pixels(tokenizer: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
+def _whole_pixels(tokenizer: VQModel, source: ImageStream, skipped: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     """As `all_pixels`, in the pictures' own size."""
     found, labels, config = [], [], tokenizer.config
     for record in source:
-        with contextlib.suppress(BadImage, FileNotFoundError):
+        try:
             found.append(to_whole(record.data, config.preprocessing_config, 1, config.backbone_config.in_channels))
             labels.append(-1 if record.label is None else record.label)
+        except BadImage as error:
+            skipped[record.source_id] = f"{error.reason}: {error}"
+        except FileNotFoundError as error:
+            skipped[record.source_id] = f"vanished: {error.strerror}."
     sizes = sorted({picture.size for picture in found})
     if len(sizes) > 1:
         raise DataError(

@@ -1,4 +1,4 @@
-"""`codegrid compress`, `codegrid decompress` and `codegrid codec-info`: pictures <-> compressed files on disk."""
+"""`codegrid compress`: pictures -> compressed files on disk."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from codegrid.errors import MissingFileError, require
+from codegrid.errors import require
 from codegrid.names import encodable, for_file, shown
-from codegrid.pipelines.codec.file_format import Archive, FileFormatError, pack, pack_archive, unpack
+from codegrid.pipelines.codec.file_format import Archive, pack, pack_archive, unpack
 from codegrid.pipelines.codec.prior import BOUND
 from codegrid.pipelines.compression.codec import ImageCodec, ModelName
-from codegrid.pipelines.compression.imported_codes import Opened, opened_codes, write_codes
+from codegrid.pipelines.compression.imported_codes import Opened, opened_codes
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageRecord, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_images
@@ -24,10 +24,10 @@ from codegrid.pipelines.data.understood import describe_source
 from codegrid.pipelines.generation.to_folder import SETTINGS_NAME, claim_images
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically
-from codegrid.tokenizer.images import BadImage, to_model, to_pil
+from codegrid.tokenizer.images import BadImage, to_model
 
 SUFFIX, ARCHIVE_SUFFIX = ".cgc", ".cga"
-_AT_ONCE = 64  # images
+AT_ONCE = 64  # images
 _LONGEST_NAME = 160  # bytes of a picture's own name in a file's name
 _SKIPPED_SHOWN = 5
 
@@ -51,7 +51,7 @@ def compress(
     model: ModelName = "prior",
     names: bool = False,
     bound: int = BOUND,
-    batch_size: int = _AT_ONCE,
+    batch_size: int = AT_ONCE,
     whole: bool = False,
 ) -> Path:
     """Compress pictures to files of codes: one file a picture, or one archive of all.
@@ -120,91 +120,6 @@ def compress(
     return _said(codec, Path(archive), [Path(archive)])
 
 
-def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = _AT_ONCE) -> Path:
-    """Write the pictures of compressed files as PNG, or imported codes as codes.npy, whose rows have the axes of the
-    source. The same command again goes on after a stop.
-
-    Args:
-        files: a file (.cgc), an archive (.cga), or a folder of them.
-        pipeline: the pipeline with which they were compressed, folder or Hub name.
-        output_dir: folder for the pictures, named after the files or as the archive says.
-        batch_size: pictures decoded at once.
-
-    Raises:
-        MissingFileError: there are no such files.
-        FileFormatError: a file is damaged, or was written with another pipeline; no picture is made up.
-        LoadingError: the pipeline cannot be loaded.
-    """
-    require(batch_size >= 1, f"batch_size is {batch_size}.", "Give at least 1.")
-    paths = _found(Path(files))
-    codec = ImageCodec.from_pretrained(pipeline)
-    codec.pipe.to(make_accelerator().device)
-    folder = Path(output_dir)
-    archives = [(path, _unpacked(path)) for path in paths]
-    if codec.is_of_codes:
-        return write_codes(codec, archives, folder)
-    bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
-    for path, archive in archives:
-        targets = [folder / name for name in _picture_names(path, archive)]
-        missing = [place for place, target in enumerate(targets) if not target.is_file()]
-        bar.update(len(targets) - len(missing))
-        for first in range(0, len(missing), batch_size):
-            places = missing[first : first + batch_size]
-            for place, image in zip(places, to_pil(codec.decoded(archive, places)), strict=True):
-                write_atomically(targets[place], lambda aside, image=image: image.save(aside, format="PNG"))
-            bar.update(len(places))
-    bar.close()
-    print(f"{bar.n} pictures are in {folder}.")
-    return folder
-
-
-def _unpacked(path: Path) -> Archive:
-    """What a compressed file holds; an error names the file."""
-    try:
-        return unpack(path.read_bytes())
-    except FileFormatError as error:
-        what = error.what.rstrip(".")
-        raise FileFormatError(f"{shown(path)} cannot be read ({what}).", error.remedy) from error
-
-
-def codec_info(file: str) -> None:
-    """Say what a compressed file holds, without a pipeline.
-
-    Args:
-        file: a file (.cgc) or an archive (.cga).
-
-    Raises:
-        MissingFileError, FileFormatError: there is no such file, or it is damaged.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise MissingFileError(f"{path} is no file.", "Give a compressed file (.cgc) or an archive (.cga).")
-    data = path.read_bytes()
-    archive = _unpacked(path)
-    header, payload = archive.header, sum(len(entry.payload) for entry in archive.entries)
-    number = len(archive.entries)
-    # A file of the pipeline's own shape does not say what its codes are of.
-    one, several = (
-        ("image", "images") if header.added is not None else ("image, or row of imported codes", "images, or of rows")
-    )
-    what = f"one {one}" if archive.is_single else f"an archive of {number:,} {several}"
-    print(f"{path}: {len(data):,} bytes, {what}.")
-    if archive.source:
-        print(f"Pipeline: {shown(archive.source)}.")
-    size = "as the pipeline's are" if header.added is None else "of the picture's own size"
-    windows = "" if header.overlap is None else ", window by window"
-    print(f"Grid: {header.grid[0]} x {header.grid[1]} codes, {size}. Model: {header.model}{windows}.")
-    own = header.model_fingerprint.hex() or "-"
-    print(f"Fingerprints begin with: tokenizer (or source of the codes) {header.tokenizer.hex()}, model {own}.")
-    if header.bound is not None:
-        print(f"It is read where logits differ from the writer's by at most 2^-{header.bound}.")
-    labels = sorted({entry.label for entry in archive.entries if entry.label is not None})
-    if labels:
-        print(f"Classes (ids): {', '.join(map(str, labels[:20]))}{' ...' if len(labels) > 20 else ''}.")
-    codes = number * header.grid[0] * header.grid[1]
-    print(f"Codes take {payload:,} bytes, {8 * payload / max(1, codes):.3f} bits a position of the grid.")
-
-
 def _opened(data: DataConfig, codec: ImageCodec) -> Opened:
     """The pictures, their number, their classes, and what tells them from others."""
     path = Path(data.source)
@@ -256,6 +171,8 @@ def _write_part(
 ) -> None:
     path = folder / f"{first:09d}{ARCHIVE_SUFFIX}"
     if path.is_file():
+        kept = set(unpack(path.read_bytes()).names or ())
+        skipped.update({r.source_id: "in an earlier try" for r in records if encodable(r.source_id) not in kept})
         return
     made = list(_compressed(settings, records, skipped))
     if made:
@@ -325,33 +242,13 @@ def _join(parts: Path, path: Path, source: str, keep_names: bool) -> None:
     shutil.rmtree(parts)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A picture's name in a file's: its end, with the suffix."""
     return for_file(encodable(name), _LONGEST_NAME, ".-", last=True).strip("_.")
 
 
 def _file_name(index: int, source_id: str) -> str:
-    return f"{index:06d}-{_plain(source_id)}{SUFFIX}"
-
-
-def _picture_names(path: Path, archive: Archive) -> list[str]:
-    """File names of an archive's pictures: nothing that the file says reaches a path without a check."""
-    if archive.is_single:
-        return [f"{path.stem}.png"]
-    names = archive.names or [""] * len(archive.entries)
-    return [f"{path.stem}-{index:06d}{'-' if name else ''}{name}.png" for index, name in enumerate(map(_plain, names))]
-
-
-def _found(path: Path) -> list[Path]:
-    if path.is_file():
-        return [path]
-    found = sorted(p for p in path.glob("*") if p.suffix in (SUFFIX, ARCHIVE_SUFFIX)) if path.is_dir() else []
-    if not found:
-        raise MissingFileError(
-            f"{path} is no compressed file and no folder of them ({SUFFIX}, {ARCHIVE_SUFFIX}).",
-            "codegrid compress writes them.",
-        )
-    return found
+    return f"{index:06d}-{plain_name(source_id)}{SUFFIX}"
 
 
 def _say_kept(codec: ImageCodec, whole: bool) -> str:
@@ -389,6 +286,3 @@ def _said(codec: ImageCodec, result: Path, files: list[Path]) -> Path:
     what = "rows of codes" if codec.is_of_codes else "pictures"
     print(f"{number:,} {what} take {size:,} bytes, {size / number:.1f} each, in {result}.")
     return result
-
-
-__all__ = ["FileFormatError", "codec_info", "compress", "decompress"]

@@ -33,9 +33,17 @@ from codegrid.tokenizer.moving import to_device
 _SSIM_WINDOW = 11
 
 
-def all_pixels(model: VQModel, source: ImageStream) -> tuple[np.ndarray, np.ndarray]:
-    """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 without a label."""
-    batches = [batch for batch in prepared_batches(model, iter(source), 500) if batch.records]
+def all_pixels(
+    model: VQModel, source: ImageStream, skipped: dict[str, str] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """All images as the tokenizer sees them, uint8 [N, H, W, C], and their labels [N], -1 without a label.
+
+    `skipped` gets the names of the others, with the reasons.
+    """
+    every = list(prepared_batches(model, iter(source), 500))
+    if skipped is not None:
+        skipped.update({name: why for batch in every for name, why in batch.skipped.items()})
+    batches = [batch for batch in every if batch.records]
     channels = model.config.backbone_config.in_channels
     empty = np.empty((0, *model.config.preprocessing_config.size, channels), np.uint8)
     pixels = np.concatenate([empty, *(batch.pixels.numpy() for batch in batches)])

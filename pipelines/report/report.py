@@ -11,7 +11,7 @@ from PIL import Image
 from codegrid.pipelines.artifacts.index import MODEL_INDEX_NAME
 from codegrid.pipelines.artifacts.loading import LoadingError, load_tokenizer, refuse_without_pictures
 from codegrid.pipelines.compression.beside import NAME as COMPRESSION
-from codegrid.pipelines.compression.beside import SHEET_NAME, curves
+from codegrid.pipelines.compression.beside import curves, sheet_name
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.data.sources import split_images
 from codegrid.pipelines.evaluation.generation import sweep_charts
@@ -230,10 +230,11 @@ def _evaluations(folder: Path) -> list[Section]:
         charts = sweep_charts(rows) if is_sweep else curves(rows) if result["kind"] == COMPRESSION else []
         body += (markup.charts(charts) if charts else "") + markup.table(rows)
         body += "".join(map(markup.paragraph, result.get("notes", ())))
-        sheet = path.with_name(SHEET_NAME)
+        sheet = path.with_name(sheet_name(path.stem))
         if result["kind"] == COMPRESSION and sheet.is_file():
             body += markup.picture(Image.open(sheet), "pictures by each codec, at the bytes nearest to ours")
-        found.append((f"Evaluation of {result['kind']}", body + markup.folded("How it was made", markup.pairs(rest))))
+        title = f"Evaluation of {result['kind']}" + (", pictures in their own size" if result.get("whole") else "")
+        found.append((title, body + markup.folded("How it was made", markup.pairs(rest))))
     return found
 
 

@@ -136,6 +136,30 @@ def test_the_command_and_the_report(pipeline: Path, tmp_path: Path, capsys: pyte
     assert "pictures by each codec" in page
     assert page.count("<svg") == len(curves(record["results"]))
     assert "jpeg2000" not in page
+    before = (own / "evaluation" / "compression.json").read_bytes()
+    evaluate_compression(str(own), data, models=("fixed",), others=("webp",), num_images=2, whole=True)
+    assert (own / "evaluation" / "compression.json").read_bytes() == before
+    page = report(str(own)).read_text()
+    assert page.count("pictures by each codec") == 2
+    assert "Evaluation of compression, pictures in their own size" in page
+
+
+def test_pictures_that_cannot_be_used_are_named(
+    pipeline: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name in ("damaged.png", "broken.png"):
+        (folder / name).write_bytes(b"no picture")
+    data, scores = DataConfig(str(folder)), tmp_path / "scores"
+    with pytest.raises(CodegridError, match=r"None of the 2 images .*2 not an image \(broken\.png, damaged\.png\)"):
+        evaluate_compression(str(pipeline), data, str(scores), others=())
+    noise(40, 0, "RGB").save(folder / "good.png")
+    evaluate_compression(str(pipeline), data, str(scores), ("fixed",), others=())
+    assert "Left out of the pictures: 2: 2 not an image (broken.png, damaged.png)." in capsys.readouterr().out
+    record = json.loads((scores / "compression.json").read_text())
+    assert record["data"]["num_images"] == 1
+    assert record["data"]["left_out"]["number"] == 2
 
 
 def test_whole_pictures_are_compared_in_their_own_size(pipeline: Path, codec: ImageCodec, tmp_path: Path) -> None:
@@ -146,7 +170,9 @@ def test_whole_pictures_are_compared_in_their_own_size(pipeline: Path, codec: Im
         image.save(folder / f"{seed}.png")
     (folder / "damaged.png").write_bytes(b"no picture")
     evaluate_compression(str(pipeline), DataConfig(str(folder)), str(tmp_path / "scores"), others=("jpeg",), whole=True)
-    record = json.loads((tmp_path / "scores" / "compression.json").read_text())
+    record = json.loads((tmp_path / "scores" / "compression_whole.json").read_text())
+    assert record["data"]["left_out"]["names"] == {"not_an_image": ["damaged.png"]}
+    assert record["notes"][-1] == "Left out of the pictures: 1: 1 not an image (damaged.png)."
     rows = {row["codec"]: row for row in record["results"]}
     assert record["data"]["num_images"] == 3
     mode = "L" if codec.pipe.tokenizer.config.backbone_config.in_channels == 1 else "RGB"

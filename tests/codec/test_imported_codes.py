@@ -10,7 +10,8 @@ from codegrid.errors import CodegridError
 from codegrid.pipelines import ImageCodec
 from codegrid.pipelines.codec.file_format import FileFormatError, unpack
 from codegrid.pipelines.codes.bring import ImportCodesConfig, import_codes
-from codegrid.pipelines.compression.to_files import compress, decompress
+from codegrid.pipelines.compression.from_files import decompress
+from codegrid.pipelines.compression.to_files import compress
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.prior import PriorConfig, make_prior, save_prior

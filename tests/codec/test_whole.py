@@ -14,7 +14,8 @@ from codegrid.errors import CodegridError
 from codegrid.pipelines.codec.file_format import FileFormatError, pack, unpack
 from codegrid.pipelines.compression import codec as module
 from codegrid.pipelines.compression.codec import ImageCodec
-from codegrid.pipelines.compression.to_files import codec_info, compress, decompress
+from codegrid.pipelines.compression.from_files import codec_info, decompress
+from codegrid.pipelines.compression.to_files import compress
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.tokenizer.images import BadImage, to_whole
 
@@ -88,7 +89,7 @@ def test_the_command_keeps_sizes(pipeline: Path, tmp_path: Path, capsys: pytest.
     assert "keep their size" in said
     assert "1 pictures are left out: c.png" in said
     folder = decompress(str(files), str(pipeline), str(tmp_path / "back"))
-    assert sorted(Image.open(path).size for path in folder.iterdir()) == sorted(sizes.values())
+    assert sorted(Image.open(path).size for path in folder.glob("*.png")) == sorted(sizes.values())
     codec_info(str(sorted(files.glob("*.cgc"))[0]))
     assert "of the picture's own size" in capsys.readouterr().out
     with pytest.raises(CodegridError, match="whole is set"):
@@ -98,7 +99,7 @@ def test_the_command_keeps_sizes(pipeline: Path, tmp_path: Path, capsys: pytest.
     files = compress(str(pipeline), data, str(tmp_path / "by-prior"), whole=True)
     assert "its codes are 1 x 5, and the prior's windows 2 x 2" in capsys.readouterr().out
     folder = decompress(str(files), str(pipeline), str(tmp_path / "back-again"))
-    assert sorted(Image.open(path).size for path in folder.iterdir()) == sorted(sizes.values())
+    assert sorted(Image.open(path).size for path in folder.glob("*.png")) == sorted(sizes.values())
     codec_info(str(sorted(files.glob("*.cgc"))[0]))
     assert "window by window" in capsys.readouterr().out
 
