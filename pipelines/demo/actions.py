@@ -15,7 +15,7 @@ from codegrid.errors import require
 from codegrid.names import printable
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.devices import evaluating
-from codegrid.prior.conditions import classes_of, parts_of
+from codegrid.prior.conditions import TextCondition, classes_of, parts_of
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_images, to_pil
 
@@ -23,6 +23,7 @@ DIFFERENCE_GAIN = 4
 _SIDE = 384
 _LEAST_CELL_WITH_NUMBER = 22
 _GOLDEN_RATIO = 0.6180339887
+_FIELDS = {"class": "Class", "picture": "Picture to follow", "text": "Prompt"}  # of the page, by what they are for
 
 
 class Cell(NamedTuple):
@@ -42,7 +43,7 @@ def generate(
     prompt: str | None = None,
     condition: str | Path | None = None,
 ) -> list[tuple[Image.Image, str]]:
-    """Enlarged samples, captioned with their class, or with the prompt.
+    """Enlarged samples, captioned with their class, and with the prompt as the prior reads it: a long one is cut.
 
     Args:
         label: None takes all classes in turn; beside pictures and texts, no class.
@@ -60,13 +61,18 @@ def generate(
         settings["guidance_scale"] = guidance_scale
     given = {"class_labels": label, "prompt": prompt, "condition": condition}
     given = {name: value for name, value in given.items() if value is not None}
-    several = bool(given) or bool(conditions_of(pipe))
+    parts = parts_of(pipe.sequence.conditioning)
+    fields = " or ".join(_FIELDS[part.type] for part in parts if part.type in _FIELDS)
+    require(bool(given) or not conditions_of(pipe), "There is nothing to follow.", f"Fill in {fields}.")
+    several = bool(given)
     output = pipe(**given, **{"num_images_per_label" if several else "num_images": num_images}, **settings)
     names = classes_of(pipe.sequence.conditioning)
     captions = [""] * len(output.codes)
     if names and (label is not None or not several):
         captions = [printable(names[label]) for label in output.labels or ()]
-    captions = [" ".join(part for part in (caption, printable(prompt or "")) if part) for caption in captions]
+    if prompt is not None:
+        read = next(part.name(part.encode(prompt)[0]) for part in parts if isinstance(part, TextCondition))
+        captions = [f"{caption} {printable(read)}".strip() for caption in captions]
     return [(enlarged(image, 128), caption) for image, caption in zip(output.images or (), captions, strict=True)]
 
 

@@ -210,7 +210,9 @@ def test_prompts_and_uploaded_pictures_are_followed(following, pictures, tmp_pat
     (made,) = handlers.generate(ALL_CLASSES, 3, 1.0, 1.0, 0, "heart", None, 1.0, 1.0)
     assert [caption for _, caption in made] == ["heart"] * 3
     *_, sentence = answer(handlers.generate, (ALL_CLASSES, 3, 1.0, 1.0, 0, " ", None, 1.0, 1.0), 1, UNCHANGED)
-    assert "Say what by class_labels or condition or prompt" in sentence
+    assert sentence == "There is nothing to follow. Fill in Class or Picture to follow or Prompt."
+    (made,) = handlers.generate(ALL_CLASSES, 1, 1.0, 1.0, 0, "a long prompt of red hearts", None, 1.0, 1.0)
+    assert [caption for _, caption in made] == ["a long promp"]  # what the prior reads
     (tmp_path / "broken.png").write_bytes(b"no picture")
     values = (ALL_CLASSES, 3, 1.0, 1.0, 0, "", str(tmp_path / "broken.png"), 1.0, 1.0)
     *_, sentence = answer(handlers.generate, values, 1, UNCHANGED)
