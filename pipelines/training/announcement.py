@@ -84,8 +84,9 @@ def announce_prior(
     run.peak_flops = product_rate(run.accelerator.device, _dtype(run))
     estimate = estimated()
     run.log(
-        f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} an image, "
-        f"{sequence.conditioning.describe()}{_tokens_before(sequence)}{_frozen(config)}.\n"
+        f"Prior: {_count(objective.model)} parameters, {sequence.length} codes of {sequence.codebook_size} "
+        f"{'an image' if sequence.axes is None else 'a row'}, {sequence.conditioning.describe()}"
+        f"{_tokens_before(sequence)}{_frozen(config)}.\n"
         f"Codes: {config.codes}, {num_rows} rows to train on, {num_held_out} held out.\n"
         f"Training: steps {start} to {config.max_steps}, {describe_batch(run)} rows a step on {run.devices}, "
         f"learning rate {describe_learning_rate(config.optimizer, config.batch_size)}.\n"

@@ -187,7 +187,9 @@ def test_a_prior_learns_them_scores_them_and_gives_them_back(tmp_path, tokenizer
     for name, value in {"max_steps": 2, "batch_size": 4, "validation_fraction": 0.2}.items():
         object.__setattr__(config, name, value)
     train_prior(config)
-    assert "a test gives no pictures" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "a test gives no pictures" in said
+    assert "12 codes of 16 a row" in said
     scores = json.loads((evaluate_prior(str(tmp_path / "run"), str(folder)) / "prior.json").read_text())
     assert scores["results"][0]["bits_per_pixel"] is None
     made = generate_images(str(tmp_path / "run"), str(tmp_path / "made"), num_images=5, batch_size=2, seed=3)
