@@ -106,7 +106,7 @@ def compress(
     if not codec.is_of_codes:
         print(_say_kept(codec, whole))
     skipped: dict[str, str] = {}
-    bar = tqdm(total=total, unit="image", dynamic_ncols=True)
+    bar = tqdm(total=total, unit="row" if codec.is_of_codes else "image", dynamic_ncols=True)
     write = _write_part if archive else _write_each
     for first, chunk in _chunks(records, batch_size):
         write(settings, parts, first, chunk, skipped)
