@@ -28,7 +28,7 @@ from codegrid.pipelines.system.folders import what_it_holds
 from codegrid.prior.codes import MANIFEST_NAME, CodesManifest, Shard
 
 _PLAN_NAME = ".plan.json"
-_CODES_A_SHARD = 2**22
+_CODES_A_SHARD = 2**20
 _MOST_ROWS_A_SHARD = 100_000
 
 
