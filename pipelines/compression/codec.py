@@ -367,7 +367,7 @@ def require_same(found: bytes, own: bytes, what: str) -> None:
         raise FileFormatError(
             f"The file was written with another {what}: its fingerprint begins with {found.hex()}, this pipeline's "
             f"with {own.hex()}.",
-            "Load the pipeline that wrote the file; codegrid codec-info FILE shows its name.",
+            "Load the pipeline that wrote the file; of an archive, codegrid codec-info FILE shows its name.",
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -50,12 +52,14 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = AT_
     named = [[folder / name for name in _picture_names(path, archive)] for path, archive in archives]
     _claim(folder, paths, named, codec.pictures.tokenizer.fingerprint())
     bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
-    for (_, archive), targets in zip(archives, named, strict=True):
+    for (path, archive), targets in zip(archives, named, strict=True):
         missing = [place for place, target in enumerate(targets) if not target.is_file()]
         bar.update(len(targets) - len(missing))
         for first in range(0, len(missing), batch_size):
             places = missing[first : first + batch_size]
-            for place, image in zip(places, to_pil(codec.decoded(archive, places)), strict=True):
+            with _naming(path):
+                images = to_pil(codec.decoded(archive, places))
+            for place, image in zip(places, images, strict=True):
                 write_atomically(targets[place], lambda aside, image=image: image.save(aside, format="PNG"))
             bar.update(len(places))
     bar.close()
@@ -103,8 +107,15 @@ def _read_record(path: Path) -> dict[str, dict[str, str]]:
 
 def _unpacked(path: Path) -> Archive:
     """What a compressed file holds; an error names the file."""
-    try:
+    with _naming(path):
         return unpack(path.read_bytes())
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Context in which an error about what a file holds names the file: a folder may hold thousands."""
+    try:
+        yield
     except FileFormatError as error:
         what = error.what.rstrip(".")
         raise FileFormatError(f"{shown(path)} cannot be read ({what}).", error.remedy) from error
