@@ -50,7 +50,7 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = AT_
     if codec.is_of_codes:
         return write_codes(codec, archives, folder)
     named = [[folder / name for name in _picture_names(path, archive)] for path, archive in archives]
-    _claim(folder, paths, named, codec.pictures.tokenizer.fingerprint())
+    record = _made_from(folder, paths, named, codec.pictures.tokenizer.fingerprint())
     bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
     for (path, archive), targets in zip(archives, named, strict=True):
         missing = [place for place, target in enumerate(targets) if not target.is_file()]
@@ -59,6 +59,9 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = AT_
             places = missing[first : first + batch_size]
             with _naming(path):
                 images = to_pil(codec.decoded(archive, places))
+            if record:  # before the first picture, and not before one could be read
+                write_json(folder / MADE_FROM_NAME, record)
+                record = {}
             for place, image in zip(places, images, strict=True):
                 write_atomically(targets[place], lambda aside, image=image: image.save(aside, format="PNG"))
             bar.update(len(places))
@@ -67,15 +70,15 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = AT_
     return folder
 
 
-def _claim(folder: Path, paths: list[Path], named: list[list[Path]], decoder: str) -> None:
-    """Record what the pictures are made from, or check that those that are there already were made from the same.
+def _made_from(folder: Path, paths: list[Path], named: list[list[Path]], decoder: str) -> dict[str, dict[str, str]]:
+    """The record of what the pictures are made from; empty if the folder has it. Those that are there already must have
+    been made from the same.
 
     Args:
         named: the pictures of each file.
         decoder: the tokenizer's fingerprint. Tokenizers with other decoders read the same files (`codes_fingerprint`).
     """
-    record = folder / MADE_FROM_NAME
-    before = _read_record(record)
+    before = _read_record(folder / MADE_FROM_NAME)
     now = {
         encodable(path.name): {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "decoder": decoder}
         for path in paths
@@ -92,12 +95,12 @@ def _claim(folder: Path, paths: list[Path], named: list[list[Path]], decoder: st
         raise OutputError(
             f"{shown(there)} is there already, {why}.", "Choose another --output-dir, or delete the pictures."
         )
-    if (found := {**before, **now}) != before:
-        write_json(record, found)
+    found = {**before, **now}
+    return found if found != before else {}
 
 
 def _read_record(path: Path) -> dict[str, dict[str, str]]:
-    """What `_claim` recorded by the names of the files; nothing where it is missing or damaged."""
+    """The record of `_made_from` by the names of the files; nothing where it is missing or damaged."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         return {name: {key: made_from[key] for key in ("sha256", "decoder")} for name, made_from in found.items()}

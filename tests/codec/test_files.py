@@ -147,7 +147,7 @@ def test_what_cannot_be_read_is_said_and_gives_no_picture(what, words, pipeline,
         decompress(str(file), str(given), str(tmp_path / "out"))
     assert words in refused.value.what
     assert what == "tokenizer" or file.name in refused.value.what  # a pipeline that does not fit itself is not loaded
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("*.png"))
+    assert not (tmp_path / "out").exists()
     if what in ("truncated", "future", "empty"):
         with pytest.raises(CodegridError, match=file.name):
             codec_info(str(file))
