@@ -26,16 +26,18 @@ class GroupNorm(nn.GroupNorm):
     """torch's, in the precision that is fast where a gradient is asked for."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(_widened(x)).to(x.dtype)
+        if not _is_slow(x):
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
 
 
-def _widened(x: Tensor) -> Tensor:
-    """A map in float32 for a norm on a CPU whose gradient is asked for, as autocast has it on GPUs.
+def _is_slow(x: Tensor) -> bool:
+    """Whether a norm of x computes in float32, as autocast has it on GPUs: a gradient is asked for on a CPU.
 
     torch's gradient of a bfloat16 map that lies channels-last takes two to five times as long (docs/experiments.md).
     """
-    slow = x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
-    return x.float() if slow else x
+    return x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
 
 
 class ConditionalGroupNorm(GroupNorm):
@@ -180,7 +182,7 @@ class AdaptiveGroupNorm(nn.Module):
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         rows = style.flatten(2)  # [B, Z, h*w]
         scale = self.gamma((rows.var(2) + 1e-6).sqrt())[..., None, None]  # [B, C, 1, 1]
-        normed = F.group_norm(_widened(x), self.groups, eps=1e-6).to(x.dtype)
+        normed = F.group_norm(x.float() if _is_slow(x) else x, self.groups, eps=1e-6).to(x.dtype)
         return scale * normed + self.beta(rows.mean(2))[..., None, None]
 
 

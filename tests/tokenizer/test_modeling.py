@@ -305,6 +305,9 @@ def test_a_norm_of_bfloat16_computes_in_float32_where_a_gradient_is_asked_for():
     assert torch.equal(learning, wide.bfloat16())
     assert torch.equal(still, F.group_norm(x, 4, norm.weight, norm.bias, 1e-6))
     assert learning.is_contiguous(memory_format=torch.channels_last)
+    norm.bfloat16()  # as in a whole model in bfloat16
+    wide = F.group_norm(x.float(), 4, norm.weight.float(), norm.bias.float(), 1e-6)
+    assert torch.equal(norm(x), wide.bfloat16())
 
 
 def test_attention_at_the_bottleneck_needs_a_block_there():
