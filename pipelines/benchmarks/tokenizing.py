@@ -50,17 +50,17 @@ class Tokenizing(OnDevice):
         require(self.num_workers >= 0, f"num_workers is {self.num_workers}.", "It must be at least 0.")
 
     def measure(self) -> list[Row]:
-        self.accelerator()
+        device = self.accelerator().device
         print_row({}, _WIDTHS, header=True)
         rows = []
         with tempfile.TemporaryDirectory() as folder:
             source = self.pictures or _made(Path(folder) / "pictures")
             for name in filter(self.wants, self.parts[0]):
-                rows += self._rows(name, source, Path(folder))
+                rows += self._rows(name, source, Path(folder), device)
         return rows
 
-    def _rows(self, name: str, source: str, folder: Path) -> list[Row]:
-        data, device = DataConfig(source), self.accelerator().device
+    def _rows(self, name: str, source: str, folder: Path, device: torch.device) -> list[Row]:
+        data = DataConfig(source)
         torch.manual_seed(0)
         preset = TOKENIZER_PRESETS[name](source, str(folder))
         parts = {"backbone": preset.backbone, "quantizer": preset.quantizer, "preprocessing": preset.preprocessing}

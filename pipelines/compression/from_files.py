@@ -46,11 +46,13 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = AT_
     codec = ImageCodec.from_pretrained(pipeline)
     codec.pipe.to(make_accelerator().device)
     folder = Path(output_dir)
-    archives = [(path, _unpacked(path)) for path in paths]
+    contents = [path.read_bytes() for path in paths]
+    archives = [(path, _unpacked(path, data)) for path, data in zip(paths, contents, strict=True)]
     if codec.is_of_codes:
         return write_codes(codec, archives, folder)
     named = [[folder / name for name in _picture_names(path, archive)] for path, archive in archives]
-    record = _made_from(folder, paths, named, codec.pictures.tokenizer.fingerprint())
+    sources = {encodable(path.name): data for path, data in zip(paths, contents, strict=True)}
+    record = _made_from(folder, sources, named, codec.pictures.tokenizer.fingerprint())
     bar = tqdm(total=sum(len(archive.entries) for _, archive in archives), unit="image", dynamic_ncols=True)
     for (path, archive), targets in zip(archives, named, strict=True):
         missing = [place for place, target in enumerate(targets) if not target.is_file()]
@@ -70,19 +72,19 @@ def decompress(files: str, pipeline: str, output_dir: str, batch_size: int = AT_
     return folder
 
 
-def _made_from(folder: Path, paths: list[Path], named: list[list[Path]], decoder: str) -> dict[str, dict[str, str]]:
+def _made_from(
+    folder: Path, sources: dict[str, bytes], named: list[list[Path]], decoder: str
+) -> dict[str, dict[str, str]]:
     """The record of what the pictures are made from; empty if the folder has it. Those that are there already must have
     been made from the same.
 
     Args:
+        sources: the files' contents by their names.
         named: the pictures of each file.
         decoder: the tokenizer's fingerprint. Tokenizers with other decoders read the same files (`codes_fingerprint`).
     """
     before = _read_record(folder / MADE_FROM_NAME)
-    now = {
-        encodable(path.name): {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "decoder": decoder}
-        for path in paths
-    }
+    now = {name: {"sha256": hashlib.sha256(data).hexdigest(), "decoder": decoder} for name, data in sources.items()}
     for (name, made_from), targets in zip(now.items(), named, strict=True):
         there = next((target for target in targets if target.is_file()), None)
         known = before.get(name)
@@ -108,10 +110,10 @@ def _read_record(path: Path) -> dict[str, dict[str, str]]:
         return {}
 
 
-def _unpacked(path: Path) -> Archive:
-    """What a compressed file holds; an error names the file."""
+def _unpacked(path: Path, data: bytes) -> Archive:
+    """What the file `path` of these bytes holds; an error names the file."""
     with _naming(path):
-        return unpack(path.read_bytes())
+        return unpack(data)
 
 
 @contextlib.contextmanager
@@ -137,7 +139,7 @@ def codec_info(file: str) -> None:
     if not path.is_file():
         raise MissingFileError(f"{path} is no file.", "Give a compressed file (.cgc) or an archive (.cga).")
     data = path.read_bytes()
-    archive = _unpacked(path)
+    archive = _unpacked(path, data)
     header, payload = archive.header, sum(len(entry.payload) for entry in archive.entries)
     number = len(archive.entries)
     # A file of the pipeline's own shape does not say what its codes are of.
