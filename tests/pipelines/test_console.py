@@ -8,6 +8,7 @@ import pickle
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from weakref import WeakSet
 
 import pytest
 from tqdm import tqdm
@@ -86,7 +87,10 @@ def test_signals_end_with_their_status(capsys, number, status):
     assert ends(capsys, job, status) == "Stopped. Run the same command to go on.\n"
 
 
-def test_a_stop_is_said_on_a_line_of_its_own(capsys):
+def test_a_stop_is_said_on_a_line_of_its_own(capsys, monkeypatch):
+    # A bar that an error in another test left open would push this one down a line.
+    monkeypatch.setattr(tqdm, "_instances", WeakSet())
+
     def job() -> None:
         bar = tqdm(total=9, mininterval=0)
         bar.update()
