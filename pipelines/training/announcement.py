@@ -201,6 +201,7 @@ def estimate_of_tokenizer(run: Run, config: TokenizerTrainingConfig, learners: T
         (run.micro_batch_size, config.backbone.in_channels, *config.preprocessing.size),
         bool(config.ema_decay),
         run.accelerator.mixed_precision,
+        None if learners.predictor is None else learners.predictor.module,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from codegrid.prior import PriorObjective
 from codegrid.prior.modeling import cached_width
 from codegrid.tokenizer import VQModel
+from codegrid.tokenizer.losses import soft_assignments, soft_rate
 
 _MOMENTS = 2  # AdamW's moments per weight
 
@@ -49,6 +50,7 @@ def estimate_memory(
     images: tuple[int, int, int, int],
     averaged: bool,
     mixed_precision: str,
+    predictor: nn.Module | None = None,
 ) -> MemoryEstimate:
     """An estimate, not a guarantee: it excludes the memory of the quantizer and of the libraries themselves.
 
@@ -57,15 +59,17 @@ def estimate_memory(
         images: shape of a micro-batch, [B, C, H, W].
         averaged: whether an EMA of the weights is kept.
         mixed_precision: "no" or "bf16".
+        predictor: the small prior of the rate (`CodePredictor`).
     """
-    trained = [module for module in (model, discriminator) if module is not None]
+    parts = (model, discriminator, predictor)
+    trained = [module for module in parts if module is not None]
     nets = list(distances)
     weights = sum(map(_bytes, (*trained, *nets, *_frozen(discriminator))))
     kept = _MOMENTS * sum(map(_bytes, trained)) + (_bytes(model) if averaged else 0)
     device = model.device
     autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     fake = FakeTensorMode()
-    model, discriminator, *nets = (_twin(module, fake) for module in (model, discriminator, *nets))
+    model, discriminator, predictor, *nets = (_twin(module, fake) for module in (*parts, *nets))
     with fake, FlopCounterMode(display=False) as counter, _LiveBytes() as live:
         batch = torch.empty(images, device=device).contiguous(memory_format=torch.channels_last)
         labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
@@ -78,6 +82,8 @@ def estimate_memory(
             if discriminator is not None:
                 known = (labels,) if discriminator.config.conditional else ()
                 loss = loss + discriminator(reconstruction, *known).float().mean()
+        if predictor is not None:
+            loss = loss + _rate(model, predictor, features, autocast)
         for net in nets:
             loss = loss + net(batch, reconstruction).mean()
         loss.backward()
@@ -88,6 +94,14 @@ def estimate_memory(
                 judged = discriminator(torch.cat([batch, reconstruction.detach().to(batch.dtype)]), *known)
             judged.float().mean().backward()
         return MemoryEstimate(weights, kept, live.peak, counter.get_total_flops())
+
+
+def _rate(model: VQModel, predictor: nn.Module, features: Tensor, autocast: Callable[[], Any]) -> Tensor:
+    """What a step computes of the rate, whose [N, K] matrices are large (`rate_terms`)."""
+    codes = torch.zeros((len(features), *model.config.grid_shape), dtype=torch.int64, device=features.device)
+    with autocast():
+        log_probabilities = predictor(codes)
+    return soft_rate(soft_assignments(model.quantize.distances(features)), log_probabilities)
 
 
 def estimate_prior_memory(

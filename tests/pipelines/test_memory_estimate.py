@@ -19,12 +19,13 @@ from codegrid.tokenizer import VQModel, VQModelConfig
 FACTOR = 1.5
 
 
-@pytest.mark.parametrize("adversarial", [False, True])
-def test_the_estimate_is_near_the_peak_of_a_step(adversarial, tokenizer_config, tmp_path):
+@pytest.mark.parametrize(("adversarial", "rate"), [(False, False), (True, False), (False, True)])
+def test_the_estimate_is_near_the_peak_of_a_step(adversarial, rate, tokenizer_config, tmp_path):
     config = tokenizer_config(
         tmp_path,
         backbone={"resolution": 64, "ch": 32, "ch_mult": (1, 2), "patch_size": 1},
-        objective={"adversarial_weight": 0.5 * adversarial, "adversarial_start": 0},
+        objective={"adversarial_weight": 0.5 * adversarial, "adversarial_start": 0, "rate_weight": 0.001 * rate},
+        quantizer={"codebook_size": 512, "code_dim": 4},
         ema_decay=0.9,
     )
     accelerator = make_accelerator("cpu")
@@ -35,9 +36,11 @@ def test_the_estimate_is_near_the_peak_of_a_step(adversarial, tokenizer_config, 
         model, config.objective, OptimizerConfig(), OptimizerConfig(), config.ema_decay, accelerator
     )
     discriminator = learners.discriminator and learners.discriminator.module
-    estimate = estimate_memory(model, discriminator, [], shape, averaged=True, mixed_precision="no")
+    predictor = learners.predictor and learners.predictor.module
+    estimate = estimate_memory(model, discriminator, [], shape, True, "no", predictor)
     weights = sum(t.numel() * 4 for t in (*model.parameters(), *model.buffers()))
-    judge = sum(t.numel() * 4 for t in discriminator.parameters()) if adversarial else 0
+    beside = [module for module in (discriminator, predictor) if module is not None]
+    judge = sum(t.numel() * 4 for module in beside for t in (*module.parameters(), *module.buffers()))
     assert estimate.weights == weights + judge
     assert estimate.kept == 3 * weights + 2 * judge
     model.train()
