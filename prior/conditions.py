@@ -30,6 +30,7 @@ BYTES = "bytes"
 _MOST_PARTS = 3  # of a combination: guidance of each has 2^parts branches
 _MOST_TOKENS = 2**20
 _PICTURE, _TEXT = "condition_codes", "prompt"  # columns of a code data set
+_PROBE = "A Red-HEART,\tno. 12: \u00e9 e\u0301 \ufb01 \u732b  end"  # capitals, digits, marks, accents, spaces
 
 _COPIES: dict[str, str] = {}  # folders of priors with the tokenizer of their texts, by the hash of its vocabulary
 _logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class TextCondition(Condition):
         length: tokens of every text.
         tokenizer: "bytes" (UTF-8, nothing to download), or the folder or Hub name of a tokenizer of transformers.
         num_ids: its number of ids.
-        tokenizer_hash: sha256 of its vocabulary, so that another tokenizer of that name is refused; None for bytes.
+        tokenizer_hash: sha256 of what makes its ids, so that another tokenizer of that name is refused; None for bytes.
     """
 
     type: ClassVar[str] = "text"
@@ -152,8 +153,8 @@ class TextCondition(Condition):
         """
         if tokenizer == BYTES:
             return cls(length)
-        loaded, vocabulary = _tokenizer(tokenizer)
-        return cls(length, tokenizer, max(loaded.get_vocab().values()) + 1, vocabulary)
+        loaded, made_by = _tokenizer(tokenizer)
+        return cls(length, tokenizer, max(loaded.get_vocab().values()) + 1, made_by)
 
     @property
     def num_tokens(self) -> int:
@@ -207,12 +208,12 @@ class TextCondition(Condition):
         """Its tokenizer of transformers.
 
         Raises:
-            CodegridError: it cannot be loaded, or has another vocabulary than in training.
+            CodegridError: it cannot be loaded, or makes other ids than in training.
         """
-        tokenizer, vocabulary = _tokenizer(_COPIES.get(self.tokenizer_hash or "", self.tokenizer))
+        tokenizer, made_by = _tokenizer(_COPIES.get(self.tokenizer_hash or "", self.tokenizer))
         require(
-            self.tokenizer_hash in (None, vocabulary),
-            f"The text's tokenizer {self.tokenizer!r} has another vocabulary than when the prior was trained.",
+            self.tokenizer_hash in (None, made_by),
+            f"The text's tokenizer {self.tokenizer!r} makes other ids of texts than when the prior was trained.",
             "Give the version that made the codes of the texts.",
         )
         return tokenizer
@@ -379,13 +380,18 @@ def _bytes(text: str) -> bytes:
 
 @cache
 def _tokenizer(name: str) -> tuple[Any, str]:
-    """A tokenizer of transformers, and the hash of its vocabulary."""
+    """A tokenizer of transformers, and the hash of what makes its ids: vocabulary, merges or scores, and a text's ids.
+
+    The text stands for capitals, spaces and words, whose part of the file changes with the library's versions.
+    """
     from transformers import AutoTokenizer
 
     try:
         loaded = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        ids = sorted(loaded.get_vocab().items())
-        return loaded, hashlib.sha256(json.dumps(ids).encode()).hexdigest()
+        model = json.loads(loaded.backend_tokenizer.to_str())["model"] if loaded.is_fast else {}
+        ids = [sorted(loaded.get_vocab().items()), loaded.encode(_PROBE, add_special_tokens=False)]
+        made_by = json.dumps([*ids, model.get("merges"), model.get("vocab")])
+        return loaded, hashlib.sha256(made_by.encode()).hexdigest()
     except Exception as error:  # transformers and tokenizers raise whatever their files do
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(". ")
         raise CodegridError(

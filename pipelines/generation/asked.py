@@ -72,7 +72,7 @@ def asked_images(
     """What each image follows.
 
     Args:
-        condition: a folder of pictures, or another source of them.
+        condition: a folder of pictures, or a file of them; nothing is looked for on the Hub.
         num_images: None is one for each picture or prompt, whichever are more; 16 without.
         grid_shape: of the images' codes.
 
@@ -112,6 +112,11 @@ def _of_folder(
 ) -> tuple[Tensor, tuple[str, ...], dict[str, str]]:
     from codegrid.pipelines.data.sources import open_images  # loads datasets, which classes alone do not need
 
+    require(
+        Path(place).expanduser().exists(),
+        f"condition is {place!r}, and there is nothing of this name here.",
+        "Give a folder of pictures, or a .parquet or .tar file.",
+    )
     images: ImageSource = open_images(DataConfig(place, label_column=NO_LABELS, top_folders="classes"))
     found = []
     for record in images:

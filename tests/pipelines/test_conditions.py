@@ -284,6 +284,8 @@ def test_generate_takes_a_folder_of_conditions_and_prompts(
         generate_images(pipe, str(tmp_path / "out"), condition=str(given), prompt=("blue",))
     with pytest.raises(CodegridError, match="Say what by --condition or --prompt"):
         generate_images(pipe, str(tmp_path / "other"))
+    with pytest.raises(CodegridError, match="condition is 'gone', and there is nothing of this name here"):
+        generate_images(pipe, str(tmp_path / "other"), condition="gone")  # and the Hub is not asked
     assert not (tmp_path / "other").exists()
 
 

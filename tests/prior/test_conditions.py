@@ -283,10 +283,40 @@ def test_a_tokenizer_of_transformers(tmp_path, caplog):
     ]
     assert condition.name([1, 2, 4, 4]) == "red heart"
     saved(["[UNK]", "red", "blue", "heart"])
-    with pytest.raises(CodegridError, match="has another vocabulary than when the prior was trained"):
+    with pytest.raises(CodegridError, match="makes other ids of texts than when the prior was trained"):
         condition.parse(["red"])
     with pytest.raises(CodegridError, match="cannot be loaded"):
         TextCondition.of(str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("change", ["merges", "normalizer"])
+def test_a_tokenizer_of_the_same_vocabulary_that_makes_other_ids_is_refused(change, tmp_path):
+    from tokenizers import Tokenizer, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    from codegrid.prior import conditions
+
+    vocab = {letter: place for place, letter in enumerate(["a", "b", "c", "ab", "bc", "[UNK]"])}
+
+    def saved(folder, merges, normalizer=None):
+        made = Tokenizer(models.BPE(vocab, merges, unk_token="[UNK]"))
+        if normalizer is not None:
+            made.normalizer = normalizer
+        PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]").save_pretrained(folder)
+        conditions._tokenizer.cache_clear()
+
+    merges = [("a", "b"), ("b", "c")]
+    saved(tmp_path, merges)
+    condition = TextCondition.of(str(tmp_path), 3)
+    assert condition.parse(["abc"]) == [[3, 2, 6]]
+    condition.loaded().save_pretrained(tmp_path / "copy")
+    assert TextCondition.of(str(tmp_path / "copy"), 3).tokenizer_hash == condition.tokenizer_hash
+    if change == "merges":
+        saved(tmp_path, merges[::-1])  # "abc" would become a, bc
+    else:
+        saved(tmp_path, merges, normalizers.Lowercase())
+    with pytest.raises(CodegridError, match="makes other ids of texts"):
+        condition.parse(["abc"])
 
 
 @pytest.mark.parametrize("architecture", ["llama", "any_order_gpt2"])
