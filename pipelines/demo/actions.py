@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +62,7 @@ def generate(
     given = {"class_labels": label, "prompt": prompt, "condition": condition}
     given = {name: value for name, value in given.items() if value is not None}
     parts = parts_of(pipe.sequence.conditioning)
-    fields = " or ".join(_FIELDS[part.type] for part in parts if part.type in _FIELDS)
-    require(bool(given) or not conditions_of(pipe), "There is nothing to follow.", f"Fill in {fields}.")
+    check_something_to_follow(pipe, given)
     several = bool(given)
     output = pipe(**given, **{"num_images_per_label" if several else "num_images": num_images}, **settings)
     names = classes_of(pipe.sequence.conditioning)
@@ -74,6 +73,17 @@ def generate(
         read = next(part.name(part.encode(prompt)[0]) for part in parts if isinstance(part, TextCondition))
         captions = [f"{caption} {printable(read)}".strip() for caption in captions]
     return [(enlarged(image, 128), caption) for image, caption in zip(output.images or (), captions, strict=True)]
+
+
+def check_something_to_follow(pipe: ImageGenerationPipeline, given: Mapping[str, Any]) -> None:
+    """Refuse a new sample of a prior of pictures or texts, where nothing is `given`.
+
+    Raises:
+        CodegridError: nothing is; the message names the fields of the page.
+    """
+    parts = parts_of(pipe.sequence.conditioning)
+    fields = " or ".join(_FIELDS[part.type] for part in parts if part.type in _FIELDS)
+    require(bool(given) or not conditions_of(pipe), "There is nothing to follow.", f"Fill in {fields}.")
 
 
 def conditions_of(pipe: ImageGenerationPipeline) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +12,11 @@ from torch import Tensor
 
 from codegrid.errors import require
 from codegrid.pipelines.demo import actions
-from codegrid.pipelines.demo.handlers import ALL_CLASSES, read_uploaded, whole
+from codegrid.pipelines.demo.handlers import ALL_CLASSES, read_uploaded, whole, without_folder
 from codegrid.pipelines.generation.output import ImagePipelineOutput
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.prior.architectures import architecture_of
+from codegrid.prior.conditions import classes_of
 from codegrid.tokenizer.images import to_model, to_pil
 
 RESULTS = 4
@@ -28,15 +31,13 @@ class Subject(NamedTuple):
 
     pixels: Tensor
     codes: Tensor | None
-    label: int | None
 
 
 class Results(NamedTuple):
-    """What the last edit gave: pixels [N, C, H, W], codes [N, h, w(, depth)], and the class."""
+    """What the last edit gave: pixels [N, C, H, W], codes [N, h, w(, depth)]."""
 
     pixels: Tensor
     codes: Tensor
-    label: int | None
 
 
 Begun = tuple[Subject, dict[str, Any], str]  # what is edited, the editor's value, and a line that says which it is
@@ -56,24 +57,33 @@ class EditHandlers:
 
     def upload(self, file: str | None) -> Begun:
         """The uploaded picture as the tokenizer sees it."""
-        return _begun(Subject(read_uploaded(self.pipe.tokenizer, file), None, None), "your picture")
+        return _begun(Subject(read_uploaded(self.pipe.tokenizer, file), None), "your picture")
 
-    def sample(self, label: int | None, seed: float | None) -> Begun:
-        """A new sample of the class, with its codes."""
-        wanted = self._class(label)
+    def sample(
+        self, label: int | None, seed: float | None, prompt: str | None = None, file: str | None = None
+    ) -> Begun:
+        """A new sample of what is given, with its codes."""
         options = {"seed": whole("The seed", seed), "output_type": "pt", "progress": False}
-        made = self.pipe(wanted, **options) if wanted is not None else self.pipe(num_images=1, **options)
+        with self._followed(label, prompt, file) as given:
+            actions.check_something_to_follow(self.pipe, given)
+            made = self.pipe(**(given or {"num_images": 1}), **options)
         assert isinstance(made.images, Tensor)
-        given = None if made.labels is None else made.labels[0]
-        return _begun(Subject(made.images[:1], made.codes[:1], given), "a new picture")
+        return _begun(Subject(made.images[:1], made.codes[:1]), "a new picture")
 
     def fill(
-        self, subject: Subject | None, painted: dict[str, Any] | None, label: int | None, seed: float | None
+        self,
+        subject: Subject | None,
+        painted: dict[str, Any] | None,
+        label: int | None,
+        seed: float | None,
+        prompt: str | None = None,
+        file: str | None = None,
     ) -> tuple[Results, list[Image.Image]]:
         """Draw what is painted again, four times.
 
         Args:
             painted: the editor's value: its layers are pictures with an alpha channel; what is not clear is painted.
+            prompt, file: a text and a picture to follow, for priors that know them; each may be empty.
         """
         require(subject is not None, "There is no picture.", "Upload one, or draw one, first.")
         assert subject is not None
@@ -82,23 +92,32 @@ class EditHandlers:
         start: Any = subject.pixels
         if subject.codes is not None:
             start = ImagePipelineOutput(subject.pixels, subject.codes, None)
-        wanted = self._class(label)
         options = {"num_images_per_image": RESULTS, "seed": whole("The seed", seed)}
-        made = self.pipe.inpaint(start, mask, wanted, output_type="pt", progress=False, **options)
+        with self._followed(label, prompt, file) as given:
+            made = self.pipe.inpaint(start, mask, **given, output_type="pt", progress=False, **options)
         assert isinstance(made.images, Tensor)
-        return Results(made.images, made.codes, wanted), [enlarged(picture) for picture in to_pil(made.images)]
+        return Results(made.images, made.codes), [enlarged(picture) for picture in to_pil(made.images)]
 
     def keep(self, results: Results | None, place: int) -> Begun:
         """Go on from a result: it becomes the picture that is edited."""
         require(results is not None, "There are no results.", "Paint a part of a picture, and fill it.")
         assert results is not None
-        pixels, codes, label = results
+        pixels, codes = results
         # the pixels as they are shown: bytes
         kept = to_model(np.stack([np.atleast_3d(np.asarray(to_pil(pixels[place : place + 1])[0]))]))
-        return _begun(Subject(kept, codes[place : place + 1], label), f"result {place + 1}")
+        return _begun(Subject(kept, codes[place : place + 1]), f"result {place + 1}")
 
-    def _class(self, label: int | None) -> int | None:
-        return None if label in (None, ALL_CLASSES) or self.pipe.class_names is None else label
+    @contextmanager
+    def _followed(self, label: int | None, prompt: str | None, file: str | None) -> Iterator[dict[str, Any]]:
+        """The arguments of a call for what is given; what is wrong with the file is said without its folder."""
+        has_class = label != ALL_CLASSES and bool(classes_of(self.pipe.sequence.conditioning))
+        given = {
+            "class_labels": label if has_class else None,
+            "prompt": (prompt or "").strip() or None,
+            "condition": file,
+        }
+        with nullcontext() if file is None else without_folder(file):
+            yield {name: value for name, value in given.items() if value is not None}
 
 
 def _begun(subject: Subject, name: str) -> Begun:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from codegrid.pipelines.demo.actions import conditions_of
 from codegrid.pipelines.demo.edit_handlers import RESULTS, EditHandlers, can_edit
 from codegrid.pipelines.demo.handlers import ALL_CLASSES, class_choices
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -26,7 +27,7 @@ def edit_tab(
         )
         return
     handlers, choices = EditHandlers(pipe), [("no class", ALL_CLASSES), *class_choices(pipe)]
-    subject, results = gradio.State(None), gradio.State(None)
+    subject, results, follows = gradio.State(None), gradio.State(None), conditions_of(pipe)
     gradio.HTML(
         "Upload a picture or draw one, paint over what is to be drawn again, and fill it. A click on a result goes on "
         "from it: outside of what you paint, nothing changes."
@@ -35,8 +36,12 @@ def edit_tab(
         with gradio.Column(scale=1, min_width=260):
             upload = gradio.File(label="Your picture", elem_id="edit_upload", height=120)
             draw = gradio.Button("Draw a picture", elem_id="draw")
+            prompt = gradio.Textbox(label="Prompt", visible="text" in follows, lines=1, elem_id="edit_prompt")
+            picture = gradio.File(
+                label="Picture to follow", visible="picture" in follows, height=120, elem_id="edit_condition"
+            )
             label = gradio.Dropdown(
-                choices, value=ALL_CLASSES, label="Class", visible=pipe.class_names is not None, elem_id="edit_class"
+                choices, value=ALL_CLASSES, label="Class", visible=len(choices) > 1, elem_id="edit_class"
             )
             seed = gradio.Number(0, label="Seed", elem_id="edit_seed")
             fill = gradio.Button("Fill what is painted", variant="primary", elem_id="fill")
@@ -62,8 +67,9 @@ def edit_tab(
             )
     begun = [subject, editor, edited, message]
     upload.upload(answering(gradio, handlers.upload, 3), [upload], begun)
-    draw.click(answering(gradio, handlers.sample, 3), [label, seed], begun)
-    fill.click(answering(gradio, handlers.fill, 2), [subject, editor, label, seed], [results, gallery, message])
+    wanted = [label, seed, prompt, picture]
+    draw.click(answering(gradio, handlers.sample, 3), wanted, begun)
+    fill.click(answering(gradio, handlers.fill, 2), [subject, editor, *wanted], [results, gallery, message])
     gallery.select(_with_place(gradio, answering(gradio, handlers.keep, 3)), [results], begun)
 
 

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from codegrid.errors import CodegridError
+from codegrid.pipelines.codes.conditions import picture_condition
 from codegrid.pipelines.demo.edit_handlers import EditHandlers, can_edit, painted_mask
 from codegrid.pipelines.demo.handlers import ALL_CLASSES, answer
 from codegrid.pipelines.generation.masks import cells_of
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.prior import PriorConfig, make_prior
+from codegrid.prior.conditions import CombinedCondition, TextCondition
 from codegrid.tokenizer.images import to_images, to_uint8
 
 
@@ -68,6 +72,38 @@ def test_a_sample_is_edited_by_the_codes_it_was_drawn_with(pipe):
     results, _ = handlers.fill(subject, painted(part), 2, 0)
     redrawn = cells_of(torch.from_numpy(painted_mask(painted(part), (16, 16)))[None], (4, 4))[0]
     assert (results.codes[:, ~redrawn] == expected.codes[0][~redrawn]).all()
+
+
+def test_an_edit_follows_a_prompt_and_a_picture(pipe, pictures, tmp_path):
+    model = pipe.tokenizer
+    follows = CombinedCondition((picture_condition(model, "grey"), TextCondition(8)))
+    sequence = replace(pipe.sequence, class_names=None, condition=follows)
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "initializer_range": 0.3}
+    prior = make_prior(PriorConfig(**size, architecture="any_order_gpt2"), sequence)
+    pipe = ImageGenerationPipeline(model, prior, sequence)
+    handlers, file, grey = EditHandlers(pipe), str(pictures / "noise" / "0.png"), str(pictures / "noise" / "1.png")
+    subject, _, _ = handlers.upload(file)
+    part = painted((slice(0, 384), slice(0, 180)))
+    found = {}
+    for prompt, picture in [("red", None), ("blue", None), ("red", grey), (" ", None), (None, grey)]:
+        given = {"prompt": (prompt or "").strip() or None, "condition": picture}
+        given = {name: value for name, value in given.items() if value is not None}
+        results, _ = handlers.fill(subject, part, ALL_CLASSES, 1, prompt, picture)
+        mask = painted_mask(part, (16, 16))
+        expected = pipe.inpaint(subject.pixels, mask, num_images_per_image=4, seed=1, progress=False, **given)
+        assert torch.equal(results.codes, expected.codes)
+        found[prompt, picture] = results.codes
+    assert not torch.equal(found["red", None], found["blue", None])
+    assert not torch.equal(found[None, grey], found[" ", None])
+    drawn, _, _ = handlers.sample(None, 2, "red", grey)
+    assert torch.equal(drawn.codes, pipe(prompt="red", condition=grey, seed=2, progress=False).codes)
+    with pytest.raises(CodegridError, match=r"nothing to follow\. Fill in Picture to follow or Prompt"):
+        handlers.sample(ALL_CLASSES, 2, " ")
+    (tmp_path / "upload.png").write_bytes(b"no picture")
+    *_, said = answer(handlers.fill, [subject, part, ALL_CLASSES, 1, "red", str(tmp_path / "upload.png")], 2, None)
+    assert "upload.png" in said
+    assert str(tmp_path) not in said
 
 
 @pytest.mark.parametrize("seed", [0, 1, 20161])
