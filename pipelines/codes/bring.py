@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
+from datasets import Features
 from tqdm import tqdm
 
 from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.artifacts.cards import codes_card
 from codegrid.pipelines.codes.sequences import Axes, Row, Sequences, open_sequences
-from codegrid.pipelines.codes.shards import code_dtype, code_features, shard_path
+from codegrid.pipelines.codes.shards import code_dtype, code_features, rows_table, shard_path
 from codegrid.pipelines.data.records import DataError
 from codegrid.pipelines.system.files import OutputError, replace_folder, sha256, write_json, write_text
 from codegrid.pipelines.system.folders import what_it_holds
@@ -49,7 +49,7 @@ class ImportCodesConfig:
             is counted and left out.
         codes_column: the column of a table that has the codes.
         label_column: the column that has the classes, as numbers or names.
-        split: of a data set on the Hub.
+        split: of a folder or of a data set on the Hub.
     """
 
     source: str
@@ -79,17 +79,16 @@ def import_codes(config: ImportCodesConfig) -> Path:
         DataError: the source cannot be read, has several readings, or holds a code outside of the codebook.
         OutputError: the folder holds something else.
     """
-    read = open_sequences(config.source, config.axes, config.codes_column, config.label_column, config.split)
-    folder, plan = Path(config.output_dir), json.dumps(_plan(config, read))
+    windows = Windows(config)
+    folder, plan = Path(config.output_dir), json.dumps(_plan(config, windows.read))
     if _is_there(folder, plan):
         print(f"{shown(folder)} is finished already: nothing to do.")
         return folder
-    print(f"Read as: {read.description}.")
+    print(f"Read as: {windows.read.description}.")
     aside = folder.with_name(f".{folder.name}.tmp-{os.getpid()}")
-    windows = Windows(config, read)
     try:
         (aside / "data").mkdir(parents=True)
-        manifest = _write(config, read, windows, aside)
+        manifest = _write(config, windows, aside)
         write_text(aside / _PLAN_NAME, plan)
         write_text(aside / "README.md", codes_card(manifest))
         write_json(aside / MANIFEST_NAME, manifest.to_dict())
@@ -128,13 +127,12 @@ def _is_there(folder: Path, plan: str) -> bool:
     raise OutputError(f"{shown(folder)} holds {there}, of another source or settings.", "Choose another --output-dir.")
 
 
-def _write(config: ImportCodesConfig, read: Sequences, windows: Windows, folder: Path) -> CodesManifest:
-    names = _class_names(config, read)
+def _write(config: ImportCodesConfig, windows: Windows, folder: Path) -> CodesManifest:
+    read, names, shards = windows.read, windows.read.label_names, list[Shard]()
     bar = tqdm(windows, unit=" rows", dynamic_ncols=True, mininterval=1.0)
-    shards = tuple(
-        _write_shard(shard_path(folder, shard), part, config.codebook_size, names)
-        for shard, part in enumerate(_parts(iter(bar)))
-    )
+    for part in _parts(iter(bar)):
+        features = code_features(config.codebook_size, part[0][1].size, names and list(names))
+        shards.append(_write_shard(shard_path(folder, len(shards)), part, features))
     if not shards:
         raise DataError(
             f"No row of {config.length or 'any'} positions could be made of {read.description}.",
@@ -142,7 +140,7 @@ def _write(config: ImportCodesConfig, read: Sequences, windows: Windows, folder:
         )
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in windows.skipped]
     write_text(folder / "skipped.jsonl", "".join(lines))
-    axes, skipped = windows.axes, len(windows.skipped)
+    axes, skipped = dict(zip(read.axes, windows.shape, strict=True)), len(windows.skipped)
     identity = json.dumps([config.made_by, config.codebook_size, axes])
     height, width = axes.get("t", 1) * axes.get("h", 1), axes.get("l", axes.get("w", 1))  # frames below each other
     manifest = CodesManifest(
@@ -156,7 +154,7 @@ def _write(config: ImportCodesConfig, read: Sequences, windows: Windows, folder:
         source_fingerprint=hashlib.sha256("".join(shard.sha256 for shard in shards).encode()).hexdigest(),
         num_rows=sum(shard.num_rows for shard in shards),
         num_images=windows.used,
-        shards=shards,
+        shards=tuple(shards),
         code_dtype=code_dtype(config.codebook_size),
         num_skipped=skipped,
         skipped_reasons={"too short": skipped} if skipped else {},
@@ -167,47 +165,46 @@ def _write(config: ImportCodesConfig, read: Sequences, windows: Windows, folder:
 
 
 class Windows:
-    """Cuts the rows of the source into windows of one shape, and counts what does not fit."""
+    """Cuts the rows of the source into windows of one shape, and counts what does not fit.
 
-    def __init__(self, config: ImportCodesConfig, read: Sequences) -> None:
-        self.config, self.read = config, read
-        if config.length is not None and read.axes[:2] in ("hw", "dh"):
-            raise DataError(f"--length {config.length} with --axes {read.axes}.", "Only sequences and frames are cut.")
+    Args:
+        shape: of the windows; () is that of the first.
+    """
+
+    def __init__(self, config: ImportCodesConfig, shape: tuple[int, ...] = ()) -> None:
+        self.config, self.shape = config, shape
+        self.read = open_sequences(config.source, config.axes, config.codes_column, config.label_column, config.split)
+        if config.length is not None and (axes := self.read.axes)[:2] in ("hw", "dh"):
+            raise DataError(f"--length {config.length} with --axes {axes}.", "Only sequences and frames are cut.")
         self.used = self.left = 0
         self.skipped: list[dict[str, str]] = []
-        self._shape: tuple[int, ...] = ()
-
-    @property
-    def axes(self) -> dict[str, int]:
-        """The axes of a window, in the order of the source, with their sizes."""
-        letters = self.read.axes
-        sizes = dict(zip(sorted(letters, key="d".__eq__), self._shape, strict=True))  # d last, as windows are
-        return {axis: sizes[axis] for axis in letters}
 
     def __iter__(self) -> Iterator[tuple[Row, np.ndarray]]:
         """(row, codes [L] position by position) of every window."""
+        levels_first = self.read.axes[0] == "d"
         for row in self.read.rows():
-            codes = np.moveaxis(row.codes, 0, -1) if self.read.axes[0] == "d" else row.codes
-            length = self.config.length or len(codes)
-            whole = len(codes) // length if length else 1  # of a row without codes `_check` speaks
+            positions = row.codes.shape[int(levels_first)]
+            length = self.config.length or positions
+            whole = positions // length if length else 1  # of a row without codes `_check` speaks
             if not whole:
-                self.skipped.append({"source_id": row.name, "reason": "too short", "detail": f"{len(codes)} positions"})
+                self.skipped.append({"source_id": row.name, "reason": "too short", "detail": f"{positions} positions"})
                 continue
-            self.left += len(codes) - whole * length
+            self.left += positions - whole * length
             self.used += whole if self.read.single else 1
             for index in range(whole):
-                piece = codes[index * length : (index + 1) * length]
+                cut = slice(index * length, (index + 1) * length)
+                piece = row.codes[:, cut] if levels_first else row.codes[cut]
                 self._check(row, piece)
                 # The windows of a row are held out together; those of a single sequence one by one.
                 named = row._replace(name=f"{row.name}:{index}") if self.read.single else row
-                yield named, np.ascontiguousarray(piece).reshape(-1)
+                yield named, (np.moveaxis(piece, 0, -1) if levels_first else piece).flatten()
 
     def _check(self, row: Row, piece: np.ndarray) -> None:
         require(piece.size > 0, f"{shown(row.name)} has no codes.", "Leave such rows out.")
-        self._shape = self._shape or piece.shape
-        if piece.shape != self._shape:
+        self.shape = self.shape or piece.shape
+        if piece.shape != self.shape:
             raise DataError(
-                f"{shown(row.name)} has the shape {piece.shape}, the first row {self._shape}.",
+                f"{shown(row.name)} has the shape {piece.shape}, and a row is to have {self.shape}.",
                 "All rows have one shape; --length N cuts sequences of different lengths into rows of N positions.",
             )
         low, high = int(piece.min()), int(piece.max())
@@ -226,38 +223,9 @@ def _parts(windows: Iterator[tuple[Row, np.ndarray]]) -> Iterator[list[tuple[Row
         yield [first, *islice(windows, most - 1)]
 
 
-def _write_shard(
-    path: Path, part: list[tuple[Row, np.ndarray]], codebook_size: int, names: tuple[str, ...] | None
-) -> Shard:
-    length = part[0][1].size
-    schema = code_features(codebook_size, length, None if names is None else list(names)).arrow_schema
-    codes = np.stack([codes.astype(code_dtype(codebook_size)) for _, codes in part])  # [n, L]
-    # A label is a name, or its number.
-    numbers = {name: index for index, name in enumerate(names or ())} | {
-        index: index for index in range(len(names or ()))
-    }
-    columns = {
-        "codes": pa.FixedSizeListArray.from_arrays(pa.array(codes.ravel()), length),
-        "label": [numbers.get(row.label, -1) for row, _ in part],
-        "source_id": [row.name for row, _ in part],
-        "crop": [0] * len(part),
-        "flip": [False] * len(part),
-    }
-    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
-    pq.write_table(table, path, compression="zstd")
+def _write_shard(path: Path, part: list[tuple[Row, np.ndarray]], features: Features) -> Shard:
+    labels = [-1 if row.label is None else row.label for row, _ in part]
+    unused = {"crop": [0] * len(part), "flip": [False] * len(part)}
+    rows = {"codes": [codes for _, codes in part], "label": labels, "source_id": [row.name for row, _ in part]}
+    pq.write_table(rows_table({**rows, **unused}, features), path, compression="zstd")
     return Shard(f"data/{path.name}", len(part), path.stat().st_size, sha256(path))
-
-
-def _class_names(config: ImportCodesConfig, read: Sequences) -> tuple[str, ...] | None:
-    if config.label_column is None or read.label_names is not None:
-        return read.label_names
-    found = {row.label for row in read.rows()} - {None}
-    kinds = {type(value) for value in found}
-    if kinds == {str}:
-        return tuple(sorted(found))
-    if kinds == {int} and 0 <= min(found) <= max(found) < 2**16:
-        return tuple(map(str, range(max(found) + 1)))
-    raise DataError(
-        f"The column {shown(config.label_column)} holds neither names alone nor whole numbers from 0 to 65,535 alone.",
-        "Give a --label-column of either.",
-    )

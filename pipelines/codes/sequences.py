@@ -10,12 +10,13 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset as pads
+from datasets import ClassLabel, Value
 
 from codegrid.errors import require
 from codegrid.names import shown
-from codegrid.pipelines.data.records import DataError
+from codegrid.pipelines.data.labels import Labels, NoClassesError, labels_of
+from codegrid.pipelines.data.records import DataConfig, DataError
+from codegrid.pipelines.data.tables import load_table
 
 # What the axes of one row of integers are: l positions of a sequence (frames of sound, bytes), h and w rows and columns
 # of a grid, d codes at each position (of a residual quantizer: coarse to fine), t frames.
@@ -31,14 +32,15 @@ _READINGS: dict[Axes, str] = {
     "thwd": "frames of grids with several codes a position",
 }
 _AT_ONCE = 1_000  # rows of a table
+_ANOTHER = "Choose another --label-column, or leave it out."
 
 
 class Row(NamedTuple):
-    """One row of the source: its name, integers (one axis for each letter of the axes), and its label."""
+    """One row of the source: its name, integers (one axis for each letter of the axes), and its class if known."""
 
     name: str
     codes: np.ndarray
-    label: Any = None
+    label: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Sequences:
     rows: makes an iterator over all rows; it may be asked for twice.
     axes: what the axes of a row are.
     description: what was read, for people.
-    label_names: the classes by number where the source says them.
+    label_names: the classes by number, where there are any.
     single: whether there is one row alone, so that its windows are what is held out or not.
     """
 
@@ -103,79 +105,70 @@ def _array(path: Path, axes: Axes | None) -> Sequences:
 
 def _table(source: str, axes: Axes | None, columns: list[str], split: str) -> Sequences:
     """Rows of the column of codes and that of labels, if there are two `columns`."""
-    table, what = _opened(source, split)
+    path, here = Path(source), Path(source).exists()
+    if path.is_file() and path.suffix != ".parquet":
+        raise DataError(f"{shown(path)} is no .npy, .txt or .parquet file.", "Give one, or a folder of Parquet files.")
+    config, few = DataConfig(source, split=split, streaming=here), {"batch_size": _AT_ONCE}
+    what, table = f"{shown(path.name)} ({split})", load_table(config, path if here else None, **few)
     for column in columns:
         require(
-            column in table.schema.names,
-            f"The table of {what} has no column {shown(column)}.",
-            f"Choose --codes-column (and --label-column) of {', '.join(map(shown, table.schema.names))}.",
+            column in table.features,
+            f"{what} has no column {shown(column)}.",
+            f"Choose --codes-column (and --label-column) of {', '.join(map(shown, table.features))}.",
         )
-    kind, deep = _storage(table.schema.field(columns[0]).type), 0
-    while _is_list(kind):
-        kind, deep = kind.value_type, deep + 1
-    column = f"The column {shown(columns[0])} is {kind}{' in lists' * (deep > 0)}{f', {deep} deep' * (deep > 1)}"
-    whole = deep > 0 and pa.types.is_integer(kind)
+    if here:  # nothing else is read
+        table = load_table(config, path, columns=columns, **few)
+    table = table.select_columns(columns).with_format("numpy")
+    kind, deep = table.features[columns[0]], 0
+    while hasattr(kind, "feature"):
+        kind, deep = kind.feature, deep + 1
+    deep += len(getattr(kind, "shape", ()))  # of Array2D and its like
+    dtype = getattr(kind, "dtype", type(kind).__name__)
+    column = f"The column {shown(columns[0])} is {dtype}{' in lists' * (deep > 0)}{f', {deep} deep' * (deep > 1)}"
+    whole = deep > 0 and dtype.lstrip("u").startswith("int")
     require(whole, f"{column}.", "Give a column of lists of whole numbers: --codes-column.")
     axes = _settled(axes, (deep,), column, lambda letters: f"rows, each {_READINGS[letters]}")
+    labels = _labels(table, columns[1], what) if columns[1:] else None
 
     def rows() -> Iterator[Row]:
-        places = (f"{Path(source).name}:{index}" for index in count())
-        few = {"batch_size": _AT_ONCE, "batch_readahead": 1, "fragment_readahead": 1}
-        try:
-            for batch in table.to_batches(columns=columns, **few):
-                codes = batch.column(0).cast(_storage(batch.column(0).type))
-                labels = batch.column(1).to_pylist() if columns[1:] else [None] * len(batch)
-                for index, (label, place) in enumerate(zip(labels, places, strict=False)):
-                    yield Row(place, _numbers(codes.slice(index, 1), place), label)
-        except pa.ArrowException as error:  # a damaged file, or one with columns of another kind than the first
-            raise DataError(f"{what} cannot be read ({error}).", "Give files that are whole and alike.") from error
+        places = (f"{path.name}:{index}" for index in count())
+        for batch in _batches(table, what):
+            found = batch[columns[1]] if labels else [None] * len(batch[columns[0]])
+            for codes, label, place in zip(batch[columns[0]], found, places, strict=False):
+                yield Row(place, _rectangle(codes, place), labels.number(label) if labels else None)
 
-    return Sequences(rows, axes, f"{what}: {_READINGS[axes]}", _class_names(table.schema, columns))
+    names = tuple(labels.names or ()) if labels else None
+    return Sequences(rows, axes, f"{what}: rows, each {_READINGS[axes]}", names)
 
 
-def _opened(source: str, split: str) -> tuple[pads.Dataset, str]:
-    """The table of Parquet files or of a data set of the Hub, and what it is."""
-    path, kinds = Path(source), "Give .npy, .txt or .parquet files, a folder of them, or the name of a data set."
-    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-    require(bool(files), f"{shown(path)} has no Parquet files.", kinds)
+def _batches(table: Any, what: str) -> Iterator[dict[str, Any]]:
     try:
-        if path.exists():
-            table = pads.dataset([str(file) for file in files], format="parquet")
-            what = f"{len(files)} Parquet file{'s' * (len(files) > 1)} of {shown(path.name)}"
-        else:
-            from datasets import load_dataset
-
-            table, what = pads.dataset(load_dataset(source, split=split).data.table), f"{source} ({split})"
-        return table, f"{table.count_rows():,} rows in {what}"
-    except Exception as error:  # the Hub's loader raises whatever its back ends raise
-        place = "cannot be read as Parquet" if path.exists() else "is neither a file here nor a data set of the Hub"
-        raise DataError(f"{shown(source)} {place} ({type(error).__name__}: {error}).", kinds) from error
+        yield from table.iter(_AT_ONCE)
+    except pa.ArrowException as error:  # a damaged file, or one with columns of another kind than the first
+        raise DataError(f"{what} cannot be read ({error}).", "Give files that are whole and alike.") from error
 
 
-def _numbers(lists: pa.Array, place: str) -> np.ndarray:
-    """An array of one row, (lists of) a list of integers -> these with an axis for each level."""
-    shape = []
-    while _is_list(lists.type):
-        sizes = pc.unique(pc.list_value_length(lists)).to_pylist()
-        require(None not in sizes, f"{place} has no codes, or a list in it is null.", "Leave such rows out.")
-        require(
-            len(sizes) == 1,
-            f"{place} has lists of different lengths in it: {sorted(sizes)[:5]}.",
-            "The codes of a row are a rectangle.",
-        )
-        shape.append(sizes[0])
-        lists = pc.list_flatten(lists)
-    require(not lists.null_count, f"A code of {place} is null.", "Leave such rows out.")
-    return lists.to_numpy(zero_copy_only=False).reshape(shape)
+def _labels(table: Any, column: str, what: str) -> Labels:
+    feature, none = table.features[column], f"The column {shown(column)} of {what} has no classes: "
+    if isinstance(feature, ClassLabel):
+        return Labels(feature.names, None)
+    require(isinstance(feature, Value), f"{none}it is {type(feature).__name__}.", _ANOTHER)
+    values = {value for batch in _batches(table.select_columns(column), what) for value in batch[column]}
+    try:
+        labels = labels_of(values, None, what, column)
+    except NoClassesError as error:
+        raise DataError(f"{none}{error.reason}.", _ANOTHER) from error
+    require(bool(labels.names), f"{none}all are unknown.", _ANOTHER)
+    return labels
 
 
-def _is_list(kind: Any) -> bool:
-    return pa.types.is_nested(kind) and hasattr(kind, "value_type")
-
-
-def _storage(kind: Any) -> Any:
-    """The lists that an extension type keeps, such as Array2D of datasets."""
-    return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
+def _rectangle(codes: np.ndarray | None, place: str) -> np.ndarray:
+    """The codes of a row, which are whole numbers with an axis for each level."""
+    if codes is None:
+        raise DataError(f"{place} has no codes.", "Leave such rows out.")
+    require(codes.dtype != object, f"{place} has lists of several lengths, or a null.", "A row is a rectangle.")
+    require(codes.dtype.kind in "iu", f"A code of {place}, or of a row behind it, is null.", "Leave such rows out.")
+    return codes
 
 
 def _settled(axes: Axes | None, lengths: tuple[int, ...], what: str, reading: Callable[[Axes], str]) -> Axes:
@@ -190,17 +183,6 @@ def _settled(axes: Axes | None, lengths: tuple[int, ...], what: str, reading: Ca
         if fitting
         else "Give rows of 1 to 4 axes.",
     )
-
-
-def _class_names(schema: pa.Schema, columns: list[str]) -> tuple[str, ...] | None:
-    """The names of a ClassLabel column, which `datasets` keeps in the metadata of a table."""
-    from datasets import ClassLabel, Features
-
-    try:
-        label = Features.from_arrow_schema(schema)[columns[1]]
-    except Exception:  # no label column, no metadata, or of a kind that datasets does not know
-        return None
-    return tuple(label.names) if isinstance(label, ClassLabel) else None
 
 
 def _sizes(shape: tuple[int, ...]) -> str:

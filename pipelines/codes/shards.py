@@ -116,10 +116,7 @@ def write_shard(
     rows, skipped = encoded.rows, encoded.skipped
     length, size = math.prod(model.config.codes_shape), model.config.quantizer_config.codebook_size
     features = code_features(size, length, images.class_names, others)
-    schema = features.arrow_schema
-    lists = {name: _lists(rows[name], feature) for name, feature in features.items() if isinstance(feature, List)}
-    columns = {name: lists[name] if name in lists else rows[name] for name in features}
-    table = pa.table({name: columns[name] for name in schema.names}, schema=schema)
+    table = rows_table(rows, features)
     path = shard_path(folder, shard)
     names = {*rows["source_id"], *(entry["source_id"] for entry in skipped)}
     record = {
@@ -138,8 +135,14 @@ def write_shard(
     write_json(record_path(folder, shard), record)
 
 
+def rows_table(rows: Mapping[str, list], features: Features) -> pa.Table:
+    """Columns of rows as Arrow; those of lists come as arrays [B, n] or [n]."""
+    lists = {name: _lists(rows[name], feature) for name, feature in features.items() if isinstance(feature, List)}
+    return pa.table({name: lists.get(name, rows[name]) for name in features}, schema=features.arrow_schema)
+
+
 def _lists(batches: list[np.ndarray], feature: List) -> pa.Array:
-    """Batches [B, n] of a column as one array of lists of n numbers."""
+    """Batches [B, n] of a column, or rows [n], as one array of lists of n numbers."""
     numbers = np.concatenate(batches) if batches else np.empty((0, feature.length))
     flat = pa.array(numbers.astype(feature.feature.dtype).ravel())
     return pa.FixedSizeListArray.from_arrays(flat, feature.length)

@@ -59,7 +59,9 @@ class ImageCodec:
 
     def __init__(self, pipe: ImageGenerationPipeline | CodesPipeline, source: str = "") -> None:
         self.pipe, self.source = pipe, source
-        own = pipe.fingerprint if isinstance(pipe, CodesPipeline) else pipe.tokenizer.codes_fingerprint()
+        self.is_of_codes = isinstance(pipe, CodesPipeline)  # imported ones, which have no pictures
+        imported = pipe.sequence.tokenizer_fingerprint or ""
+        own = imported if isinstance(pipe, CodesPipeline) else pipe.tokenizer.codes_fingerprint()
         self._tokenizer = bytes.fromhex(own)[:4]
         self._prior_fingerprint = weights_fingerprint(pipe.prior)
         self._models: dict[tuple[str, int | None], CodeModel] = {}
@@ -77,11 +79,6 @@ class ImageCodec:
         pipe = kind.from_pretrained(folder_or_repo, **options)
         name = Path(folder_or_repo).name if Path(folder_or_repo).is_dir() else str(folder_or_repo)
         return cls(pipe, name)
-
-    @property
-    def is_of_codes(self) -> bool:
-        """Whether its codes were imported, and have no pictures."""
-        return isinstance(self.pipe, CodesPipeline)
 
     @property
     def pictures(self) -> ImageGenerationPipeline:

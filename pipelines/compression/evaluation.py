@@ -155,7 +155,7 @@ def _pictures(
     tokenizer = codec.pictures.tokenizer
     pixels, labels = (_whole_pixels if whole else all_pixels)(tokenizer, source, skipped)
     check_usable(len(pixels), len(skipped), source.description, left_out(skipped))
-    own, names = codec.pipe.class_names or (), source.class_names or ()
+    own, names = codec.pipe.sequence.class_names or (), source.class_names or ()
     if not names or not set(names) <= set(own) or (labels < 0).any():
         return pixels, None
     return pixels, [own.index(names[label]) for label in labels.tolist()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import cast
 
@@ -12,7 +12,7 @@ from codegrid.errors import require
 from codegrid.names import shown
 from codegrid.pipelines.codec.file_format import Archive, require_format
 from codegrid.pipelines.codes.bring import ImportCodesConfig, Windows
-from codegrid.pipelines.codes.sequences import Axes, open_sequences
+from codegrid.pipelines.codes.sequences import Axes
 from codegrid.pipelines.compression.codec import ImageCodec
 from codegrid.pipelines.data.records import DataConfig, ImageRecord
 from codegrid.pipelines.evaluation.prior import check_fit
@@ -41,28 +41,19 @@ def opened_codes(data: DataConfig, codec: ImageCodec) -> Opened:
         return records, len(codes), codes.manifest.class_names, codes.manifest.fingerprint()
     axes, state = sequence.axes or {}, path.stat()
     settings = ImportCodesConfig(data.source, "the prior's", sequence.codebook_size, "", cast(Axes, "".join(axes)))
-    windows = Windows(settings, open_sequences(data.source, settings.axes, settings.codes_column, None, settings.split))
+    windows = Windows(settings, tuple(axes.values()))
     print(f"Read as: {windows.read.description}.")
-
-    def read() -> Iterator[ImageRecord]:
-        for row, row_codes in windows:
-            require(
-                windows.axes == axes,
-                f"{shown(row.name)} has the axes {windows.axes}, and the prior's rows {axes}.",
-                "Give rows as `codegrid import-codes` was given them.",
-            )
-            yield ImageRecord(row_codes.astype(np.int64).reshape(shape), None, row.name)
-
-    return read(), None, None, f"{path.name} {state.st_size} {state.st_mtime_ns}"
+    records = (ImageRecord(row.astype(np.int64).reshape(shape), None, source.name) for source, row in windows)
+    return records, None, None, f"{path.name} {state.st_size} {state.st_mtime_ns}"
 
 
 def write_codes(codec: ImageCodec, archives: list[tuple[Path, Archive]], folder: Path) -> Path:
     """codes.npy [N, ...] of imported codes: a batch at a time, none of which is there before all are right."""
     sequence, number = codec.pipe.sequence, sum(len(archive.entries) for _, archive in archives)
-    shape = (number, *(sequence.axes or {}).values())
 
     def write(aside: Path) -> None:
-        array, first = np.lib.format.open_memmap(aside, "w+", np.int64, shape), 0
+        shape, first = (number, *(sequence.axes or {}).values()), 0
+        array = np.lib.format.open_memmap(aside, "w+", np.int64, shape)
         for path, archive in archives:
             require_format(
                 archive.header.grid == sequence.grid_shape,

@@ -134,7 +134,7 @@ def _opened(data: DataConfig, codec: ImageCodec) -> Opened:
 
 def _classes(codec: ImageCodec, names: tuple[str, ...] | None) -> dict[int, int] | None:
     """From the data's labels to the pipeline's by name; None where one of them has no classes."""
-    own = codec.pipe.class_names
+    own = codec.pipe.sequence.class_names
     if own is None or names is None:
         return None
     unknown = [name for name in names if name not in own]
@@ -161,7 +161,7 @@ def _write_each(
 ) -> None:
     paths = {r.source_id: folder / _file_name(first + index, r.source_id) for index, r in enumerate(records)}
     missing = [record for record in records if not paths[record.source_id].is_file()]
-    for name, archive in _compressed(settings, missing, skipped):
+    for name, archive in _compressed(settings, missing, skipped) if missing else ():
         blob = pack(archive.header, archive.entries[0])
         write_atomically(paths[name], lambda aside, blob=blob: aside.write_bytes(blob))
 
@@ -186,15 +186,25 @@ def _compressed(
     settings: _Settings, records: list[ImageRecord], skipped: dict[str, str]
 ) -> Iterator[tuple[str, Archive]]:
     """The name of each picture that could be used, and its compressed form."""
-    codec = settings.codec
-    if codec.is_of_codes:
-        if records:
-            yield from _compressed_codes(
-                settings, records, torch.from_numpy(np.stack([record.data for record in records]))
-            )
-        return
+    codec, classes = settings.codec, settings.classes
     if settings.whole:
         yield from _compressed_whole(settings, records, skipped)
+        return
+    for used, codes in _encoded(codec, records, skipped):
+        labels = None
+        if classes is not None and all(record.label is not None for record in used):
+            labels = [classes[record.label] for record in used]
+        blobs = codec.compress_codes(codes, labels, settings.model, settings.bound)
+        for record, blob in zip(used, blobs, strict=True):
+            yield record.source_id, unpack(blob)
+
+
+def _encoded(
+    codec: ImageCodec, records: list[ImageRecord], skipped: dict[str, str]
+) -> Iterator[tuple[list[ImageRecord], torch.Tensor]]:
+    """Those that could be used, and their codes, in batches."""
+    if codec.is_of_codes:
+        yield records, torch.from_numpy(np.stack([record.data for record in records]))
         return
     tokenizer = codec.pictures.tokenizer
     for batch in prepared_batches(tokenizer, records, max(1, len(records))):
@@ -203,18 +213,7 @@ def _compressed(
             continue
         with evaluating(tokenizer), torch.inference_mode():
             codes = tokenizer.encode(to_model(batch.pixels).to(tokenizer.device)).cpu()
-        yield from _compressed_codes(settings, batch.records, codes)
-
-
-def _compressed_codes(
-    settings: _Settings, records: list[ImageRecord], codes: torch.Tensor
-) -> Iterator[tuple[str, Archive]]:
-    labels = None
-    if settings.classes is not None and all(record.label is not None for record in records):
-        labels = [settings.classes[record.label] for record in records]
-    blobs = settings.codec.compress_codes(codes, labels, settings.model, settings.bound)
-    for record, blob in zip(records, blobs, strict=True):
-        yield record.source_id, unpack(blob)
+        yield batch.records, codes
 
 
 def _compressed_whole(

@@ -195,7 +195,16 @@ def _open_tars(
     return source
 
 
-def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
+def load_table(config: DataConfig, path: Path | None, **options: Any) -> Any:
+    """The `datasets` table of Parquet files at `path` or of a data set of the Hub, with options of its loader.
+
+    Raises:
+        DataError: there is none that can be read, or no such split.
+    """
+    return _load(_builder(config, path, ".parquet", **options), config, config.source)
+
+
+def _builder(config: DataConfig, path: Path | None, suffix: str, **options: Any) -> Any:
     try:
         if path is None:
             builder = datasets.load_dataset_builder(config.source, config.subset, revision=config.revision)
@@ -204,14 +213,14 @@ def _builder(config: DataConfig, path: Path | None, suffix: str) -> Any:
                 # read at some other time and place, has the same name.
                 raise FileNotFoundError("its cache may hold another folder of that name")
             return builder
-        where, files = str(path), {}
+        where = str(path)
         if path.is_file():
-            where, files = TABLES[suffix], {"data_files": {"train": [glob.escape(str(path))]}}
-        builder = datasets.load_dataset_builder(where, **files)
+            where, options = TABLES[suffix], {"data_files": {"train": [glob.escape(where)]}, **options}
+        builder = datasets.load_dataset_builder(where, **options)
         if builder.name == TABLES[suffix]:
             # `datasets` names its cache of a folder by the folder's base name and its card. The description is part of
             # that name too, and says which files they are.
-            return datasets.load_dataset_builder(where, description=_state_of_files(builder), **files)
+            return datasets.load_dataset_builder(where, description=_state_of_files(builder), **options)
     except Exception as error:  # the loader raises whatever its many back ends raise
         if path is not None:
             raise DataError(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -20,7 +22,7 @@ from codegrid.errors import require
 from codegrid.names import for_file, shown
 from codegrid.pipelines.artifacts.loading import is_without_pictures, load_prior_and_sequence
 from codegrid.pipelines.generation.asked import DEFAULT, Asked, asked_images, labels_in_turn
-from codegrid.pipelines.generation.codes_only import CODES_NAME, write_codes
+from codegrid.pipelines.generation.codes_only import CODES_NAME, as_imported
 from codegrid.pipelines.generation.larger import grid_of_size
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_dataset import (
@@ -35,7 +37,7 @@ from codegrid.pipelines.system.console import resumable
 from codegrid.pipelines.system.devices import make_accelerator, patient_barrier
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
 from codegrid.pipelines.system.folders import what_it_holds
-from codegrid.prior import SamplingConfig
+from codegrid.prior import SamplingConfig, sample_codes, to_codes
 from codegrid.prior.conditions import classes_of
 from codegrid.prior.distribution import GuidanceSchedule
 from codegrid.prior.linear_maps import WeightFormat
@@ -141,22 +143,41 @@ def _generate_codes(
     batch_size: int | None,
     given: dict[str, Any],
 ) -> Path:
-    """Rows of codes instead of images, by a prior of `codegrid import-codes`; on one process."""
+    """Rows of codes [num_images, ...] instead of images, by a prior of `codegrid import-codes`; on one process."""
     accelerator = make_accelerator()
     require(accelerator.num_processes == 1, "Codes are drawn by one process.", "Start the command without a launcher.")
     model, sequence = load_prior_and_sequence(prior)
-    model.to(accelerator.device)
-    num_images = num_images or DEFAULT
+    num_images, batch_size = num_images or DEFAULT, batch_size or _CODES_AT_ONCE
     labels = labels_in_turn(sequence, class_labels, num_images)
-    batch_size = batch_size or _CODES_AT_ONCE
     settings = {"prior_fingerprint": weights_fingerprint(model), "prior": prior, "labels": labels, "seed": seed}
     settings |= {"num_images": num_images, "sampling": SamplingConfig(**sampling).to_dict()}
     settings |= {"weights": given["weights"], **_of_the_device(accelerator, batch_size, given["decoding"])}
     if told := claim_images(folder, settings):
         tqdm.write(told)
-    write_codes(model, sequence, folder, labels, num_images, seed, batch_size, {**sampling, **given})
-    tqdm.write(f"{num_images} rows of codes are in {folder / CODES_NAME}.")
+    path, aside = folder / CODES_NAME, folder / f".{CODES_NAME}"
+    if _rows(path) != num_images:
+        if _rows(aside) != num_images:
+            shape = (num_images, *(sequence.axes or {}).values())
+            write_atomically(aside, lambda new: np.lib.format.open_memmap(new, "w+", np.int64, shape).fill(-1))
+        array = np.lib.format.open_memmap(aside, "r+")
+        drawn = array.reshape(num_images, -1).min(1) >= 0  # before a stop
+        start = int(np.append(drawn, False).argmin()) // batch_size * batch_size
+        options = {**sampling, **given, "batch_size": batch_size}
+        model.to(accelerator.device)
+        with resumable():
+            for first in tqdm(range(start, num_images, batch_size), unit="batch", dynamic_ncols=True):
+                part = slice(first, first + batch_size)
+                generators = [image_generator(seed, row) for row in range(num_images)[part]]
+                batch = sample_codes(model, sequence, labels and labels[part], generators=generators, **options)
+                array[part] = as_imported(to_codes(batch, sequence).cpu().numpy(), sequence)
+                array.flush()
+        os.replace(aside, path)
+    tqdm.write(f"{num_images} rows of codes are in {path}.")
     return folder
+
+
+def _rows(path: Path) -> int:
+    return len(np.load(path, mmap_mode="r", allow_pickle=False)) if path.is_file() else 0
 
 
 def _generate(

@@ -102,7 +102,7 @@ def test_damaged_files_and_files_of_others_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("source", "options", "whole", "message"),
     [
-        ("wide.npy", {}, False, "wide.npy:0 has the axes {'l': 8}, and the prior's rows {'l': 7}"),
+        ("wide.npy", {}, False, r"wide.npy:0 has the shape \(8,\), and a row is to have \(7,\)"),
         ("high.npy", {}, False, "high.npy:1 holds the code 11, and the codebook has 11"),
         ("rows.npy", {"split": "test"}, False, "data.source is what is read"),
         ("rows.npy", {}, True, "these are codes"),

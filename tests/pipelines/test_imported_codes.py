@@ -20,7 +20,7 @@ from codegrid.pipelines.compression.evaluation import evaluate_compression
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.evaluation.prior import evaluate_prior
 from codegrid.pipelines.evaluation.reconstruct import reconstruct
-from codegrid.pipelines.generation import codes_only
+from codegrid.pipelines.generation import to_folder
 from codegrid.pipelines.generation.codes_only import as_imported
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
@@ -30,7 +30,7 @@ from codegrid.pipelines.report.report import report
 from codegrid.pipelines.system.files import OutputError
 from codegrid.pipelines.training.prior.presets import quickstart_prior
 from codegrid.pipelines.training.prior.train import train_prior
-from codegrid.prior import PriorConfig, SequenceConfig, iterate_codes, load_prior, make_prior, to_tokens
+from codegrid.prior import PriorConfig, SequenceConfig, load_prior, make_prior, sample_codes, save_prior, to_tokens
 from codegrid.prior.codes import open_codes
 from codegrid.prior.sequence_config import AXES
 
@@ -126,13 +126,13 @@ REFUSED = [
     ("negative.npy", {}, "holds the code -1"),
     ("nested.parquet", {}, "in lists, 2 deep.*--axes hw reads rows, each a grid"),
     ("nested.parquet", {"codes_column": "x"}, "has no column x.*codes"),
-    ("ragged.parquet", {}, "has the shape .3,., the first row .2,."),
+    ("ragged.parquet", {}, "has the shape .3,., and a row is to have .2,."),
     ("ragged.parquet", {"codes_column": "names"}, "names is string in lists"),
     ("holes.parquet", {}, "has no codes"),
     ("zero.npy", {"axes": "l"}, "zero.npy:0 has no codes"),
-    ("unlike", {}, "2 Parquet files of unlike cannot be read .*truncated"),
+    ("unlike", {}, "unlike .train. cannot be read .*truncated"),
     ("empty.txt", {}, "cannot be read .cannot mmap an empty file"),
-    ("none/at-all", {}, "neither a file here nor a data set"),
+    ("none/at-all", {}, "neither a file nor a folder here"),
 ]
 
 
@@ -233,26 +233,29 @@ def test_a_prior_learns_them_scores_them_and_gives_them_back(tmp_path, tokenizer
 
 def test_drawing_goes_on_after_a_stop(tmp_path, monkeypatch):
     sequence = SequenceConfig(16, (1, 6), 2, axes={"d": 2, "l": 6})
-    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence).eval()
-    given = {"labels": None, "num_images": 5, "seed": 3, "batch_size": 2, "sampling": {}}
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    whole.mkdir()
-    stopped.mkdir()
-    codes_only.write_codes(prior, sequence, whole, **given)
+    prior = make_prior(PriorConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2), sequence)
+    save_prior(prior, sequence, tmp_path / "run")
+
+    def draw(folder: Path) -> Path:
+        return generate_images(str(tmp_path / "run"), str(folder), num_images=5, seed=3, batch_size=2)
+
+    whole, stopped = draw(tmp_path / "whole"), tmp_path / "stopped"
     drawn = []
 
-    def draw_one(*arguments, **options):
+    def draw_one(*arguments, generators, **options):
         if drawn:
             raise RuntimeError("stopped")
-        drawn.append(len(options["generators"]))
-        return iterate_codes(*arguments, **options)
+        drawn.append(len(generators))
+        return sample_codes(*arguments, generators=generators, **options)
 
-    monkeypatch.setattr(codes_only, "iterate_codes", draw_one)
+    monkeypatch.setattr(to_folder, "sample_codes", draw_one)
     for left in (2, 1, 0):
         with pytest.raises(RuntimeError, match="stopped") if left else nullcontext():
-            codes_only.write_codes(prior, sequence, stopped, **given)
+            draw(stopped)
         assert (stopped / "codes.npy").exists() == (not left)
         assert drawn == [2 if left else 1]
         drawn.clear()
     assert (stopped / "codes.npy").read_bytes() == (whole / "codes.npy").read_bytes()
-    assert [path.name for path in stopped.iterdir()] == ["codes.npy"]
+    assert sorted(path.name for path in stopped.iterdir()) == ["codes.npy", "generation.json"]
+    draw(stopped)
+    assert not drawn  # all are there
