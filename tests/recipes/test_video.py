@@ -13,6 +13,7 @@ from PIL import Image
 from recipe_pages import FEW_STEPS, recipe_of, run_page
 from tiny_runs import write_pictures
 
+from codegrid.errors import CodegridError
 from codegrid.prior import PriorConfig, SequenceConfig, log_likelihood, make_prior
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model
@@ -23,22 +24,29 @@ def recipe() -> dict[str, Any]:
     return recipe_of("video.md")
 
 
-@pytest.mark.parametrize(("by", "fastest", "number"), [(8, 1, 8), (1, 3, 40), (4, 2, 24)])
-def test_a_picture_moves_evenly_and_comes_back_from_the_edges(recipe: dict[str, Any], by, fastest, number) -> None:
+@pytest.mark.parametrize(("by", "fastest", "number", "ways"), [(8, 1, 8, 120), (4, 2, 24, None)])
+def test_a_picture_moves_evenly_and_never_comes_back_to_a_place(
+    recipe: dict[str, Any], by, fastest, number, ways
+) -> None:
     """The centroid of a single colour is the middle of the square: its place is known in every frame."""
-    picture, times, seen = np.zeros((24, 24, 3), np.uint8), np.arange(12)[:, None], set()
-    ways = recipe["velocities"](by, fastest)
-    assert len(ways) == number
-    assert min(np.hypot(*way) for way in ways) >= 2
-    for seed in range(40):
-        clip = recipe["moving"](picture, 12, random.Random(seed), 255, by, fastest)
-        assert (clip != 255).sum() == 12 * 24 * 24 * 3  # all of it in every frame
-        places = recipe["centroids"](clip) - 11.5
-        assert places[0] / by == pytest.approx((places[0] / by).round(), abs=1e-6)
-        gone = {way: 40 - np.abs(40 - (places[0] + times * way) % 80) for way in ways}  # [T, 2] of each
-        seen.add(min(gone, key=lambda way: np.abs(gone[way] - places).max()))
-        assert min(np.abs(each - places).max() for each in gone.values()) < 1e-6
-    assert len(seen) > 5
+    picture, times = np.zeros((16, 16, 3), np.uint8), np.arange(12)[:, None]
+    steps = recipe["velocities"](by, fastest)
+    assert len(steps) == number
+    assert min(np.hypot(*step) for step in steps) >= 2
+    paths = recipe["paths"](12, 16, by, fastest)
+    assert ways in (None, len(paths))
+    assert len(set(paths)) == len(paths)
+    for path in random.Random(0).sample(paths, 40):
+        assert len(set(path)) == 12  # no frame is another one again
+        clip = recipe["moving"](picture, path, 255)
+        assert (clip != 255).sum() == 12 * 16 * 16 * 3  # all of it in every frame
+        places = recipe["centroids"](clip) - 7.5
+        assert np.abs(places - path).max() < 1e-6
+        assert np.abs(places / by - (places / by).round()).max() < 1e-6
+        gone = [48 - np.abs(48 - (places[0] + times * step) % 96) for step in steps]  # [T, 2] of each
+        assert min(np.abs(each - places).max() for each in gone) < 1e-6
+    with pytest.raises(CodegridError, match="A picture of 24 pixels comes back within 12 frames"):
+        recipe["paths"](12, 24, 8, 1)
 
 
 def test_the_centroid_leaves_noise_out(recipe: dict[str, Any]) -> None:
@@ -88,6 +96,9 @@ def test_the_bits_of_frames_are_those_of_their_codes(recipe: dict[str, Any]) -> 
     other = codes.clone()
     other[:, 2] = (other[:, 2] + 1) % 16  # a later frame changes nothing in those before it
     assert recipe["frame_bits"](prior, sequence, other)[:2] == pytest.approx(bits[:2])
+    longer = torch.cat([codes[:, :1], codes], 1)  # a fourth frame is the last of the row that ends with it
+    assert recipe["frame_bits"](prior, sequence, longer)[3] == pytest.approx(bits[2])
+    assert len(recipe["frame_bits"](prior, sequence, codes[:, :2])) == 0
 
 
 def test_the_frames_of_a_video_are_cut(recipe: dict[str, Any], tmp_path: Path) -> None:
@@ -116,10 +127,10 @@ def test_the_page_in_two_steps(recipe: dict[str, Any], tmp_path: Path, capsys, m
     ran = run_page("video.md", small, {})
     assert {"move", "clips", "import-codes", "train-prior", "predict"} <= set(ran)
     rows, vq = np.load("clips.npy"), VQModel.from_pretrained("TOKENIZER").eval()
-    assert rows.shape == (6, 12, 8, 8)
+    assert rows.shape == (6 * 7, 6, 8, 8)  # all windows of 6 frames
     frames = [np.asarray(Image.open(path)) for path in sorted(Path("FRAMES/train/00004").iterdir())]
     with torch.no_grad():
-        assert (vq.encode(to_model(np.stack(frames))).numpy() == rows[4]).mean() > 0.99
+        assert (vq.encode(to_model(np.stack(frames[2:8]))).numpy() == rows[4 * 7 + 2]).mean() > 0.99
     said = capsys.readouterr().out
     assert "frame 8 predicted" in said
     assert "frame 8 the true codes, decoded" in said
