@@ -105,6 +105,24 @@ def is_known(name: str) -> bool:
     return name in _REGISTERED or name.partition(":")[0] in {*_PLAIN, *_KINDS}
 
 
+def tells_a_part(name: str | None) -> bool:
+    """Whether a condition of this name is a part of the picture itself, which `with_part` puts into another."""
+    return name is not None and name.partition(":")[0] in ("downscale", "grey")
+
+
+def with_part(made: Degradation, pictures: np.ndarray, given: np.ndarray) -> np.ndarray:
+    """Pictures whose part that conditions tell (their luma, or themselves made small) is the conditions' own.
+
+    x + y - A x, A the way that made y (range and null space: Wang, Yu and Zhang 2022, https://arxiv.org/abs/2212.00490).
+    A is linear, and A A = A, but for rounding and, of downscale, the edges of bicubic's kernel.
+
+    Args:
+        pictures, given: uint8 [N, H, W, C].
+    """
+    again = np.stack([made(picture, "") for picture in pictures])
+    return np.clip(pictures.astype(np.int16) + given - again, 0, 255).astype(np.uint8)
+
+
 def names() -> list[str]:
     """All names, as users write them."""
     return [*(f"{kind}:{each.what}" for kind, each in _KINDS.items()), *_PLAIN, *_REGISTERED, "MODULE:FUNCTION"]
@@ -231,3 +249,4 @@ _KINDS = {
 _REGISTERED: dict[str, Degrade] = {}
 
 __all__ = ["CodegridError", "Degradation", "degradation", "is_known", "luma", "motif", "names", "register_degradation"]
+__all__ += ["tells_a_part", "with_part"]

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from codegrid.errors import require
 from codegrid.pipelines.codes.conditions import COLUMN, FOLDER, open_conditions, picture_part
 from codegrid.pipelines.data.batches import CENTRE, Pictures, picture_reader
-from codegrid.pipelines.data.degradations import degradation, is_known
+from codegrid.pipelines.data.degradations import degradation, is_known, tells_a_part, with_part
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import open_images
 from codegrid.pipelines.evaluation.conditional_scores import Pairs, Scorer
@@ -108,7 +108,8 @@ def evaluate_conditional(
 
     A row for each way: "pipeline"; the plain ways of the kind of condition (bicubic and Lanczos, non-local means, mean
     chroma); "nearest training pair", the training picture whose condition is nearest (of the picture's class, where the
-    prior is given it); and "reconstruction", the tokenizer's of the true picture, a bound.
+    prior is given it); and "reconstruction", the tokenizer's of the true picture, a bound. Of downscale and grey the
+    pipeline and the bound are there again with "condition kept", as `pipe(keep_condition=True)` gives it.
 
     Args:
         pipeline: folder or Hub name of a pipeline whose prior follows pictures, texts, or both.
@@ -260,7 +261,12 @@ def _results(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(method, uint8 [N, samples, H, W, C]) one after the other, the bound first."""
     pipe, number_of, samples = way.pipe, len(pairs.names), request.num_samples
-    yield "reconstruction", _reconstructed(pipe, pairs.pixels)[:, None]
+    bound = _reconstructed(pipe, pairs.pixels)
+    yield "reconstruction", bound[:, None]
+    keep = None
+    if pairs.given is not None and way.condition is not None and tells_a_part(way.condition):
+        keep = degradation(way.condition)
+        yield "reconstruction, condition kept", with_part(keep, bound, pairs.given)[:, None]
     if pairs.given is not None:
         floors = floors_of(way.condition) if pairs.given.shape == pairs.pixels.shape else {}
         for name, floor in floors.items():
@@ -276,6 +282,9 @@ def _results(
     made = pipe(**asked, **options, output_type="np").images
     assert isinstance(made, np.ndarray)
     yield "pipeline", made.reshape(number_of, samples, *made.shape[1:])
+    if keep is not None and pairs.given is not None:
+        kept = with_part(keep, made, np.repeat(pairs.given, samples, 0))
+        yield "pipeline, condition kept", kept.reshape(number_of, samples, *made.shape[1:])
 
 
 @torch.no_grad()

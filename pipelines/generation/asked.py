@@ -14,7 +14,7 @@ from torch import Tensor
 from codegrid.errors import require
 from codegrid.names import printable
 from codegrid.pipelines.data.records import NO_LABELS, DataConfig, DataError, ImageSource
-from codegrid.pipelines.generation.wanted import ARGUMENTS, condition_codes
+from codegrid.pipelines.generation.wanted import ARGUMENTS, as_condition, condition_codes, condition_model
 from codegrid.prior import SequenceConfig, resolve_labels
 from codegrid.prior.conditions import PictureCondition, parts_of
 from codegrid.prior.guidance import guidance_of
@@ -31,7 +31,8 @@ class Asked:
     """Args:
     number: images.
     labels: the class (or value of another condition) of each image; None if there is none.
-    codes: of the conditions' pictures, [N, windows, tokens], with their `names`; image i takes picture i modulo N.
+    pictures: the conditions: codes [N, windows, tokens], or pictures [N, C, H, W] in [-1, 1], with their `names`;
+        image i takes picture i modulo N.
     prompts: texts; image i takes text i modulo their number.
     source: fingerprint and place of the pictures, for the record.
     """
@@ -39,7 +40,7 @@ class Asked:
     number: int
     labels: list[Any] | None
     captions: list[str] | None
-    codes: Tensor | None = None
+    pictures: Tensor | None = None
     names: tuple[str, ...] = ()
     prompts: tuple[str, ...] = ()
     source: dict[str, str] | None = None
@@ -49,8 +50,8 @@ class Asked:
         given: dict[str, Any] = {}
         if self.labels is not None:
             given["class_labels"] = [self.labels[index] for index in images]
-        if self.codes is not None:
-            given["condition"] = self.codes[torch.tensor([index % len(self.codes) for index in images])]
+        if self.pictures is not None:
+            given["condition"] = self.pictures[torch.tensor([index % len(self.pictures) for index in images])]
         if self.prompts:
             given["prompt"] = [self.prompts[index % len(self.prompts)] for index in images]
         return given or {"num_images": len(images)}
@@ -68,6 +69,7 @@ def asked_images(
     prompt: tuple[str, ...],
     num_images: int | None,
     grid_shape: tuple[int, int],
+    as_pictures: bool = False,
 ) -> Asked:
     """What each image follows.
 
@@ -75,6 +77,7 @@ def asked_images(
         condition: a folder of pictures, or a file of them; nothing is looked for on the Hub.
         num_images: None is one for each picture or prompt, whichever are more; 16 without.
         grid_shape: of the images' codes.
+        as_pictures: keep the pictures to follow as pictures, not as codes.
 
     Raises:
         CodegridError: something is missing, not expected, or cannot be used.
@@ -95,20 +98,20 @@ def asked_images(
         f"This pipeline's images follow {pipe.sequence.conditioning.describe()}.",
         f"Say what by --{' or --'.join(others)}.",
     )
-    codes, names, source = None, (), None
+    pictures, names, source = None, (), None
     if condition:
         part = parts["picture"]
         assert isinstance(part, PictureCondition)
-        codes, names, source = _of_folder(pipe, part, condition, grid_shape)
-    number = num_images or max(0 if codes is None else len(codes), len(prompt)) or DEFAULT
+        pictures, names, source = _of_folder(pipe, part, condition, grid_shape, as_pictures)
+    number = num_images or max(len(names), len(prompt)) or DEFAULT
     labels = labels_in_turn(pipe.sequence, class_labels, number, bool(others))
     captions = [_caption(pipe, labels, names, prompt, index) for index in range(number)]
     none = labels is None and not names and not prompt
-    return Asked(number, labels, None if none else captions, codes, names, prompt, source)
+    return Asked(number, labels, None if none else captions, pictures, names, prompt, source)
 
 
 def _of_folder(
-    pipe: ImageGenerationPipeline, part: PictureCondition, place: str, grid_shape: tuple[int, int]
+    pipe: ImageGenerationPipeline, part: PictureCondition, place: str, grid_shape: tuple[int, int], as_pictures: bool
 ) -> tuple[Tensor, tuple[str, ...], dict[str, str]]:
     from codegrid.pipelines.data.sources import open_images  # loads datasets, which classes alone do not need
 
@@ -118,10 +121,13 @@ def _of_folder(
         "Give a folder of pictures, or a .parquet or .tar file.",
     )
     images: ImageSource = open_images(DataConfig(place, label_column=NO_LABELS, top_folders="classes"))
-    found = []
+    found, model = [], condition_model(pipe, part)
+    factor = pipe.tokenizer.config.pixels_per_position
+    size = (grid_shape[0] * factor, grid_shape[1] * factor)
     for record in images:
         try:
-            found.append(condition_codes(pipe, part, [record.data], grid_shape))
+            picture = as_condition(model, [record.data], size) if as_pictures else None
+            found.append(condition_codes(pipe, part, [record.data], grid_shape) if picture is None else picture)
         except BadImage as error:
             raise DataError(
                 f"{printable(record.source_id)} cannot be followed: {str(error).rstrip('.')}.",

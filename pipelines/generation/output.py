@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from codegrid.tokenizer.images import to_pil, to_uint8
+from codegrid.errors import require
+from codegrid.tokenizer.images import check_colours, to_pil, to_uint8
 
 OutputType = Literal["pil", "np", "pt", "codes"]
 
@@ -30,6 +31,17 @@ class ImagePipelineOutput:
     images: list[Image.Image] | np.ndarray | Tensor | None
     codes: Tensor
     labels: list[Any] | None
+
+
+def check_output_type(output_type: str, channels: int) -> None:
+    """Refuse an unknown type of output, and PIL images of colours that PIL has not.
+
+    Raises:
+        CodegridError: see above.
+    """
+    require(output_type in get_args(OutputType), f"output_type is {output_type!r}.", "Give pil, np, pt or codes.")
+    if output_type == "pil":
+        check_colours(channels, 'output_type "pil" (not "np", "pt", "codes")')
 
 
 def as_output(images: Tensor, output_type: OutputType) -> list[Image.Image] | np.ndarray | Tensor:

@@ -9,14 +9,13 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from codegrid.errors import require
 from codegrid.pipelines.artifacts.cards import cards_of, pipeline_card
 from codegrid.pipelines.artifacts.export import export
 from codegrid.pipelines.artifacts.fit import called, misfits, unknown_origin
@@ -35,9 +34,10 @@ from codegrid.pipelines.data.classes import decoder_classes
 from codegrid.pipelines.data.records import DataError
 from codegrid.pipelines.generation.arguments import streams_of_images, whole_number
 from codegrid.pipelines.generation.editing import Editing
+from codegrid.pipelines.generation.keeping import Keeping, keeping
 from codegrid.pipelines.generation.larger import grid_of_size, iterate_grids
 from codegrid.pipelines.generation.outpainting import Outpainting
-from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output
+from codegrid.pipelines.generation.output import CodesBar, ImagePipelineOutput, OutputType, as_output, check_output_type
 from codegrid.pipelines.generation.pushing import Pushing
 from codegrid.pipelines.generation.scoring import Scoring
 from codegrid.pipelines.generation.wanted import wanted_images
@@ -50,7 +50,7 @@ from codegrid.prior.memory import batch_that_fits
 from codegrid.prior.modeling import cached_width
 from codegrid.prior.static_decoding import Decoding
 from codegrid.tokenizer import VQModel
-from codegrid.tokenizer.images import Picture, check_colours, to_images
+from codegrid.tokenizer.images import Picture, to_images
 from codegrid.tokenizer.modeling import float_dtype
 from codegrid.tokenizer.moving import to_device
 
@@ -162,6 +162,7 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
         *,
         condition: Any = None,
         prompt: str | Sequence[str] | None = None,
+        keep_condition: bool = False,
         num_images_per_label: int = 1,
         num_images: int | None = None,
         height: int | None = None,
@@ -186,6 +187,8 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
             condition: pictures to follow, of a prior that knows pictures: what its condition is (small ones for
                 downscale:4), or their codes. Each `num_images_per_label` times, as each prompt.
             prompt: texts to follow. One of classes, pictures and texts is for all of the others.
+            keep_condition: of pictures made small or grey, let the results keep exactly what these tell
+                (`data.degradations.with_part`).
             num_images: total number of images, if `class_labels` is None.
             height, width: in pixels, at least the trained size and multiples of the pixels of a code; None is the
                 trained size. Larger pictures are drawn by windows (`codegrid.prior.windows`) and decoded whole.
@@ -204,17 +207,14 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
             settings: fields of `SamplingConfig`; a field that is None or missing keeps the pipeline's value
                 (`self.sampling`).
         """
-        require(output_type in get_args(OutputType), f"output_type is {output_type!r}.", "Give pil, np, pt or codes.")
-        if output_type == "pil":
-            check_colours(
-                self.tokenizer.config.backbone_config.in_channels, 'output_type "pil" (not "np", "pt", "codes")'
-            )
+        check_output_type(output_type, self.tokenizer.config.backbone_config.in_channels)
         batch_size = None if batch_size is None else whole_number("batch_size", batch_size)
         sampling = replace(self.sampling, **{name: value for name, value in settings.items() if value is not None})
         per_label = whole_number("num_images_per_label", num_images_per_label)
         num_images = None if num_images is None else whole_number("num_images", num_images)
         grid = grid_of_size(self.tokenizer.config, height, width)
         wanted = wanted_images(self, class_labels, condition, prompt, per_label, num_images, grid)
+        kept = keeping(self, condition, per_label, grid) if keep_condition else None
         bar = CodesBar(wanted.number * grid[0] * grid[1] * self.sequence.depth, progress, callback)
         batches = iterate_grids(
             self.prior,
@@ -234,16 +234,24 @@ class ImageGenerationPipeline(Editing, Outpainting, Scoring, Pushing):
             on_progress=bar,
             **sampling.to_dict(),
         )
-        return self._decoded(batches, wanted.labels, output_type, bar)
+        return self._decoded(batches, wanted.labels, output_type, bar, kept)
 
     def _decoded(
-        self, batches: Iterator[Tensor], labels: list[int] | None, output_type: OutputType, bar: CodesBar
+        self,
+        batches: Iterator[Tensor],
+        labels: list[int] | None,
+        output_type: OutputType,
+        bar: CodesBar,
+        kept: Keeping | None,
     ) -> Iterator[ImagePipelineOutput]:
         done = 0
         with bar:
             for codes in batches:
                 part = None if labels is None else labels[done : done + len(codes)]
-                images = None if output_type == "codes" else as_output(self._images_of(codes, part), output_type)
+                images = None
+                if output_type != "codes":
+                    images = self._images_of(codes, part)
+                    images = as_output(images if kept is None else kept.of(images, done), output_type)
                 done += len(codes)
                 yield ImagePipelineOutput(images, codes.cpu(), part)
 

@@ -58,6 +58,7 @@ def generate_images(
     num_images: int | None = None,
     condition: str | None = None,
     prompt: tuple[str, ...] = (),
+    keep_condition: bool = False,
     height: int | None = None,
     width: int | None = None,
     seed: int = 0,
@@ -79,15 +80,15 @@ def generate_images(
     """Sample images. Writes one PNG per image, samples.png with all of them by class, and generation.json.
 
     Args:
-        pipeline: folder or Hub name of a pipeline ("fashion-mnist" comes with the package); or the folder of a prior of
-            imported codes, which gives codes.npy.
+        pipeline: folder or Hub name ("fashion-mnist" comes with the package), or a prior of imported codes: codes.npy.
         output_dir: folder for the images. The same command again resumes, and adds what is more in num_images.
         class_labels: classes, by name or number; the images take them in turn. None takes all classes.
         num_images: total number of images; None is 16, or one for each picture of condition or each prompt.
         condition: a folder of pictures to follow, of a prior that knows pictures, in turn.
         prompt: texts to follow, of a prior that knows texts, in turn.
-        height: of the images, in pixels: the trained height or more, a multiple of the pixels of a code. Larger images
-            than the trained ones are drawn by overlapping windows. None is the trained height.
+        keep_condition: of pictures made small or grey, let the images keep exactly what these tell.
+        height: in pixels, a multiple of a code's. More than the trained height, which None is, is drawn by overlapping
+            windows.
         width: as height.
         seed: image i depends on seed and i alone, not on the number of processes nor, on a CPU, on the batch size
             (except for rounding of pixels). On an accelerator, also fix batch_size to reproduce the same images.
@@ -111,24 +112,23 @@ def generate_images(
         LoadingError, OutputError: the pipeline cannot be loaded; the folder holds something else.
         CodegridError: a class is unknown, or a number is out of range.
     """
-    for name, value in (("num_images", num_images), ("batch_size", batch_size)):
-        require(value is None or value >= 1, f"{name} is {value}.", "Give at least 1.")
+    _check_counts(num_images=num_images, batch_size=batch_size)
     chosen = _given(guidance_scale=guidance_scale, guidance_schedule=guidance_schedule, guidance_power=guidance_power)
-    chosen |= _given(guidance_range=guidance_range, part_guidance=part_guidance)
-    chosen |= _given(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    chosen |= _given(guidance_range=guidance_range, part_guidance=part_guidance, temperature=temperature)
+    chosen |= _given(top_k=top_k, top_p=top_p, min_p=min_p)
     accelerator, given = _device_for(decoding), {"weights": weights, "decoding": decoding}
     if is_without_pictures(pipeline):
-        others = bool(height or width or condition or prompt or output_format != "pictures")
+        others = height or width or condition or prompt or keep_condition or output_format != "pictures"
         require(not others, "Codes have no size and no pictures, and follow classes.", "Leave it out.")
         return _generate_codes(pipeline, Path(output_dir), class_labels, num_images, seed, chosen, batch_size, given)
     pipe = ImageGenerationPipeline.from_pretrained(pipeline, dtype=dtype).to(accelerator.device)
     check_colours(pipe.tokenizer.config.backbone_config.in_channels, "`codegrid generate`")
     pipe.sampling = replace(pipe.sampling, **chosen)
     grid = grid_of_size(pipe.tokenizer.config, height, width)
-    asked = asked_images(pipe, class_labels, condition, prompt, num_images, grid)
+    asked = asked_images(pipe, class_labels, condition, prompt, num_images, grid, keep_condition)
     batch_size = batch_size or broadcast_object_list([pipe.default_batch_size(grid_shape=grid)])[0]  # of all ranks
     settings = {"pipeline": pipeline, "seed": seed, "weights": weights, "sampling": pipe.sampling.to_dict()}
-    settings |= _given(dtype=dtype, height=height, width=width) | _of_the_device(accelerator, batch_size, decoding)
+    settings |= _given(dtype=dtype, height=height, width=width, keep_condition=keep_condition or None)
     settings |= {} if output_format == "pictures" else {"output_format": output_format}
     return _generate(pipe, accelerator, Path(output_dir), settings, batch_size, given, asked)
 
@@ -190,7 +190,8 @@ def _generate(
     asked: Asked,
 ) -> Path:
     """Claim the folder, make what it lacks, and write the sheet of all. `settings` are completed by what is drawn."""
-    settings = {**_fingerprints(pipe), **settings, "labels": asked.labels, "num_images": asked.number, **asked.record()}
+    settings = {**_fingerprints(pipe), **settings, **_of_the_device(accelerator, batch_size, given["decoding"])}
+    settings |= {"labels": asked.labels, "num_images": asked.number, **asked.record()}
     everyone, num_images, labels = patient_barrier(accelerator), settings["num_images"], settings["labels"]
     output_format, classes = settings.get("output_format", "pictures"), classes_of(pipe.sequence.conditioning)
     in_rows = output_format == "parquet"
@@ -202,7 +203,7 @@ def _generate(
         names = _file_names(folder, asked.captions, num_images)
     everyone()  # no rank writes until all have looked for the files of an older version
     given = {**given, "batch_size": batch_size, **{name: settings.get(name) for name in ("height", "width")}}
-    given["progress"] = accelerator.is_main_process
+    given |= {"keep_condition": "keep_condition" in settings, "progress": accelerator.is_main_process}
     seed, rank = settings["seed"], slice(accelerator.process_index, None, accelerator.num_processes)
 
     def draw(images: Sequence[int]) -> Iterator[Image.Image]:
@@ -247,6 +248,11 @@ def _write_missing(
         if not paths[index].is_file():
             paths[index].parent.mkdir(parents=True, exist_ok=True)
             write_atomically(paths[index], lambda aside, image=image: image.save(aside, format="PNG"))
+
+
+def _check_counts(**counts: int | None) -> None:
+    for name, value in counts.items():
+        require(value is None or value >= 1, f"{name} is {value}.", "Give at least 1.")
 
 
 def _device_for(decoding: Decoding) -> Accelerator:

@@ -141,11 +141,9 @@ def condition_codes(
         codes = torch.as_tensor(pictures).flatten(0, 1) if len(corners) > 1 else torch.as_tensor(pictures)
         return torch.tensor(part.parse(list(codes))).view(-1, len(corners), part.num_tokens)
     model = condition_model(pipe, part)
-    config = model.config
     size, places = _sizes(pipe, model, grid_shape, corners)
-    preprocessing = replace(config.preprocessing_config, smaller="upscale", image_size=size)
-    images = to_images(pictures, preprocessing, config.backbone_config.in_channels)
-    height, width = config.preprocessing_config.size
+    images = as_condition(model, pictures, size)
+    height, width = model.config.preprocessing_config.size
     found = []
     with evaluating(model):
         for few in images.split(pipe.default_batch_size()):
@@ -173,6 +171,12 @@ def condition_model(pipe: ImageGenerationPipeline, part: PictureCondition) -> VQ
         "Give it: ImageGenerationPipeline(..., condition_tokenizer=model), or `codegrid make-pipeline "
         "--condition-tokenizer`.",
     )
+
+
+def as_condition(model: VQModel, pictures: Any, size: tuple[int, int]) -> Tensor:
+    """Pictures as a condition's tokenizer reads them, scaled to a height and width: [N, C, H, W] in [-1, 1]."""
+    preprocessing = replace(model.config.preprocessing_config, smaller="upscale", image_size=size)
+    return to_images(pictures, preprocessing, model.config.backbone_config.in_channels)
 
 
 def _check_expected(kind: Condition, given: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.codes.tokenize import TokenizationConfig, tokenize_dataset
 from codegrid.pipelines.codes.verify import VerificationConfig, verify_codes
-from codegrid.pipelines.data.degradations import degradation
+from codegrid.pipelines.data.degradations import degradation, luma
 from codegrid.pipelines.data.records import DataConfig, DataError
 from codegrid.pipelines.evaluation import conditional
 from codegrid.pipelines.evaluation.conditional import evaluate_conditional
@@ -241,6 +241,13 @@ def test_super_resolution_from_pictures_to_scores(
     assert len(again.images) == 2
     without = pipe(condition=small, **options)  # the class is left out
     assert len(without.images) == 3
+    kept = pipe(["noise"], condition=small, num_images_per_label=2, keep_condition=True, batch_size=4, **options)
+    assert torch.equal(kept.codes, output.codes)
+    made = degradation("downscale:4")
+    for place, (one, other) in enumerate(zip(kept.images, output.images, strict=True)):
+        given = np.asarray(small[place // 2].resize((16, 16), Pictures.Resampling.BICUBIC)).astype(float)
+        errors = [np.abs(made(np.asarray(image), "") - given).mean() for image in (one, other)]
+        assert errors[0] < errors[1] / 2
     only_class = pipe("noise", num_images_per_label=2, **options)
     assert only_class.labels == [1, 1]
     for wrong, message in [
@@ -249,6 +256,8 @@ def test_super_resolution_from_pictures_to_scores(
         ({"condition": small, "class_labels": [0, 1]}, "There are 2 class_labels and 3 condition"),
         ({"condition": small, "num_images": 4}, "num_images is given"),
         ({"condition": []}, "There is no picture"),
+        ({"class_labels": 1, "keep_condition": True}, "keep_condition is set, and condition is not given"),
+        ({"condition": torch.zeros(1, 16).long(), "keep_condition": True}, "condition is codes"),
     ]:
         with pytest.raises(CodegridError, match=message):
             pipe(**wrong, **options)
@@ -257,7 +266,9 @@ def test_super_resolution_from_pictures_to_scores(
     )
     record = json.loads((score / "conditional.json").read_text())
     rows = {row["method"]: row for row in record["results"]}
-    assert set(rows) == {"reconstruction", "bicubic", "Lanczos", "nearest training pair", "pipeline"}
+    both = {f"{way}{kept}" for way in ("reconstruction", "pipeline") for kept in ("", ", condition kept")}
+    assert set(rows) == {*both, "bicubic", "Lanczos", "nearest training pair"}
+    assert rows["pipeline, condition kept"]["consistency"] > rows["pipeline"]["consistency"] + 6
     assert rows["nearest training pair"]["psnr"] > 90  # they were trained on
     assert rows["bicubic"]["own_condition"] == 1
     assert rows["bicubic"]["consistency"] > rows["pipeline"]["consistency"]
@@ -280,6 +291,21 @@ def test_generate_takes_a_folder_of_conditions_and_prompts(
     assert settings["prompts"] == ["red", "a long one indeed"]
     more = generate_images(pipe, str(tmp_path / "out"), (), 8, str(given), ("red", "a long one indeed"))
     assert len(list(more.glob("0*.png"))) == 8
+    (tmp_path / "grey").mkdir()
+    for path in given.iterdir():
+        Pictures.open(path).convert("L").resize((16, 16)).save(tmp_path / "grey" / path.name)
+    asked = {"condition": str(tmp_path / "grey"), "prompt": ("red",), "batch_size": 4}
+    kept = generate_images(pipe, str(tmp_path / "kept"), **asked, keep_condition=True)
+    assert json.loads((kept / "generation.json").read_text())["keep_condition"] is True
+    plain = generate_images(pipe, str(tmp_path / "plain"), **asked)
+    assert "keep_condition" not in json.loads((plain / "generation.json").read_text())
+    for index in range(6):
+        true = np.asarray(Pictures.open(tmp_path / "grey" / f"{index}.png"))
+        errors = [
+            np.abs(luma(np.asarray(Pictures.open(out / f"{index:06d}-{index}_red.png"))) - true).mean()
+            for out in (kept, plain)
+        ]
+        assert errors[0] < errors[1] / 2
     with pytest.raises(OutputError, match=r"different: .*prompts"):
         generate_images(pipe, str(tmp_path / "out"), condition=str(given), prompt=("blue",))
     with pytest.raises(CodegridError, match="Say what by --condition or --prompt"):
@@ -294,6 +320,8 @@ def test_a_pipeline_of_classes_refuses_pictures_and_prompts(pipeline_folder, pic
     for wrong in ({"condition": Pictures.new("RGB", (16, 16))}, {"prompt": "red"}):
         with pytest.raises(CodegridError, match="is given, and this pipeline's images follow 3 classes"):
             pipe(progress=False, **wrong)
+    with pytest.raises(CodegridError, match="keep_condition is set, and this pipeline's images follow 3 classes"):
+        pipe(keep_condition=True, progress=False)
     with pytest.raises(CodegridError, match="--condition is given"):
         generate_images(str(pipeline_folder), str(tmp_path / "out"), condition=str(pictures))
     with pytest.raises(CodegridError, match="neither pictures nor texts"):

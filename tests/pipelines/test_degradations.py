@@ -10,7 +10,7 @@ from PIL import Image
 
 from codegrid.errors import CodegridError
 from codegrid.pipelines.data import degradations
-from codegrid.pipelines.data.degradations import degradation, motif, register_degradation
+from codegrid.pipelines.data.degradations import degradation, motif, register_degradation, tells_a_part, with_part
 from codegrid.pipelines.data.records import DataError
 from codegrid.pipelines.evaluation.floors import chroma, floors_of, nearest_pairs
 
@@ -55,6 +55,20 @@ def test_they_are_what_they_are_called():
     assert lines.min() == 0
     noise = degradation("noise:25")(np.full((64, 64, 3), 128, np.uint8), "x").astype(float)
     assert 24 < noise.std() < 26
+
+
+@pytest.mark.parametrize("name", ["downscale:4", "grey"])
+def test_a_picture_takes_the_part_that_its_condition_tells(name):
+    made, true = degradation(name), np.stack([disc(), disc()[::-1]]) // 2 + 60  # far from 0 and 255: nothing is cut
+    given = np.stack([made(picture, "") for picture in true])
+    assert np.array_equal(with_part(made, true, given), true)  # it has that part already
+    other = (true + np.random.default_rng(1).integers(0, 41, true.shape)).astype(np.uint8)
+    kept = with_part(made, other, given)
+    again, before = (np.stack([made(one, "") for one in some]).astype(float) for some in (kept, other))
+    assert np.abs(again - given).mean() < np.abs(before - given).mean() / 4
+    assert np.abs((kept - again) - (other - before)).mean() < 1  # what the condition does not tell stays
+    assert tells_a_part(name)
+    assert not any(tells_a_part(kind) for kind in (None, "noise:25", "silhouette", "column:grey", "greyish"))
 
 
 @pytest.mark.parametrize(
