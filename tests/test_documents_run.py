@@ -23,6 +23,7 @@ from datasets import Image as HubImage
 from documents import DOCUMENTS, ROOT, Block, blocks, codegrid_words, name_of, read, snippets_of, split
 from PIL import Image
 from safetensors.torch import safe_open, save_file
+from torchvision.models import squeezenet1_1
 
 from codegrid.pipelines import ImageGenerationPipeline
 from codegrid.pipelines.codes.conditions import picture_condition
@@ -175,6 +176,7 @@ def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     hub = tmp_path / "hub" / "checkpoints"
     hub.mkdir(parents=True)
     save_file(EfficientNetLite0().state_dict(), hub / "efficientnet_lite0.safetensors")
+    save_file(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet1_1_caffe.safetensors")
     for name in ("a.jpg", "b.png"):
         Image.new("RGB", (40, 30), "teal").save(tmp_path / name)
     with safe_open(GOLDEN, framework="pt") as file:
