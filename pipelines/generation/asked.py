@@ -14,6 +14,7 @@ from torch import Tensor
 from codegrid.errors import require
 from codegrid.names import printable
 from codegrid.pipelines.data.records import NO_LABELS, DataConfig, DataError, ImageSource
+from codegrid.pipelines.generation.keeping import check_keeping
 from codegrid.pipelines.generation.wanted import ARGUMENTS, as_condition, condition_codes, condition_model
 from codegrid.prior import SequenceConfig, resolve_labels
 from codegrid.prior.conditions import PictureCondition, parts_of
@@ -69,7 +70,7 @@ def asked_images(
     prompt: tuple[str, ...],
     num_images: int | None,
     grid_shape: tuple[int, int],
-    as_pictures: bool = False,
+    keep_condition: bool = False,
 ) -> Asked:
     """What each image follows.
 
@@ -77,7 +78,7 @@ def asked_images(
         condition: a folder of pictures, or a file of them; nothing is looked for on the Hub.
         num_images: None is one for each picture or prompt, whichever are more; 16 without.
         grid_shape: of the images' codes.
-        as_pictures: keep the pictures to follow as pictures, not as codes.
+        keep_condition: the pictures to follow stay pictures, which the images keep a part of.
 
     Raises:
         CodegridError: something is missing, not expected, or cannot be used.
@@ -99,10 +100,12 @@ def asked_images(
         f"Say what by --{' or --'.join(others)}.",
     )
     pictures, names, source = None, (), None
+    if keep_condition:
+        check_keeping(pipe, condition)
     if condition:
         part = parts["picture"]
         assert isinstance(part, PictureCondition)
-        pictures, names, source = _of_folder(pipe, part, condition, grid_shape, as_pictures)
+        pictures, names, source = _of_folder(pipe, part, condition, grid_shape, keep_condition)
     number = num_images or max(len(names), len(prompt)) or DEFAULT
     labels = labels_in_turn(pipe.sequence, class_labels, number, bool(others))
     captions = [_caption(pipe, labels, names, prompt, index) for index in range(number)]

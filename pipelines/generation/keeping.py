@@ -14,6 +14,7 @@ from codegrid.errors import CodegridError, require
 from codegrid.pipelines.codes.conditions import picture_part
 from codegrid.pipelines.data.degradations import Degradation, degradation, tells_a_part, with_part
 from codegrid.pipelines.generation.wanted import as_condition, condition_model
+from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model, to_uint8
 from codegrid.tokenizer.moving import to_device
 
@@ -55,8 +56,18 @@ def keeping(pipe: ImageGenerationPipeline, condition: Any, each: int, grid_shape
         grid_shape: of the results' codes.
 
     Raises:
-        BadImage, CodegridError: there are no pictures, a picture cannot be used, or it is of a kind that tells no part
-            of the result as it is.
+        BadImage, CodegridError: see `check_keeping`; or a picture cannot be used.
+    """
+    made, model = check_keeping(pipe, condition)
+    rows, columns = (side * pipe.tokenizer.config.pixels_per_position for side in grid_shape)
+    return Keeping(made, to_uint8(as_condition(model, condition, (rows, columns))).numpy(), each)
+
+
+def check_keeping(pipe: ImageGenerationPipeline, condition: Any) -> tuple[Degradation, VQModel]:
+    """How conditions follow from pictures, and their tokenizer, where results can keep what conditions tell.
+
+    Raises:
+        CodegridError: no pictures are given, or the prior's are of a kind or a size that tells no part of a result.
     """
     kind = pipe.sequence.conditioning
     part = picture_part(kind)
@@ -71,9 +82,10 @@ def keeping(pipe: ImageGenerationPipeline, condition: Any, each: int, grid_shape
         f"keep_condition is set, and condition is {'codes' if codes else 'not given'}.",
         "Give the pictures to follow.",
     )
-    model, own = condition_model(pipe, part), pipe.tokenizer.config
+    model = condition_model(pipe, part)
     of_model, of_results = (
-        (config.preprocessing_config.size, config.backbone_config.in_channels) for config in (model.config, own)
+        (config.preprocessing_config.size, config.backbone_config.in_channels)
+        for config in (model.config, pipe.tokenizer.config)
     )
     require(
         of_model == of_results,
@@ -81,5 +93,4 @@ def keeping(pipe: ImageGenerationPipeline, condition: Any, each: int, grid_shape
         f"results have {of_results}.",
         "Leave it out.",
     )
-    rows, columns = (side * own.pixels_per_position for side in grid_shape)
-    return Keeping(degradation(part.made_by), to_uint8(as_condition(model, condition, (rows, columns))).numpy(), each)
+    return degradation(part.made_by), model

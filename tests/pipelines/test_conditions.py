@@ -321,7 +321,8 @@ def test_a_pipeline_of_classes_refuses_pictures_and_prompts(pipeline_folder, pic
         with pytest.raises(CodegridError, match="is given, and this pipeline's images follow 3 classes"):
             pipe(progress=False, **wrong)
     with pytest.raises(CodegridError, match="keep_condition is set, and this pipeline's images follow 3 classes"):
-        pipe(keep_condition=True, progress=False)
+        generate_images(str(pipeline_folder), str(tmp_path / "kept"), keep_condition=True)
+    assert not (tmp_path / "kept").exists()
     with pytest.raises(CodegridError, match="--condition is given"):
         generate_images(str(pipeline_folder), str(tmp_path / "out"), condition=str(pictures))
     with pytest.raises(CodegridError, match="neither pictures nor texts"):

@@ -143,22 +143,28 @@ def test_edit_takes_a_picture_to_follow(tmp_path):
     assert json.loads((tmp_path / "out" / "generation.json").read_text())["part_guidance"] == [1.5, 2.0]
 
 
-def test_generate_follows_large_pictures(tmp_path):
+@pytest.mark.parametrize("keep", [False, True])
+def test_generate_follows_large_pictures(keep, tmp_path):
     pipe = following("llama")
     (tmp_path / "given").mkdir()
-    noise(20, 3).crop((0, 0, 20, 12)).save(tmp_path / "given" / "a.png")
+    given = noise(20, 3).crop((0, 0, 20, 12)).convert("L")
+    given.save(tmp_path / "given" / "a.png")
     pipe.save_pretrained(tmp_path / "pipe")
     out = generate_images(
         str(tmp_path / "pipe"),
         str(tmp_path / "out"),
         num_images=2,
         condition=str(tmp_path / "given"),
+        keep_condition=keep,
         height=12,
         width=20,
     )
-    expected = pipe(condition=str(tmp_path / "given" / "a.png"), height=12, width=20, num_images_per_label=2, **QUIET)
+    asked = {"height": 12, "width": 20, "num_images_per_label": 2, "keep_condition": keep}
+    expected = pipe(condition=str(tmp_path / "given" / "a.png"), **asked, **QUIET)
     for path, image in zip(sorted(out.glob("0*.png")), expected.images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(image))
+        apart = np.abs(np.asarray(image.convert("L"), float) - np.asarray(given, float)).mean()
+        assert (apart < 8) == keep  # what is cut at 0 and 255 stays
 
 
 def noise(size=8, seed=0):
