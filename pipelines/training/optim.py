@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from codegrid.errors import require
+from codegrid.pipelines.system.devices import computes_bf16
 from codegrid.pipelines.training.muon import Muon
 from codegrid.tokenizer.fields import younger
 
@@ -33,7 +34,7 @@ class OptimizerConfig:
         beta2: decay of the second moment of AdamW.
         momentum: decay of Muon's momentum.
         muon_precision: precision of the products that orthogonalize Muon's updates. "bfloat16" is what its authors take
-            on GPUs that compute in it; nobody has measured it here.
+            on GPUs that compute in it; "auto" takes it where the device computes in it (docs/experiments.md).
         weight_decay: applies to matrices and convolutions only, not to biases, norms and codebooks.
         max_grad_norm: gradients with a larger norm are clipped to it; 0 for no clipping.
     """
@@ -47,7 +48,7 @@ class OptimizerConfig:
     beta1: float = 0.9
     beta2: float = 0.95
     momentum: float = 0.95
-    muon_precision: Literal["float32", "bfloat16"] = younger("float32")
+    muon_precision: Literal["auto", "float32", "bfloat16"] = younger("float32")
     weight_decay: float = 0.0
     max_grad_norm: float = 1.0
 
@@ -100,7 +101,9 @@ def make_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Ada
         fused=True,
     )
     if isinstance(optimizer, Muon):
-        optimizer.rounded = config.muon_precision == "bfloat16"
+        device = next(model.parameters()).device
+        able = config.muon_precision == "auto" and computes_bf16(cpu=device.type == "cpu")
+        optimizer.rounded = able or config.muon_precision == "bfloat16"
     return optimizer
 
 

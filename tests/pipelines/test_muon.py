@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from codegrid.pipelines.training import optim
 from codegrid.pipelines.training.checkpoint import load_optimizer_tensors, optimizer_tensors
 from codegrid.pipelines.training.muon import orthogonalized
 from codegrid.pipelines.training.optim import OptimizerConfig, make_optimizer, set_learning_rate
@@ -196,7 +197,7 @@ def test_a_checkpoint_of_a_parameter_that_changed_its_group_starts_anew_there():
     assert len(lines) == 1
 
 
-def test_updates_may_be_orthogonalized_in_bfloat16():
+def test_updates_may_be_orthogonalized_in_bfloat16(monkeypatch: pytest.MonkeyPatch):
     """Singular values stay where the iteration brings them, up to the rounding of bfloat16."""
     given = torch.randn(3, 16, 40, generator=torch.Generator().manual_seed(0))
     exact, rounded = orthogonalized(given), orthogonalized(given, rounded=True)
@@ -204,3 +205,6 @@ def test_updates_may_be_orthogonalized_in_bfloat16():
     torch.testing.assert_close(torch.linalg.svdvals(rounded), torch.linalg.svdvals(exact), rtol=0.1, atol=0.1)
     assert not make_optimizer(net(), CONFIG).rounded
     assert make_optimizer(net(), replace(CONFIG, muon_precision="bfloat16")).rounded
+    for able in (True, False):
+        monkeypatch.setattr(optim, "computes_bf16", lambda cpu, able=able: able and cpu)
+        assert make_optimizer(net(), replace(CONFIG, muon_precision="auto")).rounded == able
