@@ -48,8 +48,8 @@ class DecoderWeights:
     """A prior's weights, read once for any number of decoding runs. Later changes of the model have no effect."""
 
     embed: Callable[[Tensor, Any], Tensor]  # tokens [R] and their position -> [R, D]; or [R, N] and positions [N]
-    # Queries and keys [R, H + Hkv, hd] and their position -> the same, rotated; or [R, M, ...] and positions [M, 1].
-    turn: Callable[[Tensor, Any], Tensor]
+    # A position -> what turns queries and keys [R, H + Hkv, hd] of every layer by it; or positions [M, 1], [R, M, ...].
+    turn: Callable[[Any], Callable[[Tensor], Tensor]]
     layers: tuple[LayerWeights, ...]
     norm: Callable[[Tensor], Tensor]  # [R, D] -> [R, D]
     head: Linear  # D -> codes

@@ -4,6 +4,9 @@ Reading the weights limits the speed of small batches. So decoding reads them in
 only the rows of codes) and, on a CPU, from oneDNN's packed layout. The parts that differ between architectures are in
 `architectures/` (`Architecture.read_weights`); this file has the key/value cache and the attention.
 
+oneDNN's bf16 products copy what is not contiguous. So on a CPU a bf16 cache is exactly as long as what attention reads
+of it: it grows by blocks of positions, and a mask hides what a block does not hold yet.
+
 On a CPU, if the number of rows is a multiple of `DecoderWeights.row_multiple`, a row's logits have the same bits
 whatever the other rows are.
 """
@@ -21,6 +24,8 @@ from codegrid.errors import CodegridError
 from codegrid.prior.architectures import ARCHITECTURES, architecture_of
 from codegrid.prior.decoder_weights import AsMap, DecoderWeights
 from codegrid.prior.linear_maps import WeightFormat
+
+_BLOCK = 64  # positions that a bf16 cache grows by on a CPU
 
 
 def read_weights(
@@ -62,7 +67,8 @@ class Decoder:
     def __init__(self, weights: DecoderWeights, rows: int) -> None:
         self.weights = weights
         self.rows = rows
-        shape = (len(weights.layers), rows, weights.num_key_value_heads, weights.length, weights.head_dim)
+        length = 0 if reads_blocks(weights) else weights.length
+        shape = (len(weights.layers), rows, weights.num_key_value_heads, length, weights.head_dim)
         self.keys = torch.empty(shape, dtype=weights.dtype, device=weights.device)  # [layers, R, Hkv, T, hd]
         self.values = torch.empty_like(self.keys)
         self.position = 0
@@ -75,6 +81,16 @@ class Decoder:
 
     def restart(self) -> None:
         self.position = 0
+        if reads_blocks(self.weights):
+            self.keys, self.values = self.keys[:, :, :, :0], self.values[:, :, :, :0]
+
+    def _reserve(self, end: int) -> int:
+        """How many positions of the cache attention reads if `end` are written; the cache has so many."""
+        read = read_positions(self.weights, end)
+        if read > self.keys.shape[3]:
+            self.keys = _lengthened(self.keys, read)
+            self.values = _lengthened(self.values, read)
+        return read
 
     def step(self, tokens: Tensor) -> Tensor:
         """The next token of every row, [R] int64 -> logits of the code after it [R, num_codes] in the model's dtype."""
@@ -94,10 +110,13 @@ class Decoder:
                 places = own, own + 1
             hidden = hidden + weights.embed_places(*places)
         turn = self._turn(places)
+        read, seen = self._reserve(self.position + 1), None
+        if read > self.position + 1:
+            seen = torch.arange(read, device=tokens.device)[None] <= self.position  # [1, T]
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden))
-            hidden = hidden + layer.output(self._attend(index, qkv, layer.head_norm, turn))
-            hidden = hidden + layer.mlp(layer.mlp_norm(hidden))
+            hidden = layer.output(self._attend(index, qkv, layer.head_norm, turn, seen)).add_(hidden)
+            hidden = layer.mlp(layer.mlp_norm(hidden)).add_(hidden)
         self.position += 1
         return hidden
 
@@ -138,17 +157,18 @@ class Decoder:
         """What turns the queries and keys of every layer."""
         if places is not None and self.weights.turn_places is not None:
             return self.weights.turn_places(*places)
-        position = self.position
-        return lambda heads: self.weights.turn(heads, position)
+        return self.weights.turn(self.position)
 
     def _seen(self, kept: int, many: int, device: torch.device) -> Tensor | None:
         """Which positions of the cache each of the inputs of `advance_many` attends to: bool [many, T]; None is all."""
-        if many == 1:
+        end = self.position + many
+        more = self._reserve(end) - end
+        if many == 1 and not more:
             return None
         new = torch.ones(many, many, dtype=torch.bool, device=device).tril()
         new[kept:, kept - 1 :] = False
         new |= torch.eye(many, dtype=torch.bool, device=device)
-        return torch.cat([new.new_ones(many, self.position), new], 1)
+        return torch.cat([new.new_ones(many, self.position), new, new.new_zeros(many, more)], 1)
 
     def _attend_many(
         self,
@@ -176,7 +196,7 @@ class Decoder:
         query = query_key[:, first:, : weights.num_heads].unflatten(2, (shared, -1))  # [R, m, Hkv, G, hd]
         query = query.permute(0, 2, 3, 1, 4).flatten(2, 3)  # [R, Hkv, G * m, hd]
         groups = weights.num_heads // shared
-        keys, values = self.keys[index, :rows, :, :end], self.values[index, :rows, :, :end]
+        keys, values = (cache[index, :rows, :, : self._reserve(end)] for cache in (self.keys, self.values))
         read = attention(query, keys, values, None if seen is None else seen[first:].repeat(groups, 1))
         return read.unflatten(2, (groups, many - first)).permute(0, 3, 1, 2, 4).flatten(2)
 
@@ -189,21 +209,23 @@ class Decoder:
         qkv: Tensor,
         head_norm: Callable[[Tensor], Tensor] | None,
         turn: Callable[[Tensor], Tensor],
+        seen: Tensor | None,
     ) -> Tensor:
         """[R, (H + 2 * Hkv) * hd] -> the heads' attention over the positions so far, [R, H * hd]."""
         weights, position = self.weights, self.position
-        rows, shared = len(qkv), weights.num_key_value_heads
+        rows, shared, width = qkv.shape[0], weights.num_key_value_heads, weights.head_dim
         turned = weights.num_heads + shared
-        heads = qkv.view(rows, turned + shared, weights.head_dim)
+        heads = qkv.view(rows, turned + shared, width)
         query_key = heads[:, :turned]  # [R, H + Hkv, hd]
         query_key = turn(query_key if head_norm is None else head_norm(query_key))
         keys, values = self.keys[index, :rows], self.values[index, :rows]
         keys[:, :, position] = query_key[:, weights.num_heads :]
         values[:, :, position] = heads[:, turned:]
-        # Query heads that share a key head form a group and take the place of query positions. No mask is needed,
-        # because the cache holds only the past.
-        query = query_key[:, : weights.num_heads].unflatten(1, (shared, -1))  # [R, Hkv, H / Hkv, hd]
-        read = attention(query, keys[:, :, : position + 1], values[:, :, : position + 1])
+        # Query heads that share a key head form a group and take the place of query positions. A mask is needed for the
+        # rest of a block only, because the cache holds the past.
+        query = query_key[:, : weights.num_heads].view(rows, shared, -1, width)  # [R, Hkv, H / Hkv, hd]
+        end = position + 1 if seen is None else seen.shape[1]
+        read = attention(query, keys[:, :, :end], values[:, :, :end], seen)
         return read.reshape(rows, -1)
 
 
@@ -212,7 +234,26 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None =
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=seen)
     # On CPUs the fused kernel splits its sums by the number of rows, and it is no faster for one query.
-    scores = torch.matmul(query * query.shape[-1] ** -0.5, keys.transpose(-1, -2))  # [R, Hkv, G, T]
+    shape, (keys, values) = query.shape, (keys.flatten(0, 1), values.flatten(0, 1))
+    if values.dtype == torch.bfloat16:  # a copy that oneDNN would make too, but of another layout, with other sums
+        keys, values = keys.contiguous(), values.contiguous()
+    scores = torch.bmm((query * shape[-1] ** -0.5).flatten(0, 1), keys.mT)  # [R * Hkv, G, T]
     if seen is not None:
         scores.masked_fill_(~seen, float("-inf"))
-    return torch.matmul(torch.softmax(scores, -1, dtype=torch.float32).to(values.dtype), values)
+    return torch.bmm(scores.softmax(-1), values).view(shape)
+
+
+def reads_blocks(weights: DecoderWeights) -> bool:
+    return weights.device.type == "cpu" and weights.dtype == torch.bfloat16
+
+
+def read_positions(weights: DecoderWeights, end: int) -> int:
+    """Positions of the cache that attention reads if `end` are written: those, or whole blocks."""
+    return -(-end // _BLOCK) * _BLOCK if reads_blocks(weights) else end
+
+
+def _lengthened(cache: Tensor, length: int) -> Tensor:
+    """[..., T, hd] -> [..., length, hd]. New positions are zeros: a hidden NaN times nothing would be NaN."""
+    longer = cache.new_zeros(*cache.shape[:-2], length, cache.shape[-1])
+    longer[..., : cache.shape[-2], :] = cache
+    return longer

@@ -57,9 +57,10 @@ class _OnCPU:
         raise NotImplementedError
 
     def __call__(self, rows: Tensor) -> Tensor:
-        if len(rows) <= self.most_rows:
+        left = rows.shape[0]
+        if left <= self.most_rows:
             return self.product(rows)
-        sizes, left = [], len(rows)
+        sizes = []
         while left:
             many = self.many_rows(left) if self.many_rows is not None and left > self.most_rows else 0
             sizes.append(many or min(left, self.most_rows))
@@ -80,9 +81,10 @@ class PackedLinear(_OnCPU):
         # A layout packed for one row would suit only one row (and would sum a single row in another order).
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), 8)
         self.bias = bias
+        self.operator = torch.ops.mkldnn._linear_pointwise.default
 
     def product(self, rows: Tensor) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(rows, self.weight, self.bias, "none", [], "")
+        return self.operator(rows, self.weight, self.bias, "none", [], "")
 
 
 class PlainLinear(_OnCPU):

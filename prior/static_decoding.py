@@ -12,12 +12,13 @@ from collections.abc import Callable, Hashable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from codegrid.errors import require
 from codegrid.prior.decoder_weights import DecoderWeights
-from codegrid.prior.decoding import attention
+from codegrid.prior.decoding import attention, read_positions
 from codegrid.prior.distribution import SamplingConfig, filter_logits, guided_logits, inverse_cdf
 from codegrid.prior.guidance import guidance_of
 from codegrid.prior.orders import codes_per_step, place_pairs
@@ -44,7 +45,8 @@ class StaticDecoder:
 
     def __init__(self, weights: DecoderWeights, rows: int) -> None:
         self.weights, self.rows = weights, rows
-        shape = (len(weights.layers), rows, weights.num_key_value_heads, weights.length, weights.head_dim)
+        length = read_positions(weights, weights.length)
+        shape = (len(weights.layers), rows, weights.num_key_value_heads, length, weights.head_dim)
         # Zeros: what is hidden counts nothing times its value, and nothing times NaN would be NaN.
         self.keys = torch.zeros(shape, dtype=weights.dtype, device=weights.device)  # [layers, R, Hkv, T, hd]
         self.values = torch.zeros_like(self.keys)
@@ -72,10 +74,9 @@ class StaticDecoder:
         if places is not None and weights.turn_places is not None:
             turn = weights.turn_places(*places)
         else:
-
-            def turn(heads: Tensor) -> Tensor:
-                return weights.turn(heads, positions[:, None])  # the same for all heads
-
+            turn = weights.turn(positions[:, None])  # the same for all heads
+        if self.keys.shape[3] > seen.shape[1]:  # whole blocks
+            seen = F.pad(seen, (0, self.keys.shape[3] - seen.shape[1]))
         hidden = hidden.flatten(0, 1)
         for index, layer in enumerate(weights.layers):
             qkv = layer.qkv(layer.attention_norm(hidden)).view(rows, many, -1)
@@ -105,6 +106,7 @@ class StaticDecoder:
         shared = weights.num_key_value_heads
         groups = weights.num_heads // shared
         keys, values, end = self.keys[index], self.values[index], _end(slots)
+        end = None if end is None else read_positions(weights, end)
         keys.index_copy_(2, slots, query_key[:, :, weights.num_heads :].transpose(1, 2))
         values.index_copy_(2, slots, new_values.transpose(1, 2))
         query = query_key[:, :, : weights.num_heads].unflatten(2, (shared, -1))  # [R, M, Hkv, G, hd]

@@ -23,7 +23,7 @@ from codegrid.errors import require
 from codegrid.prior.architectures.any_order import counted_places
 from codegrid.prior.architectures.base import Architecture
 from codegrid.prior.architectures.llama import check_rotary, llama_values
-from codegrid.prior.architectures.llama_decoding import Rotation, read_llama, rotated
+from codegrid.prior.architectures.llama_decoding import Rotation, read_llama
 from codegrid.prior.architectures.llama_training import is_plain_llama, llama_blocks, rotation_at
 from codegrid.prior.decoder_weights import AsMap, DecoderWeights
 
@@ -114,12 +114,11 @@ class _Turn:
 
     def __call__(self, own: Tensor, target: Tensor) -> Callable[[Tensor], Tensor]:
         """Places [...] -> heads [..., H + Hkv, hd] -> the same, turned."""
-        turn = self.rotation
-        angles = [(turn.cos[place], turn.signed_sin[place]) for place in ((target - 1)[..., None], own[..., None])]
+        turns = self.rotation((target - 1)[..., None]), self.rotation(own[..., None])
 
         def turned(heads: Tensor) -> Tensor:
             parts = heads[..., : self.num_heads, :], heads[..., self.num_heads :, :]
-            return torch.cat([rotated(part, *angle) for part, angle in zip(parts, angles, strict=True)], -2)
+            return torch.cat([turn(part) for turn, part in zip(turns, parts, strict=True)], -2)
 
         return turned
 

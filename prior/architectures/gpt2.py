@@ -64,7 +64,7 @@ def read_gpt2(model: GPT2LMHeadModel, num_codes: int, length: int, as_map: AsMap
     embedding, positions = inner.wte.weight.detach(), inner.wpe.weight.detach()  # [V, D], [T, D]
     return DecoderWeights(
         embed=lambda tokens, position: F.embedding(tokens, embedding) + positions[position],
-        turn=lambda heads, position: heads,
+        turn=lambda position: lambda heads: heads,
         layers=tuple(_read_layer(layer, as_map) for layer in inner.h),
         norm=_read_norm(inner.ln_f),
         head=joined([model.lm_head], as_map, num_codes),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -47,31 +48,48 @@ class Rotation:
     cos: Tensor  # [T, hd]
     signed_sin: Tensor  # [T, hd], its first half negated
 
-    def __call__(self, heads: Tensor, position: Any) -> Tensor:
-        return rotated(heads, self.cos[position], self.signed_sin[position])
+    def __call__(self, position: Any) -> Callable[[Tensor], Tensor]:
+        """A position, or places of any shape -> what turns heads [..., hd] by them, which broadcast."""
+        cos, (first, second) = self.cos[position], self.signed_sin[position].chunk(2, -1)
 
+        def turned(heads: Tensor) -> Tensor:
+            # A pass over each half in place of a rolled copy.
+            out = heads * cos
+            (ahead, behind), (left, right) = out.chunk(2, -1), heads.chunk(2, -1)
+            ahead.addcmul_(right, first)
+            behind.addcmul_(left, second)
+            return out
 
-def rotated(heads: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
-    """[..., hd], turned by angles that broadcast to it: a pass over each half in place of a rolled copy."""
-    half = heads.shape[-1] // 2
-    out = heads * cos
-    out[..., :half].addcmul_(heads[..., half:], signed_sin[..., :half])
-    out[..., half:].addcmul_(heads[..., :half], signed_sin[..., half:])
-    return out
+        return turned
 
 
 @dataclass(frozen=True)
 class _RMSNorm:
-    """As LlamaRMSNorm, over the last axis: the norm in float32, the weight in the model's dtype."""
+    """As LlamaRMSNorm, over the last axis: the norm in float32, the weight in the model's dtype.
+
+    In bf16 on a CPU the weight is float32 too, and the result is rounded once: in two thirds of the operations, which
+    take a few rows most of their time.
+    """
 
     weight: Tensor  # [D]; of heads [H + Hkv, hd]
     eps: float
 
     def __call__(self, hidden: Tensor) -> Tensor:
+        if hidden.dtype == torch.bfloat16 and hidden.is_cpu:
+            weight, floor = self._of_lengths
+            wide = hidden.float()
+            length = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).hypot_(floor)
+            return wide.div_(length).mul_(weight).bfloat16()
         last = self.weight.shape[-1:]
         if hidden.dtype == torch.float32 and self.weight.dim() == 1:
             return F.rms_norm(hidden, last, self.weight, self.eps)
         return self.weight * F.rms_norm(hidden.float(), last, None, self.eps).to(hidden.dtype)
+
+    @functools.cached_property
+    def _of_lengths(self) -> tuple[Tensor, Tensor]:
+        """x / sqrt(mean(x^2) + eps) * weight is x / hypot(|x|, floor) * the first; both float32."""
+        width = self.weight.shape[-1]
+        return self.weight.float() * math.sqrt(width), torch.tensor(math.sqrt(width * self.eps))
 
 
 @dataclass(frozen=True)
@@ -89,7 +107,8 @@ class _GatedMLP:
 def _read_layer(layer: nn.Module, as_map: AsMap) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     gate_up, down = joined([mlp.gate_proj, mlp.up_proj], as_map), joined([mlp.down_proj], as_map)
-    activation = ACT2FN[mlp.config.hidden_act]
+    name = mlp.config.hidden_act
+    activation = F.silu if name == "silu" else ACT2FN[name]  # without the call of a module
     return LayerWeights(
         attention_norm=_read_norm(layer.input_layernorm),
         qkv=joined([attention.q_proj, attention.k_proj, attention.v_proj], as_map),

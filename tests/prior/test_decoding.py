@@ -78,6 +78,27 @@ def test_bfloat16_is_as_near_as_bfloat16_is(qk_norm):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("shape", ["full heads", "grouped heads", "one key head", "learned"])
+def test_a_bfloat16_cache_grows_by_blocks(shape):
+    """The bits of a row depend neither on the rows beside it nor on what an earlier sequence left behind."""
+    sequence = SequenceConfig(24, (10, 13))  # two blocks and two positions
+    model = make_prior(PriorConfig(**{**BASE, **SHAPES[shape]}), sequence).eval()
+    tokens = torch.randint(0, 24, (6, sequence.length))
+    exact = model(tokens).logits[..., :24]
+    model = model.bfloat16()
+    error = (model(tokens).logits[..., :24] - exact).abs().max()
+    weights = read_weights(model, 24, sequence.length)
+    decoder, runs = Decoder(weights, 6), []
+    for inputs in (tokens, tokens.flip(0), tokens):
+        decoder.restart()
+        runs.append(torch.stack([decoder.step(column) for column in inputs.unbind(1)], dim=1))
+        assert decoder.keys.shape[3] == decoder.values.shape[3] == 192
+    assert (runs[0] - exact).abs().max() < 2 * error + 1e-3
+    assert torch.equal(runs[0], runs[2])
+    assert torch.equal(decode(weights, tokens[2:4], 2 * weights.row_multiple)[:2], runs[0][2:4])
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("shape", ["full heads", "grouped heads", "one key head", "normed heads", "learned"])
 @pytest.mark.parametrize("pack", [None, False])
 def test_a_row_has_the_same_bits_among_any_number_of_rows(shape, pack):

@@ -81,7 +81,7 @@ def test_given_first_codes_stay(architecture):
 @pytest.mark.parametrize("shape", [name for name in SHAPES if name != "bert"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_logits_have_the_bits_of_the_eager_way(shape, dtype):
-    sequence = SequenceConfig(24, (6, 7), class_names=("a",))
+    sequence = SequenceConfig(24, (10, 7), class_names=("a",))  # more than a block of a bf16 cache
     model = make_model(sequence, **SHAPES[shape]).to(dtype)
     weights = read_weights(model, 24, sequence.length)
     tokens = torch.randint(0, sequence.vocab_size, (8, sequence.length))
@@ -92,6 +92,14 @@ def test_logits_have_the_bits_of_the_eager_way(shape, dtype):
         slots, seen = torch.tensor([position]), (cache <= position)[None]
         hidden = static.advance(column[:, None], slots, slots, seen, (places[:, None] + position, places[:, None]))
         assert torch.equal(static.logits(hidden[:, 0]), expected), position
+
+
+@pytest.mark.parametrize("architecture", [name for name in MANY_STEPS if name != "bert"])
+def test_bfloat16_codes_of_several_steps_are_those_of_the_eager_way(architecture):
+    sequence = SequenceConfig(24, (10, 7), class_names=("a", "b", "c"))
+    model = make_model(sequence, architecture=architecture).bfloat16()
+    eager, static = both(model, sequence, num_steps=6, order="random", guidance_scale=2.0)
+    assert torch.equal(eager, static)
 
 
 @pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "bert"])
