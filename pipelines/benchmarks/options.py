@@ -112,6 +112,18 @@ class OnDevice(Timed):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BesideBefore(OnDevice):
+    """One that can run the first version of this project too.
+
+    Args:
+        before: folder of a checkout of its commit be0a219, to run it beside today's code, with ratios to its time;
+            none leaves it out.
+    """
+
+    before: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class BesideLlamaGen(OnDevice):
     """One that can run LlamaGen's code too.
 

@@ -91,6 +91,27 @@ def llamagen_prior(
         return module.Transformer(module.ModelArgs(**sizes, **none, num_classes=classes)).train()
 
 
+def first_version(folder: str, module: str) -> types.ModuleType:
+    """A module of a checkout of be0a219, whose packages are not below `codegrid`: `tokenizer`, `prior`, for example."""
+    file = Path(folder).resolve() / module.partition(".")[0] / "__init__.py"
+    require(
+        file.is_file() and not (Path(folder) / "pipelines" / "codegrid").exists(),
+        f"{folder} is no checkout of be0a219.",
+        "Make one: git worktree add FOLDER be0a219.",
+    )
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # and it stays there: functions import, too
+    with packages_of(folder):
+        found = importlib.import_module(module)
+    package = sys.modules[module.partition(".")[0]]
+    require(
+        package.__file__ is not None and Path(package.__file__).resolve() == file,
+        f"{package.__name__} was imported from {package.__file__}, not from {folder}.",
+        "Begin anew without the clones of others.",
+    )
+    return found
+
+
 class _LightningModule(nn.Module):
     """What taming's model uses of Lightning outside its trainer."""
 

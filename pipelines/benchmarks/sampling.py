@@ -10,18 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from codegrid import prior
 from codegrid.errors import require
 from codegrid.pipelines.benchmarks.memory import peak_extra_megabytes
-from codegrid.pipelines.benchmarks.options import BesideLlamaGen
-from codegrid.pipelines.benchmarks.peers import packages_of
+from codegrid.pipelines.benchmarks.options import BesideBefore, BesideLlamaGen
+from codegrid.pipelines.benchmarks.peers import first_version, packages_of
 from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
-from codegrid.prior import PriorConfig, SequenceConfig, make_prior, sample_codes
+from codegrid.prior import SequenceConfig, make_prior, sample_codes
 from codegrid.prior.decoder_weights import DecoderWeights
 from codegrid.prior.decoding import read_weights
 from codegrid.prior.linear_maps import PackedLinear
@@ -62,7 +64,7 @@ class _Guidance(LogitsProcessor):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling(BesideLlamaGen):
+class Sampling(BesideLlamaGen, BesideBefore):
     """Codes of images of a class, with guidance.
 
     A row for each shape, dtype, batch and sampler; "ratio" is the peer's time (the first row's) over its own.
@@ -89,13 +91,7 @@ class Sampling(BesideLlamaGen):
 
 def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device, asked: Sampling) -> list[Row]:
     torch.manual_seed(0)
-    sequence = SequenceConfig(shape.codes, (shape.grid, shape.grid), class_names=tuple(map(str, range(_CLASSES))))
-    config = PriorConfig(
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        intermediate_size=shape.intermediate_size,
-    )
+    config, sequence = _sizes(prior, shape)
     model = make_prior(config, sequence).eval().to(device, dtype)
     labels = torch.arange(batch) % _CLASSES
     layout = describe_layout(read_weights(model, shape.codes, sequence.length))
@@ -127,6 +123,18 @@ def _measured(shape: Shape, dtype: torch.dtype, batch: int, device: torch.device
     return rows
 
 
+def _sizes(package: ModuleType, shape: Shape) -> tuple[Any, Any]:
+    """The prior's and the sequence's config of `codegrid.prior`, or of an earlier one."""
+    classes = tuple(map(str, range(_CLASSES)))
+    config = package.PriorConfig(
+        hidden_size=shape.hidden_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        intermediate_size=shape.intermediate_size,
+    )
+    return config, package.SequenceConfig(shape.codes, (shape.grid, shape.grid), class_names=classes)
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -149,11 +157,17 @@ def _runs(
 ) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
     """What is timed, and the bytes of a weight where they are not those of the model."""
     runs: dict[str, Callable[[], object]] = {}
+    arguments = {"guidance_scale": _SCALE, "seeds": range(len(labels)), "batch_size": len(labels)}
+    if asked.before:
+        earlier = first_version(asked.before, "prior")
+        sizes = _sizes(earlier, shape)
+        its_model = earlier.make_prior(*sizes).eval().to(model.device, model.dtype)
+        its_model.load_state_dict(model.state_dict())
+        runs["be0a219"] = partial(earlier.sample_codes, its_model, sizes[1], labels, **arguments)
     if asked.llamagen:
         runs["LlamaGen"] = _llamagen(Path(asked.llamagen), shape, labels, model.device, model.dtype)
     for cache in ("dynamic", "static"):
         runs[f"transformers, {cache}"] = partial(generate, model, sequence, labels.to(model.device), cache)
-    arguments = {"guidance_scale": _SCALE, "seeds": range(len(labels)), "batch_size": len(labels)}
     runs["ours"] = partial(sample_codes, model, sequence, labels, **arguments)
     formats = {"float16": 2, "int8": 1} if model.device.type == "cpu" else {}
     for weights in formats:

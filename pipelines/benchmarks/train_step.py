@@ -13,8 +13,8 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from codegrid.pipelines.benchmarks.options import BesidePeers
-from codegrid.pipelines.benchmarks.peers import llamagen_loss, llamagen_model, random_trunk, taming_model
+from codegrid.pipelines.benchmarks.options import BesideBefore, BesidePeers
+from codegrid.pipelines.benchmarks.peers import first_version, llamagen_loss, llamagen_model, random_trunk, taming_model
 from codegrid.pipelines.benchmarks.report import Row, in_turn, print_row
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
@@ -31,7 +31,7 @@ Step = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainStep(BesidePeers):
+class TrainStep(BesidePeers, BesideBefore):
     """A step of stage one at 128x128.
 
     A row for each model and precision; a ratio is to the first model's time in the same precision. On a GPU all compute
@@ -57,6 +57,9 @@ def _steps(asked: TrainStep, precision: str) -> dict[str, Step]:
     device = accelerator.device
     images = torch.rand(_BATCH, 3, _SIDE, _SIDE, generator=torch.Generator().manual_seed(1)).to(device) * 2 - 1
     trunk, steps = random_trunk(), {}
+    if asked.before:
+        earlier = first_version(asked.before, "pipelines.benchmarks.train_step")
+        steps["be0a219"] = earlier.our_step(trunk, images, precision, compiled=False)
     if asked.taming:
         model = taming_model(asked.taming, _CH, _SIDE, _CODES, _WIDTH, trunk)
         steps["taming"] = _taming_step(model.to(device), images, accelerator)

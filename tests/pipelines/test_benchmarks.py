@@ -94,6 +94,36 @@ def test_a_folder_that_is_no_clone_of_a_peer_is_named(peer, url, tmp_path):
         benchmark("encode", repeats=1, **{peer: str(tmp_path)})
 
 
+@pytest.mark.parametrize("what", ["encode", "sampling", "train-step"])
+def test_a_folder_that_is_not_of_the_first_version_is_named(what, monkeypatch, tmp_path):
+    """Nor is one of today's, which also has a folder of each name."""
+    monkeypatch.setattr(sampling, "_SHAPES", (sampling.Shape("tiny", 32, 1, 2, 16, 2),))
+    for name in ("tokenizer", "prior", "pipelines"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    (tmp_path / "pipelines" / "codegrid").mkdir()
+    with pytest.raises(CodegridError, match=rf"{tmp_path} is no checkout of be0a219\. Make one: git worktree add"):
+        benchmark(what, repeats=1, before=str(tmp_path))
+
+
+def test_the_first_version_runs_beside(monkeypatch, tmp_path):
+    """A stand-in for it, whose sampler tells what it was asked for."""
+    asked = []
+    earlier = types.SimpleNamespace(
+        PriorConfig=PriorConfig,
+        SequenceConfig=SequenceConfig,
+        make_prior=make_prior,
+        sample_codes=lambda *given, **options: asked.append((given[0].state_dict(), options)),
+    )
+    monkeypatch.setattr(sampling, "first_version", lambda folder, module: earlier)
+    monkeypatch.setattr(sampling, "_SHAPES", (sampling.Shape("tiny", 32, 1, 2, 16, 2),))
+    monkeypatch.setattr(sampling, "_BATCHES", (1,))
+    benchmark("sampling", repeats=1, before="x", output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert (rows[0]["sampler"], rows[0]["ratio"]) == ("be0a219", 1)
+    assert asked[0][1] == {"guidance_scale": 4.0, "seeds": range(1), "batch_size": 1}
+
+
 def test_the_peers_prior_finds_the_function_that_transformers_has_no_more(monkeypatch, tmp_path):
     folder = tmp_path / "taming" / "modules" / "transformer"
     folder.mkdir(parents=True)
