@@ -118,7 +118,7 @@ def _table(source: str, axes: Axes | None, columns: list[str], split: str) -> Se
         )
     if here:  # nothing else is read
         table = load_table(config, path, columns=columns, **few)
-    table = table.select_columns(columns).with_format("numpy")
+    table = table.select_columns(columns)
     kind, deep = table.features[columns[0]], 0
     while hasattr(kind, "feature"):
         kind, deep = kind.feature, deep + 1
@@ -132,7 +132,7 @@ def _table(source: str, axes: Axes | None, columns: list[str], split: str) -> Se
 
     def rows() -> Iterator[Row]:
         places = (f"{path.name}:{index}" for index in count())
-        for batch in _batches(table, what):
+        for batch in _batches(table.with_format("numpy"), what):
             found = batch[columns[1]] if labels else [None] * len(batch[columns[0]])
             for codes, label, place in zip(batch[columns[0]], found, places, strict=False):
                 yield Row(place, _rectangle(codes, place), labels.number(label) if labels else None)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from datasets import Array2D, ClassLabel, Dataset, Features
 
 from codegrid.pipelines.artifacts.loading import LoadingError
 from codegrid.pipelines.codes.bring import ImportCodesConfig, import_codes
@@ -114,6 +115,20 @@ def test_tables_with_rows_of_any_length_and_classes(tmp_path, capsys):
     verify_codes(VerificationConfig(str(folder)))
 
 
+def test_a_folder_has_splits_and_a_column_its_own_classes(tmp_path):
+    features = Features({"codes": Array2D((2, 3), "int16"), "label": ClassLabel(names=["oboe", "harp"])})
+    (tmp_path / "rows").mkdir()
+    for first, split in enumerate(("train", "test")):
+        grids = np.arange(24).reshape(4, 2, 3) + first
+        table = Dataset.from_dict({"codes": grids.tolist(), "label": [1, 0, None, 1]}, features)
+        table.to_parquet(str(tmp_path / "rows" / f"{split}-0.parquet"))
+    folder = imported(tmp_path / "rows", tmp_path / "codes", axes="hw", label_column="label", split="test")
+    data = open_codes(folder)
+    assert data.manifest.class_names == ("oboe", "harp")
+    assert data.labels.tolist() == [1, 0, -1, 1]
+    assert data.codes(np.arange(4)).reshape(4, 2, 3).tolist() == (np.arange(24).reshape(4, 2, 3) + 1).tolist()
+
+
 REFUSED = [
     ("codes.npy", {}, "4 x 50.*--axes l reads 4 rows.*--axes dl reads a sequence"),
     ("codes.npy", {"axes": "thw"}, "4 x 50, which is not --axes thw"),
@@ -128,7 +143,13 @@ REFUSED = [
     ("nested.parquet", {"codes_column": "x"}, "has no column x.*codes"),
     ("ragged.parquet", {}, "has the shape .3,., and a row is to have .2,."),
     ("ragged.parquet", {"codes_column": "names"}, "names is string in lists"),
+    ("ragged.parquet", {"label_column": "names"}, "names of ragged.* has no classes: it is List"),
     ("holes.parquet", {}, "has no codes"),
+    ("odd.parquet", {"codes_column": "uneven", "axes": "hw"}, "odd.parquet:0 has lists of several lengths"),
+    ("odd.parquet", {"codes_column": "null"}, "A code of odd.parquet:0, or of a row behind it, is null"),
+    ("odd.parquet", {"codes_column": "whole", "label_column": "half"}, "has no classes: 0.5 is no class"),
+    ("odd.parquet", {"codes_column": "whole", "label_column": "unknown"}, "has no classes: all are unknown"),
+    ("floats.csv", {}, "is no .npy, .txt or .parquet file"),
     ("zero.npy", {"axes": "l"}, "zero.npy:0 has no codes"),
     ("unlike", {}, "unlike .train. cannot be read .*truncated"),
     ("empty.txt", {}, "cannot be read .cannot mmap an empty file"),
@@ -146,6 +167,9 @@ def sources(tmp_path_factory) -> Path:
     pq.write_table(pa.table({"codes": [[[1, 2], [3, 4]]]}), folder / "nested.parquet")
     pq.write_table(pa.table({"codes": [[1, 2], [1, 2, 3]], "names": [["a"], ["b"]]}), folder / "ragged.parquet")
     pq.write_table(pa.table({"codes": [[1, 2], None]}), folder / "holes.parquet")
+    odd = {"uneven": [[[1, 2], [3]]], "null": [[1, None]], "whole": [[1, 2]], "half": [0.5]}
+    pq.write_table(pa.table({**odd, "unknown": pa.array([None], pa.int64())}), folder / "odd.parquet")
+    (folder / "floats.csv").write_text("1,2")
     (folder / "empty.txt").write_text("")
     saved(folder, np.zeros((3, 0), np.int64), "zero.npy")
     (folder / "unlike").mkdir()
