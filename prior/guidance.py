@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from codegrid.errors import require
+from codegrid.errors import CodegridError, require
 from codegrid.prior.conditions import parts_of
 from codegrid.prior.distribution import SamplingConfig
 from codegrid.prior.sequence_config import SequenceConfig
@@ -49,8 +49,14 @@ def guidance_of(settings: SamplingConfig, sequence: SequenceConfig) -> Guidance:
     """The guidance of a call of sampling.
 
     Raises:
-        CodegridError: `part_guidance` has not one scale for each part of the condition.
+        CodegridError: `part_guidance` has not one scale for each part of the condition, or there is guidance and the
+            prior has no null class.
     """
+    if settings.is_guided and not sequence.can_be_guided:
+        each = settings.part_guidance
+        said = f"guidance_scale is {settings.guidance_scale}" if each is None else f"part_guidance is {each}"
+        lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
+        raise CodegridError(f"{said}, but this prior {lack}.", "Leave it at 1.")
     parts, length = len(parts_of(sequence.conditioning)), sequence.length
     everything, nothing = (True,) * parts, (False,) * parts
     each = settings.part_guidance

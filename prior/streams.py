@@ -27,7 +27,7 @@ def prefixes_and_streams(
     Raises:
         CodegridError: they do not fit each other or the prior, or it is not said how many images there are.
     """
-    guidance_of(settings, sequence)  # refuses scales that are not one for each part
+    guidance_of(settings, sequence)  # refuses guidance that this prior has not
     _check_null_class(settings, labels is not None, sequence)
     streams = _one_stream_an_image(labels, seeds, generators)
     prefixes = _prefixes(labels, len(streams), sequence)
@@ -38,9 +38,6 @@ def _check_null_class(settings: SamplingConfig, labelled: bool, sequence: Sequen
     """Guidance needs labels and the null class; images without a class need a null class that the prior learned."""
     each, scale = settings.part_guidance, settings.guidance_scale
     said = f"guidance_scale is {scale}" if each is None else f"part_guidance is {each}"
-    if settings.is_guided and not sequence.can_be_guided:
-        lack = "is unconditional" if sequence.conditioning.vocab_size == 0 else "has no null class to lead away from"
-        raise CodegridError(f"{said}, but this prior {lack}.", "Leave it at 1.")
     if settings.is_guided and not labelled:
         raise CodegridError(f"{said}, but no labels are given.", "Give labels: guidance leads towards a class.")
     if not labelled and not sequence.null_class:

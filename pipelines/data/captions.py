@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+from datasets import ClassLabel, Value
 
 from codegrid.names import shown
 from codegrid.pipelines.data.folders import FolderReader, walk
@@ -73,10 +76,16 @@ def _of_column(config: DataConfig, images: ImageSource, column: str) -> dict[str
             for name, path in zip(names, reader.paths, strict=True)
             if path in metadata.rows
         ]
-        return _texts(pairs)
+        return _texts(pairs, column)
     table = reader.every
     _check(column, table.column_names, images)
-    return _texts(zip(reader.names(), table[column], strict=True))
+    kind = table.features[column]
+    if not isinstance(kind, (Value, ClassLabel)):
+        raise _no_texts(column, type(kind).__name__)
+    found = table[column]
+    if isinstance(kind, ClassLabel):
+        found = [None if number is None or number < 0 else kind.int2str(number) for number in found]
+    return _texts(zip(reader.names(), found, strict=True), column)
 
 
 def _of_samples(reader: WebDatasetReader, field: str) -> dict[str, str]:
@@ -96,5 +105,15 @@ def _check(column: str, columns: Any, images: ImageStream) -> None:
         )
 
 
-def _texts(pairs: Any) -> dict[str, str]:
-    return {name: str(text) for name, text in pairs if text is not None and text != ""}
+def _texts(pairs: Iterable[tuple[str, Any]], column: str) -> dict[str, str]:
+    found = {}
+    for name, text in pairs:
+        if not isinstance(text, (str, int, float, type(None))):
+            raise _no_texts(column, type(text).__name__)
+        if text is not None and text != "":
+            found[name] = str(text)
+    return found
+
+
+def _no_texts(column: str, kind: str) -> DataError:
+    return DataError(f"The column {column!r} holds no texts, but {kind}.", "Name a column with a text in each row.")

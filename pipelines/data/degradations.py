@@ -92,11 +92,11 @@ def degradation(name: str) -> Degradation:
         return Degradation(name, _KINDS[kind].make(_number(name, number if colon else None)))
     if colon and all(part.isidentifier() for part in [*kind.split("."), number]):
         return Degradation(name, _function(kind, number))
-    known = [*_PLAIN, *_KINDS, *_REGISTERED]
-    close = difflib.get_close_matches(kind, known, n=1)
+    close = difflib.get_close_matches(kind, [*_PLAIN, *_KINDS, *_REGISTERED], n=1)
+    known = ", ".join([*names(), "column:NAME", "folder:PATH"])
     raise DataError(
         f"condition is {name!r}.",
-        (f"Did you mean {close[0]!r}? " if close else "") + f"There are {', '.join(names())}.",
+        (f"Did you mean {close[0]!r}? " if close else "") + f"There are {known}.",
     )
 
 

@@ -17,7 +17,7 @@ from codegrid.pipelines.data.records import NO_LABELS, DataConfig, DataError, Im
 from codegrid.pipelines.generation.keeping import check_keeping
 from codegrid.pipelines.generation.wanted import ARGUMENTS, as_condition, condition_codes, condition_model
 from codegrid.prior import SequenceConfig, resolve_labels
-from codegrid.prior.conditions import PictureCondition, parts_of
+from codegrid.prior.conditions import PictureCondition, TextCondition, parts_of
 from codegrid.prior.guidance import guidance_of
 from codegrid.tokenizer.images import BadImage
 
@@ -84,7 +84,7 @@ def asked_images(
         CodegridError: something is missing, not expected, or cannot be used.
         DataError: a picture of the folder cannot be used.
     """
-    guidance_of(pipe.sampling, pipe.sequence)  # refuses scales that are not one for each part
+    guidance_of(pipe.sampling, pipe.sequence)  # refuses guidance that this prior has not
     parts = {part.type: part for part in parts_of(pipe.sequence.conditioning)}
     given = {"class": class_labels, "picture": condition, "text": prompt}
     for kind, value in given.items():
@@ -99,6 +99,10 @@ def asked_images(
         f"This pipeline's images follow {pipe.sequence.conditioning.describe()}.",
         f"Say what by --{' or --'.join(others)}.",
     )
+    if prompt:
+        text = parts["text"]
+        assert isinstance(text, TextCondition)
+        text.encode("")  # refuses a tokenizer that cannot be loaded
     pictures, names, source = None, (), None
     if keep_condition:
         check_keeping(pipe, condition)

@@ -78,7 +78,7 @@ def make_pipeline(
         *(guidance_scale, temperature, top_k, top_p, min_p),
         *(guidance_schedule, guidance_power, guidance_range, part_guidance),
     )
-    guidance_of(sampling, sequence)  # refuses scales that are not one for each part
+    guidance_of(sampling, sequence)  # refuses guidance that this prior has not
     counted = None if context is None else _count_contexts(context)
     second = None if condition_tokenizer is None else load_tokenizer(condition_tokenizer)
     pipe = ImageGenerationPipeline(model, prior_model, sequence, sampling, counted, second)

@@ -163,6 +163,7 @@ def test_a_column_of_pictures_and_one_of_texts(tokenized, table):
         ({"condition": "column:none"}, "has no column 'none'"),  # a label column of this name is none
         ({"condition": "column:"}, "condition is 'column:', without a column"),
         ({"captions": "column:none"}, "has no column 'none' of texts"),
+        ({"captions": "column:depth"}, "The column 'depth' holds no texts, but Image"),
         ({"captions": "txt"}, "captions is 'txt', and .* has no such texts"),
         ({"captions": "name"}, "Give column:NAME"),
         ({"condition_tokenizer": "x"}, "condition_tokenizer is 'x', and there is no condition"),
@@ -170,6 +171,8 @@ def test_a_column_of_pictures_and_one_of_texts(tokenized, table):
         with pytest.raises(CodegridError, match=message):
             tokenized("wrong", data=data, **wrong)
     assert not (folder.parent / "wrong").exists()  # refused before anything is claimed
+    named = rows_of(tokenized("classes", data=data, captions="column:label"))
+    assert named[0]["text"] == "a"  # the class's name, not its number
 
 
 def test_texts_beside_the_pictures(tokenized, pictures, tmp_path):
@@ -312,6 +315,15 @@ def test_generate_takes_a_folder_of_conditions_and_prompts(
         generate_images(pipe, str(tmp_path / "other"))
     with pytest.raises(CodegridError, match="condition is 'gone', and there is nothing of this name here"):
         generate_images(pipe, str(tmp_path / "other"), condition="gone")  # and the Hub is not asked
+    file = Path(pipe) / "prior" / "sequence_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps({**values, "null_class": False}))
+    with pytest.raises(CodegridError, match=r"guidance_scale is 2\.0, but this prior has no null class"):
+        generate_images(pipe, str(tmp_path / "other"), condition=str(given), prompt=("red",), guidance_scale=2.0)
+    values["condition"]["parts"][-1]["tokenizer"] = str(tmp_path / "no tokenizer")
+    file.write_text(json.dumps(values))
+    with pytest.raises(CodegridError, match="no tokenizer' cannot be loaded"):
+        generate_images(pipe, str(tmp_path / "other"), condition=str(given), prompt=("red",))
     assert not (tmp_path / "other").exists()
 
 
