@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError
 
 from codegrid.pipelines.artifacts.export import export
+from codegrid.pipelines.system.console import guarded
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json
 from codegrid.pipelines.training import run as run_module
 from codegrid.pipelines.training.checkpoint import Checkpoint, save_checkpoint
@@ -39,6 +40,26 @@ def test_the_config_is_written_and_the_same_one_goes_on(config, tmp_path):
         pass
     with Run(replace(config, num_workers=3, log_every=7, save_every=9, keep_last=5), "tokenizer"):
         pass  # no weight depends on these
+
+
+def test_a_process_group_outlives_a_run_and_ends_with_the_command(config, tmp_path):
+    """A command may train twice, as the quickstart does: a run that left the group left ranks without one."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    there = []
+
+    def command() -> None:
+        for name in "ab":
+            with Run(replace(config, output_dir=str(tmp_path / name)), "tokenizer"):
+                pass
+            there.append(torch.distributed.is_initialized())
+
+    try:
+        guarded(command)
+        assert there == [True, True]
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_another_config_is_refused_and_the_difference_is_named(config, tokenizer_config, tmp_path):

@@ -68,6 +68,18 @@ def test_features_are_those_of_hooks_on_the_whole_net(name, tmp_path):
     assert [f.shape[2] for f in found] == sorted((f.shape[2] for f in found), reverse=True)
 
 
+def test_a_file_without_the_counters_of_batch_norm_is_read(tmp_path):
+    """torchvision's older files have none (`num_batches_tracked`): only training reads them."""
+    path, older = save_random("resnet18", tmp_path / "net.safetensors"), tmp_path / "older.safetensors"
+    weights = load_file(path)
+    kept = {key: tensor for key, tensor in weights.items() if not key.endswith("num_batches_tracked")}
+    assert len(kept) == len(weights) - 20
+    save_file(kept, older)
+    pixels = images(1, 3, 64, 64)
+    for one, other in zip(*(FeatureNet("resnet18", str(file))(pixels) for file in (path, older)), strict=True):
+        assert torch.equal(one, other)
+
+
 @pytest.mark.parametrize("name", sorted(DEFAULT_LAYERS))
 def test_the_default_layers_of_every_net_exist_and_the_rest_is_not_computed(name, monkeypatch):
     """Shapes alone, without storage: the halvings of the side that the layers should stand at."""
