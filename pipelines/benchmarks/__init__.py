@@ -7,6 +7,7 @@ from typing import Any
 from codegrid.errors import require
 from codegrid.pipelines.benchmarks.autoencoding import Decode, Encode
 from codegrid.pipelines.benchmarks.codes_reading import CodesReading
+from codegrid.pipelines.benchmarks.few_steps import FewSteps
 from codegrid.pipelines.benchmarks.nearest_codes import NearestCodes
 from codegrid.pipelines.benchmarks.options import Benchmark
 from codegrid.pipelines.benchmarks.prior_step import PriorStep
@@ -15,7 +16,8 @@ from codegrid.pipelines.benchmarks.sampling import Sampling
 from codegrid.pipelines.benchmarks.tokenizing import Tokenizing
 from codegrid.pipelines.benchmarks.train_step import TrainStep
 
-_KINDS = (NearestCodes, TrainStep, Encode, Decode, Tokenizing, Sampling, PriorStep, CodesReading, RoundedWeights)
+_OF_PRIORS = (Sampling, FewSteps, PriorStep, CodesReading, RoundedWeights)
+_KINDS = (NearestCodes, TrainStep, Encode, Decode, Tokenizing, *_OF_PRIORS)
 BENCHMARKS: dict[str, type[Benchmark]] = {kind.name: kind for kind in _KINDS}
 
 

@@ -17,6 +17,7 @@ from codegrid.pipelines.benchmarks import (
     autoencoding,
     benchmark,
     codes_reading,
+    few_steps,
     nearest_codes,
     prior_step,
     rounded_weights,
@@ -36,6 +37,7 @@ from codegrid.prior import (
     make_prior,
     prior_loss,
     sample_codes,
+    save_prior,
     to_tokens,
 )
 from codegrid.prior.decoding import read_weights
@@ -188,6 +190,21 @@ def test_rounded_weights_are_of_a_prior_and_its_codes(capsys):
         benchmark("rounded-weights")
 
 
+def test_few_steps_are_timed_beside_raster_order(monkeypatch, tmp_path):
+    monkeypatch.setattr(few_steps, "_BATCHES", (1, 3))
+    sequence = SequenceConfig(16, (2, 3), class_names=("a", "b"))
+    for architecture in ("llama", "any_order_llama"):
+        config = PriorConfig(32, 1, 2, architecture=architecture)
+        save_prior(make_prior(config, sequence), sequence, tmp_path / architecture)
+    options = {"prior": str(tmp_path / "any_order_llama"), "raster": str(tmp_path / "llama"), "steps": (6, 2)}
+    benchmark("few-steps", **options, repeats=1, output=str(tmp_path / "report.json"))
+    rows = json.loads((tmp_path / "report.json").read_text())["rows"]
+    assert [(row["batch"], row["steps"]) for row in rows] == [(n, s) for n in (1, 3) for s in ("raster", "6", "2")]
+    assert all(row["images/s"] == pytest.approx(row["batch"] / (row["ms"] / 1e3)) for row in rows)
+    with pytest.raises(CodegridError, match=r"steps are \[0\]"):
+        benchmark("few-steps", **options | {"steps": (0,)})
+
+
 def test_a_step_of_the_prior_is_compared_with_transformers(monkeypatch, tmp_path):
     sizes = {"_LAYERS": 1, "_WIDTH": 32, "_HEADS": 2, "_CODES": 16, "_GRID": 2, "_BATCH": 2}
     for name, value in sizes.items():
@@ -225,11 +242,12 @@ BESIDE_PEERS = TIMED | {"device", "taming", "llamagen", "compile"}
 def test_every_benchmark_can_be_asked_for_with_the_options_that_it_reads(capsys):
     assert {name: {option.name for option in fields(kind)} for name, kind in BENCHMARKS.items()} == {
         "nearest-codes": TIMED | {"device"},
-        "train-step": BESIDE_PEERS,
-        "encode": BESIDE_PEERS,
-        "decode": BESIDE_PEERS,
+        "train-step": BESIDE_PEERS | {"before"},
+        "encode": BESIDE_PEERS | {"before"},
+        "decode": BESIDE_PEERS | {"before"},
         "tokenizing": TIMED | {"device", "pictures", "num_workers"},
-        "sampling": TIMED | {"device", "llamagen"},
+        "sampling": TIMED | {"device", "llamagen", "before"},
+        "few-steps": TIMED | {"device", "prior", "raster", "steps"},
         "prior-step": BESIDE_PEERS,
         "codes-reading": TIMED,
         "rounded-weights": COMMON | {"prior", "codes"},
