@@ -22,7 +22,7 @@ from codegrid.pipelines.data.degradations import Degradation, degradation
 from codegrid.pipelines.data.records import NO_LABELS, DataConfig, DataError, ImageRecord, ImageSource, ImageStream
 from codegrid.pipelines.data.sources import open_images
 from codegrid.prior.conditioning import Condition, condition_to_dict
-from codegrid.prior.conditions import PictureCondition, TextCondition, combined, parts_of
+from codegrid.prior.conditions import PictureCondition, TextCondition, combined
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model
 from codegrid.tokenizer.moving import to_device
@@ -183,12 +183,6 @@ def picture_condition(model: VQModel, made_by: str | None) -> PictureCondition:
     return PictureCondition(
         quantizer.codebook_size, tuple(model.config.grid_shape), quantizer.depth, model.codes_fingerprint(), made_by
     )
-
-
-def picture_part(condition: Condition | None) -> PictureCondition | None:
-    """The picture among the parts of a condition."""
-    parts = () if condition is None else parts_of(condition)
-    return next((part for part in parts if isinstance(part, PictureCondition)), None)
 
 
 def _paired(condition: str, images: ImageSource, data: DataConfig) -> tuple[ImageSource, dict[str, int]]:

@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from codegrid.errors import require
-from codegrid.pipelines.codes.conditions import COLUMN, FOLDER, open_conditions, picture_part
+from codegrid.pipelines.codes.conditions import COLUMN, FOLDER, open_conditions
 from codegrid.pipelines.data.batches import CENTRE, Pictures, picture_reader
 from codegrid.pipelines.data.degradations import degradation, is_known, tells_a_part, with_part
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
@@ -27,7 +27,7 @@ from codegrid.pipelines.evaluation.results import circumstances, describe_data, 
 from codegrid.pipelines.evaluation.run_pictures import Part, choose_pictures
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.generation.to_folder import weights_fingerprint
-from codegrid.pipelines.generation.wanted import condition_model
+from codegrid.pipelines.generation.wanted import condition_model, picture_part
 from codegrid.pipelines.pictures.grids import labelled_rows
 from codegrid.pipelines.system.devices import evaluating, make_accelerator
 from codegrid.pipelines.system.files import write_atomically

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from codegrid.errors import CodegridError, require
-from codegrid.pipelines.codes.conditions import picture_part
 from codegrid.pipelines.data.degradations import Degradation, degradation, tells_a_part, with_part
-from codegrid.pipelines.generation.wanted import as_condition, condition_model
+from codegrid.pipelines.generation.wanted import as_condition, condition_model, picture_part
 from codegrid.tokenizer import VQModel
 from codegrid.tokenizer.images import to_model, to_uint8
 from codegrid.tokenizer.moving import to_device

@@ -153,6 +153,12 @@ def condition_codes(
     return torch.cat(found)
 
 
+def picture_part(condition: Condition | None) -> PictureCondition | None:
+    """The picture among the parts of a condition."""
+    parts = () if condition is None else parts_of(condition)
+    return next((part for part in parts if isinstance(part, PictureCondition)), None)
+
+
 def condition_model(pipe: ImageGenerationPipeline, part: PictureCondition) -> VQModel:
     """The tokenizer of the condition's pictures: the pipeline's own, or its `condition_tokenizer`.
 
