@@ -46,7 +46,7 @@ from codegrid.tokenizer.images import to_pil, to_uint8
 
 _HELD_OUT = 500
 _SAMPLES = 500
-_SEED = 0
+_JUDGE_SEED = 0
 # Tuned on this workflow: a short training leaves the distribution flat, so at temperature 1 fewer samples are
 # recognised. At 0.65 samples of a class resemble each other (docs/experiments.md), and with more guidance trousers and
 # coats fall apart.
@@ -54,7 +54,7 @@ _SAMPLING = {"guidance_scale": 2.5, "temperature": 0.8, "top_p": 0.95}
 
 
 @resumable()
-def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None) -> Path:
+def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None, seed: int = 0) -> Path:
     """Train a tokenizer, tokenize, train a class-conditional prior, generate samples, and score them.
 
     Args:
@@ -62,22 +62,24 @@ def quickstart(output_dir: str = "runs/quickstart", test_data: str | None = None
             report.json. To resume after a stop, run it again: finished stages are skipped, and their seconds
             stay in the report.
         test_data: Parquet file with other test images of the same kind; by default the held-out images are used.
+        seed: of both trainings and of the samples; the judge is the same for each.
     """
     folder = Path(output_dir)
     report_file = folder / "report.json"
     given = None if test_data is None else _labelled(test_data)
     seconds = _seconds_of_stages(report_file)
     source = _split_images(folder / "images")
-    config = replace(quickstart_tokenizer(source.source, str(folder / "tokenizer")), data=source)
+    config = replace(quickstart_tokenizer(source.source, str(folder / "tokenizer")), data=source, seed=seed)
     tokenizer = _timed(seconds, "train_tokenizer", lambda: train_tokenizer(config))
     tokenization = TokenizationConfig(str(tokenizer), source, str(folder / "codes"), flip=True)
     codes = _timed(seconds, "tokenize", lambda: tokenize_dataset(tokenization))
-    prior = _timed(seconds, "train_prior", lambda: train_prior(quickstart_prior(str(codes), str(folder / "prior"))))
+    prior_config = replace(quickstart_prior(str(codes), str(folder / "prior")), seed=seed)
+    prior = _timed(seconds, "train_prior", lambda: train_prior(prior_config))
     make_pipeline(str(tokenizer), str(prior), str(folder / "pipeline"), **_SAMPLING)
     pipe = ImageGenerationPipeline.from_pretrained(folder / "pipeline")
     pipe = pipe.to(make_accelerator().device)
     labels = [label for label in range(len(pipe.class_names)) for _ in range(_SAMPLES // len(pipe.class_names))]
-    samples = _timed(seconds, "generate", lambda: pipe(labels, seed=_SEED, output_type="pt", batch_size=100).images)
+    samples = _timed(seconds, "generate", lambda: pipe(labels, seed=seed, output_type="pt", batch_size=100).images)
     # Images that no stage has seen: the user's, or the held-out ones.
     test_source = given or open_images(DataConfig(source.source, split="validation"))
     scores = _timed(seconds, "judge", lambda: _judge(pipe, samples, labels, open_images(source), test_source))
@@ -121,7 +123,7 @@ def _judge(
     real, real_labels = all_pixels(pipe.tokenizer, train)
     unseen, unseen_labels = all_pixels(pipe.tokenizer, test)
     made, made_labels = to_uint8(samples).numpy(), np.array(labels)
-    classifier = train_classifier(real, real_labels, len(pipe.class_names), seed=_SEED)
+    classifier = train_classifier(real, real_labels, len(pipe.class_names), seed=_JUDGE_SEED)
     return {
         "reconstruction": asdict(reconstruction),
         "generation": {

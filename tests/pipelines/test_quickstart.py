@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 
 from codegrid.pipelines import ImageGenerationPipeline
@@ -74,3 +75,22 @@ def test_a_second_call_repeats_no_stage_and_keeps_its_seconds(few: None, tmp_pat
     assert again["seconds"]["total"] >= again["seconds"]["train_prior"]
     assert again["reconstruction"] == report["reconstruction"]
     assert again["generation"] == report["generation"]
+
+
+def test_the_seed_reaches_both_trainings_and_the_samples(
+    few: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = []
+
+    def judge(pipe, samples, labels, *sources):
+        judged.extend([samples, labels])
+        return {}
+
+    monkeypatch.setattr(module, "_judge", judge)
+    folder = module.quickstart(str(tmp_path / "run"), seed=3)
+    assert [
+        json.loads((folder / part / "training_config.json").read_text())["seed"] for part in ("tokenizer", "prior")
+    ] == [3, 3]
+    pipe, (samples, labels) = ImageGenerationPipeline.from_pretrained(folder / "pipeline"), judged
+    assert torch.equal(pipe(labels, seed=3, output_type="pt", batch_size=100).images, samples)
+    assert not torch.equal(pipe(labels, seed=0, output_type="pt", batch_size=100).images, samples)
