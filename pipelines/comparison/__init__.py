@@ -13,6 +13,7 @@ from tqdm import tqdm
 from codegrid.errors import require
 from codegrid.pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
 from codegrid.pipelines.comparison.rows import Comparison, complete_row, write_sheet
+from codegrid.pipelines.comparison.twins import SUFFIX, compared, register_twins
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, split_images
@@ -37,6 +38,7 @@ def compare_quantizers(
     seconds: float | None = None,
     preset: Literal["auto", "quickstart", "small64"] = "auto",
     only: tuple[str, ...] = (),
+    beside: bool = False,
     seed: int = 0,
     feature_net: str | None = None,
     feature_weights: str | None = None,
@@ -55,6 +57,8 @@ def compare_quantizers(
         preset: preset of stage one for all settings except the quantizer; "auto" is quickstart (grey 32x32) for images
             of at most 32 pixels a side, else small64.
         only: names of quantizers (docs/quantizers.md); by default all. Earlier results of others stay in the table.
+        beside: train vector-quantize-pytorch's module beside each quantizer that it has too, in the same network with
+            the same data and optimizer; its row is the quantizer's name with "-theirs". Needs that package.
         seed: seed of every training.
         feature_net: adds the distance in this net's features to the table: objective.feature_distance.net.
         feature_weights: local file of the net's weights: objective.feature_distance.weights.
@@ -62,10 +66,13 @@ def compare_quantizers(
 
     Raises:
         DataError: the images cannot be read as configured, or none are held out.
+        CodegridError: beside is asked for, and vector-quantize-pytorch is not installed.
         OutputError: the folder holds another comparison.
         TrainingError: a quantizer failed; the others' rows are written.
     """
     _check(steps, seconds, num_pictures, only)
+    if beside:
+        register_twins()
     train_images, validation = split_images(data)
     if validation is None:
         raise DataError("No images are held out.", "Give data.validation_split or a data.validation_fraction above 0.")
@@ -79,7 +86,7 @@ def compare_quantizers(
     report = _open_report(
         comparison, preset, f"{len(train_images)} images to train on, {len(validation)} to validate on"
     )
-    chosen = [name for name in VARIANTS if not only or name in only]
+    chosen = _chosen(only, beside)
     for number, name in enumerate(chosen, start=1):
         tqdm.write(f"\n== {name} ({number} of {len(chosen)}) ==")
         complete_row(comparison, report, name)
@@ -102,6 +109,12 @@ def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str
     require(num_pictures >= 0, f"num_pictures is {num_pictures}.", "Give at least 0.")
     unknown = [name for name in only if name not in VARIANTS]
     require(not unknown, f"only has {', '.join(unknown)}, which is no quantizer.", f"There are {', '.join(VARIANTS)}.")
+
+
+def _chosen(only: tuple[str, ...], beside: bool) -> list[str]:
+    """The rows to train, in the order of the table."""
+    wanted = set(only) or set(VARIANTS)
+    return [name for name in compared() if name in wanted or (beside and name.removesuffix(SUFFIX) in wanted)]
 
 
 def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:

@@ -9,11 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from codegrid.pipelines.comparison.variants import VARIANTS
+from codegrid.pipelines.comparison.twins import compared
 from codegrid.pipelines.system.files import OutputError, write_atomically, write_json, write_text
 
 REPORT_NAME, TABLE_NAME, SHEET_NAME = "comparison.json", "comparison.md", "reconstructions.png"
-BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines of a page around the table of that name."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
+BEGIN, END = marks("comparison")
 
 
 @dataclass
@@ -21,7 +28,7 @@ class Row:
     """One quantizer's results.
 
     Attributes:
-        name: name in `VARIANTS`.
+        name: name in `compared`.
         quantizer: config of the quantizer, as JSON.
         steps: steps of the whole training; None until known.
         seconds: duration of training with its final evaluation, over all calls.
@@ -62,8 +69,8 @@ class Report:
     rows: dict[str, Row]
 
     def in_order(self) -> list[Row]:
-        """The rows in the order of `VARIANTS`, whatever the order of the trainings."""
-        return [self.rows[name] for name in VARIANTS if name in self.rows]
+        """The rows in the order of `compared`, whatever the order of the trainings."""
+        return [self.rows[name] for name in compared() if name in self.rows]
 
     def save(self, folder: Path) -> None:
         write_json(folder / REPORT_NAME, {**asdict(self), "rows": [asdict(row) for row in self.in_order()]})
@@ -88,7 +95,7 @@ def read_report(folder: Path) -> Report | None:
 
 
 def markdown(report: Report) -> str:
-    """A sentence about the comparison, and the table: a row per quantizer, in the order of `VARIANTS`."""
+    """A sentence about the comparison, and the table: a row per quantizer, in the order of `compared`."""
     nets = sorted({row.feature_net for row in report.in_order() if row.feature_net})
     budget = f"{report.settings['seconds']:g} seconds" if report.settings["seconds"] else "the same steps"
     head = ["quantizer", "PSNR, dB", "SSIM", *(f"distance ({net})" for net in nets), "codes in use", "perplexity"]
@@ -127,28 +134,30 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def write_page(comparison: str, page: str = "docs/quantizers.md") -> None:
+def write_page(comparison: str, page: str = "docs/quantizers.md", mark: str = "comparison") -> None:
     """Insert a comparison's table and sheet into a Markdown page; they replace the text between the page's two marks.
 
     Args:
         comparison: folder that `codegrid dev compare-quantizers` wrote.
         page: the page; the sheet is saved beside it, under the page's name with .png.
+        mark: name of the page's two marks. A name of one's own puts a second table on the page, without a sheet.
 
     Raises:
         OutputError: there is no comparison, or the page lacks the marks.
     """
     folder, path = Path(comparison), Path(page)
+    begin, end = marks(mark)
     report = read_report(folder)
     if report is None:
         raise OutputError(f"{folder} holds no {REPORT_NAME}.", "Run `codegrid dev compare-quantizers` first.")
     text = path.read_text(encoding="utf-8")
-    if text.find(BEGIN) < 0 or text.find(END) < text.find(BEGIN):
-        raise OutputError(f"{path} lacks the lines {BEGIN} and {END}.", "Put them where the table is to stand.")
+    if text.find(begin) < 0 or text.find(end) < text.find(begin):
+        raise OutputError(f"{path} lacks the lines {begin} and {end}.", "Put them where the table is to stand.")
     content = markdown(report)
-    if (folder / SHEET_NAME).exists():
+    if mark == "comparison" and (folder / SHEET_NAME).exists():
         picture = path.with_suffix(".png")
         write_atomically(picture, lambda aside: shutil.copyfile(folder / SHEET_NAME, aside))
         content += f"\n![Originals in the first row, each quantizer's reconstructions below]({picture.name})\n"
-    between = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    write_text(path, between.sub(lambda _: f"{BEGIN}\n{content}{END}", text, count=1))
+    between = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    write_text(path, between.sub(lambda _: f"{begin}\n{content}{end}", text, count=1))
     print(f"{path} has the table of {folder / REPORT_NAME}.")

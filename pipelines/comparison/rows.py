@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.comparison.report import SHEET_NAME, Report, Row
+from codegrid.pipelines.comparison.twins import compared
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.data.batches import prepared_batches
 from codegrid.pipelines.data.records import ImageSource
@@ -55,7 +56,7 @@ class Comparison:
 
 def complete_row(comparison: Comparison, report: Report, name: str) -> None:
     """Train and score a quantizer unless this is done already, and save the report. The row records an error."""
-    quantizer = json.loads(json.dumps(asdict(VARIANTS[name])))
+    quantizer = json.loads(json.dumps(asdict(compared()[name])))
     row = report.rows.get(name)
     if row is None or row.quantizer != quantizer:
         row = report.rows[name] = Row(name, quantizer)
@@ -75,7 +76,7 @@ def complete_row(comparison: Comparison, report: Report, name: str) -> None:
 
 
 def _train(comparison: Comparison, report: Report, row: Row) -> None:
-    config = replace(comparison.base, output_dir=str(comparison.folder / row.name), quantizer=VARIANTS[row.name])
+    config = replace(comparison.base, output_dir=str(comparison.folder / row.name), quantizer=compared()[row.name])
     row.bits = bits_per_image(config)
     if row.steps is None:
         row.steps = config.max_steps if comparison.seconds is None else steps_within(comparison.seconds, config)
@@ -127,7 +128,7 @@ def write_sheet(comparison: Comparison, report: Report, number: int) -> None:
     spread = np.unique(np.linspace(0, len(source) - 1, number).astype(np.int64))
     rows = []
     for row in report.in_order():
-        if not row.scores:
+        if not row.scores or row.name not in VARIANTS:  # ours alone: theirs would double the sheet
             continue
         model = load_tokenizer(str(comparison.folder / row.name))
         batch = next(prepared_batches(model, iter(source.subset(spread, "on the sheet")), number), None)

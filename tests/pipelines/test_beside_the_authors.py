@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.nn.functional as F
-import vector_quantize_pytorch as vqp
 from PIL import Image
 from torch import Tensor, nn
 
+from codegrid.pipelines.comparison.twins import twin
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES
 from codegrid.pipelines.system.devices import make_accelerator
 from codegrid.pipelines.training.tokenizer.presets import quickstart_tokenizer, small64_tokenizer
@@ -38,23 +38,6 @@ from codegrid.tokenizer.quantizers import (
 )
 
 STEPS, BATCH = 300, 16
-
-
-class Theirs(Quantizer):
-    """A quantizer of vector-quantize-pytorch, on rows [B, N, D]; all its parameters learn by AdamW without decay."""
-
-    def __init__(self, config: QuantizerConfig, module: nn.Module) -> None:
-        super().__init__()
-        self.config, self.module = config, module
-        for part in module.modules():
-            part.no_decay = True
-
-    def forward(self, features: Tensor) -> Quantized:
-        rows = features.float().flatten(2).mT  # [B, N, D]
-        found, codes, *rest = self.module(rows)
-        losses = {"theirs": rest[0].sum()} if rest else {}
-        grid = features.shape[2:]
-        return Quantized(found.mT.unflatten(2, grid), codes.long().unflatten(1, grid), losses)
 
 
 class PlainIBQ(Quantizer):
@@ -103,31 +86,31 @@ PLAIN = VectorQuantizerConfig(codebook_size=512, code_dim=8, l2_normalize=False)
 CASES = {
     "vq": (
         VectorQuantizerConfig(codebook_size=512, code_dim=8),
-        lambda: vqp.VectorQuantize(8, 512, use_cosine_sim=True),
+        twin("VectorQuantize", 512, 8, dim=8, codebook_size=512, use_cosine_sim=True),
     ),
-    "simvq": (SimVQConfig(codebook_size=512, code_dim=32), lambda: vqp.SimVQ(32, 512)),
+    "simvq": (SimVQConfig(codebook_size=512, code_dim=32), twin("SimVQ", 512, 32, dim=32, codebook_size=512)),
     "ibq": (IBQConfig(codebook_size=512, code_dim=32), None),
     "gumbel": (GumbelConfig(codebook_size=512, code_dim=32), None),
-    "fsq": (FiniteScalarQuantizerConfig(levels=(8, 8, 8)), lambda: vqp.FSQ([8, 8, 8])),
+    "fsq": (FiniteScalarQuantizerConfig(levels=(8, 8, 8)), twin("FSQ", 512, 3, levels=[8, 8, 8])),
     "lfq": (
         LookupFreeQuantizerConfig(num_bits=9),
-        lambda: vqp.LFQ(dim=9, entropy_loss_weight=0.1, diversity_gamma=1.0, commitment_loss_weight=0.25),
+        twin("LFQ", 512, 9, dim=9, entropy_loss_weight=0.1, diversity_gamma=1.0, commitment_loss_weight=0.25),
     ),
     "bsq": (
         BinarySphericalQuantizerConfig(num_bits=9),
-        lambda: vqp.LFQ(dim=9, spherical=True, entropy_loss_weight=0.1, commitment_loss_weight=0.0),
+        twin("LFQ", 512, 9, dim=9, spherical=True, entropy_loss_weight=0.1, commitment_loss_weight=0.0),
     ),
     "residual": (
         ResidualQuantizerConfig(depth=2, inner=replace(PLAIN, codebook_size=32)),
-        lambda: vqp.ResidualVQ(dim=8, codebook_size=32, num_quantizers=2),
+        twin("ResidualVQ", 32, 8, 2, dim=8, codebook_size=32, num_quantizers=2),
     ),
 }
 
 
-def theirs(config: QuantizerConfig, make) -> Quantizer:
-    if make is None:
+def theirs(config: QuantizerConfig, made: QuantizerConfig | None) -> Quantizer:
+    if made is None:
         return PlainIBQ(config) if config.type == "ibq" else PlainGumbel(config)
-    return Theirs(config, make())
+    return made.build()
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +148,9 @@ def learned(config: QuantizerConfig, quantizer: Quantizer | None, pictures: Tens
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", CASES)
 def test_it_learns_as_its_authors_does(kind, pictures, tmp_path):
-    config, make = CASES[kind]
+    config, made = CASES[kind]
     torch.manual_seed(0)
-    other = theirs(config, make)
+    other = theirs(config, made)
     ours, ours_used = learned(config, None, pictures, tmp_path / "ours")
     them, them_used = learned(config, other, pictures, tmp_path / "theirs")
     print(f"\n{kind}: ours {ours:.2f} dB, {100 * ours_used:.1f}% in use; theirs {them:.2f} dB, {100 * them_used:.1f}%")

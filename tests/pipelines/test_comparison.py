@@ -197,6 +197,10 @@ def test_a_page_gets_the_table_and_the_sheet_between_its_marks(tmp_path, capsys)
     assert markdown(report) in text
     assert "(page.png)" in text
     assert Image.open(tmp_path / "page.png").size == (4, 4)
+    # A second table of its own name, without the sheet; the first stays.
+    page.write_text(f"{text}\n<!-- beside: begin -->\n<!-- beside: end -->\n")
+    write_page(str(tmp_path), str(page), mark="beside")
+    assert page.read_text() == f"{text}\n<!-- beside: begin -->\n{markdown(report)}<!-- beside: end -->\n"
     page.write_text("# Title\n")
     with pytest.raises(OutputError, match="lacks the lines"):
         write_page(str(tmp_path), str(page))
