@@ -17,7 +17,8 @@ def quickstart_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
 
     codegrid train-prior quickstart --codes CODES --output-dir RUN
 
-    106 s on two cores of an AMD EPYC with AVX-512 and bf16; then 4.5 bits a code held out on the quickstart's codes.
+    106 s on two cores of an AMD EPYC with AVX-512 and bf16; then 4.1 to 4.6 bits a code held out on the quickstart's
+    codes (three seeds, docs/figures.md).
     """
     return PriorTrainingConfig(
         output_dir=output_dir,

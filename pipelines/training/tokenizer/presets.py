@@ -30,7 +30,7 @@ def quickstart_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfi
 
     codegrid train-tokenizer quickstart --data.source IMAGES --output-dir RUN
 
-    88 s on two cores of an AMD EPYC with AVX-512 and bf16; then 26.2 dB on unseen images (README, "Try it").
+    88 s on two cores of an AMD EPYC with AVX-512 and bf16; then 26.1 dB on unseen images (README, "Try it").
     """
     return TokenizerTrainingConfig(
         output_dir=output_dir,
