@@ -33,8 +33,8 @@ library_name: codegrid
 Grey pictures of ten kinds of clothes, each of {length} codes of {codebook_size}, drawn by a small Llama. It shows how
 the parts work together, and is no good model: it learned for a few minutes, from 5,500 pictures.
 
-Made by `codegrid quickstart` and `codegrid dev ship-pipeline`, which rounds the prior's weights to 16 bits so that the
-wheel stays small. {scores}
+Made by `codegrid quickstart --seed {seed}` ({machine}) and `codegrid dev ship-pipeline`, which rounds the prior's
+weights to 16 bits so that the wheel stays small. {scores}
 `expected.npz` has codes and the pictures that they decode to.
 
 The pictures are of Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747), Copyright Zalando SE, MIT License;
@@ -70,7 +70,9 @@ def ship_pipeline(quickstart: str, output_dir: str) -> Path:
     stored = {"codes": codes.numpy().astype(np.uint16), "pictures": pictures}
     write_atomically(folder / EXPECTED_NAME, lambda aside: _save(aside, stored))
     shutil.copyfile(EMBEDDED_IMAGES.with_name("FASHION_MNIST_LICENSE.txt"), folder / "LICENSE")
-    write_text(folder / "README.md", _card(pipe, json.loads((made / "report.json").read_text(encoding="utf-8"))))
+    report = json.loads((made / "report.json").read_text(encoding="utf-8"))
+    seed = json.loads((made / "tokenizer" / "training_config.json").read_text(encoding="utf-8"))["seed"]
+    write_text(folder / "README.md", _card(pipe, report, seed))
     return folder
 
 
@@ -79,15 +81,19 @@ def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
         np.savez_compressed(file, **arrays)
 
 
-def _card(pipe: ImageGenerationPipeline, report: dict) -> str:
-    reconstruction, generation = report["reconstruction"], report["generation"]
+def _card(pipe: ImageGenerationPipeline, report: dict, seed: int) -> str:
+    reconstruction, generation, machine = report["reconstruction"], report["generation"], report["machine"]
     scores = (
         f"On the 500 pictures that it did not see: PSNR {number(reconstruction['psnr'])} dB, SSIM "
         f"{number(reconstruction['ssim'])}; of its samples {generation['class_agreement']:.1%} are recognised as their "
-        f"class, of real pictures {generation['class_agreement_of_real_images']:.1%}."
+        f"class, of real pictures {generation['class_agreement_of_real_images']:.1%}, at "
+        f"guidance {number(generation['guidance_scale'])}, temperature {number(generation['temperature'])} and top-p "
+        f"{number(generation['top_p'])}."
     )
     return _CARD.format(
         length=pipe.sequence.length,
         codebook_size=pipe.sequence.codebook_size,
         scores=scores,
+        seed=seed,
+        machine=f"{machine['cpu']}, torch {machine['torch'].partition('+')[0]}",
     )
