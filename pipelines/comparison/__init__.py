@@ -58,7 +58,8 @@ def compare_quantizers(
             of at most 32 pixels a side, else small64.
         only: names of quantizers (docs/quantizers.md); by default all. Earlier results of others stay in the table.
         beside: train vector-quantize-pytorch's module beside each quantizer that it has too, in the same network with
-            the same data and optimizer; its row is the quantizer's name with "-theirs". Needs that package.
+            the same data and optimizer; its row is the quantizer's name with "-theirs", which only may name, too. Needs
+            that package.
         seed: seed of every training.
         feature_net: adds the distance in this net's features to the table: objective.feature_distance.net.
         feature_weights: local file of the net's weights: objective.feature_distance.weights.
@@ -70,7 +71,7 @@ def compare_quantizers(
         OutputError: the folder holds another comparison.
         TrainingError: a quantizer failed; the others' rows are written.
     """
-    _check(steps, seconds, num_pictures, only)
+    _check(steps, seconds, num_pictures, only, beside)
     if beside:
         register_twins()
     train_images, validation = split_images(data)
@@ -103,12 +104,13 @@ def compare_quantizers(
     return comparison.folder
 
 
-def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str, ...]) -> None:
+def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str, ...], beside: bool) -> None:
     require(steps >= 1, f"steps is {steps}.", "Give at least 1.")
     require(seconds is None or 0 < seconds < math.inf, f"seconds is {seconds}.", "Give a positive number.")
     require(num_pictures >= 0, f"num_pictures is {num_pictures}.", "Give at least 0.")
-    unknown = [name for name in only if name not in VARIANTS]
-    require(not unknown, f"only has {', '.join(unknown)}, which is no quantizer.", f"There are {', '.join(VARIANTS)}.")
+    known = compared() if beside else VARIANTS
+    unknown = [name for name in only if name not in known]
+    require(not unknown, f"only has {', '.join(unknown)}, which is no quantizer.", f"There are {', '.join(known)}.")
 
 
 def _chosen(only: tuple[str, ...], beside: bool) -> list[str]:

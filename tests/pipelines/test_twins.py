@@ -112,9 +112,15 @@ def test_they_are_trained_beside_ours(pictures: Path, tmp_path: Path):
     assert rows["residual-vq-theirs"]["scores"]["psnr"] != rows["residual-vq"]["scores"]["psnr"]
     sheet = Image.open(folder / "reconstructions.png")
     assert sheet.height == 4 * 66 + 2  # originals and ours
-    # Without them later, their rows stay.
+    # One of theirs alone is added; without them later, their rows stay.
+    compare_quantizers(**settings, only=("simvq-theirs",), beside=True)
+    with pytest.raises(CodegridError, match="only has simvq-theirs, which is no quantizer"):
+        compare_quantizers(**settings, only=("simvq-theirs",))
     compare_quantizers(**settings, only=("fsq",))
-    assert "| `fsq-theirs` |" in (folder / "comparison.md").read_text()
+    table = (folder / "comparison.md").read_text()
+    assert "| `fsq-theirs` |" in table
+    assert "| `simvq-theirs` |" in table
+    assert "| `simvq` |" not in table
 
 
 def test_without_the_package_it_says_what_to_install(pictures: Path, tmp_path: Path, monkeypatch):
