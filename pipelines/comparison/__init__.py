@@ -13,7 +13,7 @@ from tqdm import tqdm
 from codegrid.errors import require
 from codegrid.pipelines.comparison.report import TABLE_NAME, Report, markdown, read_report
 from codegrid.pipelines.comparison.rows import Comparison, complete_row, write_sheet
-from codegrid.pipelines.comparison.twins import SUFFIX, compared, register_twins
+from codegrid.pipelines.comparison.twins import PLAIN, THEIRS, compared, register_twins
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.data.records import DataConfig, DataError, ImageSource
 from codegrid.pipelines.data.sources import EMBEDDED_IMAGES, split_images
@@ -58,8 +58,8 @@ def compare_quantizers(
             of at most 32 pixels a side, else small64.
         only: names of quantizers (docs/quantizers.md); by default all. Earlier results of others stay in the table.
         beside: train vector-quantize-pytorch's module beside each quantizer that it has too, in the same network with
-            the same data and optimizer; its row is the quantizer's name with "-theirs", which only may name, too. Needs
-            that package.
+            the same data and optimizer, as NAME-theirs, and as NAME-plain ours without the isotropy term, which theirs
+            lacks. `only` may name these rows, too. Needs that package.
         seed: seed of every training.
         feature_net: adds the distance in this net's features to the table: objective.feature_distance.net.
         feature_weights: local file of the net's weights: objective.feature_distance.weights.
@@ -116,7 +116,11 @@ def _check(steps: int, seconds: float | None, num_pictures: int, only: tuple[str
 def _chosen(only: tuple[str, ...], beside: bool) -> list[str]:
     """The rows to train, in the order of the table."""
     wanted = set(only) or set(VARIANTS)
-    return [name for name in compared() if name in wanted or (beside and name.removesuffix(SUFFIX) in wanted)]
+    return [
+        name
+        for name in compared()
+        if name in wanted or (beside and name.removesuffix(THEIRS).removesuffix(PLAIN) in wanted)
+    ]
 
 
 def _preset_for(images: ImageSource) -> Literal["quickstart", "small64"]:

@@ -7,7 +7,7 @@ The package is needed for this comparison only. Its quantizers are known as `vec
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -17,7 +17,8 @@ from codegrid.errors import CodegridError
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.tokenizer.quantizers import QUANTIZERS, Quantized, Quantizer, QuantizerConfig, register_quantizer
 
-SUFFIX = "-theirs"
+# Behind the name of one of ours: theirs, and ours without what its paper has not.
+THEIRS, PLAIN = "-theirs", "-plain"
 
 
 @dataclass(frozen=True)
@@ -131,13 +132,25 @@ TWINS: dict[str, TwinConfig] = {
 }
 
 
+def plain(config: QuantizerConfig) -> QuantizerConfig:
+    """The config without the isotropy term, which is ours: it makes codes easier to predict and costs pixels."""
+    if getattr(config, "isotropy_weight", 0.0):
+        return replace(config, isotropy_weight=0.0)
+    return replace(config, inner=plain(config.inner)) if hasattr(config, "inner") else config
+
+
 def compared() -> dict[str, QuantizerConfig]:
-    """All rows that there can be, in the order of the table: each of ours, and behind it its twin if it has one."""
+    """All rows that there can be, in the order of the table: each of ours, and behind it what is trained beside it.
+
+    That is its twin, if it has one, and before it ours without the isotropy term, if it has that.
+    """
     rows: dict[str, QuantizerConfig] = {}
     for name, config in VARIANTS.items():
         rows[name] = config
+        if name in TWINS and plain(config) != config:
+            rows[name + PLAIN] = plain(config)
         if name in TWINS:
-            rows[name + SUFFIX] = TWINS[name]
+            rows[name + THEIRS] = TWINS[name]
     return rows
 
 
