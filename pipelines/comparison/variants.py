@@ -42,6 +42,8 @@ VARIANTS: dict[str, QuantizerConfig] = {
     "bsq": BinarySphericalQuantizerConfig(num_bits=10),
     "residual-vq": ResidualQuantizerConfig(depth=2, inner=replace(_PLAIN, codebook_size=32)),
     "residual-fsq": ResidualQuantizerConfig(depth=2, inner=FiniteScalarQuantizerConfig(levels=(8, 4))),
-    "grouped": GroupedQuantizerConfig(groups=2, inner=VectorQuantizerConfig(codebook_size=32, code_dim=4)),  # GSQ
+    "grouped": GroupedQuantizerConfig(
+        groups=2, inner=VectorQuantizerConfig(codebook_size=32, code_dim=4, commitment_weight=2.0)
+    ),  # GSQ
     "hierarchical": HierarchicalQuantizerConfig(channels=64, inner=replace(_PLAIN, codebook_size=256)),
 }

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from codegrid.pipelines.commands import main
-from codegrid.pipelines.comparison.report import BEGIN, END
+from codegrid.pipelines.comparison.report import BEGIN, END, marks
+from codegrid.pipelines.comparison.twins import TWINS, compared
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.training.config import TokenizerTrainingConfig
 from codegrid.pipelines.training.tokenizer import train
@@ -70,3 +71,19 @@ def test_the_paper_of_a_row_is_one_that_the_code_names(name):
 
 def test_the_page_has_a_place_for_the_comparison():
     assert PAGE.count(BEGIN) == PAGE.count(END) == 1
+
+
+def test_the_settings_of_theirs_are_all_there():
+    found = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| `(\{.*?\})` \| [^|]+ \|$", PAGE, re.M)
+    assert found == [(name, config.module, config.arguments) for name, config in TWINS.items()]
+
+
+@pytest.mark.parametrize("mark", ["beside", "beside-1000"])
+def test_a_table_beside_theirs_has_rows_that_there_are_and_each_with_its_twin(mark):
+    begin, end = marks(mark)
+    rows = re.findall(r"^\| `([\w-]+)` \| [\d.]+ \| [\d.]+ \|", PAGE.split(begin)[1].split(end)[0], re.M)
+    assert rows
+    assert rows == [name for name in compared() if name in rows]  # known, and in their order
+    theirs = [name for name in rows if name.endswith("-theirs")]
+    ours = {name.removesuffix("-plain") for name in rows if name not in theirs}
+    assert ours == {name.removesuffix("-theirs") for name in theirs}

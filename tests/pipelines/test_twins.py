@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from PIL import Image
 from codegrid.errors import CodegridError
 from codegrid.pipelines.artifacts.loading import load_tokenizer
 from codegrid.pipelines.comparison import compare_quantizers
-from codegrid.pipelines.comparison.twins import TWINS, TwinConfig, compared, register_twins
+from codegrid.pipelines.comparison.twins import TWINS, TwinConfig, compared, plain, register_twins
 from codegrid.pipelines.comparison.variants import VARIANTS
 from codegrid.pipelines.data.records import DataConfig
 from codegrid.tokenizer import VQModel, VQModelConfig
@@ -33,12 +34,23 @@ def features(config: TwinConfig) -> torch.Tensor:
     return torch.randn(3, config.code_dim, 4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
 
 
-def test_twins_stand_behind_ours():
+def test_what_is_trained_beside_ours_stands_behind_it():
     assert set(TWINS) <= set(VARIANTS)
     rows = list(compared())
-    assert len(rows) == len(VARIANTS) + len(TWINS)
-    assert all(rows[rows.index(name) + 1] == f"{name}-theirs" for name in TWINS)
-    assert [name for name in rows if not name.endswith("-theirs")] == list(VARIANTS)
+    assert rows[:5] == ["vq", "vq-plain", "vq-theirs", "vq-sphere", "vq-sphere-theirs"]  # the sphere has no isotropy
+    assert [name for name in rows if name in VARIANTS] == list(VARIANTS)
+    assert {name for name in rows if name.endswith("-theirs")} == {f"{name}-theirs" for name in TWINS}
+    beside = [name.removesuffix("-plain") for name in rows if name.endswith("-plain")]
+    assert beside == ["vq", "vq-ema", "vq-rotation", "vq-kmeans", "residual-vq"]
+
+
+def test_plain_rows_are_ours_without_the_isotropy_term_and_nothing_else():
+    assert VARIANTS["vq"].isotropy_weight == VARIANTS["residual-vq"].inner.isotropy_weight == 0.003
+    rows = compared()
+    assert rows["vq-plain"] == replace(VARIANTS["vq"], isotropy_weight=0.0)
+    inner = replace(VARIANTS["residual-vq"].inner, isotropy_weight=0.0)
+    assert rows["residual-vq-plain"] == replace(VARIANTS["residual-vq"], inner=inner)
+    assert plain(VARIANTS["fsq"]) == VARIANTS["fsq"]
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -104,7 +116,8 @@ def test_they_are_trained_beside_ours(pictures: Path, tmp_path: Path):
     settings = {"data": data, "output_dir": str(tmp_path / "out"), "steps": 2, "num_pictures": 2}
     folder = compare_quantizers(**settings, only=("fsq", "ibq", "residual-vq"), beside=True)
     rows = {row["name"]: row for row in json.loads((folder / "comparison.json").read_text())["rows"]}
-    assert list(rows) == ["ibq", "fsq", "fsq-theirs", "residual-vq", "residual-vq-theirs"]
+    expected = ["ibq", "fsq", "fsq-theirs", "residual-vq", "residual-vq-plain", "residual-vq-theirs"]
+    assert list(rows) == expected
     table = (folder / "comparison.md").read_text()
     assert all(f"| `{name}` | {row['scores']['psnr']:.2f} |" in table for name, row in rows.items())
     # FSQ has no weights and one formula: with the same network, data and order both trainings are the same.

@@ -25,12 +25,13 @@ class GroupedQuantizerConfig(QuantizerConfig):
     Args:
         groups: codes at each position, one per group of channels; at least 2.
         inner: the quantizer of a group, any with one code per position. Its `code_dim` is the number of channels of one
-            group. Its loss terms are averaged over the groups. (GSQ is vq with `l2_normalize`.)
+            group. Its loss terms are averaged over the groups: the default has a commitment weight of 1 for each of two
+            groups, since 0.25 reconstructs worse (docs/quantizers.md). (GSQ is vq with `l2_normalize`.)
     """
 
     type: Literal["grouped"] = "grouped"
     groups: int = 2
-    inner: QuantizerConfig = field(default_factory=VectorQuantizerConfig)
+    inner: QuantizerConfig = field(default_factory=lambda: VectorQuantizerConfig(commitment_weight=2.0))
 
     def __post_init__(self) -> None:
         check_inner(self.inner)
