@@ -75,7 +75,7 @@ def train_judge(
     """A judge of at most `most` reference pictures on the main process; None if there is nothing to judge.
 
     Args:
-        class_names: the samples' classes, None without any. The reference must have the same.
+        class_names: the samples' classes, None without any. The reference must have the same, in any order.
         pipe: its tokenizer's reconstructions of the reference are judged, too.
     """
     if not most or class_names is None or not accelerator.is_main_process:
@@ -85,7 +85,7 @@ def train_judge(
         assert reference.features is not None
         places = (reference.labels >= 0).nonzero().flatten()
         places = places[torch.from_numpy(spread(len(places), most))]
-        labels = reference.labels[places]
+        labels = _as_the_samples(reference, class_names)[reference.labels[places]]
         try:
             probes = fit_probes(reference.features[places], labels, len(class_names))
             judge = _with_reconstructions(probes, reference, places, labels, cache, pipe)
@@ -100,10 +100,18 @@ def _why_not(reference: Reference, class_names: tuple[str, ...]) -> str | None:
     if not isinstance(pictures, FolderPictures) or reference.features is None:
         return "the reference is no source with labels"
     known = pictures.source.class_names
-    if known is None or tuple(known) != class_names:
+    if known is None or sorted(known) != sorted(class_names):
         has = "no classes" if known is None else f"the classes {', '.join(known)}"
         return f"the reference has {has}, the samples {', '.join(class_names)}"
     return None if (reference.labels >= 0).any() else "no reference picture has a label"
+
+
+def _as_the_samples(reference: Reference, class_names: tuple[str, ...]) -> Tensor:
+    """The samples' label of each of the reference's, int64 [classes]: folders are in the order of the alphabet, a table
+    has its own.
+    """
+    assert isinstance(reference.pictures, FolderPictures)
+    return torch.tensor([class_names.index(name) for name in reference.pictures.source.class_names or ()])
 
 
 def _with_reconstructions(

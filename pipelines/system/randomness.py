@@ -45,10 +45,14 @@ class SampleOrder:
 
     Position p of the whole run is sample `permutation(seed, p // size)[p % size]`. A global batch is the next
     `batch_size` positions, for any number of ranks.
+
+    Args:
+        weights: float [size] with mean 1, how often an epoch has each sample: the next lower or higher whole number of
+            times, and on average exactly so often. None has each once.
     """
 
-    def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
+    def __init__(self, size: int, seed: int, weights: np.ndarray | None = None) -> None:
+        self.size, self.seed, self.weights = size, seed, weights
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def positions(self, start: int, count: int) -> list[tuple[int, int]]:
@@ -71,5 +75,15 @@ class SampleOrder:
     def _of(self, epoch: int) -> np.ndarray:
         if epoch != self._epoch:
             self._permutation = numpy_generator(self.seed, "order", epoch).permutation(self.size)
+            if self.weights is not None:
+                self._permutation = self._drawn(epoch)[self._permutation]
             self._epoch = epoch
         return self._permutation
+
+    def _drawn(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch by their weights, [size] int64: systematic resampling (Kitagawa 1996), by which equal
+        steps from one random start walk along the sum of the weights.
+        """
+        (start,) = uniforms(1, self.seed, "weights", epoch)
+        ends = np.cumsum(self.weights)
+        return np.searchsorted(ends * (self.size / ends[-1]), np.arange(self.size) + start, side="right")

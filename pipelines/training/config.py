@@ -253,6 +253,8 @@ class PriorTrainingConfig(TrainingConfig):
         tokenizer: folder or Hub name of the tokenizer that must have made the codes; without it, this is not checked.
         class_dropout: share of the samples whose class (or other condition) is replaced by null, for classifier-free
             guidance; of several, of the others' samples each is lost with this share too.
+        class_balance: how far an epoch evens out the classes, in [0, 1]: a class of n images comes n^(1 - balance)
+            times as often as one of a single image. 0 takes each image once, 1 each class equally often.
         validation_fraction: share of the source images whose codes are held out, with all variants of an image.
         label_smoothing: label smoothing of the cross-entropy in training.
         gradient_checkpointing: recompute the blocks in the backward pass instead of storing their activations: less
@@ -293,6 +295,7 @@ class PriorTrainingConfig(TrainingConfig):
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     order: Literal["raster", "random", "annealed", "mixed"] = younger("raster")
     random_share: float = younger(0.5)
+    class_balance: float = younger(0.0)
     freeze: tuple[Literal["embeddings", "blocks", "head"], ...] = younger(())
 
     def __post_init__(self) -> None:
@@ -311,6 +314,7 @@ class PriorTrainingConfig(TrainingConfig):
         )
         self._check_sharding()
         require(self.num_samples >= 0, f"num_samples is {self.num_samples}.", "It must not be negative.")
+        require(0 <= self.class_balance <= 1, f"class_balance is {self.class_balance}.", "It must lie in [0, 1].")
         for name in ("class_dropout", "validation_fraction", "label_smoothing"):
             require(0 <= getattr(self, name) < 1, f"{name} is {getattr(self, name)}.", "It must lie in [0, 1).")
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as HFImage
 from PIL import Image
 from safetensors.numpy import load_file
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -319,6 +321,19 @@ def test_finished_samples_are_judged_by_their_folders(pictures, edges_net, tmp_p
         (row,) = result(output, "generation")["results"]
         found[name] = row["class_agreement"]
     assert found["same"] > 0.9 > 0.3 > found["turned"]
+
+
+def test_samples_are_judged_by_the_names_of_classes_whatever_their_order(pictures, edges_net, tmp_path):
+    """Folders are in the order of the alphabet; a table has its own."""
+    names = sorted((folder.name for folder in pictures.iterdir()), reverse=True)
+    paths = [path for name in names for path in sorted((pictures / name).iterdir())]
+    images = [Image.open(path).convert("RGB") for path in paths]
+    labels = [names.index(path.parent.name) for path in paths]
+    features = Features({"image": HFImage(), "label": ClassLabel(names=names)})
+    Dataset.from_dict({"image": images, "label": labels}, features=features).to_parquet(tmp_path / "table.parquet")
+    output = tmp_path / "scores"
+    evaluate_generation(samples=str(pictures), reference=str(tmp_path / "table.parquet"), output_dir=str(output))
+    assert result(output, "generation")["results"][0]["class_agreement"] > 0.9
 
 
 def test_numbers_out_of_range_are_refused(pipeline, pictures):

@@ -28,6 +28,19 @@ def test_any_part_of_the_order_can_be_asked_for_first():
         assert SampleOrder(7, seed=0).positions(start, 7) == whole[start : start + 7]
 
 
+def test_weights_say_how_often_an_epoch_has_a_sample():
+    weights = np.array([0.25, 0.25, 1.5, 2.0, 1.0])
+    order = SampleOrder(5, seed=0, weights=weights)
+    epochs = [order.indices(5 * epoch, 5) for epoch in range(400)]
+    counts = np.stack([np.bincount(epoch, minlength=5) for epoch in epochs])  # [epochs, samples]
+    assert counts.min(axis=0).tolist() == [0, 0, 1, 2, 1]
+    assert counts.max(axis=0).tolist() == [1, 1, 2, 2, 1]
+    assert np.abs(counts.mean(axis=0) - weights).max() < 0.1
+    assert len({tuple(epoch) for epoch in epochs}) > 20
+    again = SampleOrder(5, seed=0, weights=weights)
+    assert again.indices(8, 9).tolist() == np.concatenate(epochs)[8:17].tolist()
+
+
 class Recorder(AugmentedImages):
     """Gives what it was asked for instead of an image."""
 

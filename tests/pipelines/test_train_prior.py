@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from codegrid.errors import CodegridError
 from codegrid.pipelines.generation.make import make_pipeline
 from codegrid.pipelines.generation.pipeline import ImageGenerationPipeline
 from codegrid.pipelines.system.files import sha256
@@ -160,6 +161,36 @@ def test_classes_are_dropped_to_null_and_unknown_labels_train_it(prior_config, c
         assert evaluation
         for found, drops in evaluation:  # with its class, wherever there is one
             assert [label == 0 for label in found] == drops
+
+
+def test_balanced_classes_come_equally_often(prior_config, codes, tmp_path, monkeypatch):
+    folder = relabelled(codes, tmp_path / "codes", [0] * 30 + [1] * 5 + [-1])
+    taken = []
+    original = train_prior.prior_loss
+
+    def watched(model, batch, labels, drop, sequence, **options):
+        if model.training:
+            taken.extend(label if not lost else -1 for label, lost in zip(labels.tolist(), drop.tolist(), strict=True))
+        return original(model, batch, labels, drop, sequence, **options)
+
+    monkeypatch.setattr(train_prior, "prior_loss", watched)
+    shares = {}
+    for balance in (0.0, 1.0):
+        taken.clear()
+        run = tmp_path / str(balance)
+        train_prior.train_prior(
+            prior_config(run, codes=str(folder), class_balance=balance, class_dropout=0.0, max_steps=36)
+        )
+        shares[balance] = np.mean([label == 1 for label in taken if label >= 0])
+    assert shares[0.0] < 0.25
+    assert 0.35 < shares[1.0] < 0.65
+
+
+def test_classes_that_are_not_there_cannot_be_balanced(prior_config, codes, tmp_path):
+    unlabelled = relabelled(codes, tmp_path / "codes", None)
+    with pytest.raises(CodegridError, match=r"class_balance is 0\.5, and these codes have no classes"):
+        train_prior.train_prior(prior_config(tmp_path / "run", codes=str(unlabelled), class_balance=0.5))
+    assert not (tmp_path / "run").exists()
 
 
 def test_gradients_that_are_not_finite_change_no_weight_and_end_the_run(prior_config, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from codegrid.pipelines.training.ema import EMA
 from codegrid.pipelines.training.learner import Learner, not_finite, update_together
 from codegrid.pipelines.training.loop import Scores, Stage, check_stage, fit, resume
 from codegrid.pipelines.training.memory_estimate import MemoryEstimate
+from codegrid.pipelines.training.prior.balance import class_weights
 from codegrid.pipelines.training.prior.frozen import freeze
 from codegrid.pipelines.training.prior.orders import RASTER, Orders, TrainingOrders, check_order
 from codegrid.pipelines.training.prior.samples import rows_to_follow, sample_picture, samples_tokenizer
@@ -165,7 +166,8 @@ class PriorStage(Stage):
                 f"{len(self.held_out)} rows.",
                 "Lower validation_fraction, or tokenize more pictures.",
             )
-        self.order = SampleOrder(len(self.rows), config.seed)
+        labels = None if codes.labels is None else codes.labels[self.rows]
+        self.order = SampleOrder(len(self.rows), config.seed, class_weights(labels, config.class_balance))
         self.sequence = sequence_of(codes, config, self.rows, self.order)
         self.model = _make_model(config, self.sequence, run.log)
         freeze(self.model, config.freeze)

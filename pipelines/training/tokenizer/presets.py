@@ -114,9 +114,9 @@ def medium64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
 
     codegrid train-tokenizer medium64 --data.source IMAGES --output-dir RUN
 
-    About 640 s of one core of an AMD EPYC with AVX-512 and bf16; on emoji64's validation split then 24.98 dB, SSIM
-    .862, 1023 of the codes in use (docs/benchmarks.md). Nobody has trained a prior on its codes: they lack the
-    isotropy term.
+    About 640 s of one core of an AMD EPYC with AVX-512 and bf16 (Zen 5; twice that on a Zen 4); on emoji64's validation
+    split then 24.98 dB, SSIM .862, 1023 of the codes in use (docs/benchmarks.md). With a feature distance
+    (`--objective.feature-distance-weight 0.05`) pictures and samples keep more of what makes them recognisable.
     """
     config = small64_tokenizer(source, output_dir)
     return replace(
