@@ -73,7 +73,7 @@ def test_the_presets_priors_have_the_size_that_they_are_named_after(name):
     with torch.device("meta"):
         model = make_prior(PRIOR_PRESETS[name]("codes", "run").model, sequence)
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    assert millions == pytest.approx(LLAMAGEN.get(name, {"quickstart": 1.73, "small64": 1.73}.get(name)), rel=0.02)
+    assert millions == pytest.approx(LLAMAGEN.get(name, 1.73), rel=0.02)
 
 
 def test_a_priors_run_announces_memory_and_time(prior_config, tmp_path, capsys):
