@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torchmetrics.functional.image.lpips import _LPIPS
 
+from codegrid.errors import CodegridError
 from codegrid.tokenizer.discriminators import PatchGAN, PatchGANConfig
 from codegrid.tokenizer.feature_nets.weights import WeightsError
 from codegrid.tokenizer.losses import (
@@ -23,6 +24,7 @@ from codegrid.tokenizer.losses import (
     ObjectiveConfig,
     adaptive_weight,
     clamped_ratio,
+    dssim_loss,
     gradient_penalty,
     lecam_penalty,
     log_laplace_loss,
@@ -91,6 +93,19 @@ def test_log_laplace_has_a_gradient_of_each_images_own_and_a_bound():
     assert exact.grad.isfinite().all()
 
 
+def test_dssim_leads_to_the_picture_and_refuses_one_that_is_smaller_than_its_window():
+    real, fake = images(2, 3, 16, 16), images(2, 3, 16, 16).requires_grad_()
+    optimizer = torch.optim.Adam([fake], lr=0.05)
+    for _ in range(200):
+        optimizer.zero_grad()
+        dssim_loss(real, fake).backward()
+        optimizer.step()
+    assert dssim_loss(real, fake).item() < 0.05 < dssim_loss(real, images(2, 3, 16, 16)).item()
+    assert dssim_loss(real, real).item() == pytest.approx(0, abs=1e-6)
+    with pytest.raises(CodegridError, match="a side of 10"):
+        dssim_loss(real[..., :10], real[..., :10])
+
+
 def test_terms_are_computed_in_float32():
     real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
     config = ObjectiveConfig(perceptual_weight=0.0)
@@ -128,7 +143,7 @@ def test_every_term_has_a_weight_and_a_start(term):
     assert not ObjectiveConfig(**{"l2_weight": 1.0, f"{term}_weight": 0.0}).is_active(term, 10**6) or term == "l2"
 
 
-@pytest.mark.parametrize("term", ["l1", "l2", "smooth_l1", "log_laplace", "perceptual", "feature_distance"])
+@pytest.mark.parametrize("term", ["l1", "l2", "smooth_l1", "log_laplace", "dssim", "perceptual", "feature_distance"])
 def test_a_term_is_not_computed_before_its_start(term):
     base = "l2" if term == "l1" else "l1"
     weights = {"perceptual_weight": 0.0, f"{base}_weight": 1.0, f"{term}_weight": 1.0}
@@ -139,7 +154,7 @@ def test_a_term_is_not_computed_before_its_start(term):
         return (real - fake).flatten(1).square().mean(1)
 
     nets = {term: net} if term in ("perceptual", "feature_distance") else {}
-    real, fake = images(2, 3, 8, 8), images(2, 3, 8, 8)
+    real, fake = images(2, 3, 12, 12), images(2, 3, 12, 12)
     assert term not in reconstruction_terms(config, nets, real, fake, 2)
     assert not runs
     assert term in reconstruction_terms(config, nets, real, fake, 3)

@@ -64,6 +64,16 @@ def check_log_laplace():
     assert term("log_laplace") == pytest.approx((np.log(2 * b) + 1).mean(), rel=1e-5)
 
 
+def check_dssim():
+    from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+
+    x, y = torch.rand(2, 2, 3, 14, 17) * 2 - 1
+    config = ObjectiveConfig(l1_weight=0.0, perceptual_weight=0.0, dssim_weight=0.5)
+    _, places = similarity((y + 1) / 2, (x + 1) / 2, data_range=1.0, return_full_image=True)
+    expected = (1 - places[..., 5:-5:2, 5:-5:2].mean()) / 2  # the windows within the image, every second one
+    assert reconstruction_terms(config, {}, x, y)["dssim"].item() == pytest.approx(0.5 * expected.item(), rel=1e-4)
+
+
 def check_perceptual():
     # The net's own distance is compared with torchmetrics' in test_losses.py; here: its mean over the images.
     net = lambda one, other: (one - other).flatten(1).amax(1)  # noqa: E731

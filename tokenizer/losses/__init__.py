@@ -7,6 +7,7 @@ from codegrid.tokenizer.losses.perceptual import LPIPS
 from codegrid.tokenizer.losses.rate import soft_assignments, soft_rate
 from codegrid.tokenizer.losses.reconstruction import log_laplace_loss, reconstruction_terms
 from codegrid.tokenizer.losses.regularization import gradient_penalty, lecam_penalty, r1_penalty
+from codegrid.tokenizer.losses.structure import dssim_loss
 
 __all__ = [
     "GAN_LOSSES",
@@ -18,6 +19,7 @@ __all__ = [
     "ObjectiveConfig",
     "adaptive_weight",
     "clamped_ratio",
+    "dssim_loss",
     "gradient_penalty",
     "lecam_penalty",
     "log_laplace_loss",

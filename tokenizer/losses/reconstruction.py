@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from codegrid.tokenizer.losses.objective import ObjectiveConfig
+from codegrid.tokenizer.losses.structure import dssim_loss
 
 # Smallest scale of `log_laplace_loss`: half a step of 8 bits on [-1, 1]. Rounding loses smaller errors.
 _SMALLEST_SCALE = 1 / 255
@@ -53,6 +54,8 @@ def reconstruction_terms(
         terms["smooth_l1"] = config.smooth_l1_weight * error
     if config.is_active("log_laplace", step):
         terms["log_laplace"] = config.log_laplace_weight * log_laplace_loss(images, reconstruction)
+    if config.is_active("dssim", step):
+        terms["dssim"] = config.dssim_weight * dssim_loss(images, reconstruction)
     for name, distance in distances.items():
         if not config.is_active(name, step):
             continue

@@ -103,7 +103,7 @@ def train_tokenizer(config: TokenizerTrainingConfig) -> Path:
 class TokenizerStage(Stage):
     """A VQModel, and its discriminator if the objective has one."""
 
-    shown = ("l1", "l2", "smooth_l1", "log_laplace", "code_usage")
+    shown = ("l1", "l2", "smooth_l1", "log_laplace", "dssim", "code_usage")
 
     def __init__(
         self, run: Run, config: TokenizerTrainingConfig, images: ImageSource, validation: ImageSource | None
