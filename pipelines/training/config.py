@@ -351,7 +351,9 @@ class PriorTrainingConfig(TrainingConfig):
             self.order == "raster" or reads == "any order" or self.init_from is not None,
             f"order is {self.order!r}, and the architecture {self.model.record.name!r} has "
             + ("no order." if reads == "around" else "raster order only."),
-            "Leave model.architecture out, or the order.",
+            "Turn model.qk_norm off (--model.no-qk-norm), or leave out the order."
+            if model.qk_norm
+            else "Leave model.architecture out, or the order.",
         )
         require(
             self.order != "raster" or reads != "any order" or self.init_from is not None,

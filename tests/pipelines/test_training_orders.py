@@ -102,6 +102,7 @@ def test_configs_say_the_architecture_and_older_ones_have_raster_order(prior_con
         ({"order": "spiral"}, "spiral"),
         ({"order": "annealed", "random_share": 1.5}, "random_share is 1.5"),
         ({"order": "random", "model": {"architecture": "llama"}}, "raster order only"),
+        ({"order": "random", "model": {"qk_norm": True}}, "Turn model.qk_norm off"),
         ({"order": "random", "model": {"architecture": "bert"}}, "has no order"),
         ({"model": {"architecture": "any_order_gpt2"}}, "order is 'raster'"),
     ]:

@@ -59,14 +59,22 @@ def small64_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
 
 
 def medium64_prior(codes: str, output_dir: str) -> PriorTrainingConfig:
-    """small64's prior with more steps, for the codes of the tokenizer preset medium64: they are harder to predict.
+    """small64's prior with norms of queries and keys and more steps, for the codes of the tokenizer preset medium64.
 
     codegrid train-prior medium64 --codes CODES --output-dir RUN
 
-    400 to 500 s of one core of an AMD EPYC with AVX-512 and bf16 (Zen 4); then 5.74 bits a code held out on emoji64's
-    codes. `--class-balance 0.5` is worth a try where classes have unequal sizes (docs/training.md).
+    About 320 s of one core of an Intel Xeon with AVX-512 and bf16; then 5.83 bits a code held out on emoji64's codes,
+    with `--class-balance 0.5`, which is worth a try where classes have unequal sizes (docs/training.md).
     """
-    return replace(small64_prior(codes, output_dir), max_steps=2000, eval_every=1000, save_every=500)
+    config = small64_prior(codes, output_dir)
+    return replace(
+        config,
+        max_steps=3000,
+        eval_every=1500,
+        save_every=500,
+        model=replace(config.model, qk_norm=True),
+        optimizer=replace(config.optimizer, muon_precision="auto"),
+    )
 
 
 def prior_111m(codes: str, output_dir: str) -> PriorTrainingConfig:

@@ -107,25 +107,26 @@ def small64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
 
 
 def medium64_tokenizer(source: str, output_dir: str) -> TokenizerTrainingConfig:
-    """Colour 64x64 -> 8x8 codes of 1024: small64 with fused blocks twice as wide, codes of eight channels, more steps.
+    """Colour 64x64 -> 8x8 codes of 1024: small64 with wider fused blocks, codes of eight channels, DSSIM, more steps.
 
     For colour pictures of about 64 pixels, of which a square is cut. Smaller ones are scaled up to 64;
     `--preprocessing.smaller skip` leaves them out.
 
     codegrid train-tokenizer medium64 --data.source IMAGES --output-dir RUN
 
-    About 640 s of one core of an AMD EPYC with AVX-512 and bf16 (Zen 5; twice that on a Zen 4); on emoji64's validation
-    split then 24.98 dB, SSIM .862, 1023 of the codes in use (docs/benchmarks.md). With a feature distance
-    (`--objective.feature-distance-weight 0.05`) pictures and samples keep more of what makes them recognisable.
+    About 700 s of one core of an Intel Xeon with AVX-512 and bf16 (Emerald Rapids); on emoji64's validation split then
+    24.81 dB, SSIM .879, all codes in use (docs/benchmarks.md). With a feature distance in the last quarter
+    (docs/gallery.md) pictures and samples keep more of what makes them recognisable.
     """
     config = small64_tokenizer(source, output_dir)
     return replace(
         config,
-        max_steps=10_000,
-        eval_every=2_500,
+        max_steps=7_000,
+        eval_every=3_500,
         save_every=1_000,
         backbone=replace(config.backbone, ch=64, block="fused", downsample="wide", upsample="linear"),
         quantizer=replace(config.quantizer, code_dim=8, isotropy_weight=0.0),
+        objective=replace(config.objective, dssim_weight=0.2),
         optimizer=replace(config.optimizer, muon_precision="auto"),
     )
 
