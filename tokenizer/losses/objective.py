@@ -35,8 +35,8 @@ class ObjectiveConfig:
         smooth_l1_beta: the error, in units of [-1, 1], at which the quadratic part ends.
         log_laplace_weight: negative log-likelihood of the pixels, in nats per value, under a Laplace distribution whose
             scale is chosen for each image (see `log_laplace_loss`).
-        dssim_weight: structural dissimilarity, (1 - SSIM) / 2. Beside a squared error of weight 1, 0.06 raised SSIM by
-            0.015 and cost no PSNR (docs/experiments.md).
+        dssim_weight: structural dissimilarity, (1 - SSIM) / 2. Beside a squared error of weight 1, 0.2 raised SSIM by
+            0.025 and cost no PSNR (docs/experiments.md).
         perceptual_weight: LPIPS.
         perceptual_net: trunk of LPIPS.
         perceptual_weights: local file of the trunk's torchvision weights; none downloads them.
